@@ -1,0 +1,169 @@
+"""A trained model as a person wants it: `load(...)`, `.draw(labels)`, a picture."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from zipar_train.decoding.decoder import Decoder
+from zipar_train.decoding.sampling import uniforms
+from zipar_train.models.family import build
+from zipar_train.models.weights import Saved, read, restore
+from zipar_train.plan import Plan, StandIn
+from zipar_train.recipe import Draw, Recipe, load_recipe, shipped
+
+
+@dataclass(frozen=True)
+class Images:
+    """Drawn images: as codes, as pixels, as pictures; shown as one sheet by a notebook.
+
+    codes: int64 (B, H, W), on the CPU.
+    pixels: uint8 (B, 3, px, px), on the CPU; None if the recipe has no tokenizer.
+    """
+
+    codes: Tensor
+    pixels: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        """One image, a pixel a pixel."""
+        return Image.fromarray(self._pixels()[index].permute(1, 2, 0).numpy())
+
+    def sheet(self, *, columns: int | None = None) -> Image.Image:
+        """All images as one picture, small ones enlarged to about 96 px without smoothing."""
+        pixels = self._pixels()
+        scale = max(1, 96 // pixels.shape[-1])
+        pixels = pixels.repeat_interleave(scale, -1).repeat_interleave(scale, -2)
+        grid = make_grid(pixels, nrow=columns or min(len(pixels), 10), padding=max(2, scale // 2), pad_value=255)
+        return Image.fromarray(grid.permute(1, 2, 0).numpy())
+
+    def save(self, path: str | Path, *, columns: int | None = None) -> None:
+        """Write the sheet; the name's ending says the format.
+
+        Raises:
+            ValueError: for an ending that is no picture format.
+            OSError: if the file cannot be written.
+        """
+        self.sheet(columns=columns).save(path)
+
+    def _pixels(self) -> Tensor:
+        if self.pixels is None:
+            raise ValueError("these images are codes alone: set model.tokenizer in the recipe to see pixels")
+        return self.pixels
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.sheet().save(buffer, "png")
+        return buffer.getvalue()
+
+
+class Generator:
+    """A family with weights, and the recipe that says how its images are drawn.
+
+    Args:
+        recipe: the recipe the weights belong to.
+        saved: the weights.
+        device: None: a GPU where there is one.
+        dtype: of the weights and of the computation.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        saved: Saved,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ):
+        self.recipe = recipe
+        self.family = build(recipe.model, dtype=dtype)
+        restore(self.family, saved, recipe.model)
+        self.family.model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+        self.decoder = cache(self._decoder)
+
+    def plan(self, window: int | None = None, stand_in: StandIn | None = None) -> Plan:
+        """The plan of a window; None: the widest, next-token."""
+        grid = self.family.grid
+        return Plan.zipar(
+            grid,
+            window=grid.row_length if window is None else window,
+            stand_in=stand_in or self.recipe.zipar.stand_in,
+            prompt=self.family.prompt_length,
+        )
+
+    def _decoder(self, window: int | None, draw: Draw) -> Decoder:
+        return Decoder(self.family, self.plan(window), draw)
+
+    def draw(
+        self,
+        labels: Sequence[int],
+        *,
+        window: int | None = None,
+        seed: int = 0,
+        first: int = 0,
+        batch_size: int | None = None,
+        **draw: Any,
+    ) -> Images:
+        """Draw one image for each label.
+
+        Image k of a seed is the same whatever is drawn beside it, and comparable from window to window.
+
+        Args:
+            labels: class numbers.
+            window: 1 .. the grid's row length; None: the widest, next-token.
+            seed: any integer from 0.
+            first: the number of the first image; the others follow.
+            batch_size: images at once; None: as the recipe's evaluate section says.
+            draw: guidance, temperature, top_k, top_p; otherwise as the recipe says.
+
+        Raises:
+            ValueError: for a window, label, seed or sampling value out of range.
+        """
+        if not len(labels):
+            raise ValueError("labels are empty: give at least one class number")
+        if seed < 0 or first < 0:
+            raise ValueError(f"seed {seed} and first {first} must be 0 or more")
+        decoder = self.decoder(window, self._settings(draw))
+        size = batch_size or self.recipe.evaluate.batch_size
+        codes = []
+        for start in range(0, len(labels), size):
+            chunk = labels[start : start + size]
+            numbers = list(range(first + start, first + start + len(chunk)))
+            codes.append(decoder(chunk, uniforms(numbers, self.family.grid.codes, seed=seed)))
+        drawn = torch.cat(codes)
+        pixels = self.family.tokenizer.decode(drawn).cpu() if self.family.tokenizer else None
+        return Images(drawn.cpu(), pixels)
+
+    def _settings(self, changes: dict[str, Any]) -> Draw:
+        if unknown := changes.keys() - Draw.model_fields.keys():
+            raise ValueError(f"draw takes no {sorted(unknown)[0]!r}: use {', '.join(Draw.model_fields)}")
+        return Draw.model_validate(self.recipe.draw.model_dump() | changes)
+
+
+def load(source: str | Path, *, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32) -> Generator:
+    """A generator from a run folder, a checkpoint, an export, or a recipe (by name or path) whose weights exist.
+
+    Raises:
+        ValueError: if there is nothing to load, or it is damaged; names the file and the remedy.
+    """
+    path = Path(source)
+    if not path.exists() and str(source) not in shipped():
+        raise ValueError(f"nothing to load at {path}: give a run folder, a .ckpt file, an exported folder, "
+                         f"or a recipe ({', '.join(shipped())})")
+    if path.exists() and path.suffix not in (".yaml", ".yml"):
+        saved = read(path)
+        return Generator(saved.recipe, saved, device=device, dtype=dtype)
+    recipe = load_recipe(source)
+    if recipe.model.weights is None:
+        raise ValueError(f"recipe {recipe.name} starts from random weights, which draw nothing. "
+                         f"Train it with `zipar-train fit --recipe {source}`, then load {recipe.run}")
+    return Generator(recipe, read(recipe.model.weights), device=device, dtype=dtype)

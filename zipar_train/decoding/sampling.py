@@ -1,0 +1,47 @@
+"""From logits to codes, by one uniform number each: no generator state, no look at the device."""
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+
+def uniforms(images: list[int], codes: int, *, seed: int) -> Tensor:
+    """One number in [0, 1) for each code of each image, float32 (B, N).
+
+    Row b depends on (seed, images[b]) alone: an image is the same in any batch, on any rank, after any restart, and
+    comparable draw for draw across windows. Multiples of 2^-24, exact in float32.
+    """
+    rows = [np.random.Generator(np.random.Philox(key=[seed, image])).integers(2**24, size=codes) for image in images]
+    return torch.from_numpy(np.stack(rows).astype(np.float32) / 2**24)
+
+
+def guide(logits: Tensor, scale: float) -> Tensor:
+    """Classifier-free guidance: rows (2B, ...) of logits, conditional above unconditional, to (B, ...)."""
+    conditional, unconditional = logits.chunk(2)
+    return unconditional + (conditional - unconditional) * scale
+
+
+def sample(logits: Tensor, uniform: Tensor, *, temperature: float, top_k: int, top_p: float) -> Tensor:
+    """Codes, int64 (N,), by inverse CDF.
+
+    Args:
+        logits: (N, V).
+        uniform: (N,) in [0, 1).
+        temperature: 0 takes the most probable code.
+        top_k: keep this many most probable codes; 0 keeps all.
+        top_p: keep the most probable codes up to this share of probability; 1 keeps all.
+    """
+    if temperature == 0:
+        return logits.argmax(-1)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if temperature != 1:
+        logits = TemperatureLogitsWarper(temperature)(None, logits)
+    if top_k:
+        logits = TopKLogitsWarper(min(top_k, logits.shape[-1]))(None, logits)
+    if top_p < 1:
+        logits = TopPLogitsWarper(top_p)(None, logits)
+    cdf = logits.softmax(-1).cumsum(-1)
+    # uniform < 1 keeps the threshold below the last sum, so a code of probability zero is never drawn
+    threshold = uniform.to(cdf.dtype)[:, None] * cdf[:, -1:]
+    return torch.searchsorted(cdf, threshold, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)

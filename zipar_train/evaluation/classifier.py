@@ -1,0 +1,121 @@
+"""A small image classifier trained on a recipe's own shards: feature network and judge where Inception is too large."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+from torch_fidelity import FeatureExtractorBase, register_feature_extractor
+from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
+
+from zipar_train.models.vq import Tokenizer
+from zipar_train.shards import ShardLoader, write_whole
+
+FEATURES = 64
+
+
+class Classifier(nn.Module):
+    """Two convolutions, a mean over the image, one linear layer."""
+
+    def __init__(self, classes: int):
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 32, 3, padding=1),
+            nn.GELU(),
+            nn.Conv2d(32, FEATURES, 3, stride=2, padding=1),
+            nn.GELU(),
+            nn.Conv2d(FEATURES, FEATURES, 3, padding=1),
+            nn.GELU(),
+            nn.AdaptiveAvgPool2d(2),
+            nn.Flatten(),
+            nn.Linear(4 * FEATURES, FEATURES),
+            nn.GELU(),
+        )
+        self.head = nn.Linear(FEATURES, classes)
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (B, 64) and logits (B, classes) of uint8 pixels (B, 3, px, px)."""
+        features = self.body(pixels.float() / 127.5 - 1)
+        return features, self.head(features)
+
+    def accuracy(self, images: Iterator[tuple[Tensor, Tensor]]) -> float:
+        """Share of (pixels, labels) batches named rightly."""
+        with torch.inference_mode():
+            hits = [self(pixels)[1].argmax(-1) == labels for pixels, labels in images]
+        return torch.cat(hits).float().mean().item()
+
+
+def pixels_of(loader: ShardLoader, tokenizer: Tokenizer, grid: tuple[int, int]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of (pixels uint8 (B, 3, px, px), labels (B,)) of a shard set."""
+    for batch in loader:
+        yield tokenizer.decode(batch.codes.view(-1, *grid)), batch.labels
+
+
+def trained(path: Path, loader: ShardLoader, tokenizer: Tokenizer, *, epochs: int = 20) -> Classifier:
+    """The classifier of a shard set: read from `path` if it was trained on the same shards, else trained and written.
+
+    Args:
+        path: a .safetensors file; `.shards` beside it names the shards it was trained on.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    manifest = loader.manifest
+    classifier = Classifier(manifest.classes)
+    made_of = hashlib.sha256(manifest.model_dump_json().encode() + str(epochs).encode()).hexdigest()
+    stamp = path.with_suffix(".shards")
+    if path.is_file() and stamp.is_file() and stamp.read_text() == made_of:
+        try:
+            classifier.load_state_dict(load_file(path))
+            return classifier.eval()
+        except (SafetensorError, RuntimeError):
+            pass  # damaged: train it again
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        classifier = Classifier(manifest.classes)
+        optimizer = torch.optim.AdamW(classifier.parameters(), weight_decay=0.05)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=epochs * len(loader))
+        for _ in range(epochs):
+            for pixels, labels in pixels_of(loader, tokenizer, manifest.grid):
+                loss = nn.functional.cross_entropy(classifier(pixels)[1], labels)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+    write_whole(path, save(classifier.state_dict()))
+    write_whole(stamp, made_of.encode())
+    return classifier.eval()
+
+
+def register(classifier: Classifier) -> str:
+    """Make the classifier known to torch-fidelity; returns its name, which holds a hash of its weights."""
+    weights = b"".join(tensor.numpy().tobytes() for tensor in classifier.state_dict().values())
+    name = f"classifier-{hashlib.sha256(weights).hexdigest()[:8]}"
+    if name not in FEATURE_EXTRACTORS_REGISTRY:
+
+        class Features(FeatureExtractorBase):
+            def __init__(self, name: str, features_list: list[str], **ignored: Any):
+                super().__init__(name, features_list)
+                self.classifier = classifier
+
+            @staticmethod
+            def get_provided_features_list() -> tuple[str, ...]:
+                return ("features",)
+
+            @staticmethod
+            def get_default_feature_layer_for_metric(metric: str) -> str:
+                return "features"
+
+            @staticmethod
+            def can_be_compiled() -> bool:
+                return False
+
+            def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+                return (self.classifier(pixels)[0],)
+
+        register_feature_extractor(name, Features)
+    return name

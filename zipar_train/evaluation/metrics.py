@@ -1,0 +1,83 @@
+"""Numbers about a generator: exact bits a code, milliseconds an image, and torch-fidelity's scores."""
+
+from math import log
+from statistics import median
+from time import perf_counter
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.utils.data import Dataset
+
+from zipar_train.decoding.generator import Generator
+from zipar_train.masks import dense
+from zipar_train.models.family import teacher_forced
+from zipar_train.plan import Plan
+from zipar_train.shards import ShardLoader
+
+
+@torch.inference_mode()
+def bits_per_code(generator: Generator, plan: Plan, loader: ShardLoader) -> float:
+    """Mean -log2 p(code) of given images under the plan's mask: exact, no sampling, no guidance."""
+    family = generator.family
+    mask, device = dense(plan, device=family.model.device), family.model.device
+    total = codes = 0.0
+    for batch in loader:
+        drawn = batch.codes.to(device)
+        logits = teacher_forced(family, plan, drawn, family.check(batch.labels), mask)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        total += cross_entropy(logits.flatten(0, 1), drawn.flatten(), reduction="sum").double().item()
+        codes += drawn.numel()
+    return total / codes / log(2)
+
+
+def milliseconds(generator: Generator, window: int, *, repeats: int = 5) -> float:
+    """Median time of drawing one image alone, after one that is not counted; label 0."""
+    times = []
+    for _ in range(repeats + 1):
+        start = perf_counter()
+        generator.draw([0], window=window)
+        times.append((perf_counter() - start) * 1000)
+    return median(times[1:])
+
+
+class _Pictures(Dataset):
+    def __init__(self, pixels: Tensor):
+        self.pixels = pixels
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.pixels[index]
+
+
+def fidelity(drawn: Tensor, reference: Tensor, *, features: str) -> dict[str, float]:
+    """FID, KID, precision and recall by torch-fidelity.
+
+    Args:
+        drawn, reference: uint8 (B, 3, px, px).
+        features: a feature extractor's name that torch-fidelity knows.
+    """
+    from torch_fidelity import calculate_metrics
+
+    scores = calculate_metrics(
+        input1=_Pictures(drawn),
+        input2=_Pictures(reference),
+        feature_extractor=features,
+        cuda=False,
+        fid=True,
+        kid=True,
+        prc=True,
+        kid_subset_size=min(1000, len(drawn), len(reference)),
+        batch_size=256,
+        save_cpu_ram=True,
+        cache=False,
+        verbose=False,
+    )
+    return {
+        "fid": float(scores["frechet_inception_distance"]),
+        "kid": float(scores["kernel_inception_distance_mean"]),
+        "precision": float(scores["precision"]),
+        "recall": float(scores["recall"]),
+    }

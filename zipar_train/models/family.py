@@ -1,0 +1,88 @@
+"""What the rest of zipar-train may ask of a generator, and the table of families.
+
+A family is one file and one line in the table.
+
+Shapes: B images, S slots, P prompt tokens, N = H W codes of an image, V codes in the codebook, D the model's width.
+"""
+
+from importlib import import_module
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers import Cache, PreTrainedModel
+
+from zipar_train.grid import Grid
+from zipar_train.models.vq import Tokenizer
+from zipar_train.plan import ROW_END, Plan
+from zipar_train.recipe import Model
+
+FAMILIES = {  # name: module and class, imported when asked for
+    "llamagen": ("zipar_train.models.llamagen", "LlamaGen"),
+}
+
+
+class Family(Protocol):
+    """An autoregressive image generator."""
+
+    grid: Grid
+    model: PreTrainedModel  # a transformers model: save and load, adapters, checkpointing for free
+    codes: int  # V
+    prompt_length: int  # P
+    tokenizer: Tokenizer | None  # codes <-> pixels
+
+    def check(self, condition: Any) -> Any:
+        """The condition of B images as the family keeps it (class labels: int64 (B,)), on the model's device.
+
+        Raises:
+            ValueError: for a condition the family does not know.
+        """
+
+    def drop(self, condition: Any, where: Tensor) -> Any:
+        """The condition with the images `where`, bool (B,), made unconditional: label dropout, and guidance."""
+
+    def prompt(self, condition: Any) -> Tensor:
+        """Input embeddings of the prompt, (B, P, D)."""
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Input embeddings (B, S, D) of tokens (B, S): image codes 0 .. V-1, or ROW_END where the grid has row ends."""
+
+    def logits(self, embeddings: Tensor, positions: Tensor, mask: Any, cache: Cache | None = None) -> Tensor:
+        """Logits over image codes, (B, S, V).
+
+        Args:
+            embeddings: (B, S, D).
+            positions: raster positions, int64 (S,); the prompt stands at -P .. -1.
+            mask: who sees whom, dense bool (1 or B, 1, S, keys) or a BlockMask.
+            cache: receives the keys and values, and returns all that the mask speaks of.
+        """
+
+
+def build(model: Model, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Family:
+    """The recipe's generator with random weights drawn from torch's global generator."""
+    module, name = FAMILIES[model.family]
+    with torch.device(device):
+        family: Family = getattr(import_module(module), name)(model)
+    family.model.to(dtype)
+    return family
+
+
+def teacher_forced(family: Family, plan: Plan, codes: Tensor, condition: Any, mask: Any) -> Tensor:
+    """What the model predicts for every code of given images when it is decoded along the plan: one parallel pass.
+
+    Args:
+        codes: int64 (B, N) in raster order.
+        condition: of B images, checked.
+        mask: the plan's, dense or block, on the model's device.
+
+    Returns:
+        Logits (B, N, V) in raster order: row n is the prediction of code n.
+    """
+    source = torch.from_numpy(plan.source[plan.prompt :].copy()).to(codes.device)
+    position = torch.from_numpy(plan.position.copy()).to(codes.device)
+    target = torch.from_numpy(plan.target.copy()).to(codes.device)
+    tokens = torch.where(source >= 0, codes[:, source.clamp(min=0)], ROW_END)
+    embeddings = torch.cat([family.prompt(condition), family.embed(tokens)], dim=1)
+    logits = family.logits(embeddings, position, mask)
+    slots = torch.nonzero(target >= 0).squeeze(1)
+    return logits[:, slots[target[slots].argsort()]]

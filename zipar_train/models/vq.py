@@ -1,0 +1,46 @@
+"""Codes to pixels and back."""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from zipar_train.recipe import Model
+
+
+class Tokenizer(Protocol):
+    def decode(self, codes: Tensor) -> Tensor:
+        """Pixels, uint8 (B, 3, px, px), of codes (B, H, W)."""
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Codes, int64 (B, H, W), of pixels uint8 (B, 3, px, px)."""
+
+
+class Palette:
+    """Images whose pixels already are codes: code i is colour i.
+
+    Args:
+        colours: uint8 (V, 3).
+    """
+
+    def __init__(self, colours: Tensor):
+        self.colours = colours
+
+    @classmethod
+    def grey(cls, levels: int) -> "Palette":
+        """`levels` even steps from black to white."""
+        ramp = torch.linspace(0, 255, levels).round().to(torch.uint8)
+        return cls(ramp[:, None].expand(-1, 3).contiguous())
+
+    def decode(self, codes: Tensor) -> Tensor:
+        return self.colours.to(codes.device)[codes].permute(0, 3, 1, 2).contiguous()
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """The nearest colour of every pixel."""
+        flat = pixels.permute(0, 2, 3, 1).float()
+        colours = self.colours.to(pixels.device).float()
+        return torch.cdist(flat.reshape(len(flat), -1, 3), colours[None]).argmin(-1).reshape(flat.shape[:3])
+
+
+def build_tokenizer(model: Model) -> Tokenizer | None:
+    return Palette.grey(model.codes) if model.tokenizer == "palette" else None

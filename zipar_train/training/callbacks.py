@@ -1,0 +1,71 @@
+"""Checkpoints: at every epoch's end, every so many steps, and when the run is told to stop."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from zipar_train.recipe import Recipe
+
+
+class Stopped(Exception):
+    """A signal ended the run after its step, with a checkpoint written."""
+
+    def __init__(self, signum: int, checkpoint: Path):
+        super().__init__(f"stopped by {signal.Signals(signum).name}; {checkpoint} is whole")
+        self.signum, self.checkpoint = signum, checkpoint
+
+
+class Checkpoint(L.Callback):
+    """Keeps `checkpoints/last.ckpt` of a run folder, with the recipe inside.
+
+    It is written aside and renamed, so that it is whole at any moment. On SIGINT or SIGTERM the step in progress is
+    finished, a checkpoint is written and `Stopped` is raised; a second signal ends the process at once.
+
+    Args:
+        every: optimizer steps between checkpoints; None: epoch ends only.
+    """
+
+    def __init__(self, recipe: Recipe, *, every: int | None = None):
+        self.recipe, self.every = recipe, every
+        self.path = Path(recipe.run) / "checkpoints" / "last.ckpt"
+        self.signum: int | None = None
+        self.handlers: dict[int, Any] = {}
+        self.saved_at = -1
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            self.handlers[signum] = signal.signal(signum, self._stop)
+        self.saved_at = trainer.global_step
+
+    def _stop(self, signum: int, frame: Any) -> None:
+        self.signum = signum
+        signal.signal(signum, signal.SIG_DFL)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        for signum, handler in self.handlers.items():
+            signal.signal(signum, handler)
+        self.handlers.clear()
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        stop = trainer.strategy.reduce_boolean_decision(self.signum is not None, all=False)
+        due = self.every and trainer.global_step % self.every == 0 and trainer.global_step != self.saved_at
+        if stop or due:
+            self._save(trainer)
+        if stop:
+            raise Stopped(self.signum or signal.SIGTERM, self.path)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._save(trainer)
+
+    def _save(self, trainer: L.Trainer) -> None:
+        aside = self.path.with_name("last.ckpt.part")
+        trainer.save_checkpoint(aside)
+        if trainer.is_global_zero:
+            os.replace(aside, self.path)
+        self.saved_at = trainer.global_step
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["recipe"] = self.recipe.model_dump()

@@ -1,0 +1,51 @@
+"""Shards to batches, for Lightning."""
+
+from pathlib import Path
+
+import lightning as L
+
+from zipar_train.grid import Grid
+from zipar_train.shards import ShardLoader, Share, read_manifest
+
+
+class ShardDataModule(L.LightningDataModule):
+    """Batches of codes and labels from two shard sets, each rank its share.
+
+    Args:
+        train, val: manifests, see `zipar_train.shards`.
+        batch_size: images per device and step.
+        grid, codes, classes: what the model expects of the shards.
+
+    Raises:
+        ValueError: if a shard set is missing or does not fit.
+    """
+
+    def __init__(
+        self,
+        train: str | Path,
+        val: str | Path,
+        *,
+        batch_size: int,
+        workers: int = 0,
+        shuffle: int = 10000,
+        seed: int = 0,
+        grid: Grid | None = None,
+        codes: int | None = None,
+        classes: int | None = None,
+    ):
+        super().__init__()
+        self.train, self.val = Path(train), Path(val)
+        self.batch_size, self.workers, self.shuffle, self.seed = batch_size, workers, shuffle, seed
+        self.manifests = [read_manifest(path, grid=grid, codes=codes, classes=classes) for path in (train, val)]
+
+    def train_dataloader(self) -> ShardLoader:
+        return self._loader(self.train, self.shuffle)
+
+    def val_dataloader(self) -> ShardLoader:
+        return self._loader(self.val, 1)
+
+    def _loader(self, manifest: Path, shuffle: int) -> ShardLoader:
+        share = Share(self.trainer.global_rank, self.trainer.world_size) if self.trainer else Share()
+        return ShardLoader(
+            manifest, batch_size=self.batch_size, seed=self.seed, shuffle=shuffle, workers=self.workers, share=share
+        )

@@ -1,0 +1,119 @@
+"""The training step: next-token cross-entropy under the plan of one of a mix of windows."""
+
+from collections.abc import Mapping
+from functools import cache
+from math import inf, log, sqrt
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
+
+from zipar_train.masks import block, dense
+from zipar_train.models.family import Family, teacher_forced
+from zipar_train.plan import Plan, StandIn
+from zipar_train.shards import Batch
+
+GOLDEN = (sqrt(5) - 1) / 2
+
+
+class ZipARModule(L.LightningModule):
+    """Fine-tunes a family under ZipAR masks. Usable with any Lightning Trainer and any loader of `Batch`es.
+
+    Each step trains one window of the mix. The sequence of windows is a golden-ratio walk over the weights, so that
+    even a short run sees them in their shares; it and label dropout depend on (seed, epoch, batch) alone, so that a
+    resumed run repeats an uninterrupted one.
+
+    Args:
+        family: the generator; its `model` is trained.
+        windows: weight of each window in the mix; the grid's row length means next-token.
+        label_dropout: share of conditions replaced by the null condition.
+        warmup: share of all steps over which the learning rate rises.
+        schedule: "cosine" (to zero) or "constant" after that.
+
+    Raises:
+        ValueError: if a window does not fit the grid.
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        *,
+        windows: Mapping[int, float],
+        stand_in: StandIn = "nearest",
+        label_dropout: float = 0.1,
+        seed: int = 0,
+        lr: float = 3e-4,
+        betas: tuple[float, float] = (0.9, 0.95),
+        weight_decay: float = 0.05,
+        warmup: float = 0.02,
+        schedule: str = "cosine",
+    ):
+        super().__init__()
+        self.family, self.model = family, family.model
+        self.plans = {
+            window: Plan.zipar(family.grid, window=window, stand_in=stand_in, prompt=family.prompt_length)
+            for window in sorted({*windows, family.grid.row_length}, reverse=True)
+        }
+        self.windows = dict(windows)
+        self.label_dropout, self.seed = label_dropout, seed
+        self.lr, self.betas, self.weight_decay, self.warmup, self.schedule = lr, betas, weight_decay, warmup, schedule
+        self.mask = cache(self._mask)
+
+    def _mask(self, window: int, device: torch.device) -> Any:
+        flex = self.model.config._attn_implementation == "flex_attention"
+        return (block if flex else dense)(self.plans[window], device=device)
+
+    def draw_window(self, epoch: int, batch: int) -> int:
+        """The window that a training step uses."""
+        start = np.random.default_rng([self.seed, epoch]).random()
+        shares = np.cumsum(list(self.windows.values()))
+        return list(self.windows)[int(np.searchsorted(shares, (start + batch * GOLDEN) % 1 * shares[-1], side="right"))]
+
+    def draw_dropout(self, epoch: int, batch: int, images: int) -> Tensor:
+        """Which images of a batch lose their condition, bool (B,)."""
+        rng = np.random.default_rng([self.seed, epoch, batch, self.global_rank])
+        return torch.from_numpy(rng.random(images) < self.label_dropout)
+
+    def loss(self, batch: Batch, window: int, drop: Tensor | None = None) -> Tensor:
+        """Mean negative log-likelihood of a batch's codes under a window's plan, nats a code."""
+        condition = self.family.check(batch.labels)
+        if drop is not None:
+            condition = self.family.drop(condition, drop.to(self.device))
+        logits = teacher_forced(self.family, self.plans[window], batch.codes, condition, self.mask(window, self.device))
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return cross_entropy(logits.flatten(0, 1), batch.codes.flatten())
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        window = self.draw_window(self.current_epoch, batch_idx)
+        drop = self.draw_dropout(self.current_epoch, batch_idx, len(batch.labels))
+        loss = self.loss(batch, window, drop)
+        self.log("train/loss", loss, prog_bar=True)
+        self.log("train/window", float(window))
+        self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        for window in self.plans:
+            bits = self.loss(batch, window) / log(2)
+            self.log(f"val/bits_w{window}", bits, batch_size=len(batch.labels), sync_dist=True, prog_bar=True)
+
+    def configure_optimizers(self) -> Any:
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in trained if p.ndim >= 2], "weight_decay": self.weight_decay},
+            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=self.betas)
+        steps = self.trainer.estimated_stepping_batches
+        if steps == inf:
+            raise ValueError("trainer: the schedule needs an end. Set trainer.max_epochs or trainer.max_steps")
+        warmup = round(self.warmup * steps)
+        if self.schedule == "cosine":
+            schedule = get_cosine_schedule_with_warmup(optimizer, warmup, int(steps))
+        else:
+            schedule = get_constant_schedule_with_warmup(optimizer, warmup)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

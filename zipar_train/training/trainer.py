@@ -1,0 +1,163 @@
+"""A recipe, run: its model, data and Lightning Trainer, put together."""
+
+import logging
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import EMAWeightAveraging, TQDMProgressBar
+from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from zipar_train.models.family import build
+from zipar_train.models.weights import last_checkpoint, read, restore
+from zipar_train.recipe import Recipe, differences, dump
+from zipar_train.shards import write_whole
+from zipar_train.training.callbacks import Checkpoint
+from zipar_train.training.datamodule import ShardDataModule
+from zipar_train.training.module import ZipARModule
+
+
+def build_module(recipe: Recipe) -> ZipARModule:
+    """The recipe's model, its weights loaded, ready to train."""
+    family = build(recipe.model)
+    if recipe.model.weights is not None:
+        restore(family, read(recipe.model.weights), recipe.model)
+    optim = recipe.optim
+    return ZipARModule(
+        family,
+        windows=recipe.zipar.windows,
+        stand_in=recipe.zipar.stand_in,
+        label_dropout=recipe.data.label_dropout,
+        seed=recipe.seed,
+        lr=optim.lr,
+        betas=(optim.betas[0], optim.betas[1]),
+        weight_decay=optim.weight_decay,
+        warmup=optim.warmup,
+        schedule=optim.schedule,
+    )
+
+
+def build_datamodule(recipe: Recipe) -> ShardDataModule:
+    """The recipe's shards, checked against its model."""
+    data, model = recipe.data, recipe.model
+    return ShardDataModule(
+        data.train,
+        data.val,
+        batch_size=data.batch_size,
+        workers=data.workers,
+        shuffle=data.shuffle,
+        seed=recipe.seed,
+        grid=model.raster,
+        codes=model.codes,
+        classes=model.classes,
+    )
+
+
+def build_trainer(recipe: Recipe) -> L.Trainer:
+    """Lightning's Trainer as the recipe's `trainer` section says, with our loggers and checkpoints.
+
+    Raises:
+        ValueError: if Lightning refuses an argument; says which.
+    """
+    callbacks: list[L.Callback] = [TQDMProgressBar(refresh_rate=1 if sys.stderr.isatty() else 50)]
+    if recipe.optim.ema is not None:
+        callbacks.append(EMAWeightAveraging(decay=recipe.optim.ema))
+    callbacks.append(Checkpoint(recipe, every=recipe.checkpoint_every))  # last: it saves what the others have done
+    arguments: dict[str, Any] = {"enable_model_summary": False, **recipe.trainer}
+    arguments |= {"enable_checkpointing": False, "default_root_dir": recipe.run, "callbacks": callbacks}
+    try:
+        return L.Trainer(**arguments, logger=build_loggers(recipe, "fit"))
+    except (MisconfigurationException, TypeError, ValueError) as error:
+        raise ValueError(f"trainer: Lightning refuses the recipe's arguments {recipe.trainer}: {error}") from error
+
+
+def build_loggers(recipe: Recipe, job: str) -> list[Logger]:
+    """A CSV log in the run folder, and W&B as the recipe says."""
+    loggers: list[Logger] = [CSVLogger(recipe.run, name="logs")]
+    if recipe.log.wandb != "disabled":
+        loggers.append(wandb_logger(recipe, job))
+    return loggers
+
+
+def wandb_logger(recipe: Recipe, job: str) -> Any:
+    """W&B, online or offline, its files in the run folder.
+
+    Raises:
+        ValueError: if wandb is not installed.
+    """
+    try:
+        from lightning.pytorch.loggers import WandbLogger
+
+        return WandbLogger(
+            project=recipe.log.project,
+            name=f"{recipe.name}-{job}",
+            group=recipe.name,
+            job_type=job,
+            save_dir=recipe.run,
+            offline=recipe.log.wandb == "offline",
+            config=recipe.model_dump(),
+        )
+    except ModuleNotFoundError as error:
+        raise ValueError(f"log.wandb = {recipe.log.wandb}: wandb is not installed. "
+                         "pip install wandb, or --set log.wandb=disabled") from error
+
+
+def fit(recipe: Recipe, *, resume: bool = False) -> Path:
+    """Train a recipe into its run folder.
+
+    Args:
+        resume: continue from the folder's checkpoint if it has one.
+
+    Returns:
+        The checkpoint.
+
+    Raises:
+        ValueError: for anything wrong with the recipe, its data, its weights or its run folder.
+        Stopped: when a signal ended the run; the checkpoint is whole.
+    """
+    quiet()
+    run = Path(recipe.run)
+    checkpoint = last_checkpoint(run)
+    if checkpoint and not resume:
+        raise ValueError(f"{run} already holds a run. Continue it with --resume, or write elsewhere with --set run=FOLDER")
+    if checkpoint:
+        changed = differences(read(checkpoint).recipe, recipe, ignore=("log", "evaluate", "draw", "about"))
+        if changed:
+            raise ValueError(f"{run} was made by another recipe: {'; '.join(changed)}. "
+                             "Resume with the recipe it was made by, or write elsewhere with --set run=FOLDER")
+        print(f"Resuming from {checkpoint}.")
+    data = build_datamodule(recipe)
+    L.seed_everything(recipe.seed, workers=True, verbose=False)
+    module = build_module(recipe)
+    write_folder(run, recipe)
+    trainer = build_trainer(recipe)
+    parameters = sum(p.numel() for p in module.parameters()) / 1e6
+    windows = ", ".join(f"{w} (weight {x:g})" for w, x in recipe.zipar.windows.items())
+    train, val = data.manifests
+    print(f"{recipe.name}: {recipe.model.family}, {parameters:.1f} M parameters, {module.family.grid} codes, "
+          f"windows {windows}; {train.samples:,} images to train on, {val.samples:,} held out.", flush=True)
+    trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+    return run / "checkpoints" / "last.ckpt"
+
+
+def write_folder(run: Path, recipe: Recipe) -> None:
+    """Make the run folder, its recipe inside.
+
+    Raises:
+        ValueError: if it cannot be written.
+    """
+    try:
+        (run / "checkpoints").mkdir(parents=True, exist_ok=True)
+        write_whole(run / "recipe.yaml", dump(recipe).encode())
+    except OSError as error:
+        raise ValueError(f"run = {run}: cannot be written ({error}). Choose another folder with --set run=FOLDER") from error
+
+
+def quiet() -> None:
+    """Leave to Lightning the warnings that a user can act on."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
