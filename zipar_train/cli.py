@@ -22,7 +22,9 @@ RecipeOption = Annotated[str, typer.Option("--recipe", help="A shipped recipe's 
 SetOption = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a key, for example optim.lr=1e-4. Repeatable.")
 ]
-CheckpointOption = Annotated[str, typer.Option("--checkpoint", help="A run folder, a .ckpt file or an exported folder.")]
+CheckpointOption = Annotated[
+    str, typer.Option("--checkpoint", help="A run folder, a .ckpt file or an exported folder.")
+]
 JsonOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the same for programs.")]
 
 
@@ -59,7 +61,7 @@ def plan(
     png: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the pass map and the mask.")] = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Show what each window takes: passes, reduction, widest pass, and the pass that draws each code. Needs no weights."""
+    """Show what each window takes: passes, reduction, width, and when each code is drawn. Needs no weights."""
     from zipar_train.plan import Plan
     from zipar_train.recipe import load_recipe
 
@@ -69,7 +71,12 @@ def plan(
     def make(size: int) -> Plan:
         return Plan.zipar(grid, window=size, stand_in=loaded.zipar.stand_in)
 
-    named = {grid.row_length, *loaded.zipar.windows, *loaded.evaluate.windows, *(w for w in (16, 12, 8, 4, 2, 1) if w < grid.width)}
+    named = {
+        grid.row_length,
+        *loaded.zipar.windows,
+        *loaded.evaluate.windows,
+        *(w for w in (16, 12, 8, 4, 2, 1) if w < grid.width),
+    }
     sizes = integers("--windows", windows) if windows else sorted(named, reverse=True)
     shown = make(window or min(loaded.zipar.windows))
     rows = [
@@ -114,7 +121,9 @@ def tokenize(
 def fit(
     recipe: RecipeOption,
     overrides: SetOption = [],  # noqa: B006
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run folder's checkpoint, if it has one.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run folder's checkpoint, if it has one.")
+    ] = False,
 ) -> None:
     """Train a recipe into its run folder. Ctrl-C finishes the step, keeps a checkpoint and stops."""
     from zipar_train.recipe import load_recipe
@@ -147,7 +156,7 @@ def draw(
     classes = integers("--labels", labels)
     from zipar_train.decoding.generator import load
 
-    given = {"guidance": guidance, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+    given: dict[str, Any] = {"guidance": guidance, "temperature": temperature, "top_k": top_k, "top_p": top_p}
     generator = load(checkpoint)
     images = generator.draw(classes, window=window, seed=seed, **{k: v for k, v in given.items() if v is not None})
     images.save(out)
@@ -217,7 +226,9 @@ def integers(option: str, text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise ValueError(f"{option} {text!r}: write whole numbers with commas between them, for example 8,4,2,1") from None
+        raise ValueError(
+            f"{option} {text!r}: write whole numbers with commas between them, for example 8,4,2,1"
+        ) from None
 
 
 def write_json(path: Path, content: Any) -> None:

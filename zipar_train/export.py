@@ -51,7 +51,11 @@ def model_card(recipe: Recipe, checkpoint: Path) -> str:
     """What the model is, how to load it, and its evaluation table if the run folder holds one."""
     run = checkpoint if checkpoint.is_dir() else checkpoint.parent.parent
     report = run / "evaluation" / "report.md"
-    table = [line for line in report.read_text(encoding="utf-8").split("\n") if line.startswith("|")] if report.is_file() else []
+    table = (
+        [line for line in report.read_text(encoding="utf-8").split("\n") if line.startswith("|")]
+        if report.is_file()
+        else []
+    )
     windows = ", ".join(f"{window} (weight {weight:g})" for window, weight in recipe.zipar.windows.items())
     rows, columns = recipe.model.grid
     lines = [

@@ -12,7 +12,7 @@ from matplotlib.colors import ListedColormap  # noqa: E402
 
 
 def draw_plan(plan: Plan, path: str | Path) -> None:
-    """Write a picture of the plan: the pass map (H, W) beside the mask (S, S), stand-ins' keys in a colour of their own.
+    """Write a picture of the plan: the pass map (H, W) beside the mask (S, S), stand-ins in orange.
 
     Raises:
         ValueError: for an ending that is no picture format.
@@ -31,7 +31,9 @@ def draw_plan(plan: Plan, path: str | Path) -> None:
                 light = drawn[row, column] < plan.passes * 0.6
                 left.text(column, row, drawn[row, column], ha="center", va="center", fontsize=size,
                           color="white" if light else "black")  # fmt: skip
-        right.imshow(visible, cmap=ListedColormap(["#f4f1ea", "#2f6f8f", "#d97b3c"]), vmin=0, vmax=2, interpolation="nearest")
+        right.imshow(
+            visible, cmap=ListedColormap(["#f4f1ea", "#2f6f8f", "#d97b3c"]), vmin=0, vmax=2, interpolation="nearest"
+        )
         right.set_title("who sees whom, in decode order (orange: stand-ins)", fontsize=11)
         right.set(xlabel=f"key: {len(plan)} slots", ylabel="query")
         figure.suptitle(f"{plan.grid} codes, window {plan.window}", fontsize=13)

@@ -58,7 +58,9 @@ class Plan:
             ValueError: if `window` is not in 1 .. grid.row_length, or `stand_in` is unknown, or `prompt` is below 1.
         """
         if not 1 <= window <= grid.row_length:
-            raise ValueError(f"window {window} does not fit a row of {grid.row_length} tokens: use 1 .. {grid.row_length}")
+            raise ValueError(
+                f"window {window} does not fit a row of {grid.row_length} tokens: use 1 .. {grid.row_length}"
+            )
         if stand_in not in ("nearest", "released"):
             raise ValueError(f"stand_in {stand_in!r} is unknown: use 'nearest' or 'released'")
         if prompt < 1:
@@ -130,7 +132,8 @@ class Plan:
         return len(self.step)
 
     def __repr__(self) -> str:
-        return f"Plan({self.grid}, window {self.window}: {len(self)} slots in {self.passes} passes of at most {self.width})"
+        size = f"{len(self)} slots in {self.passes} passes of at most {self.width}"
+        return f"Plan({self.grid}, window {self.window}: {size})"
 
 
 def sees(step, position, expires, q, k):
@@ -140,7 +143,9 @@ def sees(step, position, expires, q, k):
 
 def _stand_in(grid: Grid, opens: list[int], row: int, rule: StandIn) -> int:
     """The drawn code that stands in for the last code of `row` when the row below opens."""
-    drawn = [min(opens[row + 1] - opens[above], grid.width) - 1 for above in range(row + 1)]  # latest column of each row
+    drawn = [
+        min(opens[row + 1] - opens[above], grid.width) - 1 for above in range(row + 1)
+    ]  # latest column of each row
     if rule == "released":
         return grid.code(row - 1, drawn[row - 1])
 

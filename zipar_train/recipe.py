@@ -61,7 +61,7 @@ class Model(Section):
 
     @property
     def raster(self) -> Grid:
-        return Grid(*self.grid)
+        return Grid(self.grid[0], self.grid[1])
 
 
 class ZipAR(Section):
@@ -139,8 +139,10 @@ class Recipe(Section):
             if key in _OURS:
                 mistakes.append(f"trainer.{key} = {value!r}: zipar-train sets this itself. {_OURS[key]}")
             elif key not in trainer_arguments():
-                mistakes.append(f"trainer.{key} = {value!r}: not an argument of lightning.Trainer."
-                                + _nearest("trainer.", key, trainer_arguments()))
+                mistakes.append(
+                    f"trainer.{key} = {value!r}: not an argument of lightning.Trainer."
+                    + _nearest("trainer.", key, trainer_arguments())
+                )
         if mistakes:
             raise ValueError("\n".join(mistakes))
         return self
@@ -150,6 +152,7 @@ _OURS = {
     "callbacks": "In Python, add yours to the trainer that zipar_train.training.trainer.build_trainer returns.",
     "logger": "See log.wandb; a CSV log is always written.",
     "default_root_dir": "See run.",
+    "enable_checkpointing": "See checkpoint_every.",
 }
 
 
@@ -195,8 +198,10 @@ def find(recipe: str | Path) -> Path:
         return path
     path = recipe_folder() / f"{recipe}.yaml"
     if str(recipe) not in shipped():
-        raise RecipeError(f"no recipe {str(recipe)!r}.{_nearest('', str(recipe), shipped())} "
-                          f"Give one of {', '.join(shipped())}, or the path of a .yaml file.")
+        raise RecipeError(
+            f"no recipe {str(recipe)!r}.{_nearest('', str(recipe), shipped())} "
+            f"Give one of {', '.join(shipped())}, or the path of a .yaml file."
+        )
     return path
 
 
@@ -243,8 +248,11 @@ def dump(recipe: Recipe) -> str:
 def differences(a: Recipe, b: Recipe, *, ignore: Iterable[str] = ()) -> list[str]:
     """`key: a's value -> b's value` for every key in which two recipes differ, `ignore` naming top-level keys."""
     left, right = _flat(a.model_dump(exclude=set(ignore))), _flat(b.model_dump(exclude=set(ignore)))
-    return [f"{key}: {left.get(key)!r} -> {right.get(key)!r}"
-            for key in sorted(left.keys() | right.keys()) if left.get(key) != right.get(key)]
+    return [
+        f"{key}: {left.get(key)!r} -> {right.get(key)!r}"
+        for key in sorted(left.keys() | right.keys())
+        if left.get(key) != right.get(key)
+    ]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -285,14 +293,15 @@ def _expand(value: Any, key: str, mistakes: list[str]) -> Any:
         elif (found := os.environ.get(name, default)) is not None:
             return found
         else:
-            mistakes.append(f"{key} = {value!r}: the environment variable {name} is not set. "
-                            f"Set it, or write ${{{name}:-default}}.")
+            mistakes.append(
+                f"{key} = {value!r}: the environment variable {name} is not set. Set it, or write ${{{name}:-default}}."
+            )
         return ""
 
     return _VARIABLE.sub(replace, value)
 
 
-def _override(raw: dict[str, Any], override: str) -> None:
+def _override(raw: dict[Any, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise RecipeError(f"--set {override!r}: write it as key.path=value, for example --set optim.lr=1e-4")
@@ -322,7 +331,9 @@ def _explain(problem: Any) -> list[str]:
         for part in sections:
             section = section.model_fields[part].annotation
         prefix = "".join(f"{part}." for part in sections)
-        return [f"{path} = {problem['input']!r}: unknown key." + _nearest(prefix, str(last), list(section.model_fields))]
+        return [
+            f"{path} = {problem['input']!r}: unknown key." + _nearest(prefix, str(last), list(section.model_fields))
+        ]
     return [f"{path} = {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}."]
 
 

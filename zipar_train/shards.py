@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
+from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,7 +85,8 @@ def write_shards(
 
     manifest = Path(manifest)
     manifest.parent.mkdir(parents=True, exist_ok=True)
-    stream, shards = iter(samples), []
+    stream = iter(samples)
+    shards: list[Shard] = []
     while chunk := list(islice(stream, per_shard)):
         name = f"{manifest.stem}-{len(shards):06d}.tar"
         buffer = io.BytesIO()
@@ -138,7 +140,9 @@ def _check(sample: Sample, grid: tuple[int, int], codes: int, classes: int, *, w
 # Reading
 
 
-def read_manifest(path: str | Path, *, grid: Grid | None = None, codes: int | None = None, classes: int | None = None):
+def read_manifest(
+    path: str | Path, *, grid: Grid | None = None, codes: int | None = None, classes: int | None = None
+) -> Manifest:
     """The manifest of a shard set, checked against what the model expects, its shards' presence included.
 
     Raises:
@@ -148,8 +152,10 @@ def read_manifest(path: str | Path, *, grid: Grid | None = None, codes: int | No
     try:
         manifest = Manifest.model_validate_json(path.read_bytes())
     except FileNotFoundError:
-        raise ValueError(f"no shards at {path}: make them with `zipar-train tokenize`, "
-                         "or set data.train and data.val to the manifests (.json) you have") from None
+        raise ValueError(
+            f"no shards at {path}: make them with `zipar-train tokenize`, "
+            "or set data.train and data.val to the manifests (.json) you have"
+        ) from None
     except (OSError, ValidationError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not a manifest of shards: {error}") from error
     if not manifest.samples:
@@ -160,13 +166,17 @@ def read_manifest(path: str | Path, *, grid: Grid | None = None, codes: int | No
         ("number of classes", manifest.classes, classes),
     ):
         if wants is not None and has != wants:
-            raise ValueError(f"{path}: {what} {has}, but the recipe's model has {wants}. "
-                             "Use shards made by `zipar-train tokenize` with this recipe, or mend the recipe's model section")
+            raise ValueError(
+                f"{path}: {what} {has}, but the recipe's model has {wants}. "
+                "Use shards made by `zipar-train tokenize` with this recipe, or mend the recipe's model section"
+            )
     for shard in manifest.shards:
         if Path(shard.name).name != shard.name:
             raise ValueError(f"{path} names the shard {shard.name!r}: shards lie beside their manifest")
         if not (path.parent / shard.name).is_file():
-            raise ValueError(f"{path.parent / shard.name} is missing, though {path.name} lists it: copy or make it again")
+            raise ValueError(
+                f"{path.parent / shard.name} is missing, though {path.name} lists it: copy or make it again"
+            )
     return manifest
 
 
@@ -220,20 +230,22 @@ class _Epoch(IterableDataset):
 
     def __iter__(self) -> Iterator[Batch]:
         total, worker = self.manifest.samples, get_worker_info()
-        mine = -(-total // self.share.of)  # the same on every rank; the last wraps round to the first samples
+        mine = ceil(total / self.share.of)  # the same on every rank; the last wraps round to the first samples
         start = self.share.index * mine
         part, parts = (worker.id, worker.num_workers) if worker else (0, 1)
         start, stop = start + mine * part // parts, start + mine * (part + 1) // parts
         samples = self._range(start, min(stop, total), total)
         if stop > total:
-            samples = (s for stream in (samples, self._range(max(start - total, 0), stop - total, total)) for s in stream)
+            samples = (
+                s for stream in (samples, self._range(max(start - total, 0), stop - total, total)) for s in stream
+            )
         if self.shuffle > 1:
             samples = _shuffled(samples, self.shuffle, random.Random(f"{self.seed}-{self.epoch}-{start}"))
         while chunk := list(islice(samples, self.size)):
             yield _collate(chunk)
 
     def _range(self, start: int, stop: int, total: int) -> Iterator[tuple[NDArray[Any], int]]:
-        """Samples start .. stop of the epoch's sequence: the shards, themselves in a seeded order, one after another."""
+        """Samples start .. stop of the epoch's sequence: the shards in a seeded order, one after another."""
         shards = list(self.manifest.shards)
         if self.shuffle > 1:
             random.Random(f"{self.seed}-{self.epoch}").shuffle(shards)
@@ -278,7 +290,7 @@ class ShardLoader:
         self.resumed = False
 
     def __len__(self) -> int:
-        return -(-(-(-self.manifest.samples // self.share.of)) // self.batch_size)
+        return ceil(ceil(self.manifest.samples / self.share.of) / self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
         if self.batches and not self.resumed:  # the last iteration was left early

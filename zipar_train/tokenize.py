@@ -24,8 +24,10 @@ def tokenize(recipe: Recipe, *, images: str, out: str | Path, progress: bool = T
     if images != "digits":
         raise ValueError(f"--images {images!r} is unknown: use 'digits'")
     if recipe.model.grid != [8, 8] or recipe.model.codes != 17 or recipe.model.classes != 10:
-        raise ValueError("--images digits are 8 x 8 grids of 17 grey levels in 10 classes: "
-                         f"the model section of recipe {recipe.name} says otherwise")
+        raise ValueError(
+            "--images digits are 8 x 8 grids of 17 grey levels in 10 classes: "
+            f"the model section of recipe {recipe.name} says otherwise"
+        )
     return {
         split: write_shards(
             tqdm(digits(split), desc=f"{split} images", unit=" images", disable=not progress),
@@ -44,7 +46,9 @@ def digits(split: str) -> Iterator[Sample]:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise ValueError("scikit-learn holds the digits and is not installed: pip install 'zipar-train[digits]'") from error
+        raise ValueError(
+            "scikit-learn holds the digits and is not installed: pip install 'zipar-train[digits]'"
+        ) from error
 
     data = load_digits()
     held_out = np.zeros(len(data.target), dtype=bool)

@@ -1,6 +1,5 @@
 """Keys and values of a plan's slots, written where the pass says and read whole."""
 
-import torch
 from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
@@ -23,6 +22,7 @@ class SlotLayer(CacheLayerMixin):
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
+        assert self.keys is not None and self.values is not None and self.write is not None
         self.keys.index_copy_(2, self.write, key_states)
         self.values.index_copy_(2, self.write, value_states)
         return self.keys, self.values
@@ -44,9 +44,10 @@ class SlotCache(Cache):
     """
 
     def __init__(self, layers: int, slots: int):
-        super().__init__(layers=[SlotLayer(slots) for _ in range(layers)])
+        self.slot_layers = [SlotLayer(slots) for _ in range(layers)]
+        super().__init__(layers=list(self.slot_layers))
 
     def aim(self, slots: Tensor) -> None:
         """The next pass writes its K keys to these slots, int64 (K,)."""
-        for layer in self.layers:
+        for layer in self.slot_layers:
             layer.write = slots

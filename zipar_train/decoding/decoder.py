@@ -37,7 +37,9 @@ class Decoder:
 
     def __init__(self, family: Family, plan: Plan, draw: Draw):
         if plan.grid != family.grid or plan.prompt != family.prompt_length:
-            raise ValueError(f"{plan} does not fit a model of {family.grid} codes with {family.prompt_length} prompt tokens")
+            raise ValueError(
+                f"{plan} does not fit a model of {family.grid} codes with {family.prompt_length} prompt tokens"
+            )
         self.family, self.plan, self.draw = family, plan, draw
         family.model.eval()
         device = family.model.device

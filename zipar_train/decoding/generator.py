@@ -87,7 +87,7 @@ class Generator:
         self.recipe = recipe
         self.family = build(recipe.model, dtype=dtype)
         restore(self.family, saved, recipe.model)
-        self.family.model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+        self.family.model.to(device=device or ("cuda" if torch.cuda.is_available() else "cpu"))  # type: ignore[call-arg]
         self.decoder = cache(self._decoder)
 
     def plan(self, window: int | None = None, stand_in: StandIn | None = None) -> Plan:
@@ -149,7 +149,9 @@ class Generator:
         return Draw.model_validate(self.recipe.draw.model_dump() | changes)
 
 
-def load(source: str | Path, *, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32) -> Generator:
+def load(
+    source: str | Path, *, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
+) -> Generator:
     """A generator from a run folder, a checkpoint, an export, or a recipe (by name or path) whose weights exist.
 
     Raises:
@@ -157,13 +159,17 @@ def load(source: str | Path, *, device: torch.device | str | None = None, dtype:
     """
     path = Path(source)
     if not path.exists() and str(source) not in shipped():
-        raise ValueError(f"nothing to load at {path}: give a run folder, a .ckpt file, an exported folder, "
-                         f"or a recipe ({', '.join(shipped())})")
+        raise ValueError(
+            f"nothing to load at {path}: give a run folder, a .ckpt file, an exported folder, "
+            f"or a recipe ({', '.join(shipped())})"
+        )
     if path.exists() and path.suffix not in (".yaml", ".yml"):
         saved = read(path)
         return Generator(saved.recipe, saved, device=device, dtype=dtype)
     recipe = load_recipe(source)
     if recipe.model.weights is None:
-        raise ValueError(f"recipe {recipe.name} starts from random weights, which draw nothing. "
-                         f"Train it with `zipar-train fit --recipe {source}`, then load {recipe.run}")
+        raise ValueError(
+            f"recipe {recipe.name} starts from random weights, which draw nothing. "
+            f"Train it with `zipar-train fit --recipe {source}`, then load {recipe.run}"
+        )
     return Generator(recipe, read(recipe.model.weights), device=device, dtype=dtype)

@@ -19,7 +19,7 @@ FEATURES = 64
 
 
 class Classifier(nn.Module):
-    """Two convolutions, a mean over the image, one linear layer."""
+    """Three convolutions, means over the image's quarters, one hidden layer."""
 
     def __init__(self, classes: int):
         super().__init__()
@@ -34,6 +34,7 @@ class Classifier(nn.Module):
             nn.Flatten(),
             nn.Linear(4 * FEATURES, FEATURES),
             nn.GELU(),
+            nn.LayerNorm(FEATURES, elementwise_affine=False),  # features of one length, so that distances have a scale
         )
         self.head = nn.Linear(FEATURES, classes)
 

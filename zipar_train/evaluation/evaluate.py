@@ -3,6 +3,7 @@
 import hashlib
 import platform
 import subprocess
+import sys
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -102,14 +103,19 @@ def evaluate(
     wanted = sorted({*(windows or settings.windows), widest}, reverse=True)
     if wrong := [w for w in wanted if not 1 <= w <= widest]:
         raise ValueError(f"window {wrong[0]} does not fit a row of {widest} codes: use 1 .. {widest}")
-    fits = {"grid": model.raster, "codes": model.codes, "classes": model.classes}
-    reference, manifest = Path(recipe.data.val), read_manifest(recipe.data.val, **fits)
-    read_manifest(recipe.data.train, **fits)
+    reference = Path(recipe.data.val)
+    _, manifest = (
+        read_manifest(path, grid=model.raster, codes=model.codes, classes=model.classes)
+        for path in (recipe.data.train, reference)
+    )
     generators: dict[str, Generator] = {}
+    origins: dict[str, str] = {}
     for path in [*compare, checkpoint]:
         saved = read(path)
         name = _name(saved.path, saved.recipe, generators)
         generators[name] = Generator(recipe, saved)
+        weights = saved.path if saved.path.is_file() else saved.path / "model.safetensors"
+        origins[name] = f"{weights}, sha256 {_sha256(weights)}"
     tokenizer = next(iter(generators.values())).family.tokenizer
     if tokenizer is None:
         raise ValueError(f"recipe {recipe.name} has no model.tokenizer: images cannot be scored without pixels")
@@ -125,7 +131,8 @@ def evaluate(
     labels = [k % model.classes for k in range(settings.images)]
 
     rows, samples = [], Samples(pixels={})
-    bar = tqdm(total=len(generators) * len(wanted) * len(settings.seeds), desc="evaluate", disable=not progress)
+    bar = tqdm(total=len(generators) * len(wanted) * len(settings.seeds), desc="evaluate", disable=not progress,
+               mininterval=0.1 if sys.stderr.isatty() else 20)  # fmt: skip
     baseline = next(iter(generators)) if compare else None
     bits: dict[tuple[str, int], float] = {}
     for name, generator in generators.items():
@@ -164,13 +171,21 @@ def evaluate(
         features_accuracy=classifier.accuracy(pixels_of(held_out(), tokenizer, manifest.grid)),
         images=settings.images,
         seeds=settings.seeds,
-        reference=f"{manifest.source} ({reference.name}, sha256 {hashlib.sha256(reference.read_bytes()).hexdigest()[:8]})",
+        reference=f"{manifest.source} ({reference.name}, sha256 {_sha256(reference)})",
         reference_images=manifest.samples,
-        checkpoints={name: str(read(path).path) for name, path in zip(generators, [*compare, checkpoint], strict=True)},
+        checkpoints=origins,
         recipe=recipe.model_dump(),
         environment=environment(device),
     )
     return report, samples
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()[:8]
 
 
 def _name(path: Path, recipe: Recipe, taken: dict[str, Any]) -> str:
@@ -200,7 +215,9 @@ def environment(device: torch.device) -> dict[str, str]:
             packages[name] = version(name)
         except PackageNotFoundError:
             packages[name] = "not installed"
-    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    hardware = (
+        torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    )
     return {
         "device": hardware,
         "python": platform.python_version(),

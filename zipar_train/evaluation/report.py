@@ -72,7 +72,9 @@ def findings(report: Report) -> list[str]:
         closed = [f"{row.gap_closed:.0%} at window {row.window}" for row in rows if row.gap_closed is not None]
         kept = report.row(name, widest).bits / base[0].bits - 1
         line = f"**{name}**: next-token bits {kept:+.1%} against {report.baseline}"
-        lines.append(line + (f"; closes {', '.join(closed)} of the gap that windows open in bits a code." if closed else "."))
+        lines.append(
+            line + (f"; closes {', '.join(closed)} of the gap that windows open in bits a code." if closed else ".")
+        )
     return lines
 
 
@@ -94,7 +96,7 @@ def markdown(report: Report) -> str:
         "",
         "## How to read it",
         "",
-        "- **bits/code** is exact: -log2 of the probability of held-out codes under that window's mask, without guidance.",
+        "- **bits/code** is exact: mean -log2 p of held-out codes under that window's mask, without guidance.",
         "- **gap closed**: of the bits that the first compared checkpoint"
         + (f" ({report.baseline})" if report.baseline else "")
         + " loses at that window against its own next-token bits, the share this one does not lose.",
@@ -127,7 +129,9 @@ def plot_pareto(report: Report, path: Path) -> None:
                 axes[1, column].plot(xs, [row.bits for row in rows], marker="o", ms=4, lw=1.6, color=colour)
                 axes[0, column].set(xscale="log", yscale="log")
                 axes[1, column].set(xscale="log")
-        for column, (cost, title) in enumerate((("passes", "forward passes an image"), ("milliseconds", "ms an image"))):
+        for column, (cost, title) in enumerate(
+            (("passes", "forward passes an image"), ("milliseconds", "ms an image"))
+        ):
             axis = axes[1, column]
             ticks = sorted({round(getattr(row, cost)) for row in report.rows if row.checkpoint == names[0]})
             axis.set_xticks(ticks, [str(tick) for tick in ticks])
@@ -139,8 +143,7 @@ def plot_pareto(report: Report, path: Path) -> None:
                                 textcoords="offset points", ha="center", fontsize=8, color="#555555")  # fmt: skip
         axes[0, 0].yaxis.set_major_formatter(ScalarFormatter())
         axes[0, 0].yaxis.set_minor_formatter(NullFormatter())
-        axes[0, 0].set_ylabel("Frechet distance\n(digit classifier; lower is better)" if "digits" in report.recipe["name"]
-                              else "Frechet distance\n(small classifier; lower is better)")  # fmt: skip
+        axes[0, 0].set_ylabel("Frechet distance\n(small classifier; lower is better)")
         axes[1, 0].set_ylabel("held-out bits a code\n(lower is better)")
         axes[1, 0].margins(y=0.18)
         axes[0, 0].legend(frameon=False)
@@ -183,7 +186,7 @@ def log_to_wandb(report: Report, pictures: Iterable[Path]) -> None:
     for picture in pictures:
         with Image.open(picture) as image:
             logger.log_image(picture.stem, [image.copy()])
-    logger.experiment.finish(quiet=True)
+    logger.experiment.finish()
 
 
 def _cycle(items: Iterable[str]) -> Iterable[str]:

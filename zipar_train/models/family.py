@@ -63,7 +63,7 @@ def build(model: Model, *, dtype: torch.dtype = torch.float32, device: torch.dev
     module, name = FAMILIES[model.family]
     with torch.device(device):
         family: Family = getattr(import_module(module), name)(model)
-    family.model.to(dtype)
+    family.model.to(dtype=dtype)  # type: ignore[call-arg]
     return family
 
 

@@ -18,7 +18,9 @@ class LlamaGenConfig(LlamaConfig):
 
     model_type = "llamagen"
 
-    def __init__(self, codes: int = 16384, classes: int = 1000, rows: int = 24, columns: int = 24, prompt: int = 1, **kw):
+    def __init__(
+        self, codes: int = 16384, classes: int = 1000, rows: int = 24, columns: int = 24, prompt: int = 1, **kw
+    ):
         self.codes, self.classes, self.rows, self.columns, self.prompt = codes, classes, rows, columns, prompt
         kw.setdefault("rms_norm_eps", 1e-5)
         for unused in ("bos_token_id", "eos_token_id", "pad_token_id"):

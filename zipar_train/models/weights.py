@@ -41,16 +41,20 @@ def read(path: str | Path) -> Saved:
             return read(checkpoint)
         if (path / "model.safetensors").is_file() and (path / "recipe.yaml").is_file():
             return _read_export(path)
-        raise ValueError(f"{path} holds neither checkpoints/last.ckpt nor an export (model.safetensors and recipe.yaml). "
-                         "Train it first with `zipar-train fit`, or give another folder")
+        raise ValueError(
+            f"{path} holds neither checkpoints/last.ckpt nor an export (model.safetensors and recipe.yaml). "
+            "Train it first with `zipar-train fit`, or give another folder"
+        )
     if not path.is_file():
         raise ValueError(f"no weights at {path}: give a run folder, a .ckpt file or an exported folder that exists")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (RuntimeError, EOFError, OSError, BadZipFile, pickle.UnpicklingError, KeyError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise ValueError(f"{path} is not a readable checkpoint ({reason}). It is damaged, or holds more than tensors "
-                         "and plain data, which is refused") from error
+        raise ValueError(
+            f"{path} is not a readable checkpoint ({reason}). It is damaged, or holds more than tensors "
+            "and plain data, which is refused"
+        ) from error
     if not isinstance(content, dict) or "recipe" not in content or "state_dict" not in content:
         raise ValueError(f"{path} is not a checkpoint of zipar-train: it carries no recipe")
     state = {name.removeprefix("model."): tensor for name, tensor in content.pop("state_dict").items()}
@@ -74,17 +78,24 @@ def restore(family: Family, saved: Saved, model: Model) -> None:
     for key in ("family", "grid", "codes", "classes"):
         theirs, ours = getattr(saved.recipe.model, key), getattr(model, key)
         if theirs != ours:
-            raise ValueError(f"{saved.path} is of another recipe ({saved.recipe.name}): its model.{key} is {theirs}, here it "
-                             f"is {ours}. Give a checkpoint of this recipe, or the recipe of this checkpoint")
+            raise ValueError(
+                f"{saved.path} is of another recipe ({saved.recipe.name}): its model.{key} is {theirs}, here it "
+                f"is {ours}. Give a checkpoint of this recipe, or the recipe of this checkpoint"
+            )
     wanted = family.model.state_dict()
     missing = sorted(wanted.keys() - saved.state.keys())
     surplus = sorted(saved.state.keys() - wanted.keys())
-    shapes = [f"{name} is {list(saved.state[name].shape)}, not {list(wanted[name].shape)}"
-              for name in wanted.keys() & saved.state.keys() if wanted[name].shape != saved.state[name].shape]
+    shapes = [
+        f"{name} is {list(saved.state[name].shape)}, not {list(wanted[name].shape)}"
+        for name in wanted.keys() & saved.state.keys()
+        if wanted[name].shape != saved.state[name].shape
+    ]
     problems = [f"{title}: {', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''}"
                 for title, names in (("missing", missing), ("surplus", surplus), ("of another shape", sorted(shapes)))
                 if names]  # fmt: skip
     if problems:
-        raise ValueError(f"{saved.path} does not fit the model of this recipe. " + "; ".join(problems) + ". "
-                         "Give a checkpoint of this recipe, or mend the recipe's depth, heads, width and feed_forward")
+        raise ValueError(
+            f"{saved.path} does not fit the model of this recipe. " + "; ".join(problems) + ". "
+            "Give a checkpoint of this recipe, or mend the recipe's depth, heads, width and feed_forward"
+        )
     family.model.load_state_dict(saved.state)

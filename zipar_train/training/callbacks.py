@@ -1,4 +1,4 @@
-"""Checkpoints: at every epoch's end, every so many steps, and when the run is told to stop."""
+"""What a run leaves behind while it goes on: checkpoints, and lines in a log."""
 
 import os
 import signal
@@ -69,3 +69,14 @@ class Checkpoint(L.Callback):
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["recipe"] = self.recipe.model_dump()
+
+
+class Lines(L.Callback):
+    """Progress for logs that are no terminal: a line at every epoch's end."""
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        numbers = {key: float(value) for key, value in trainer.callback_metrics.items() if "/" in key}
+        told = "  ".join(
+            f"{key} {value:.4g}" for key, value in numbers.items() if key not in ("train/window", "train/lr")
+        )
+        print(f"epoch {trainer.current_epoch + 1}, step {trainer.global_step}: {told}", flush=True)

@@ -1,6 +1,7 @@
 """A recipe, run: its model, data and Lightning Trainer, put together."""
 
 import logging
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -15,7 +16,7 @@ from zipar_train.models.family import build
 from zipar_train.models.weights import last_checkpoint, read, restore
 from zipar_train.recipe import Recipe, differences, dump
 from zipar_train.shards import write_whole
-from zipar_train.training.callbacks import Checkpoint
+from zipar_train.training.callbacks import Checkpoint, Lines
 from zipar_train.training.datamodule import ShardDataModule
 from zipar_train.training.module import ZipARModule
 
@@ -62,12 +63,14 @@ def build_trainer(recipe: Recipe) -> L.Trainer:
     Raises:
         ValueError: if Lightning refuses an argument; says which.
     """
-    callbacks: list[L.Callback] = [TQDMProgressBar(refresh_rate=1 if sys.stderr.isatty() else 50)]
+    watched = sys.stderr.isatty() and recipe.trainer.get("enable_progress_bar", True)
+    callbacks: list[L.Callback] = [TQDMProgressBar() if watched else Lines()]
     if recipe.optim.ema is not None:
         callbacks.append(EMAWeightAveraging(decay=recipe.optim.ema))
     callbacks.append(Checkpoint(recipe, every=recipe.checkpoint_every))  # last: it saves what the others have done
     arguments: dict[str, Any] = {"enable_model_summary": False, **recipe.trainer}
     arguments |= {"enable_checkpointing": False, "default_root_dir": recipe.run, "callbacks": callbacks}
+    arguments["enable_progress_bar"] = watched
     try:
         return L.Trainer(**arguments, logger=build_loggers(recipe, "fit"))
     except (MisconfigurationException, TypeError, ValueError) as error:
@@ -88,6 +91,7 @@ def wandb_logger(recipe: Recipe, job: str) -> Any:
     Raises:
         ValueError: if wandb is not installed.
     """
+    os.environ.setdefault("WANDB_SILENT", "true")  # one line of ours instead of its dozen
     try:
         from lightning.pytorch.loggers import WandbLogger
 
@@ -101,8 +105,9 @@ def wandb_logger(recipe: Recipe, job: str) -> Any:
             config=recipe.model_dump(),
         )
     except ModuleNotFoundError as error:
-        raise ValueError(f"log.wandb = {recipe.log.wandb}: wandb is not installed. "
-                         "pip install wandb, or --set log.wandb=disabled") from error
+        raise ValueError(
+            f"log.wandb = {recipe.log.wandb}: wandb is not installed. pip install wandb, or --set log.wandb=disabled"
+        ) from error
 
 
 def fit(recipe: Recipe, *, resume: bool = False) -> Path:
@@ -122,12 +127,16 @@ def fit(recipe: Recipe, *, resume: bool = False) -> Path:
     run = Path(recipe.run)
     checkpoint = last_checkpoint(run)
     if checkpoint and not resume:
-        raise ValueError(f"{run} already holds a run. Continue it with --resume, or write elsewhere with --set run=FOLDER")
+        raise ValueError(
+            f"{run} already holds a run. Continue it with --resume, or write elsewhere with --set run=FOLDER"
+        )
     if checkpoint:
         changed = differences(read(checkpoint).recipe, recipe, ignore=("log", "evaluate", "draw", "about"))
         if changed:
-            raise ValueError(f"{run} was made by another recipe: {'; '.join(changed)}. "
-                             "Resume with the recipe it was made by, or write elsewhere with --set run=FOLDER")
+            raise ValueError(
+                f"{run} was made by another recipe: {'; '.join(changed)}. "
+                "Resume with the recipe it was made by, or write elsewhere with --set run=FOLDER"
+            )
         print(f"Resuming from {checkpoint}.")
     data = build_datamodule(recipe)
     L.seed_everything(recipe.seed, workers=True, verbose=False)
@@ -137,8 +146,13 @@ def fit(recipe: Recipe, *, resume: bool = False) -> Path:
     parameters = sum(p.numel() for p in module.parameters()) / 1e6
     windows = ", ".join(f"{w} (weight {x:g})" for w, x in recipe.zipar.windows.items())
     train, val = data.manifests
-    print(f"{recipe.name}: {recipe.model.family}, {parameters:.1f} M parameters, {module.family.grid} codes, "
-          f"windows {windows}; {train.samples:,} images to train on, {val.samples:,} held out.", flush=True)
+    print(
+        f"{recipe.name}: {recipe.model.family}, {parameters:.1f} M parameters, {module.family.grid} codes, "
+        f"windows {windows}; {train.samples:,} images to train on, {val.samples:,} held out.",
+        flush=True,
+    )
+    if recipe.log.wandb == "offline":
+        print(f"W&B offline: `wandb sync {run}/wandb/offline-run-*` uploads it.", flush=True)
     trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
     return run / "checkpoints" / "last.ckpt"
 
@@ -153,7 +167,9 @@ def write_folder(run: Path, recipe: Recipe) -> None:
         (run / "checkpoints").mkdir(parents=True, exist_ok=True)
         write_whole(run / "recipe.yaml", dump(recipe).encode())
     except OSError as error:
-        raise ValueError(f"run = {run}: cannot be written ({error}). Choose another folder with --set run=FOLDER") from error
+        raise ValueError(
+            f"run = {run}: cannot be written ({error}). Choose another folder with --set run=FOLDER"
+        ) from error
 
 
 def quiet() -> None:

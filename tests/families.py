@@ -1,0 +1,75 @@
+"""Families for tests: stock Llamas with longer prompts and row-end tokens, so that plans are tested beyond LlamaGen."""
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from zipar_train.grid import Grid
+from zipar_train.models.family import build
+from zipar_train.plan import ROW_END
+from zipar_train.recipe import Model
+
+
+class StockLlama:
+    """A one-dimensional Llama: ids 0 .. V-1 are codes, V the row end, above that the prompts' tokens.
+
+    The prompt of label n is P times its token; a null prompt is P times the last id.
+    """
+
+    tokenizer = None
+
+    def __init__(self, grid: Grid, *, codes: int = 7, prompt: int = 1, seed: int = 0):
+        self.grid, self.codes, self.prompt_length = grid, codes, prompt
+        torch.manual_seed(seed)
+        self.model = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=codes + 5,
+                hidden_size=16,
+                intermediate_size=24,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                initializer_range=0.4,
+            )
+        ).to(torch.float64)
+
+    def check(self, condition):
+        return torch.as_tensor(condition)
+
+    def drop(self, condition, where):
+        return torch.where(where, 3, condition)
+
+    def prompt(self, condition):
+        return self.model.get_input_embeddings()(self.codes + 1 + condition)[:, None].expand(-1, self.prompt_length, -1)
+
+    def embed(self, tokens):
+        return self.model.get_input_embeddings()(torch.where(tokens == ROW_END, self.codes, tokens))
+
+    def logits(self, embeddings, positions, mask, cache=None):
+        hidden = self.model.model(
+            inputs_embeds=embeddings,
+            position_ids=(positions + self.prompt_length)[None],
+            attention_mask=mask,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        ).last_hidden_state
+        return self.model.lm_head(hidden)[..., : self.codes]
+
+
+def llamagen(height: int, width: int, *, codes: int = 7, classes: int = 3, seed: int = 0, dtype=torch.float64):
+    """A LlamaGen with weights large enough that every context matters."""
+    torch.manual_seed(seed)
+    model = Model(
+        family="llamagen",
+        depth=2,
+        heads=2,
+        width=16,
+        feed_forward=24,
+        grid=[height, width],
+        codes=codes,
+        classes=classes,
+    )
+    family = build(model, dtype=dtype)
+    with torch.no_grad():
+        for parameter in family.model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(20)
+    return family

@@ -1,0 +1,95 @@
+"""The house: one direction of imports, a core that needs little, files that stay short."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "zipar_train"
+ROOMS = """
+    grid plan masks picture recipe models.rope models.modeling_llamagen models.vq models.family models
+    shards tokenize decoding.cache decoding.sampling decoding.decoder decoding
+    training.callbacks training.module training.datamodule training
+    evaluation.classifier evaluation.metrics evaluation.evaluate evaluation export cli
+""".split()
+FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py" and "recipes" not in p.parts)
+
+
+def room(module: str) -> int:
+    """The place of a module's room: its own entry, or its folder's."""
+    name = module.removeprefix("zipar_train.")
+    while name not in ROOMS:
+        assert "." in name, f"{module} has no room: add it to ROOMS where it belongs"
+        name = name.rpartition(".")[0]
+    return ROOMS.index(name)
+
+
+def imports(path: Path) -> list[str]:
+    package = ".".join(path.relative_to(PACKAGE.parent).parent.parts)
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            module = f"{package}.{node.module}" if node.level else node.module or ""
+            found += [module]
+        elif isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+    return [module for module in found if module.startswith("zipar_train.")]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(PACKAGE).as_posix())
+def test_imports_point_down_the_list_only(path):
+    mine = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+    for other in imports(path):
+        same_folder = room(other) == room(mine) and other.rpartition(".")[0] == mine.rpartition(".")[0]
+        assert room(other) < room(mine) or same_folder, f"{mine} imports {other}"
+
+
+def test_files_are_short_and_say_what_they_are():
+    for path in FILES:
+        text = path.read_text()
+        assert len(text.split("\n")) <= 350, path
+        assert ast.get_docstring(ast.parse(text)), path
+        assert path.stem not in ("utils", "helpers", "misc")
+    core = ["grid", "plan", "masks", "decoding/decoder"]
+    assert sum(len((PACKAGE / f"{name}.py").read_text().split("\n")) for name in core) < 450
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("zipar_train.recipe", ["torch"]),
+        ("zipar_train.plan", ["torch"]),
+        ("zipar_train.decoding.generator", ["wandb", "webdataset", "torch_fidelity", "matplotlib", "lightning"]),
+        ("zipar_train.training.trainer", ["wandb", "webdataset", "torch_fidelity"]),
+    ],
+)
+def test_optional_packages_may_be_missing(module, absent):
+    code = f"import sys; sys.modules.update(dict.fromkeys({absent!r})); import {module}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_recipes_ship_inside_the_wheel(tmp_path):
+    """Built for real, installed nowhere: the archive's own list."""
+    import zipfile
+
+    build = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        tmp_path,
+        PACKAGE.parent,
+    ]
+    done = subprocess.run(build, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
+    for recipe in (PACKAGE.parent / "recipes").glob("*.yaml"):
+        assert f"zipar_train/recipes/{recipe.name}" in names
+    assert "zipar_train/py.typed" in names

@@ -1,0 +1,162 @@
+"""The theorem: what the decoder saw while drawing is what one teacher-forced pass over its images gives."""
+
+import pytest
+import torch
+from families import StockLlama, llamagen
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from zipar_train import Grid, Plan
+from zipar_train.decoding.decoder import Decoder
+from zipar_train.decoding.sampling import uniforms
+from zipar_train.masks import block, dense
+from zipar_train.models.family import teacher_forced
+from zipar_train.recipe import Draw
+
+
+def drawn_and_seen(family, plan, draw, labels, seed=0):
+    """Codes (B, N) of a decode, and the logits (B or 2 B, N, V) it saw of every code."""
+    codes, seen = plan.grid.codes, {}
+
+    def observe(targets, logits):
+        for column, target in enumerate(targets.tolist()):
+            if target < codes:
+                assert target not in seen
+                seen[target] = logits[:, column].clone()
+
+    numbers = uniforms(list(range(len(labels))), codes, seed=seed)
+    images = Decoder(family, plan, draw)(labels, numbers, observe=observe)
+    return images.flatten(1), torch.stack([seen[n] for n in range(codes)], dim=1)
+
+
+def check_theorem(family, plan, draw, mask, tolerance=1e-10):
+    labels = torch.tensor([0, 2, 1])
+    codes, seen = drawn_and_seen(family, plan, draw, labels)
+    if draw.guidance != 1:
+        null = family.drop(labels, torch.ones(3, dtype=torch.bool))
+        codes, labels = torch.cat([codes, codes]), torch.cat([labels, null])
+    with torch.no_grad():
+        forced = teacher_forced(family, plan, codes, labels, mask)
+    assert forced.shape == seen.shape
+    assert (forced - seen).abs().max() <= tolerance
+    assert seen.std() > 0.1  # contexts matter: not the equality of two constants
+
+
+@given(
+    height=st.integers(1, 6),
+    width=st.integers(1, 6),
+    data=st.data(),
+    stand_in=st.sampled_from(["nearest", "released"]),
+    guidance=st.sampled_from([1.0, 2.5]),
+)
+@settings(max_examples=40, deadline=None)
+def test_theorem_of_llamagen(height, width, data, stand_in, guidance):
+    family = llamagen(height, width)
+    plan = Plan.zipar(family.grid, window=data.draw(st.integers(1, width)), stand_in=stand_in)
+    check_theorem(family, plan, Draw(guidance=guidance), dense(plan))
+
+
+@given(
+    height=st.integers(1, 5),
+    width=st.integers(1, 5),
+    row_end=st.booleans(),
+    prompt=st.integers(1, 4),
+    data=st.data(),
+    guidance=st.sampled_from([1.0, 2.5]),
+)
+@settings(max_examples=40, deadline=None)
+def test_theorem_with_row_ends_and_longer_prompts(height, width, row_end, prompt, data, guidance):
+    grid = Grid(height, width, row_end=row_end)
+    family = StockLlama(grid, prompt=prompt)
+    plan = Plan.zipar(grid, window=data.draw(st.integers(1, grid.row_length)), prompt=prompt)
+    check_theorem(family, plan, Draw(guidance=guidance, top_k=4, top_p=0.9, temperature=0.8), dense(plan))
+
+
+@pytest.mark.parametrize(("window", "guidance"), [(6, 1.0), (3, 2.0), (2, 1.0), (1, 2.0)])
+def test_theorem_with_the_block_mask(window, guidance):
+    """FlexAttention runs uncompiled here: inductor has no CPU kernel for masks that capture tensors."""
+    family = llamagen(6, 6)
+    plan = Plan.zipar(family.grid, window=window)
+    labels = torch.tensor([0, 2])
+    codes, seen = drawn_and_seen(family, plan, Draw(guidance=guidance), labels)
+    family.model.set_attn_implementation("flex_attention")
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        forced = teacher_forced(family, plan, codes, labels, block(plan))
+    assert (forced - seen[:2]).abs().max() <= 1e-10
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("window", [24, 16, 4, 1])
+def test_theorem_on_a_gpu(window):
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    family = llamagen(24, 24)
+    family.model.cuda()
+    plan = Plan.zipar(family.grid, window=window)
+    labels = torch.tensor([0, 2], device="cuda")
+    codes, seen = drawn_and_seen(family, plan, Draw(guidance=2.0), labels)
+    with torch.no_grad():
+        forced = teacher_forced(family, plan, codes, labels, dense(plan, device="cuda"))
+    assert (forced - seen[:2]).abs().max() <= 1e-10
+    family.model.to(torch.float32).set_attn_implementation("flex_attention")
+    with torch.no_grad():
+        flex = teacher_forced(family, plan, codes, labels, block(plan, device="cuda"))
+    assert (flex - forced).abs().max() <= 1e-3 * forced.abs().max()
+
+
+def test_the_widest_window_is_a_stock_causal_model():
+    """Greedy codes equal transformers' own generate, and logits a causal forward with no mask of ours."""
+    family = llamagen(5, 6)
+    plan = Plan.raster(family.grid)
+    labels = torch.tensor([0, 1, 2])
+    codes, seen = drawn_and_seen(family, plan, Draw(temperature=0), labels)
+    prompt = family.codes + labels[:, None]
+    generated = family.model.generate(prompt, max_new_tokens=30, min_new_tokens=30, do_sample=False)[:, 1:]
+    assert torch.equal(codes, generated)
+    with torch.no_grad():
+        causal = family.model(torch.cat([prompt, codes[:, :-1]], dim=1)).logits
+    assert (causal - seen).abs().max() <= 1e-10
+
+
+def test_the_widest_window_with_row_ends_is_a_stock_causal_model():
+    grid = Grid(4, 5, row_end=True)
+    family, labels = StockLlama(grid, prompt=3), torch.tensor([0, 1])
+    codes, seen = drawn_and_seen(family, Plan.raster(grid, prompt=3), Draw(), labels)
+    ends = torch.full((2, 4, 1), family.codes)
+    raster = torch.cat([codes.view(2, 4, 5), ends], dim=2).flatten(1)[:, :-1]
+    prompt = (family.codes + 1 + labels)[:, None].expand(-1, 3)
+    with torch.no_grad():
+        causal = family.model(torch.cat([prompt, raster], dim=1)).logits[:, 2:, : family.codes]
+    keep = [grid.position(row, column) for row in range(4) for column in range(5)]
+    assert (causal[:, keep] - seen).abs().max() <= 1e-10
+
+
+@pytest.mark.parametrize("window", [6, 4, 2, 1])
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_an_image_is_the_same_in_any_batch(window, guidance):
+    family = llamagen(6, 6, dtype=torch.float32)
+    decoder = Decoder(family, Plan.zipar(family.grid, window=window), Draw(guidance=guidance))
+    labels, numbers = [k % 3 for k in range(16)], uniforms(list(range(16)), 36, seed=5)
+    whole = decoder(labels, numbers)
+    for size in (1, 3):
+        parts = [decoder(labels[i : i + size], numbers[i : i + size]) for i in range(0, 16, size)]
+        assert torch.equal(torch.cat(parts), whole)
+    assert torch.equal(decoder(labels, numbers), whole)
+    assert not torch.equal(decoder(labels, uniforms(list(range(16)), 36, seed=6)), whole)
+
+
+def test_guidance_of_one_is_none_and_more_is_more():
+    family = llamagen(4, 4)
+    plan, labels = Plan.zipar(family.grid, window=2), torch.tensor([0, 1])
+    plain, seen = drawn_and_seen(family, plan, Draw(temperature=0), labels)
+    assert seen.shape[0] == 2
+    guided, seen = drawn_and_seen(family, plan, Draw(temperature=0, guidance=3.0), labels)
+    assert seen.shape[0] == 4
+    mixed = seen[2:] + (seen[:2] - seen[2:]) * 3.0
+    assert torch.equal(guided, mixed.argmax(-1))
+    assert not torch.equal(plain, guided)
+
+
+def test_a_plan_of_another_grid_is_refused():
+    with pytest.raises(ValueError, match="does not fit a model of 4 x 4 codes"):
+        Decoder(llamagen(4, 4), Plan.raster(Grid(5, 4)), Draw())

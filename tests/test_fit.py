@@ -1,0 +1,207 @@
+"""Training: repeatable, resumable to the bit, stopped cleanly, killed without loss; modules usable alone."""
+
+import csv
+import os
+import signal
+import subprocess
+import time
+from collections import Counter
+from math import log
+
+import lightning as L
+import pytest
+import torch
+from conftest import command, sets
+from families import llamagen
+
+from zipar_train import Plan, ShardDataModule, ZipARModule, load
+from zipar_train.decoding.generator import Generator
+from zipar_train.models.weights import read
+from zipar_train.recipe import load_recipe
+from zipar_train.shards import Batch, ShardLoader
+from zipar_train.training.trainer import build_trainer, fit
+
+
+def losses(run):
+    """step -> train loss, over all logs of a run folder in order."""
+    found = {}
+    for path in sorted((run / "logs").iterdir(), key=lambda p: int(p.name.split("_")[1])):
+        for row in csv.DictReader((path / "metrics.csv").open()):
+            if row.get("train/loss"):
+                found[int(row["step"])] = float(row["train/loss"])
+    return found
+
+
+def quick(tiny, tmp_path, name, *more):
+    return [*tiny, f"run={tmp_path}/{name}", "trainer.log_every_n_steps=1", "trainer.max_epochs=2",
+            "trainer.check_val_every_n_epoch=1", "zipar.windows={8: 1, 4: 1, 2: 1}", *more]  # fmt: skip
+
+
+def states_equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_same_seed_same_losses_and_the_loss_falls(tiny, tmp_path):
+    runs = []
+    for name in ("a", "b", "c"):
+        seed = "seed=1" if name == "c" else "seed=0"
+        fit(load_recipe("digits-base", quick(tiny, tmp_path, name, seed, "optim.lr=1e-2")))
+        runs.append(losses(tmp_path / name))
+    assert runs[0] == runs[1]
+    assert runs[0] != runs[2]
+    assert len(runs[0]) == 90
+    early, late = [sum(list(runs[0].values())[part]) / 10 for part in (slice(0, 10), slice(80, 90))]
+    assert late < 0.8 * early
+    assert states_equal(read(tmp_path / "a").state, read(tmp_path / "b").state)
+
+
+def start(*args, cwd):
+    env = {**os.environ, "WANDB_MODE": "offline"}
+    return subprocess.Popen(command(*args), cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(path, process):
+    deadline = time.monotonic() + 120
+    while not path.is_file():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_a_stopped_run_resumes_to_the_same_bits(tiny, tmp_path, signum, status):
+    """The real process, really interrupted in mid-epoch: its losses, weights and EMA end as if nothing had happened."""
+    slow = ["checkpoint_every=3", "optim.ema=0.9", "data.batch_size=4"]
+    whole = quick(tiny, tmp_path, "whole", *slow)
+    fit(load_recipe("digits-base", whole))
+
+    broken = quick(tiny, tmp_path, "broken", *slow)
+    arguments = ["fit", "--recipe", "digits-base", *sets(broken)]
+    process = start(*arguments, cwd=tmp_path)
+    checkpoint = tmp_path / "broken" / "checkpoints" / "last.ckpt"
+    wait_for(checkpoint, process)
+    time.sleep(0.3)
+    process.send_signal(signum)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == status, err
+    assert "Traceback" not in err
+    if signum != signal.SIGKILL:
+        assert f"stopped by {signum.name}" in err
+        assert "--resume" in err
+    step = read(checkpoint).extra["global_step"]
+    assert 0 < step < 718
+    fit(load_recipe("digits-base", broken), resume=True)
+    a, b = read(tmp_path / "whole"), read(tmp_path / "broken")
+    expected, got = losses(tmp_path / "whole"), losses(tmp_path / "broken")
+    missing = expected.keys() - got.keys()  # a killed process takes the last unwritten log lines with it
+    assert {k: v for k, v in expected.items() if k >= step} == {k: v for k, v in got.items() if k >= step}
+    assert not missing or signum == signal.SIGKILL
+    assert states_equal(a.state, b.state)
+    current_a, current_b = a.extra["current_model_state"], b.extra["current_model_state"]
+    assert states_equal(current_a, current_b)
+    assert not states_equal(a.state, {k.removeprefix("model."): v for k, v in current_a.items()})
+
+
+def test_a_finished_run_is_left_alone_and_another_recipe_is_refused(tiny, tmp_path, capsys):
+    overrides = quick(tiny, tmp_path, "run")
+    recipe = load_recipe("digits-base", overrides)
+    fit(recipe)
+    before = read(recipe.run).state
+    with pytest.raises(ValueError, match="already holds a run. Continue it with --resume"):
+        fit(recipe)
+    fit(recipe, resume=True)
+    assert states_equal(read(recipe.run).state, before)
+    with pytest.raises(ValueError, match=r"made by another recipe: optim.lr: 0.003 -> 0.5"):
+        fit(load_recipe("digits-base", [*overrides, "optim.lr=0.5"]), resume=True)
+
+
+def test_tuning_starts_from_the_base_and_bits_are_what_validation_logs(tiny, tmp_path):
+    fit(load_recipe("digits-base", quick(tiny, tmp_path, "base")))
+    tuned = load_recipe("digits", quick(tiny, tmp_path, "tuned", f"model.weights={tmp_path}/base", "optim.lr=1e-12"))
+    fit(tuned)
+    base, after = read(tmp_path / "base").state, read(tmp_path / "tuned").state
+    assert all(torch.allclose(base[k], after[k], atol=1e-8) for k in base)
+    from zipar_train.evaluation.metrics import bits_per_code
+
+    generator = load(tmp_path / "tuned")
+    rows = list(csv.DictReader((tmp_path / "tuned" / "logs" / "version_0" / "metrics.csv").open()))
+    logged = [row for row in rows if row.get("val/bits_w4")][-1]
+    for window in (8, 4, 2):
+        exact = bits_per_code(generator, generator.plan(window), ShardLoader(tuned.data.val, batch_size=50))
+        assert abs(exact - float(logged[f"val/bits_w{window}"])) < 1e-5
+
+
+def test_windows_come_in_their_shares_and_dropout_in_its():
+    module = ZipARModule(llamagen(6, 6), windows={6: 1, 3: 2, 1: 1}, label_dropout=0.25, seed=3)
+    for epoch in (0, 1):
+        counts = Counter(module.draw_window(epoch, batch) for batch in range(40))
+        assert abs(counts[6] - 10) <= 1
+        assert abs(counts[3] - 20) <= 1
+        assert abs(counts[1] - 10) <= 1
+    assert [module.draw_window(0, b) for b in range(40)] != [module.draw_window(1, b) for b in range(40)]
+    drops = torch.stack([module.draw_dropout(0, batch, 50) for batch in range(200)])
+    assert abs(drops.float().mean() - 0.25) < 0.02
+    assert torch.equal(module.draw_dropout(0, 7, 50), drops[7])
+
+
+def test_the_loss_is_the_mean_over_codes_and_gradients_reach_every_weight():
+    family = llamagen(4, 4)
+    module = ZipARModule(family, windows={2: 1})
+    batch = Batch(torch.randint(7, (5, 16)), torch.tensor([0, 1, 2, 0, 1]))
+    loss = module.loss(batch, 2, torch.tensor([True, False, False, False, False]))
+    from zipar_train.masks import dense
+    from zipar_train.models.family import teacher_forced
+
+    plan = Plan.zipar(family.grid, window=2)
+    log_p = teacher_forced(family, plan, batch.codes, torch.tensor([3, 1, 2, 0, 1]), dense(plan)).log_softmax(-1)
+    assert torch.allclose(loss, -log_p.gather(-1, batch.codes[..., None]).mean())
+    assert loss > 0.3 * log(7)
+    loss.backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in family.model.parameters())
+
+
+def test_only_matrices_decay_and_the_schedule_warms_up_and_ends_at_zero(tiny_recipe):
+    module = ZipARModule(llamagen(8, 8, codes=17, classes=10), windows={8: 1}, lr=1e-2, weight_decay=0.1, warmup=0.5)
+    rates = []
+
+    class Watch(L.Callback):
+        def on_train_batch_end(self, trainer, *args):
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    trainer = L.Trainer(max_steps=10, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+                        accelerator="cpu", callbacks=[Watch()], limit_val_batches=0)  # fmt: skip
+    data = ShardDataModule(tiny_recipe.data.train, tiny_recipe.data.val, batch_size=8)
+    module.to(torch.float32)
+    trainer.fit(module, data)
+    assert rates[4] == pytest.approx(1e-2)
+    assert rates[0] < rates[2] < rates[4] > rates[7] > rates[9]
+    assert rates[9] == pytest.approx(0, abs=1e-9)
+    decay, rest = trainer.optimizers[0].param_groups
+    assert {p.ndim for p in decay["params"]} == {2}
+    assert {p.ndim for p in rest["params"]} == {1}
+    assert (decay["weight_decay"], rest["weight_decay"]) == (0.1, 0.0)
+
+
+def test_wandb_offline_keeps_a_run_in_the_folder(tiny, tmp_path):
+    pytest.importorskip("wandb")
+    overrides = [o for o in quick(tiny, tmp_path, "run", "trainer.max_epochs=1") if not o.startswith("log.")]
+    fit(load_recipe("digits-base", [*overrides, "log.wandb=offline"]))
+    import wandb
+
+    wandb.finish(quiet=True)
+    assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
+
+
+def test_arguments_that_lightning_refuses_are_named(tiny):
+    with pytest.raises(ValueError, match="trainer: Lightning refuses"):
+        build_trainer(load_recipe("digits-base", [*tiny, "trainer.precision=17"]))
+
+
+def test_a_generator_of_trained_weights_equals_the_trained_module(tiny_recipe):
+    """Through the checkpoint and back: the same logits."""
+    fit(tiny_recipe.model_copy(update={"trainer": {**tiny_recipe.trainer, "max_epochs": 1}}))
+    saved = read(tiny_recipe.run)
+    first, second = Generator(tiny_recipe, saved), load(tiny_recipe.run)
+    a, b = first.draw([1, 2, 3], window=2), second.draw([1, 2, 3], window=2)
+    assert torch.equal(a.codes, b.codes)
+    assert torch.equal(a.pixels, b.pixels)

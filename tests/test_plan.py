@@ -1,0 +1,168 @@
+"""The plan against the paper's counts, against a simulator of the released decoder, and against its own promises."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from released import simulate
+
+from zipar_train import Grid, Plan
+from zipar_train.plan import NEVER, PROMPT, ROW_END
+
+
+@st.composite
+def plans(draw, stand_ins=("nearest", "released"), row_ends=(False, True)):
+    grid = Grid(draw(st.integers(1, 9)), draw(st.integers(1, 9)), row_end=draw(st.sampled_from(row_ends)))
+    return Plan.zipar(
+        grid,
+        window=draw(st.integers(1, grid.row_length)),
+        stand_in=draw(st.sampled_from(stand_ins)),
+        prompt=draw(st.integers(1, 4)),
+    )
+
+
+def test_passes_of_the_papers_tables():
+    assert [Plan.zipar(Grid(24, 24), window=w).passes for w in (24, 16, 12, 8, 4, 2, 1)] == [
+        576,
+        400,
+        312,
+        224,
+        136,
+        92,
+        70,
+    ]
+    assert [Plan.zipar(Grid(32, 32), window=w).passes for w in (32, 16, 12, 8, 4)] == [1024, 544, 424, 304, 184]
+    assert Plan.zipar(Grid(48, 48, row_end=True), window=16).passes == 753
+    assert Plan.zipar(Grid(90, 90, row_end=True), window=8).passes == 713
+
+
+def test_widest_pass_of_the_released_code():
+    assert [Plan.zipar(Grid(24, 24), window=w).width for w in (16, 12, 8, 4, 2)] == [2, 3, 4, 7, 13]
+    assert Plan.zipar(Grid(24, 24), window=8, prompt=120).width == 4
+
+
+def test_slots_do_not_depend_on_the_window():
+    assert {len(Plan.zipar(Grid(24, 24), window=w)) for w in range(1, 24)} == {598}
+    assert len(Plan.raster(Grid(24, 24))) == 576
+
+
+def test_raster_is_the_widest_window_and_plain_causal():
+    for grid in (Grid(5, 7), Grid(5, 7, row_end=True), Grid(1, 1)):
+        plan = Plan.raster(grid, prompt=3)
+        assert plan.passes == grid.codes
+        assert (plan.expires == NEVER).all()
+        assert (np.diff(plan.position) == 1).all()
+        assert (plan.visible() == np.tri(len(plan), dtype=bool)).all()
+
+
+@pytest.mark.parametrize(("size", "window"), [(24, 16), (24, 8), (24, 5), (16, 2), (9, 4), (7, 6), (6, 3), (5, 2)])
+def test_released_plan_is_the_released_decoder(size, window):
+    """Pass for pass: what is fed where, what is drawn from it, and every key that every query sees."""
+    plan, forwards = Plan.zipar(Grid(size, size), window=window, stand_in="released"), simulate(size, window)
+    assert plan.passes == len(forwards)
+    visible = plan.visible()
+
+    def feeds(slot):
+        return ("prompt", 0) if plan.source[slot] == PROMPT else ("code", int(plan.source[slot]))
+
+    for step, queries in enumerate(forwards):
+        slots = np.flatnonzero(plan.step == step)
+        assert len(slots) == len(queries)
+        by_position = {int(plan.position[slot]): slot for slot in slots}
+        for query in queries:
+            slot = by_position[query.slot]
+            assert feeds(slot) == query.feeds
+            assert plan.target[slot] == (-1 if query.draws is None else query.draws)
+            ours = {(int(plan.position[k]), feeds(k), int(plan.step[k])) for k in np.flatnonzero(visible[slot])}
+            assert ours == query.sees
+
+
+@given(plans())
+@settings(max_examples=150, deadline=None)
+def test_every_code_is_drawn_once_and_before_it_is_fed(plan):
+    codes = plan.grid.codes
+    assert sorted(plan.target[plan.target >= 0]) == list(range(codes))
+    drawn = plan.drawn().reshape(-1)
+    fed = plan.source >= 0
+    assert (drawn[plan.source[fed]] < plan.step[fed]).all()
+    assert plan.step[plan.target == drawn.argmax()].max() == plan.passes - 1
+    order = list(zip(plan.step.tolist(), plan.position.tolist(), strict=True))
+    assert order == sorted(set(order))
+
+
+@given(plans(row_ends=(False,)))
+@settings(max_examples=100, deadline=None)
+def test_a_row_opens_when_window_codes_of_the_row_above_exist(plan):
+    drawn = plan.drawn()
+    height, width = drawn.shape
+    assert plan.passes == (2 * width + (height - 2) * plan.window if height > 1 else width)
+    for row in range(2, height):
+        assert drawn[row, 0] == drawn[row - 1, plan.window - 1] + 1
+    assert (np.diff(drawn, axis=1) == 1).all()
+
+
+@given(plans(row_ends=(True,)))
+@settings(max_examples=100, deadline=None)
+def test_row_ends_open_rows_and_are_fed_once(plan):
+    grid, ends = plan.grid, plan.source == ROW_END
+    assert plan.passes == grid.width + (grid.height - 1) * (plan.window - 1)
+    assert ends.sum() == grid.height - 1
+    assert (plan.expires == NEVER).all()
+    assert (plan.target[ends] % grid.width == 0).all()
+
+
+@given(plans(row_ends=(False,), stand_ins=("nearest",)))
+@settings(max_examples=100, deadline=None)
+def test_nothing_drawn_is_nearer_than_the_nearest_stand_in(plan):
+    drawn, width = plan.drawn(), plan.grid.width
+    for slot in np.flatnonzero(plan.expires != NEVER):
+        row = plan.position[slot] // width
+
+        def distance(code, row=row):
+            return (code // width - row) ** 2 + (code % width - (width - 1)) ** 2
+
+        there = [int(code) for code in np.flatnonzero(drawn.reshape(-1) < plan.step[slot])]
+        best = min(map(distance, there))
+        assert plan.source[slot] == max(code for code in there if distance(code) == best)  # ties: the lower row
+        real = np.flatnonzero((plan.position == plan.position[slot]) & (plan.expires == NEVER))
+        assert plan.expires[slot] == plan.step[real[0]]
+        assert plan.target[real[0]] == -1
+
+
+@given(plans())
+@settings(max_examples=100, deadline=None)
+def test_each_position_shows_one_key_at_a_time(plan):
+    visible = plan.visible()
+    for query in range(len(plan)):
+        seen = plan.position[visible[query]]
+        assert len(seen) == len(set(seen.tolist()))
+        assert visible[query, query]
+
+
+def test_stand_ins_of_the_released_code_by_hand():
+    """24 columns, window 8: the row that opens as row 3 copies x[1, 15]; row 2 copies x[0, 23]."""
+    plan = Plan.zipar(Grid(24, 24), window=8, stand_in="released")
+    sources = [divmod(int(code), 24) for code in plan.source[plan.expires != NEVER]]
+    assert sources[:3] == [(0, 23), (1, 15), (2, 15)]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Plan.zipar(Grid(24, 24), window=25), "window 25 does not fit a row of 24 tokens: use 1 .. 24"),
+        (lambda: Plan.zipar(Grid(24, 24), window=0), "window 0"),
+        (lambda: Plan.zipar(Grid(4, 4, row_end=True), window=6), "use 1 .. 5"),
+        (lambda: Plan.zipar(Grid(4, 4), window=2, stand_in="last"), "use 'nearest' or 'released'"),
+        (lambda: Plan.zipar(Grid(4, 4), window=2, prompt=0), "prompt 0"),
+        (lambda: Grid(0, 4), "not 0 x 4"),
+    ],
+)
+def test_what_does_not_fit_is_refused(make, message):
+    with pytest.raises(ValueError) as error:  # noqa: PT011 - the message is checked below
+        make()
+    assert message in str(error.value)
+
+
+def test_a_plan_cannot_be_changed():
+    with pytest.raises(ValueError, match="read-only"):
+        Plan.raster(Grid(2, 2)).step[0] = 7

@@ -1,0 +1,249 @@
+"""Shards: whole or absent; every sample once; damage named; position restored."""
+
+import io
+import json
+import tarfile
+from collections import Counter
+
+import numpy as np
+import pytest
+import webdataset as wds
+
+from zipar_train.grid import Grid
+from zipar_train.shards import Sample, ShardLoader, Share, read_manifest, write_shards
+
+
+def samples(count, *, views=1, classes=3):
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        codes = rng.integers(5, size=(views, 2, 3)).astype(np.uint16)
+        codes[:, 0, :] = [[i % 5, i // 5 % 5, i // 25]] * views
+        yield Sample(f"s{i:03d}", codes, i % classes)
+
+
+def written(tmp_path, count=53, per_shard=10, **kwargs):
+    path = tmp_path / "train.json"
+    write_shards(samples(count, **kwargs), path, grid=(2, 3), codes=5, classes=3, source="test", per_shard=per_shard)
+    return path
+
+
+def number(codes):
+    return int(codes[0] + 5 * codes[1] + 25 * codes[2])
+
+
+def seen(loader):
+    return [number(codes) for batch in loader for codes in batch.codes]
+
+
+def test_what_is_written_is_plain_webdataset(tmp_path):
+    path = written(tmp_path)
+    manifest = read_manifest(path)
+    assert [s.samples for s in manifest.shards] == [10, 10, 10, 10, 10, 3]
+    urls = [str(tmp_path / s.name) for s in manifest.shards]
+    rows = list(wds.WebDataset(urls, shardshuffle=False).decode())
+    for row, sample in zip(rows, samples(53), strict=True):
+        assert row["__key__"] == sample.key
+        assert np.array_equal(row["codes.npy"], sample.codes)
+        assert row["cls"] == sample.label
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("shuffle", [1, 7, 1000])
+def test_every_sample_once_an_epoch(tmp_path, shuffle, workers):
+    loader = ShardLoader(written(tmp_path), batch_size=8, shuffle=shuffle, workers=workers)
+    first, second = seen(loader), seen(loader)
+    assert sorted(first) == sorted(second) == list(range(53))
+    assert (first == list(range(53))) == (shuffle == 1 and not workers)  # workers take turns
+    assert (first == second) == (shuffle == 1)
+    again = ShardLoader(loader.path, batch_size=8, shuffle=shuffle, workers=workers)
+    assert seen(again) == first
+    sizes = [len(batch.labels) for batch in again]
+    assert sizes == [8] * 6 + [5]
+    assert len(again) == 7
+
+
+@pytest.mark.parametrize(("ranks", "batch_size"), [(2, 8), (3, 4), (4, 7), (5, 53)])
+def test_ranks_share_the_samples_in_equal_batches(tmp_path, ranks, batch_size):
+    path = written(tmp_path)
+    loaders = [ShardLoader(path, batch_size=batch_size, shuffle=20, share=Share(r, ranks)) for r in range(ranks)]
+    per_rank = [list(loader) for loader in loaders]
+    assert len({tuple(len(b.labels) for b in batches) for batches in per_rank}) == 1
+    counts = Counter(number(c) for batches in per_rank for b in batches for c in b.codes)
+    assert set(counts) == set(range(53))
+    assert sum(counts.values()) - 53 < ranks
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_position_is_restored_in_mid_epoch(tmp_path, workers):
+    def loader():
+        return ShardLoader(written(tmp_path), batch_size=8, shuffle=20, workers=workers, seed=4)
+
+    whole = loader()
+    reference = [seen(whole), seen(whole)]
+    for stop in (1, 3, 6, 7):
+        left = loader()
+        stream = iter(left)
+        for _ in range(stop):
+            next(stream)
+        resumed = loader()
+        resumed.load_state_dict(left.state_dict())
+        tail = seen(resumed)
+        assert tail == (reference[0][8 * stop :] if stop < 7 else reference[1])
+        assert seen(resumed) == (reference[1] if stop < 7 else seen(whole))
+        whole = loader()
+        seen(whole), seen(whole)
+
+
+def test_views_are_all_drawn_and_do_not_depend_on_ranks(tmp_path):
+    path = written(tmp_path, views=3)
+
+    def views(share):
+        loader = ShardLoader(path, batch_size=60, shuffle=9, share=share)
+        return {number(c): tuple(c.tolist()) for batch in loader for c in batch.codes}
+
+    one = views(Share())
+    two = views(Share(0, 2)) | views(Share(1, 2))
+    assert one == two
+    truth = {
+        number(s.codes[0].reshape(-1)): [tuple(v.reshape(-1).tolist()) for v in s.codes] for s in samples(53, views=3)
+    }
+    picked = [truth[n].index(view) for n, view in one.items()]
+    assert set(picked) == {0, 1, 2}
+
+
+def test_a_failed_write_leaves_nothing(tmp_path):
+    def broken():
+        yield from samples(3)
+        raise RuntimeError("the encoder fell over")
+
+    with pytest.raises(RuntimeError):
+        write_shards(broken(), tmp_path / "train.json", grid=(2, 3), codes=5, classes=3, source="x")
+    assert list(tmp_path.iterdir()) == []
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    with pytest.raises(OSError, match="file"):
+        write_shards(samples(3), blocked / "train.json", grid=(2, 3), codes=5, classes=3, source="x")
+
+
+@pytest.mark.parametrize(
+    ("sample", "message"),
+    [
+        (Sample("a", np.full((1, 2, 3), 5, np.uint16), 0), "sample a: code 5 is outside a codebook of 5 codes"),
+        (Sample("a", np.zeros((1, 3, 3), np.uint16), 0), "not (views, 2, 3)"),
+        (Sample("a", np.zeros((1, 2, 3), np.float32), 0), "not integers"),
+        (Sample("a", np.full((1, 2, 3), -1, np.int64), 0), "outside a codebook"),
+        (Sample("a", np.zeros((1, 2, 3), np.uint16), 3), "class 3 is outside 0 .. 2"),
+    ],
+)
+def test_samples_that_do_not_fit_are_not_written(tmp_path, sample, message):
+    with pytest.raises(ValueError) as error:  # noqa: PT011 - the message is checked below
+        write_shards([sample], tmp_path / "t.json", grid=(2, 3), codes=5, classes=3, source="x")
+    assert message in str(error.value)
+
+
+def damage(kind, path):
+    shard = path.parent / json.loads(path.read_text())["shards"][2]["name"]
+    data = bytearray(shard.read_bytes())
+    if kind == "missing":
+        shard.unlink()
+    elif kind == "empty":
+        shard.write_bytes(b"")
+    elif kind == "cut":
+        shard.write_bytes(data[: len(data) // 2])
+    elif kind == "one bit":
+        data[len(data) // 3] ^= 1
+        shard.write_bytes(data)
+    return shard
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty", "cut", "one bit"])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_shard_is_named(tmp_path, kind, workers):
+    path = written(tmp_path)
+    shard = damage(kind, path)
+    with pytest.raises(ValueError, match="train-000002.tar") as error:
+        seen(ShardLoader(path, batch_size=8, workers=workers))
+    assert str(shard) in str(error.value)
+    assert "copy or make it again" in str(error.value).lower()
+
+
+def retar(path, index, members):
+    """Replace a shard by other members and mend its checksum: damage that only its content shows."""
+    import hashlib
+
+    content = json.loads(path.read_text())
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    shard = content["shards"][index]
+    (path.parent / shard["name"]).write_bytes(buffer.getvalue())
+    shard["sha256"] = hashlib.sha256(buffer.getvalue()).hexdigest()
+    path.write_text(json.dumps(content))
+
+
+def npy(array, **kwargs):
+    buffer = io.BytesIO()
+    np.save(buffer, array, **kwargs)
+    return buffer.getvalue()
+
+
+GOOD = npy(np.zeros((1, 2, 3), np.uint16))
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ([("k.codes.npy", GOOD)], "sample k: not readable"),
+        ([("k.codes.npy", b"nothing"), ("k.cls", b"0")], "sample k: not readable"),
+        ([("k.codes.npy", GOOD), ("k.cls", b"cat")], "sample k: not readable"),
+        (
+            [("k.codes.npy", npy(np.full((1, 2, 3), 9, np.uint16))), ("k.cls", b"0")],
+            "code 9 is outside a codebook of 5",
+        ),
+        ([("k.codes.npy", npy(np.zeros((1, 4, 4), np.uint16))), ("k.cls", b"0")], "codes of shape (1, 4, 4)"),
+        ([("k.codes.npy", npy(np.array([{}]), allow_pickle=True)), ("k.cls", b"0")], "sample k: not readable"),
+    ],
+)
+def test_a_damaged_sample_is_named(tmp_path, members, message):
+    path = written(tmp_path)
+    retar(path, 1, members)
+    with pytest.raises(ValueError) as error:  # noqa: PT011 - the message is checked below
+        seen(ShardLoader(path, batch_size=8))
+    assert message in str(error.value)
+    assert "train-000001.tar" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("expected", "message"),
+    [
+        ({"grid": Grid(3, 2)}, "grid 2x3, but the recipe's model has 3x2"),
+        ({"codes": 17}, "codebook of 5, but the recipe's model has 17"),
+        ({"classes": 10}, "number of classes 3, but the recipe's model has 10"),
+    ],
+)
+def test_shards_of_another_model_are_refused(tmp_path, expected, message):
+    with pytest.raises(ValueError) as error:  # noqa: PT011 - the message is checked below
+        read_manifest(written(tmp_path), **expected)
+    assert message in str(error.value)
+
+
+def test_manifests_that_are_none(tmp_path):
+    with pytest.raises(ValueError, match="no shards at .*gone.json: make them with `zipar-train tokenize`"):
+        read_manifest(tmp_path / "gone.json")
+    path = written(tmp_path)
+    content = json.loads(path.read_text())
+    for text, message in (
+        ("{", "is not a manifest"),
+        (json.dumps({**content, "shards": []}), "lists no samples"),
+        (json.dumps({**content, "extra": 1}), "is not a manifest"),
+        (
+            json.dumps({**content, "shards": [{**content["shards"][0], "name": "../../etc/passwd"}]}),
+            "lie beside their manifest",
+        ),
+    ):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            read_manifest(path)
