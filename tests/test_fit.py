@@ -16,9 +16,9 @@ from families import llamagen
 
 from zipar_train import Plan, ShardDataModule, ZipARModule, load
 from zipar_train.decoding.generator import Generator
+from zipar_train.loader import Batch, ShardLoader
 from zipar_train.models.weights import read
 from zipar_train.recipe import load_recipe
-from zipar_train.shards import Batch, ShardLoader
 from zipar_train.training.trainer import build_trainer, fit
 
 
@@ -93,9 +93,9 @@ def test_a_stopped_run_resumes_to_the_same_bits(tiny, tmp_path, signum, status):
     fit(load_recipe("digits-base", broken), resume=True)
     a, b = read(tmp_path / "whole"), read(tmp_path / "broken")
     expected, got = losses(tmp_path / "whole"), losses(tmp_path / "broken")
-    missing = expected.keys() - got.keys()  # a killed process takes the last unwritten log lines with it
     assert {k: v for k, v in expected.items() if k >= step} == {k: v for k, v in got.items() if k >= step}
-    assert not missing or signum == signal.SIGKILL
+    if signum != signal.SIGKILL:  # which takes its last log lines with it; a stop takes the last step's alone
+        assert expected.keys() - got.keys() <= {step - 1}
     assert states_equal(a.state, b.state)
     current_a, current_b = a.extra["current_model_state"], b.extra["current_model_state"]
     assert states_equal(current_a, current_b)
@@ -188,7 +188,7 @@ def test_wandb_offline_keeps_a_run_in_the_folder(tiny, tmp_path):
     fit(load_recipe("digits-base", [*overrides, "log.wandb=offline"]))
     import wandb
 
-    wandb.finish(quiet=True)
+    wandb.finish()
     assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
 
 

@@ -10,7 +10,8 @@ import pytest
 import webdataset as wds
 
 from zipar_train.grid import Grid
-from zipar_train.shards import Sample, ShardLoader, Share, read_manifest, write_shards
+from zipar_train.loader import ShardLoader, Share
+from zipar_train.shards import Sample, read_manifest, write_shards
 
 
 def samples(count, *, views=1, classes=3):

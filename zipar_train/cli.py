@@ -187,7 +187,6 @@ def evaluate(
     folder = out or (path if path.is_dir() else path.parent.parent) / "evaluation"
     if not path.exists():
         raise ValueError(f"no checkpoint at {path}: train it with `zipar-train fit`, or give another path")
-    folder.mkdir(parents=True, exist_ok=True)
     report, samples = work(loaded, checkpoint, compare=compare, windows=sizes, out=folder)
     files = write_report(report, samples, folder)
     table = [list(HEADER), *cells(report)]

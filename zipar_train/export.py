@@ -7,6 +7,7 @@ from pathlib import Path
 from transformers.utils import logging as transformers_logging
 
 from zipar_train.decoding.generator import load
+from zipar_train.files import make_folder
 from zipar_train.models.weights import read
 from zipar_train.recipe import Recipe, dump
 
@@ -31,7 +32,7 @@ def export(checkpoint: str | Path, out: str | Path) -> Path:
     generator = load(checkpoint, device="cpu")
     aside = out.with_name(f".{out.name}.{os.getpid()}")
     try:
-        aside.mkdir(parents=True)
+        make_folder(aside)
         transformers_logging.disable_progress_bar()
         generator.family.model.save_pretrained(aside)
         (aside / "recipe.yaml").write_text(dump(saved.recipe), encoding="utf-8")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from zipar_train.files import make_folder
 from zipar_train.recipe import Recipe
 from zipar_train.shards import Manifest, Sample, write_shards
 
@@ -28,6 +29,7 @@ def tokenize(recipe: Recipe, *, images: str, out: str | Path, progress: bool = T
             "--images digits are 8 x 8 grids of 17 grey levels in 10 classes: "
             f"the model section of recipe {recipe.name} says otherwise"
         )
+    make_folder(Path(out))
     return {
         split: write_shards(
             tqdm(digits(split), desc=f"{split} images", unit=" images", disable=not progress),

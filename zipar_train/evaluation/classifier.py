@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch_fidelity import FeatureExtractorBase, register_feature_extractor
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
+from zipar_train.files import write_whole
+from zipar_train.loader import ShardLoader
 from zipar_train.models.vq import Tokenizer
-from zipar_train.shards import ShardLoader, write_whole
 
 FEATURES = 64
 

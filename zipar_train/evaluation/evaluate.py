@@ -18,9 +18,11 @@ from tqdm import tqdm
 from zipar_train.decoding.generator import Generator
 from zipar_train.evaluation.classifier import pixels_of, register, trained
 from zipar_train.evaluation.metrics import bits_per_code, fidelity, milliseconds
+from zipar_train.files import make_folder
+from zipar_train.loader import ShardLoader
 from zipar_train.models.weights import read
 from zipar_train.recipe import Recipe
-from zipar_train.shards import ShardLoader, read_manifest
+from zipar_train.shards import read_manifest
 
 
 class Score(BaseModel):
@@ -123,6 +125,7 @@ def evaluate(
     def held_out() -> ShardLoader:
         return ShardLoader(reference, batch_size=settings.batch_size)
 
+    make_folder(Path(out))
     classifier = trained(
         Path(out) / "classifier.safetensors", ShardLoader(recipe.data.train, batch_size=32, shuffle=10000), tokenizer
     )

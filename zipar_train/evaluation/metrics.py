@@ -10,10 +10,10 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import Dataset
 
 from zipar_train.decoding.generator import Generator
+from zipar_train.loader import ShardLoader
 from zipar_train.masks import dense
 from zipar_train.models.family import teacher_forced
 from zipar_train.plan import Plan
-from zipar_train.shards import ShardLoader
 
 
 @torch.inference_mode()

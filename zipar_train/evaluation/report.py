@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from zipar_train.evaluation.evaluate import Report, Samples, Score
-from zipar_train.shards import write_whole
+from zipar_train.files import make_folder, write_whole
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
@@ -24,7 +24,7 @@ def write_report(report: Report, samples: Samples, out: str | Path) -> list[Path
         OSError: if one cannot be written.
     """
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     write_whole(out / "report.json", (report.model_dump_json(indent=1) + "\n").encode())
     write_whole(out / "report.md", markdown(report).encode())
     plot_pareto(report, out / "pareto.png")

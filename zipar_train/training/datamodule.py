@@ -5,7 +5,8 @@ from pathlib import Path
 import lightning as L
 
 from zipar_train.grid import Grid
-from zipar_train.shards import ShardLoader, Share, read_manifest
+from zipar_train.loader import ShardLoader, Share
+from zipar_train.shards import read_manifest
 
 
 class ShardDataModule(L.LightningDataModule):
@@ -36,13 +37,28 @@ class ShardDataModule(L.LightningDataModule):
         super().__init__()
         self.train, self.val = Path(train), Path(val)
         self.batch_size, self.workers, self.shuffle, self.seed = batch_size, workers, shuffle, seed
+        self.loader: ShardLoader | None = None
+        self.position: dict[str, int] | None = None
         self.manifests = [read_manifest(path, grid=grid, codes=codes, classes=classes) for path in (train, val)]
 
     def train_dataloader(self) -> ShardLoader:
-        return self._loader(self.train, self.shuffle)
+        self.loader = self._loader(self.train, self.shuffle)
+        if self.position is not None:
+            self.loader.load_state_dict(self.position)
+        return self.loader
 
     def val_dataloader(self) -> ShardLoader:
         return self._loader(self.val, 1)
+
+    # Lightning 2.6 also saves a loader's own state, but does not restore it once the schedule has asked the Trainer for
+    # its number of steps, which sets the loaders up before the loops; a data module's state is restored in time.
+
+    def state_dict(self) -> dict[str, int]:
+        assert self.loader is not None
+        return self.loader.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self.position = state_dict
 
     def _loader(self, manifest: Path, shuffle: int) -> ShardLoader:
         share = Share(self.trainer.global_rank, self.trainer.world_size) if self.trainer else Share()

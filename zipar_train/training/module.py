@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
 
+from zipar_train.loader import Batch
 from zipar_train.masks import block, dense
 from zipar_train.models.family import Family, teacher_forced
 from zipar_train.plan import Plan, StandIn
-from zipar_train.shards import Batch
 
 GOLDEN = (sqrt(5) - 1) / 2
 

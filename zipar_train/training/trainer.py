@@ -12,10 +12,10 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from zipar_train.files import make_folder, write_whole
 from zipar_train.models.family import build
 from zipar_train.models.weights import last_checkpoint, read, restore
 from zipar_train.recipe import Recipe, differences, dump
-from zipar_train.shards import write_whole
 from zipar_train.training.callbacks import Checkpoint, Lines
 from zipar_train.training.datamodule import ShardDataModule
 from zipar_train.training.module import ZipARModule
@@ -164,7 +164,7 @@ def write_folder(run: Path, recipe: Recipe) -> None:
         ValueError: if it cannot be written.
     """
     try:
-        (run / "checkpoints").mkdir(parents=True, exist_ok=True)
+        make_folder(run / "checkpoints")
         write_whole(run / "recipe.yaml", dump(recipe).encode())
     except OSError as error:
         raise ValueError(

@@ -1,0 +1,167 @@
+"""Shards to batches: one epoch an iteration, every sample once, in a seeded order that can be resumed."""
+
+import random
+import signal
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from math import ceil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from zipar_train.shards import Manifest, read_manifest, read_shard
+
+
+class Batch(NamedTuple):
+    codes: torch.Tensor  # int64 (B, N), raster order
+    labels: torch.Tensor  # int64 (B,)
+
+
+@dataclass
+class Share:
+    """One process's part of the readers: rank `index` of `of`."""
+
+    index: int = 0
+    of: int = 1
+
+
+class _Epoch(IterableDataset):
+    """The samples of one rank in one epoch, in order, as batches; loader workers split them evenly."""
+
+    def __init__(self, path: Path, manifest: Manifest, *, seed: int, epoch: int, shuffle: int, share: Share, size: int):
+        self.path, self.manifest, self.seed, self.epoch, self.shuffle = path, manifest, seed, epoch, shuffle
+        self.share, self.size = share, size
+
+    def __iter__(self) -> Iterator[Batch]:
+        total, worker = self.manifest.samples, get_worker_info()
+        mine = ceil(total / self.share.of)  # the same on every rank; the last wraps round to the first samples
+        start = self.share.index * mine
+        part, parts = (worker.id, worker.num_workers) if worker else (0, 1)
+        start, stop = start + mine * part // parts, start + mine * (part + 1) // parts
+        samples = self._range(start, min(stop, total), total)
+        if stop > total:
+            samples = (
+                s for stream in (samples, self._range(max(start - total, 0), stop - total, total)) for s in stream
+            )
+        if self.shuffle > 1:
+            samples = _shuffled(samples, self.shuffle, random.Random(f"{self.seed}-{self.epoch}-{start}"))
+        while chunk := list(islice(samples, self.size)):
+            yield _collate(chunk)
+
+    def _range(self, start: int, stop: int, total: int) -> Iterator[tuple[NDArray[Any], int]]:
+        """Samples start .. stop of the epoch's sequence: the shards in a seeded order, one after another."""
+        shards = list(self.manifest.shards)
+        if self.shuffle > 1:
+            random.Random(f"{self.seed}-{self.epoch}").shuffle(shards)
+        at = 0
+        for shard in shards:
+            low, high = max(start - at, 0), min(stop - at, shard.samples)
+            if low < high:
+                file = self.path.parent / shard.name
+                for number, sample in enumerate(islice(read_shard(file, shard, self.manifest), low, high), at + low):
+                    views = len(sample.codes)
+                    view = random.Random(f"{self.seed}-{self.epoch}-{number}").randrange(views) if views > 1 else 0
+                    yield sample.codes[view].reshape(-1), sample.label
+            at += shard.samples
+
+
+class ShardLoader:
+    """A train or validation loader: one epoch an iteration, every sample once, with a position to save and restore.
+
+    With R ranks the samples are dealt in equal parts; if R does not divide them, up to R - 1 are seen twice.
+
+    Args:
+        manifest: path of the shard set.
+        batch_size: images a batch, on this rank.
+        shuffle: samples in the shuffle buffer; 1 keeps the order on disk.
+        workers: loader processes.
+    """
+
+    def __init__(
+        self,
+        manifest: str | Path,
+        *,
+        batch_size: int,
+        seed: int = 0,
+        shuffle: int = 1,
+        workers: int = 0,
+        share: Share | None = None,
+    ):
+        self.path, self.manifest = Path(manifest), read_manifest(manifest)
+        self.batch_size, self.seed, self.shuffle, self.workers = batch_size, seed, shuffle, workers
+        self.share = share or Share()
+        self.epoch = self.batches = 0  # the position: batches already given out of this epoch
+        self.resumed = False
+
+    def __len__(self) -> int:
+        return ceil(ceil(self.manifest.samples / self.share.of) / self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self.batches and not self.resumed:  # the last iteration was left early
+            self._next_epoch()
+        self.resumed = False
+        samples = _Epoch(
+            self.path,
+            self.manifest,
+            seed=self.seed,
+            epoch=self.epoch,
+            shuffle=self.shuffle,
+            share=self.share,
+            size=self.batch_size,
+        )
+        stream = DataLoader(samples, batch_size=None, num_workers=self.workers, worker_init_fn=_deaf)
+        for batch in islice(_rebatched(stream, self.batch_size), self.batches, None):
+            self.batches += 1
+            if self.batches == len(self):  # before the last batch leaves: no one may ask for a next one
+                self._next_epoch()
+            yield batch
+
+    def _next_epoch(self) -> None:
+        self.epoch, self.batches = self.epoch + 1, 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.epoch, "batches": self.batches}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.epoch, self.batches, self.resumed = state["epoch"], state["batches"], True
+
+
+def _deaf(worker: int) -> None:
+    """Loader processes leave Ctrl-C to the process that trains."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _shuffled(samples: Iterator[Any], size: int, rng: random.Random) -> Iterator[Any]:
+    buffer = list(islice(samples, size))
+    for sample in samples:
+        i = rng.randrange(size)
+        buffer[i], out = sample, buffer[i]
+        yield out
+    rng.shuffle(buffer)
+    yield from buffer
+
+
+def _collate(chunk: list[tuple[NDArray[Any], int]]) -> Batch:
+    codes, labels = zip(*chunk, strict=True)
+    return Batch(torch.from_numpy(np.stack(codes).astype(np.int64)), torch.tensor(labels))
+
+
+def _rebatched(stream: Iterable[Batch], size: int) -> Iterator[Batch]:
+    """Batches of one size from workers whose own last batches are short."""
+    rest: Batch | None = None
+    for batch in stream:
+        if rest is not None:
+            batch = Batch(torch.cat([rest.codes, batch.codes]), torch.cat([rest.labels, batch.labels]))
+        rest = None
+        while len(batch.labels) >= size:
+            yield Batch(batch.codes[:size], batch.labels[:size])
+            batch = Batch(batch.codes[size:], batch.labels[size:])
+        if len(batch.labels):
+            rest = batch
+    if rest is not None:
+        yield rest
