@@ -6,7 +6,7 @@ import time
 
 import pytest
 import torch
-from conftest import sets
+from conftest import TINY, sets
 
 from zipar_train import cli as module
 from zipar_train.models.weights import read
@@ -33,8 +33,6 @@ def run(capsys, monkeypatch, tmp_path):
 @pytest.fixture(scope="session")
 def trained(shards, tmp_path_factory):
     """A tiny run folder, one epoch."""
-    from conftest import TINY
-
     from zipar_train.recipe import load_recipe
     from zipar_train.training.trainer import fit
 
@@ -97,8 +95,6 @@ def test_recipes_lists_each_with_a_line(run):
 
 def test_the_whole_story_through_the_command_line(cli, tmp_path):
     """Shards, base, tuning, evaluation, drawing, export: real processes, a tiny model."""
-    from conftest import TINY
-
     small = sets([*TINY, "trainer.max_epochs=1"])
     steps = [
         ("tokenize", "--recipe", "digits", "--images", "digits", "--out", "data/digits"),
@@ -178,7 +174,7 @@ BAD = [
         ["evaluate", "--recipe", "digits", "--checkpoint", "RUN", "DATA", "--set", "model.classes=11"],
         "number of classes 10",
     ),
-    (["evaluate", "--recipe", "digits", "--checkpoint", "RUN", "--out", "FILE/x"], "FILE"),
+    (["evaluate", "--recipe", "digits", "--checkpoint", "RUN", "DATA", "TINY", "--out", "FILE/x"], "FILE/x"),
     (["export", "--checkpoint", "RUN", "--out", "FILE"], "already exists"),
     (["export", "--checkpoint", "RUN", "--out", "FILE/x"], "FILE"),
     (["export", "--checkpoint", "RUN", "--to", "onnx", "--out", "x"], "--to 'onnx' is unknown: use 'hf'"),
@@ -201,7 +197,7 @@ def test_mistakes_are_one_message_and_leave_nothing(run, trained, shards, tmp_pa
     (tmp_path / "DAMAGED.ckpt").write_bytes(whole[: len(whole) // 2])
     torch.save({"state_dict": Evil()}, tmp_path / "PICKLE.ckpt")
     before = sorted(tmp_path.rglob("*"))
-    names = {"RUN": [trained], "DAMAGED": ["DAMAGED.ckpt"], "PICKLE": ["PICKLE.ckpt"],
+    names = {"RUN": [trained], "TINY": sets(TINY), "DAMAGED": ["DAMAGED.ckpt"], "PICKLE": ["PICKLE.ckpt"],
              "DATA": sets([f"data.train={shards}/train.json", f"data.val={shards}/val.json"])}  # fmt: skip
     status, out, err = run(*[part for a in arguments for part in names.get(a, [a])])
     assert status == 2, (out, err)
@@ -216,8 +212,6 @@ def test_a_checkpoint_of_another_grid_is_refused_though_its_tensors_fit(run, tra
     saved["recipe"]["model"]["grid"] = [4, 16]
     saved["recipe"]["zipar"]["windows"] = {16: 1.0}
     torch.save(saved, tmp_path / "other.ckpt")
-    from conftest import TINY
-
     data = [f"data.train={shards}/train.json", f"data.val={shards}/val.json"]
     status, _, err = run(
         "evaluate", "--recipe", "digits", *sets([*TINY, *data]), "--checkpoint", "other.ckpt", "--out", "o"
