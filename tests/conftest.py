@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from zipar_train.recipe import Recipe, load_recipe
+from zipar_train.recipe import load_recipe
+from zipar_train.sections import Recipe
 from zipar_train.tokenize import tokenize
 
 TINY = ["model.depth=1", "model.heads=2", "model.width=16", "model.feed_forward=32", "log.wandb=disabled",

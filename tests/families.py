@@ -6,7 +6,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from zipar_train.grid import Grid
 from zipar_train.models.family import build
 from zipar_train.plan import ROW_END
-from zipar_train.recipe import Model
+from zipar_train.sections import Model
 
 
 class StockLlama:

@@ -11,7 +11,7 @@ from zipar_train.decoding.decoder import Decoder
 from zipar_train.decoding.sampling import uniforms
 from zipar_train.masks import block, dense
 from zipar_train.models.family import teacher_forced
-from zipar_train.recipe import Draw
+from zipar_train.sections import Draw
 
 
 def drawn_and_seen(family, plan, draw, labels, seed=0):

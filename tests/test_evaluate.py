@@ -15,7 +15,7 @@ from zipar_train.evaluation.classifier import pixels_of, register, trained
 from zipar_train.evaluation.metrics import bits_per_code, fidelity
 from zipar_train.loader import Batch, ShardLoader
 from zipar_train.models.vq import Palette
-from zipar_train.recipe import Draw
+from zipar_train.sections import Draw
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,8 @@ import yaml
 
 from zipar_train.models.family import build
 from zipar_train.plan import Plan
-from zipar_train.recipe import RecipeError, differences, dump, load_recipe, parse, shipped, trainer_arguments
+from zipar_train.recipe import differences, dump, load_recipe, parse, shipped
+from zipar_train.sections import RecipeError, trainer_arguments
 
 
 @pytest.mark.parametrize("name", shipped())

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from zipar_train.decoding.generator import Generator, load
     from zipar_train.grid import Grid
     from zipar_train.plan import Plan
-    from zipar_train.recipe import Recipe
+    from zipar_train.sections import Recipe
     from zipar_train.training.datamodule import ShardDataModule
     from zipar_train.training.module import ZipARModule
 
@@ -21,7 +21,7 @@ _HOMES = {  # imported on first use, so that `zipar-train --help` needs no torch
     "Generator": "decoding.generator",
     "Grid": "grid",
     "Plan": "plan",
-    "Recipe": "recipe",
+    "Recipe": "sections",
     "ShardDataModule": "training.datamodule",
     "ZipARModule": "training.module",
     "load": "decoding.generator",

@@ -9,7 +9,8 @@ from transformers.utils import logging as transformers_logging
 from zipar_train.decoding.generator import load
 from zipar_train.files import make_folder
 from zipar_train.models.weights import read
-from zipar_train.recipe import Recipe, dump
+from zipar_train.recipe import dump
+from zipar_train.sections import Recipe
 
 
 def export(checkpoint: str | Path, out: str | Path) -> Path:
@@ -70,7 +71,7 @@ def model_card(recipe: Recipe, checkpoint: Path) -> str:
         recipe.about,
         "",
         f"An autoregressive image generator ({recipe.model.family}, {rows} x {columns} codes from a codebook of "
-        f"{recipe.model.codes}), trained by [zipar-train](https://pypi.org/project/zipar-train/) under a mix of ZipAR "
+        f"{recipe.model.codes}), trained by zipar-train under a mix of ZipAR "
         f"windows: {windows}. A window of {columns} is next-token decoding; smaller ones draw rows in parallel.",
         "",
         "```python",

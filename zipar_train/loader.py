@@ -37,7 +37,13 @@ class _Epoch(IterableDataset):
         self.path, self.manifest, self.seed, self.epoch, self.shuffle = path, manifest, seed, epoch, shuffle
         self.share, self.size = share, size
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Batch | ValueError]:
+        try:
+            yield from self._batches()
+        except ValueError as error:  # handed over as it is: a loader process would wrap it in its traceback
+            yield error
+
+    def _batches(self) -> Iterator[Batch]:
         total, worker = self.manifest.samples, get_worker_info()
         mine = ceil(total / self.share.of)  # the same on every rank; the last wraps round to the first samples
         start = self.share.index * mine
@@ -151,10 +157,12 @@ def _collate(chunk: list[tuple[NDArray[Any], int]]) -> Batch:
     return Batch(torch.from_numpy(np.stack(codes).astype(np.int64)), torch.tensor(labels))
 
 
-def _rebatched(stream: Iterable[Batch], size: int) -> Iterator[Batch]:
-    """Batches of one size from workers whose own last batches are short."""
+def _rebatched(stream: Iterable[Batch | ValueError], size: int) -> Iterator[Batch]:
+    """Batches of one size from workers whose own last batches are short; raises the errors they met."""
     rest: Batch | None = None
     for batch in stream:
+        if isinstance(batch, ValueError):
+            raise batch
         if rest is not None:
             batch = Batch(torch.cat([rest.codes, batch.codes]), torch.cat([rest.labels, batch.labels]))
         rest = None

@@ -1,177 +1,20 @@
-"""A recipe: one complete YAML file that is the whole run. Imports no torch, so that mistakes show at once.
+"""Recipes found, overridden and checked. Imports no torch, so that mistakes show at once.
 
-Found by name (beside the package, or shipped inside the wheel) or by path; `key.path=value` overrides; `${NAME}` and
-`${NAME:-default}` stand for environment variables; every mistake is reported at once, with its key, value and remedy.
+A recipe is one complete YAML file that is the whole run. It is found by name (beside the package, or shipped inside the
+wheel) or by path; `key.path=value` overrides; `${NAME}` and `${NAME:-default}` stand for environment variables; every
+mistake is reported at once, with its key, value and remedy.
 """
 
-import ast
-import difflib
-import importlib.util
 import os
 import re
 from collections.abc import Iterable
-from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ValidationError
 
-from zipar_train.grid import Grid
-
-Positive = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Window = Annotated[int, Field(ge=1)]
-
-
-class RecipeError(ValueError):
-    """One or more mistakes in a recipe, a line each."""
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, protected_namespaces=())
-
-
-class Model(Section):
-    """The generator: a family at a size, its grid of codes, and where its weights come from."""
-
-    family: Literal["llamagen"]
-    size: Literal["B", "L", "XL", "XXL", "3B"] | None = None  # or depth, heads and width
-    depth: Positive | None = None  # layers
-    heads: Positive | None = None
-    width: Positive | None = None
-    feed_forward: Positive | None = None  # hidden width of the feed-forward; null: the family's rule
-    grid: Annotated[list[Positive], Field(min_length=2, max_length=2)]  # rows, columns of codes
-    codes: Annotated[int, Field(ge=2, le=65536)]  # codebook size (shards store uint16)
-    classes: Positive
-    tokenizer: Literal["palette"] | None = None  # codes <-> pixels; null: codes only
-    weights: str | None = None  # run folder, checkpoint or export; null: random
-    attention: Literal["sdpa", "flex_attention"] = "sdpa"
-
-    @model_validator(mode="after")
-    def _size_or_shape(self) -> "Model":
-        shape = (self.depth, self.heads, self.width)
-        if self.size is None and None in shape:
-            raise ValueError("give either size, or depth, heads and width")
-        if self.size is not None and shape != (None, None, None):
-            raise ValueError("size already fixes depth, heads and width: drop one or the other")
-        if self.width and self.heads and (self.width % self.heads or self.width // self.heads % 4):
-            raise ValueError(f"width {self.width} over {self.heads} heads: a head's width must be a multiple of 4")
-        return self
-
-    @property
-    def raster(self) -> Grid:
-        return Grid(self.grid[0], self.grid[1])
-
-
-class ZipAR(Section):
-    """The windows trained for, and what stands in for codes not yet drawn."""
-
-    windows: Annotated[dict[Window, Annotated[float, Field(gt=0)]], Field(min_length=1)]  # window: weight in the mix
-    stand_in: Literal["nearest", "released"] = "nearest"
-
-
-class Data(Section):
-    train: str  # tar shards: a path, braces allowed
-    val: str
-    batch_size: Positive  # images per device and step
-    workers: Annotated[int, Field(ge=0)] = 0  # loader processes per device
-    shuffle: Positive = 10000  # samples in the shuffle buffer
-    label_dropout: Share = 0.1  # share of labels replaced by the null class, for guidance
-
-
-class Optim(Section):
-    lr: Annotated[float, Field(gt=0)]  # peak learning rate
-    betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = [0.9, 0.95]
-    weight_decay: Annotated[float, Field(ge=0)] = 0.05  # on matrices alone
-    warmup: Share = 0.02  # share of all steps
-    schedule: Literal["cosine", "constant"] = "cosine"
-    ema: Annotated[float, Field(gt=0, lt=1)] | None = None  # decay of the averaged weights
-
-
-class Draw(Section):
-    """How codes are sampled, everywhere images are drawn."""
-
-    guidance: Annotated[float, Field(ge=0)] = 1.0  # classifier-free; 1: none
-    temperature: Annotated[float, Field(ge=0)] = 1.0  # 0: the most probable code
-    top_k: Annotated[int, Field(ge=0)] = 0  # 0: no cut
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0  # 1: no cut
-
-
-class Evaluate(Section):
-    windows: Annotated[list[Window], Field(min_length=1)]
-    images: Annotated[int, Field(ge=10)]  # drawn per window, checkpoint and seed
-    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = [0]
-    batch_size: Positive = 64
-    features: Literal["classifier"] = "classifier"  # a small network trained on data.train
-
-
-class Log(Section):
-    wandb: Literal["online", "offline", "disabled"] = "offline"
-    project: str = "zipar-train"
-
-
-class Recipe(Section):
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    about: str  # one line for `zipar-train recipes`
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    run: str  # the folder this run writes
-    checkpoint_every: Positive | None = None  # optimizer steps between checkpoints; null: epoch ends only
-    model: Model
-    zipar: ZipAR
-    data: Data
-    optim: Optim
-    trainer: dict[str, Any] = {}  # any argument of lightning.Trainer
-    draw: Draw = Draw()
-    evaluate: Evaluate
-    log: Log = Log()
-
-    @model_validator(mode="after")
-    def _agree(self) -> "Recipe":
-        widest = self.model.raster.row_length
-        mistakes = [
-            f"{key} = {window}: wider than a row of {widest} codes. Use 1 .. {widest}."
-            for key, windows in (("zipar.windows", self.zipar.windows), ("evaluate.windows", self.evaluate.windows))
-            for window in windows
-            if window > widest
-        ]
-        for key, value in self.trainer.items():
-            if key in _OURS:
-                mistakes.append(f"trainer.{key} = {value!r}: zipar-train sets this itself. {_OURS[key]}")
-            elif key not in trainer_arguments():
-                mistakes.append(
-                    f"trainer.{key} = {value!r}: not an argument of lightning.Trainer."
-                    + _nearest("trainer.", key, trainer_arguments())
-                )
-        if mistakes:
-            raise ValueError("\n".join(mistakes))
-        return self
-
-
-_OURS = {
-    "callbacks": "In Python, add yours to the trainer that zipar_train.training.trainer.build_trainer returns.",
-    "logger": "See log.wandb; a CSV log is always written.",
-    "default_root_dir": "See run.",
-    "enable_checkpointing": "See checkpoint_every.",
-}
-
-
-@cache
-def trainer_arguments() -> tuple[str, ...]:
-    """Names of lightning.Trainer's arguments, read from its source so that torch stays unimported."""
-    spec = importlib.util.find_spec("lightning")
-    if spec is None or spec.origin is None:
-        raise RecipeError("lightning is not installed: pip install 'lightning>=2.6.4'")
-    source = Path(spec.origin).parent / "pytorch" / "trainer" / "trainer.py"
-    for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ClassDef) and node.name == "Trainer":
-            init = next(n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__")
-            return tuple(argument.arg for argument in init.args.kwonlyargs)
-    raise RecipeError(f"no Trainer class in {source}: this lightning is not supported")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Finding and reading
+from zipar_train.sections import Recipe, RecipeError, nearest
 
 
 def recipe_folder() -> Path:
@@ -199,7 +42,7 @@ def find(recipe: str | Path) -> Path:
     path = recipe_folder() / f"{recipe}.yaml"
     if str(recipe) not in shipped():
         raise RecipeError(
-            f"no recipe {str(recipe)!r}.{_nearest('', str(recipe), shipped())} "
+            f"no recipe {str(recipe)!r}.{nearest('', str(recipe), shipped())} "
             f"Give one of {', '.join(shipped())}, or the path of a .yaml file."
         )
     return path
@@ -331,15 +174,8 @@ def _explain(problem: Any) -> list[str]:
         for part in sections:
             section = section.model_fields[part].annotation
         prefix = "".join(f"{part}." for part in sections)
-        return [
-            f"{path} = {problem['input']!r}: unknown key." + _nearest(prefix, str(last), list(section.model_fields))
-        ]
+        return [f"{path} = {problem['input']!r}: unknown key." + nearest(prefix, str(last), list(section.model_fields))]
     return [f"{path} = {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}."]
-
-
-def _nearest(prefix: str, name: str, names: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(names), 1, 0.5)
-    return f" Did you mean {prefix}{close[0]}?" if close else f" Known: {', '.join(names)}."
 
 
 def _flat(value: Any, key: str = "") -> dict[str, Any]:

@@ -168,6 +168,7 @@ def read_shard(path: Path, shard: Shard, manifest: Manifest) -> Iterator[Sample]
         raise ValueError(f"{path} cannot be read: {error.strerror}. Copy or make it again") from error
     if hashlib.sha256(data).hexdigest() != shard.sha256:
         raise ValueError(f"{path} is damaged: its checksum is not the manifest's. Copy or make it again")
+    found = 0
     try:
         for raw in group_by_keys(tar_file_expander([{"url": str(path), "stream": io.BytesIO(data)}])):
             where = f"{path}, sample {raw['__key__']}"
@@ -177,6 +178,9 @@ def read_shard(path: Path, shard: Shard, manifest: Manifest) -> Iterator[Sample]
             except (KeyError, ValueError, EOFError) as error:
                 raise ValueError(f"{where}: not readable ({error}). Make the shard again") from error
             _check(sample, manifest.grid, manifest.codes, manifest.classes, where=where)
+            found += 1
             yield sample
     except tarfile.TarError as error:
         raise ValueError(f"{path} is not a readable tar file ({error}). Copy or make it again") from error
+    if found != shard.samples:
+        raise ValueError(f"{path} holds {found} samples, but its manifest lists {shard.samples}. Make it again")

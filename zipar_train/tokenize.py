@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from zipar_train.files import make_folder
-from zipar_train.recipe import Recipe
+from zipar_train.sections import Recipe
 from zipar_train.shards import Manifest, Sample, write_shards
 
 

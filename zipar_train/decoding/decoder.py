@@ -15,7 +15,7 @@ from zipar_train.decoding.sampling import guide, sample
 from zipar_train.masks import dense
 from zipar_train.models.family import Family
 from zipar_train.plan import ROW_END, Plan
-from zipar_train.recipe import Draw
+from zipar_train.sections import Draw
 
 Observer = Callable[[Tensor, Tensor], None]
 

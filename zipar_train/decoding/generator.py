@@ -17,7 +17,8 @@ from zipar_train.decoding.sampling import uniforms
 from zipar_train.models.family import build
 from zipar_train.models.weights import Saved, read, restore
 from zipar_train.plan import Plan, StandIn
-from zipar_train.recipe import Draw, Recipe, load_recipe, shipped
+from zipar_train.recipe import load_recipe, shipped
+from zipar_train.sections import Draw, Recipe
 
 
 @dataclass(frozen=True)

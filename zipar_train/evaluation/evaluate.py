@@ -21,7 +21,7 @@ from zipar_train.evaluation.metrics import bits_per_code, fidelity, milliseconds
 from zipar_train.files import make_folder
 from zipar_train.loader import ShardLoader
 from zipar_train.models.weights import read
-from zipar_train.recipe import Recipe
+from zipar_train.sections import Recipe
 from zipar_train.shards import read_manifest
 
 

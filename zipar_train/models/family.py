@@ -15,7 +15,7 @@ from transformers import Cache, PreTrainedModel
 from zipar_train.grid import Grid
 from zipar_train.models.vq import Tokenizer
 from zipar_train.plan import ROW_END, Plan
-from zipar_train.recipe import Model
+from zipar_train.sections import Model
 
 FAMILIES = {  # name: module and class, imported when asked for
     "llamagen": ("zipar_train.models.llamagen", "LlamaGen"),

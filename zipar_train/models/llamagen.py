@@ -9,7 +9,7 @@ from transformers import Cache
 
 from zipar_train.models.modeling_llamagen import LlamaGenConfig, LlamaGenForCausalLM
 from zipar_train.models.vq import build_tokenizer
-from zipar_train.recipe import Model
+from zipar_train.sections import Model
 
 SIZES = {  # depth, heads, width: the published models, gpt.py
     "B": (12, 12, 768),

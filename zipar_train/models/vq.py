@@ -5,7 +5,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from zipar_train.recipe import Model
+from zipar_train.sections import Model
 
 
 class Tokenizer(Protocol):

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from zipar_train.models.family import Family
-from zipar_train.recipe import Model, Recipe, load_recipe, parse
+from zipar_train.recipe import load_recipe, parse
+from zipar_train.sections import Model, Recipe
 
 
 class Saved(NamedTuple):

@@ -7,7 +7,7 @@ from typing import Any
 
 import lightning as L
 
-from zipar_train.recipe import Recipe
+from zipar_train.sections import Recipe
 
 
 class Stopped(Exception):

@@ -15,7 +15,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from zipar_train.files import make_folder, write_whole
 from zipar_train.models.family import build
 from zipar_train.models.weights import last_checkpoint, read, restore
-from zipar_train.recipe import Recipe, differences, dump
+from zipar_train.recipe import differences, dump
+from zipar_train.sections import Recipe
 from zipar_train.training.callbacks import Checkpoint, Lines
 from zipar_train.training.datamodule import ShardDataModule
 from zipar_train.training.module import ZipARModule
