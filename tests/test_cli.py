@@ -100,8 +100,8 @@ def test_the_whole_story_through_the_command_line(cli, tmp_path):
         ("tokenize", "--recipe", "digits", "--images", "digits", "--out", "data/digits"),
         ("fit", "--recipe", "digits-base", *small),
         ("fit", "--recipe", "digits", *small),
-        ("evaluate", "--recipe", "digits", *small, "--checkpoint", "runs/digits", "--compare", "runs/digits-base",
-         "--windows", "8,2", "--json", "again.json"),
+        ("evaluate", "--recipe", "digits", *small, "--set", "log.wandb=offline", "--checkpoint", "runs/digits",
+         "--compare", "runs/digits-base", "--windows", "8,2", "--json", "again.json"),
         ("draw", "--checkpoint", "runs/digits", "--labels", "3,5", "--window", "4", "--out", "digits.png"),
         ("export", "--checkpoint", "runs/digits", "--to", "hf", "--out", "exported"),
         ("draw", "--checkpoint", "exported", "--labels", "3,5", "--window", "4", "--out", "again.png"),
@@ -145,6 +145,8 @@ BAD = [
     (["fit", "--recipe", "digits-base", "DATA", "--set", "run=FILE/run"], "cannot be written"),
     (["fit", "--recipe", "digits", "DATA"], "no weights at runs/digits-base"),
     (["plan", "--recipe", "digits", "--window", "9"], "window 9 does not fit a row of 8 tokens: use 1 .. 8"),
+    (["plan", "--recipe", "digits", "--window", "0"], "window 0 does not fit a row of 8 tokens"),
+    (["fit", "--recipe", "digits-base", "DATA", "TINY", "--set", "trainer.precision=17"], "trainer: Lightning refuses"),
     (["plan", "--recipe", "digits", "--windows", "8,x"], "--windows '8,x': write whole numbers"),
     (["plan", "--recipe", "digits", "--png", "FILE/plan.png"], "FILE/plan.png"),
     (["plan", "--recipe", "digits", "--png", "plan.doc"], "doc"),
@@ -163,7 +165,10 @@ BAD = [
     (["draw", "--checkpoint", "RUN", "--labels", "three", "--out", "a.png"], "--labels 'three'"),
     (["draw", "--checkpoint", "RUN", "--labels", "3", "--window", "0", "--out", "a.png"], "window 0 does not fit"),
     (["draw", "--checkpoint", "RUN", "--labels", "3", "--seed", "-1", "--out", "a.png"], "seed -1"),
-    (["draw", "--checkpoint", "RUN", "--labels", "3", "--top-p", "2", "--out", "a.png"], "top_p"),
+    (
+        ["draw", "--checkpoint", "RUN", "--labels", "3", "--top-p", "2", "--out", "a.png"],
+        "top_p = 2.0: input should be less",
+    ),
     (["draw", "--checkpoint", "RUN", "--labels", "3", "--out", "FILE/a.png"], "FILE/a.png"),
     (["draw", "--checkpoint", "RUN", "--labels", "3", "--out", "a.doc"], "doc"),
     (["evaluate", "--recipe", "digits", "--checkpoint", "RUN", "--windows", "9", "DATA"], "window 9 does not fit"),
@@ -218,6 +223,13 @@ def test_a_checkpoint_of_another_grid_is_refused_though_its_tensors_fit(run, tra
     )
     assert status == 2
     assert "is of another recipe (digits-base): its model.grid is [4, 16], here it is [8, 8]" in err
+
+
+def test_flex_attention_is_refused_without_a_gpu(run, shards, tmp_path):
+    data = [f"data.train={shards}/train.json", f"data.val={shards}/val.json", "model.attention=flex_attention"]
+    status, _, err = run("fit", "--recipe", "digits-base", *sets([*TINY, *data, f"run={tmp_path}/r"]))
+    assert status == 2
+    assert "model.attention = flex_attention has no backward pass on cpu: use sdpa there" in err
 
 
 def test_a_pickle_is_never_run(trained, tmp_path, monkeypatch):

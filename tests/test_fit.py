@@ -2,11 +2,14 @@
 
 import csv
 import os
+import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections import Counter
 from math import log
+from pathlib import Path
 
 import lightning as L
 import pytest
@@ -19,6 +22,7 @@ from zipar_train.decoding.generator import Generator
 from zipar_train.loader import Batch, ShardLoader
 from zipar_train.models.weights import read
 from zipar_train.recipe import load_recipe
+from zipar_train.training.callbacks import Checkpoint, Stopped
 from zipar_train.training.trainer import build_trainer, fit
 
 
@@ -55,9 +59,10 @@ def test_same_seed_same_losses_and_the_loss_falls(tiny, tmp_path):
     assert states_equal(read(tmp_path / "a").state, read(tmp_path / "b").state)
 
 
-def start(*args, cwd):
+def start(*args, cwd, **kwargs):
     env = {**os.environ, "WANDB_MODE": "offline"}
-    return subprocess.Popen(command(*args), cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command(*args), cwd=cwd, env=env, stdout=pipe, stderr=pipe, text=True, **kwargs)
 
 
 def wait_for(path, process):
@@ -100,6 +105,63 @@ def test_a_stopped_run_resumes_to_the_same_bits(tiny, tmp_path, signum, status):
     current_a, current_b = a.extra["current_model_state"], b.extra["current_model_state"]
     assert states_equal(current_a, current_b)
     assert not states_equal(a.state, {k.removeprefix("model."): v for k, v in current_a.items()})
+
+
+def test_a_stop_of_the_whole_process_group_leaves_a_checkpoint(tiny, tmp_path):
+    """As SLURM and `timeout` do it: loader processes get the signal too."""
+    overrides = quick(tiny, tmp_path, "run", "checkpoint_every=2", "data.workers=2", "trainer.max_epochs=50")
+    process = start("fit", "--recipe", "digits-base", *sets(overrides), cwd=tmp_path, start_new_session=True)
+    wait_for(tmp_path / "run" / "checkpoints" / "last.ckpt", process)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143, err
+    assert "stopped by SIGTERM" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("more", ["trainer.limit_train_batches=7", "trainer.accumulate_grad_batches=4"])
+def test_resuming_is_exact_with_short_epochs_and_gathered_gradients(tiny, tmp_path, monkeypatch, more):
+    """Stopped in this process, by the flag that a signal sets, at a moment chosen badly."""
+    fit(load_recipe("digits-base", quick(tiny, tmp_path, "whole", more)))
+    broken = load_recipe("digits-base", quick(tiny, tmp_path, "broken", more))
+    steps = ZipARModule.training_step
+
+    def stop_at(module, batch, batch_idx):
+        if module.current_epoch == 1 and batch_idx == 1:
+            next(c for c in module.trainer.callbacks if isinstance(c, Checkpoint)).signum = signal.SIGTERM
+        return steps(module, batch, batch_idx)
+
+    monkeypatch.setattr(ZipARModule, "training_step", stop_at)
+    with pytest.raises(Stopped):
+        fit(broken)
+    monkeypatch.setattr(ZipARModule, "training_step", steps)
+    fit(broken, resume=True)
+    assert states_equal(read(tmp_path / "whole").state, read(tmp_path / "broken").state)
+
+
+def test_two_processes_share_an_epoch(tiny, tmp_path):
+    """DDP through the console script, on the CPU: half the steps, one checkpoint, lines told once."""
+    overrides = quick(tiny, tmp_path, "run", "trainer.max_epochs=1", "trainer.devices=2", "trainer.strategy=ddp")
+    script = [str(Path(sys.executable).parent / "zipar-train"), "fit", "--recipe", "digits-base", *sets(overrides)]
+    done = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert read(tmp_path / "run").extra["global_step"] == 23
+    assert done.stdout.count("epoch 1, step 23") == 1
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_shard_stops_the_run_with_its_name(tiny, tmp_path, cli, shards, workers):
+    copy = tmp_path / "copy"
+    shutil.copytree(shards, copy)
+    data = bytearray((copy / "train-000000.tar").read_bytes())
+    data[5000] ^= 1
+    (copy / "train-000000.tar").write_bytes(data)
+    done = cli(
+        "fit", "--recipe", "digits-base", *sets([*tiny, f"data.train={copy}/train.json", f"data.workers={workers}"])
+    )
+    assert done.returncode == 2, done.stderr
+    assert "train-000000.tar is damaged" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_finished_run_is_left_alone_and_another_recipe_is_refused(tiny, tmp_path, capsys):
@@ -186,9 +248,6 @@ def test_wandb_offline_keeps_a_run_in_the_folder(tiny, tmp_path):
     pytest.importorskip("wandb")
     overrides = [o for o in quick(tiny, tmp_path, "run", "trainer.max_epochs=1") if not o.startswith("log.")]
     fit(load_recipe("digits-base", [*overrides, "log.wandb=offline"]))
-    import wandb
-
-    wandb.finish()
     assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
 
 

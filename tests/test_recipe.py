@@ -120,4 +120,4 @@ def test_unknown_recipes_name_the_nearest():
 
 def test_differences_name_keys():
     a, b = load_recipe("digits"), load_recipe("digits", ["optim.lr=0.5", "log.project=x"])
-    assert differences(a, b, ignore=("log",)) == ["optim.lr: 0.0007 -> 0.5"]
+    assert differences(a, b, ignore=("log",)) == ["optim.lr: 0.001 -> 0.5"]

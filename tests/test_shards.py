@@ -114,12 +114,17 @@ def test_views_are_all_drawn_and_do_not_depend_on_ranks(tmp_path):
 
 def test_a_failed_write_leaves_nothing(tmp_path):
     def broken():
-        yield from samples(3)
+        yield from samples(7)
         raise RuntimeError("the encoder fell over")
 
+    kwargs = {"grid": (2, 3), "codes": 5, "classes": 3, "source": "x", "per_shard": 2}
     with pytest.raises(RuntimeError):
-        write_shards(broken(), tmp_path / "train.json", grid=(2, 3), codes=5, classes=3, source="x")
+        write_shards(broken(), tmp_path / "train.json", **kwargs)
     assert list(tmp_path.iterdir()) == []
+    path = written(tmp_path, count=9, per_shard=2)
+    with pytest.raises(RuntimeError):
+        write_shards(broken(), path, **kwargs)
+    assert seen(ShardLoader(path, batch_size=4)) == list(range(9))  # the set that was there is whole
     blocked = tmp_path / "file"
     blocked.write_text("")
     with pytest.raises(OSError, match="file"):
@@ -132,7 +137,7 @@ def test_a_failed_write_leaves_nothing(tmp_path):
         (Sample("a", np.full((1, 2, 3), 5, np.uint16), 0), "sample a: code 5 is outside a codebook of 5 codes"),
         (Sample("a", np.zeros((1, 3, 3), np.uint16), 0), "not (views, 2, 3)"),
         (Sample("a", np.zeros((1, 2, 3), np.float32), 0), "not integers"),
-        (Sample("a", np.full((1, 2, 3), -1, np.int64), 0), "outside a codebook"),
+        (Sample("a", np.array([[[3, -1, 3]] * 2]), 0), "code -1 is outside a codebook"),
         (Sample("a", np.zeros((1, 2, 3), np.uint16), 3), "class 3 is outside 0 .. 2"),
     ],
 )

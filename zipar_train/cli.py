@@ -37,9 +37,6 @@ def main() -> None:
             raise
         print(f"zipar-train: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("zipar-train: interrupted", file=sys.stderr)
-        sys.exit(130)
 
 
 @app.command()
@@ -78,7 +75,7 @@ def plan(
         *(w for w in (16, 12, 8, 4, 2, 1) if w < grid.width),
     }
     sizes = integers("--windows", windows) if windows else sorted(named, reverse=True)
-    shown = make(window or min(loaded.zipar.windows))
+    shown = make(min(loaded.zipar.windows) if window is None else window)
     rows = [
         {"window": p.window, "passes": p.passes, "reduction": p.reduction, "width": p.width, "slots": len(p)}
         for p in map(make, sizes)
@@ -189,9 +186,9 @@ def evaluate(
         raise ValueError(f"no checkpoint at {path}: train it with `zipar-train fit`, or give another path")
     report, samples = work(loaded, checkpoint, compare=compare, windows=sizes, out=folder)
     files = write_report(report, samples, folder)
-    table = [list(HEADER), *cells(report)]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for line in table:
+    lines = [list(HEADER), *cells(report)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
     print("\n" + "\n".join(findings(report)).replace("**", ""))
     print(f"\nFD, KID, precision, recall: features of {report.features}; not comparable with Inception FID.")
@@ -231,4 +228,6 @@ def integers(option: str, text: str) -> list[int]:
 
 
 def write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    from zipar_train.files import write_whole
+
+    write_whole(path, (json.dumps(content, indent=1) + "\n").encode())

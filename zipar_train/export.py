@@ -37,7 +37,8 @@ def export(checkpoint: str | Path, out: str | Path) -> Path:
         transformers_logging.disable_progress_bar()
         generator.family.model.save_pretrained(aside)
         (aside / "recipe.yaml").write_text(dump(saved.recipe), encoding="utf-8")
-        (aside / "README.md").write_text(model_card(saved.recipe, Path(checkpoint)), encoding="utf-8")
+        table = evaluation(saved.path)
+        (aside / "README.md").write_text(model_card(saved.recipe, table), encoding="utf-8")
         if out.is_dir():
             out.rmdir()
         os.replace(aside, out)
@@ -49,15 +50,26 @@ def export(checkpoint: str | Path, out: str | Path) -> Path:
     return out
 
 
-def model_card(recipe: Recipe, checkpoint: Path) -> str:
-    """What the model is, how to load it, and its evaluation table if the run folder holds one."""
-    run = checkpoint if checkpoint.is_dir() else checkpoint.parent.parent
-    report = run / "evaluation" / "report.md"
-    table = (
-        [line for line in report.read_text(encoding="utf-8").split("\n") if line.startswith("|")]
-        if report.is_file()
-        else []
-    )
+def evaluation(weights: Path) -> list[str]:
+    """The evaluation of exactly these weights, if their run folder holds one: a table in Markdown and its evidence."""
+    file = weights.parent.parent / "evaluation" / "report.json"
+    if weights.suffix != ".ckpt" or not file.is_file():
+        return []
+    from zipar_train.evaluation.evaluate import Report, sha256
+    from zipar_train.evaluation.report import reading, table
+
+    try:
+        report = Report.model_validate_json(file.read_bytes())
+    except ValueError:
+        return []  # of another version, or damaged: no evidence
+    made_of = f"sha256 {sha256(weights)}"
+    if not any(made_of in origin for origin in report.checkpoints.values()):
+        return []
+    return [*table(report), "", *reading(report)]
+
+
+def model_card(recipe: Recipe, table: list[str]) -> str:
+    """What the model is, how to load it, how it was evaluated, and its recipe."""
     windows = ", ".join(f"{window} (weight {weight:g})" for window, weight in recipe.zipar.windows.items())
     rows, columns = recipe.model.grid
     lines = [
@@ -88,8 +100,7 @@ def model_card(recipe: Recipe, checkpoint: Path) -> str:
         "",
         "## Evaluation",
         "",
-        *(table or ["Not evaluated. `zipar-train evaluate` writes a table, and exporting again puts it here."]),
-        *(["", "Scores use a small classifier's features and are not comparable with Inception FID."] if table else []),
+        *(table or ["Not evaluated. `zipar-train evaluate` writes a table, and exporting the run again puts it here."]),
         "",
         "## Recipe",
         "",

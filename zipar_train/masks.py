@@ -1,6 +1,20 @@
 """A plan's visibility as attention masks: a mask_mod, a dense bool for sdpa, a BlockMask for FlexAttention.
 
-window 4 of an 8 x 8 grid, row = query, column = key: `zipar-train plan --recipe digits --png mask.png` draws it.
+3 x 3 codes at window 1, row = query, column = key, in decode order (P prompt, S stand-in for code 5):
+
+        P 0 1 2 3 S 4 6 5 7
+    P   #
+    0   # #
+    1   # # #
+    2   # # # #
+    3   # # # # #
+    S   # # # # # #
+    4   # # # # # . #
+    6   # # # # # # # #
+    5   # # # # # . # . #
+    7   # # # # # . # # # #
+
+`zipar-train plan --recipe digits --png mask.png` draws larger ones.
 """
 
 from collections.abc import Callable

@@ -1,14 +1,17 @@
 """A plan drawn: when each code is drawn, and who sees whom."""
 
+import io
 from pathlib import Path
 
 import matplotlib
 
+from zipar_train.files import write_whole
 from zipar_train.plan import NEVER, Plan
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
 from matplotlib.colors import ListedColormap  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
 
 
 def draw_plan(plan: Plan, path: str | Path) -> None:
@@ -37,5 +40,21 @@ def draw_plan(plan: Plan, path: str | Path) -> None:
         right.set_title("who sees whom, in decode order (orange: stand-ins)", fontsize=11)
         right.set(xlabel=f"key: {len(plan)} slots", ylabel="query")
         figure.suptitle(f"{plan.grid} codes, window {plan.window}", fontsize=13)
-        figure.savefig(path, dpi=130)
+        write_figure(figure, Path(path))
+
+
+def write_figure(figure: Figure, path: Path, *, dpi: int = 130) -> None:
+    """Write a figure in the format its name ends in, whole or not at all, and close it.
+
+    Raises:
+        ValueError: for an ending that is no picture format.
+        OSError: if the file cannot be written.
+    """
+    buffer = io.BytesIO()
+    try:
+        figure.savefig(buffer, format=path.suffix.lstrip(".") or "png", dpi=dpi)
+    except ValueError as error:
+        raise ValueError(f"{path}: no picture format ends in {path.suffix!r}. Use .png, .pdf or .svg") from error
+    finally:
         plt.close(figure)
+    write_whole(path, buffer.getvalue())

@@ -77,7 +77,7 @@ def parse(raw: dict[str, Any], *, where: str) -> Recipe:
     try:
         recipe = Recipe.model_validate(raw)
     except ValidationError as error:
-        mistakes += [line for problem in error.errors() for line in _explain(problem)]
+        mistakes += [line for problem in error.errors() for line in explain(problem)]
     if mistakes:
         raise RecipeError(f"{where}: {len(mistakes)} mistake{'s' * (len(mistakes) > 1)}\n  " + "\n  ".join(mistakes))
     return recipe
@@ -89,12 +89,13 @@ def dump(recipe: Recipe) -> str:
 
 
 def differences(a: Recipe, b: Recipe, *, ignore: Iterable[str] = ()) -> list[str]:
-    """`key: a's value -> b's value` for every key in which two recipes differ, `ignore` naming top-level keys."""
-    left, right = _flat(a.model_dump(exclude=set(ignore))), _flat(b.model_dump(exclude=set(ignore)))
+    """`key: a's value -> b's value` for every key in which two recipes differ, but for those in or under `ignore`."""
+    left, right = _flat(a.model_dump()), _flat(b.model_dump())
+    ignored = tuple(ignore)
     return [
         f"{key}: {left.get(key)!r} -> {right.get(key)!r}"
         for key in sorted(left.keys() | right.keys())
-        if left.get(key) != right.get(key)
+        if left.get(key) != right.get(key) and not any(key == i or key.startswith(f"{i}.") for i in ignored)
     ]
 
 
@@ -160,7 +161,7 @@ def _override(raw: dict[Any, Any], override: str) -> None:
     raw[last] = value
 
 
-def _explain(problem: Any) -> list[str]:
+def explain(problem: Any) -> list[str]:
     """One pydantic error as lines of `key = value: what is wrong, and the remedy`."""
     path = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "value_error":  # our own validators, which say it all

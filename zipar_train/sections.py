@@ -39,7 +39,7 @@ class Model(Section):
     classes: Positive
     tokenizer: Literal["palette"] | None = None  # codes <-> pixels; null: codes only
     weights: str | None = None  # run folder, checkpoint or export; null: random
-    attention: Literal["sdpa", "flex_attention"] = "sdpa"
+    attention: Literal["sdpa", "flex_attention"] = "sdpa"  # in training; flex_attention on a GPU
 
     @model_validator(mode="after")
     def _size_or_shape(self) -> "Model":
@@ -65,7 +65,7 @@ class ZipAR(Section):
 
 
 class Data(Section):
-    train: str  # tar shards: a path, braces allowed
+    train: str  # a manifest of shards, .json
     val: str
     batch_size: Positive  # images per device and step
     workers: Annotated[int, Field(ge=0)] = 0  # loader processes per device
@@ -96,7 +96,6 @@ class Evaluate(Section):
     images: Annotated[int, Field(ge=10)]  # drawn per window, checkpoint and seed
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = [0]
     batch_size: Positive = 64
-    features: Literal["classifier"] = "classifier"  # a small network trained on data.train
 
 
 class Log(Section):

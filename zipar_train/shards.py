@@ -7,6 +7,8 @@ codebook's size, the number of classes, and every shard's count and checksum.
 
 import hashlib
 import io
+import os
+import shutil
 import tarfile
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -63,7 +65,7 @@ def write_shards(
     source: str,
     per_shard: int = 5000,
 ) -> Manifest:
-    """Write samples as shards beside a manifest; the manifest comes last, so that a set is whole or absent.
+    """Write samples as shards beside a manifest: in a folder aside, moved when all are there, the manifest last.
 
     Args:
         manifest: the file to write, `data/digits/train.json`; shards become `data/digits/train-000000.tar` and so on.
@@ -74,29 +76,40 @@ def write_shards(
         ValueError: for a sample off the grid, the codebook or the classes, or no sample at all.
         OSError: if a file cannot be written.
     """
-    import webdataset as wds
-
     manifest = Path(manifest)
     make_folder(manifest.parent)
     stream = iter(samples)
     shards: list[Shard] = []
-    while chunk := list(islice(stream, per_shard)):
-        name = f"{manifest.stem}-{len(shards):06d}.tar"
-        buffer = io.BytesIO()
-        with wds.TarWriter(buffer, encoder=False, mtime=0) as tar:
+    aside = manifest.parent / f".{manifest.stem}.{os.getpid()}"
+    try:
+        make_folder(aside)
+        while chunk := list(islice(stream, per_shard)):
             for sample in chunk:
                 _check(sample, grid, codes, classes, where=f"sample {sample.key}")
-                npy = io.BytesIO()
-                np.save(npy, sample.codes.astype(np.uint16), allow_pickle=False)
-                tar.write({"__key__": sample.key, "codes.npy": npy.getvalue(), "cls": str(sample.label).encode()})
-        data = buffer.getvalue()
-        write_whole(manifest.parent / name, data)
-        shards.append(Shard(name=name, samples=len(chunk), sha256=hashlib.sha256(data).hexdigest()))
-    if not shards:
-        raise ValueError(f"{manifest}: no samples to write")
+            data, name = _tar(chunk), f"{manifest.stem}-{len(shards):06d}.tar"
+            write_whole(aside / name, data)
+            shards.append(Shard(name=name, samples=len(chunk), sha256=hashlib.sha256(data).hexdigest()))
+        if not shards:
+            raise ValueError(f"{manifest}: no samples to write")
+        for shard in shards:
+            os.replace(aside / shard.name, manifest.parent / shard.name)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
     written = Manifest(source=source, grid=grid, codes=codes, classes=classes, shards=tuple(shards))
     write_whole(manifest, (written.model_dump_json(indent=1) + "\n").encode())
     return written
+
+
+def _tar(chunk: list[Sample]) -> bytes:
+    import webdataset as wds
+
+    buffer = io.BytesIO()
+    with wds.TarWriter(buffer, encoder=False, mtime=0) as tar:
+        for sample in chunk:
+            npy = io.BytesIO()
+            np.save(npy, sample.codes.astype(np.uint16), allow_pickle=False)
+            tar.write({"__key__": sample.key, "codes.npy": npy.getvalue(), "cls": str(sample.label).encode()})
+    return buffer.getvalue()
 
 
 def _check(sample: Sample, grid: tuple[int, int], codes: int, classes: int, *, where: str) -> None:
@@ -104,8 +117,9 @@ def _check(sample: Sample, grid: tuple[int, int], codes: int, classes: int, *, w
         raise ValueError(f"{where}: codes of shape {sample.codes.shape}, not (views, {grid[0]}, {grid[1]})")
     if not np.issubdtype(sample.codes.dtype, np.integer):
         raise ValueError(f"{where}: codes of type {sample.codes.dtype}, not integers")
-    if (largest := int(sample.codes.max())) >= codes or int(sample.codes.min()) < 0:
-        raise ValueError(f"{where}: code {largest} is outside a codebook of {codes} codes (0 .. {codes - 1})")
+    outside = sample.codes[(sample.codes < 0) | (sample.codes >= codes)]
+    if outside.size:
+        raise ValueError(f"{where}: code {outside[0]} is outside a codebook of {codes} codes (0 .. {codes - 1})")
     if not 0 <= sample.label < classes:
         raise ValueError(f"{where}: class {sample.label} is outside 0 .. {classes - 1}")
 

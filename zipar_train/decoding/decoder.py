@@ -29,18 +29,17 @@ class Decoder:
     Args:
         family: on its device, in its dtype; put into eval mode.
         plan: on the family's grid.
-        draw: how codes are sampled.
 
     Raises:
         ValueError: if plan and family do not fit.
     """
 
-    def __init__(self, family: Family, plan: Plan, draw: Draw):
+    def __init__(self, family: Family, plan: Plan):
         if plan.grid != family.grid or plan.prompt != family.prompt_length:
             raise ValueError(
                 f"{plan} does not fit a model of {family.grid} codes with {family.prompt_length} prompt tokens"
             )
-        self.family, self.plan, self.draw = family, plan, draw
+        self.family, self.plan = family, plan
         family.model.eval()
         device = family.model.device
         slots, codes = len(plan), plan.grid.codes
@@ -67,12 +66,13 @@ class Decoder:
         )
 
     @torch.inference_mode()
-    def __call__(self, condition: Any, uniforms: Tensor, *, observe: Observer | None = None) -> Tensor:
+    def __call__(self, condition: Any, uniforms: Tensor, draw: Draw, *, observe: Observer | None = None) -> Tensor:
         """Draw B images.
 
         Args:
             condition: of B images.
             uniforms: (B, N), see `sampling.uniforms`.
+            draw: how codes are sampled.
             observe: called with the targets (K,) and logits (B, K, V) of every pass, (2 B, K, V) under guidance;
                 targets of N and above are none. For tests: what the decoder saw.
 
@@ -82,7 +82,7 @@ class Decoder:
         Raises:
             ValueError: for a condition the family does not know.
         """
-        family, plan, guided = self.family, self.plan, self.draw.guidance != 1
+        family, plan, guided = self.family, self.plan, draw.guidance != 1
         condition = family.check(condition)
         images, codes = len(uniforms), plan.grid.codes
         assert uniforms.shape == (images, codes), uniforms.shape
@@ -100,13 +100,13 @@ class Decoder:
             if observe:
                 observe(target, logits)
             if guided:
-                logits = guide(logits, self.draw.guidance)
+                logits = guide(logits, draw.guidance)
             drawn = sample(
                 logits.flatten(0, 1),
                 uniforms[:, target].flatten(),
-                temperature=self.draw.temperature,
-                top_k=self.draw.top_k,
-                top_p=self.draw.top_p,
+                temperature=draw.temperature,
+                top_k=draw.top_k,
+                top_p=draw.top_p,
             )
             tokens.index_copy_(1, target, drawn.view(images, -1))
 

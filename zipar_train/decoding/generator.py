@@ -3,21 +3,22 @@
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
+from pydantic import ValidationError
 from torch import Tensor
 from torchvision.utils import make_grid
 
 from zipar_train.decoding.decoder import Decoder
 from zipar_train.decoding.sampling import uniforms
+from zipar_train.files import write_whole
 from zipar_train.models.family import build
 from zipar_train.models.weights import Saved, read, restore
-from zipar_train.plan import Plan, StandIn
-from zipar_train.recipe import load_recipe, shipped
+from zipar_train.plan import Plan
+from zipar_train.recipe import explain, load_recipe, shipped
 from zipar_train.sections import Draw, Recipe
 
 
@@ -54,7 +55,12 @@ class Images:
             ValueError: for an ending that is no picture format.
             OSError: if the file cannot be written.
         """
-        self.sheet(columns=columns).save(path)
+        path, buffer = Path(path), io.BytesIO()
+        formats = Image.registered_extensions()
+        if path.suffix.lower() not in formats:
+            raise ValueError(f"{path}: no picture format ends in {path.suffix!r}. Use .png")
+        self.sheet(columns=columns).save(buffer, formats[path.suffix.lower()])
+        write_whole(path, buffer.getvalue())
 
     def _pixels(self) -> Tensor:
         if self.pixels is None:
@@ -89,20 +95,23 @@ class Generator:
         self.family = build(recipe.model, dtype=dtype)
         restore(self.family, saved, recipe.model)
         self.family.model.to(device=device or ("cuda" if torch.cuda.is_available() else "cpu"))  # type: ignore[call-arg]
-        self.decoder = cache(self._decoder)
+        self.decoders: dict[int | None, Decoder] = {}
 
-    def plan(self, window: int | None = None, stand_in: StandIn | None = None) -> Plan:
+    def plan(self, window: int | None = None) -> Plan:
         """The plan of a window; None: the widest, next-token."""
         grid = self.family.grid
         return Plan.zipar(
             grid,
             window=grid.row_length if window is None else window,
-            stand_in=stand_in or self.recipe.zipar.stand_in,
+            stand_in=self.recipe.zipar.stand_in,
             prompt=self.family.prompt_length,
         )
 
-    def _decoder(self, window: int | None, draw: Draw) -> Decoder:
-        return Decoder(self.family, self.plan(window), draw)
+    def decoder(self, window: int | None = None) -> Decoder:
+        """The decoder of a window, made once."""
+        if window not in self.decoders:
+            self.decoders[window] = Decoder(self.family, self.plan(window))
+        return self.decoders[window]
 
     def draw(
         self,
@@ -133,13 +142,13 @@ class Generator:
             raise ValueError("labels are empty: give at least one class number")
         if seed < 0 or first < 0:
             raise ValueError(f"seed {seed} and first {first} must be 0 or more")
-        decoder = self.decoder(window, self._settings(draw))
+        decoder, settings = self.decoder(window), self._settings(draw)
         size = batch_size or self.recipe.evaluate.batch_size
         codes = []
         for start in range(0, len(labels), size):
             chunk = labels[start : start + size]
             numbers = list(range(first + start, first + start + len(chunk)))
-            codes.append(decoder(chunk, uniforms(numbers, self.family.grid.codes, seed=seed)))
+            codes.append(decoder(chunk, uniforms(numbers, self.family.grid.codes, seed=seed), settings))
         drawn = torch.cat(codes)
         pixels = self.family.tokenizer.decode(drawn).cpu() if self.family.tokenizer else None
         return Images(drawn.cpu(), pixels)
@@ -147,7 +156,10 @@ class Generator:
     def _settings(self, changes: dict[str, Any]) -> Draw:
         if unknown := changes.keys() - Draw.model_fields.keys():
             raise ValueError(f"draw takes no {sorted(unknown)[0]!r}: use {', '.join(Draw.model_fields)}")
-        return Draw.model_validate(self.recipe.draw.model_dump() | changes)
+        try:
+            return Draw.model_validate(self.recipe.draw.model_dump() | changes)
+        except ValidationError as error:
+            raise ValueError("; ".join(line for problem in error.errors() for line in explain(problem))) from None
 
 
 def load(

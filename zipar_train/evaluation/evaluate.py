@@ -41,6 +41,7 @@ class Row(BaseModel):
     reduction: float  # share of next-token's passes saved
     width: int  # most slots a pass
     bits: float  # a code, on held-out images under this window's mask; exact
+    window_costs: float  # share of bits more than this checkpoint's own next-token bits
     gap_closed: float | None  # of bits, see Report
     milliseconds: float  # an image, drawn alone
     fid: Score
@@ -117,7 +118,7 @@ def evaluate(
         name = _name(saved.path, saved.recipe, generators)
         generators[name] = Generator(recipe, saved)
         weights = saved.path if saved.path.is_file() else saved.path / "model.safetensors"
-        origins[name] = f"{weights}, sha256 {_sha256(weights)}"
+        origins[name] = f"{weights}, sha256 {sha256(weights)}"
     tokenizer = next(iter(generators.values())).family.tokenizer
     if tokenizer is None:
         raise ValueError(f"recipe {recipe.name} has no model.tokenizer: images cannot be scored without pixels")
@@ -160,6 +161,7 @@ def evaluate(
                     reduction=plan.reduction,
                     width=plan.width,
                     bits=bits[name, window],
+                    window_costs=bits[name, window] / bits[name, widest] - 1,
                     gap_closed=_closed(bits, baseline, name, window, widest),
                     milliseconds=milliseconds(generator, window),
                     **{key: _score(values) for key, values in scores.items()},
@@ -174,7 +176,7 @@ def evaluate(
         features_accuracy=classifier.accuracy(pixels_of(held_out(), tokenizer, manifest.grid)),
         images=settings.images,
         seeds=settings.seeds,
-        reference=f"{manifest.source} ({reference.name}, sha256 {_sha256(reference)})",
+        reference=f"{manifest.source} ({reference.name}, sha256 {sha256(reference)})",
         reference_images=manifest.samples,
         checkpoints=origins,
         recipe=recipe.model_dump(),
@@ -183,7 +185,8 @@ def evaluate(
     return report, samples
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """The first eight hexadecimal digits of a file's checksum."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(2**20):
@@ -231,12 +234,12 @@ def environment(device: torch.device) -> dict[str, str]:
 
 
 def revision() -> str:
-    """The git revision of this source checkout, or 'none'."""
-    here = Path(__file__).parent
+    """The git revision of our source checkout, or 'none': an installed copy may lie in somebody else's checkout."""
+    root = Path(__file__).parents[2]
+    if not (root / "pyproject.toml").is_file() or not (root / ".git").exists():
+        return "none"
+    git = ["git", "describe", "--always", "--dirty"]
     try:
-        git = subprocess.run(
-            ["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True, timeout=10, check=True
-        )
-        return git.stdout.strip()
+        return subprocess.run(git, cwd=root, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return "none"

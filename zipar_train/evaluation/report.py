@@ -7,8 +7,9 @@ import matplotlib
 import torch
 from PIL import Image
 
-from zipar_train.evaluation.evaluate import Report, Samples, Score
+from zipar_train.evaluation.evaluate import Report, Row, Samples, Score
 from zipar_train.files import make_folder, write_whole
+from zipar_train.picture import write_figure
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
@@ -50,6 +51,7 @@ def cells(report: Report) -> list[list[str]]:
             f"{row.reduction:.0%}",
             f"{row.milliseconds:.0f}",
             f"{row.bits:.3f}",
+            f"{row.window_costs:+.1%}" if row.window_costs else "",
             "" if row.gap_closed is None else f"{row.gap_closed:.0%}",
             pm(row.fid),
             pm(row.kid, 1000, 1),
@@ -65,28 +67,58 @@ def findings(report: Report) -> list[str]:
     """What the numbers say, in sentences that are computed and can come out otherwise."""
     if report.baseline is None:
         return []
-    base = [row for row in report.rows if row.checkpoint == report.baseline]
-    widest, lines = base[0].window, []
-    for name in dict.fromkeys(row.checkpoint for row in report.rows if row.checkpoint != report.baseline):
-        rows = [row for row in report.rows if row.checkpoint == name]
-        closed = [f"{row.gap_closed:.0%} at window {row.window}" for row in rows if row.gap_closed is not None]
-        kept = report.row(name, widest).bits / base[0].bits - 1
-        line = f"**{name}**: next-token bits {kept:+.1%} against {report.baseline}"
-        lines.append(
-            line + (f"; closes {', '.join(closed)} of the gap that windows open in bits a code." if closed else ".")
-        )
+    widest = report.rows[0].window
+    others = dict.fromkeys(row.checkpoint for row in report.rows if row.checkpoint != report.baseline)
+    lines = []
+    for name in others:
+        kept = report.row(name, widest).bits / report.row(report.baseline, widest).bits - 1
+        lines.append(f"**{name}** against {report.baseline}: next-token bits {kept:+.1%}.")
+        for row in report.rows:
+            if row.checkpoint == name and row.gap_closed is not None:
+                base = report.row(report.baseline, row.window)
+                lines.append(
+                    f"At window {row.window} it closes {row.gap_closed:.0%} of the gap in bits; "
+                    f"Frechet distance {base.fid.mean:.2f} -> {row.fid.mean:.2f}, "
+                    f"agreement {base.agreement.mean:.1%} -> {row.agreement.mean:.1%}."
+                )
     return lines
+
+
+def table(report: Report) -> list[str]:
+    """The table in Markdown."""
+    return ["| " + " | ".join(row) + " |" for row in [list(HEADER), ["---"] * len(HEADER), *cells(report)]]
+
+
+def reading(report: Report) -> list[str]:
+    """How to read the table, and with what it was made."""
+    environment = ", ".join(f"{key} {value}" for key, value in report.environment.items())
+    draw = ", ".join(f"{key} {value:g}" for key, value in report.recipe["draw"].items())
+    return [
+        "- **bits/code** is exact: mean -log2 p of held-out codes under that window's mask, without guidance.",
+        "- **window costs**: bits above this checkpoint's own next-token bits.",
+        "- **gap closed**: of the bits that the first compared checkpoint"
+        + (f" ({report.baseline})" if report.baseline else "")
+        + " loses at that window against its own next-token bits, the share this one does not lose.",
+        f"- **FD** (Frechet distance), **KID**, **precision** and **recall** are torch-fidelity's, on the features of "
+        f"`{report.features}`, a small network trained on this recipe's training images "
+        f"({report.features_accuracy:.1%} right on held-out ones). **Not comparable with Inception FID**, "
+        "nor with another recipe's numbers. KID is unbiased for independent draws; ours are balanced over classes, "
+        "which makes it a little negative where nothing differs.",
+        "- **agreement**: share of drawn images which that network names as the label they were drawn for.",
+        f"- Mean ± standard deviation over seeds {', '.join(map(str, report.seeds))}, {report.images:,} images each; "
+        f"reference: {report.reference_images:,} images of {report.reference}. "
+        "Fewer than 50,000 images: a Frechet distance of this size is biased upwards, alike in every row.",
+        f"- **ms/image**: median of five images drawn alone (batch 1). Sampling: {draw}.",
+        f"- {environment}.",
+    ]
 
 
 def markdown(report: Report) -> str:
     """The report as Markdown."""
-    table = [list(HEADER), ["---"] * len(HEADER), *cells(report)]
-    environment = ", ".join(f"{key} {value}" for key, value in report.environment.items())
-    draw = ", ".join(f"{key} {value:g}" for key, value in report.recipe["draw"].items())
     lines = [
         f"# {report.recipe['name']}: windows and what they cost",
         "",
-        *("| " + " | ".join(row) + " |" for row in table),
+        *table(report),
         "",
         *(f"- {line}" for line in findings(report)),
         "",
@@ -96,20 +128,7 @@ def markdown(report: Report) -> str:
         "",
         "## How to read it",
         "",
-        "- **bits/code** is exact: mean -log2 p of held-out codes under that window's mask, without guidance.",
-        "- **gap closed**: of the bits that the first compared checkpoint"
-        + (f" ({report.baseline})" if report.baseline else "")
-        + " loses at that window against its own next-token bits, the share this one does not lose.",
-        f"- **FD** (Frechet distance), **KID**, **precision** and **recall** are torch-fidelity's, on the features of "
-        f"`{report.features}`, a small network trained on this recipe's training images "
-        f"({report.features_accuracy:.1%} right on held-out ones). **Not comparable with Inception FID**, "
-        "nor with another recipe's numbers.",
-        "- **agreement**: share of drawn images which that network names as the label they were drawn for.",
-        f"- Mean ± standard deviation over seeds {', '.join(map(str, report.seeds))}, {report.images:,} images each; "
-        f"reference: {report.reference_images:,} images of {report.reference}. "
-        "Fewer than 50,000 images: a Frechet distance of this size is biased upwards, alike in every row.",
-        f"- **ms/image**: median of five images drawn alone (batch 1). Sampling: {draw}.",
-        f"- {environment}.",
+        *reading(report),
         "",
     ]
     return "\n".join(lines)
@@ -148,8 +167,7 @@ def plot_pareto(report: Report, path: Path) -> None:
         axes[1, 0].margins(y=0.18)
         axes[0, 0].legend(frameon=False)
         figure.suptitle(f"{report.recipe['name']}: quality against cost, a point a window", fontsize=12)
-        figure.savefig(path, dpi=140)
-        plt.close(figure)
+        write_figure(figure, path)
 
 
 def plot_samples(report: Report, samples: Samples, path: Path) -> None:
@@ -172,8 +190,7 @@ def plot_samples(report: Report, samples: Samples, path: Path) -> None:
             axis.tick_params(length=0)
             axis.spines[:].set_visible(False)
             axis.set_title(name, loc="left", fontsize=10)
-        figure.savefig(path, dpi=160)
-        plt.close(figure)
+        write_figure(figure, path, dpi=160)
 
 
 def log_to_wandb(report: Report, pictures: Iterable[Path]) -> None:
@@ -182,11 +199,20 @@ def log_to_wandb(report: Report, pictures: Iterable[Path]) -> None:
     from zipar_train.training.trainer import wandb_logger
 
     logger = wandb_logger(parse(report.recipe, where="the report's recipe"), "evaluate")
-    logger.log_table("evaluation", columns=list(HEADER), data=cells(report))
+    flat = [_flat(row) for row in report.rows]
+    logger.log_table("evaluation", columns=list(flat[0]), data=[list(row.values()) for row in flat])
     for picture in pictures:
         with Image.open(picture) as image:
             logger.log_image(picture.stem, [image.copy()])
     logger.experiment.finish()
+
+
+def _flat(row: Row) -> dict[str, float | str | None]:
+    """A row as numbers, a score as its mean and its standard deviation."""
+    flat: dict[str, float | str | None] = {}
+    for key, value in row.model_dump().items():
+        flat |= {key: value["mean"], f"{key}_std": value["std"]} if isinstance(value, dict) else {key: value}
+    return flat
 
 
 def _cycle(items: Iterable[str]) -> Iterable[str]:

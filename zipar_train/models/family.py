@@ -5,9 +5,11 @@ A family is one file and one line in the table.
 Shapes: B images, S slots, P prompt tokens, N = H W codes of an image, V codes in the codebook, D the model's width.
 """
 
+from functools import lru_cache
 from importlib import import_module
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
@@ -78,11 +80,16 @@ def teacher_forced(family: Family, plan: Plan, codes: Tensor, condition: Any, ma
     Returns:
         Logits (B, N, V) in raster order: row n is the prediction of code n.
     """
-    source = torch.from_numpy(plan.source[plan.prompt :].copy()).to(codes.device)
-    position = torch.from_numpy(plan.position.copy()).to(codes.device)
-    target = torch.from_numpy(plan.target.copy()).to(codes.device)
+    source, position, slots = _tables(plan, codes.device)
     tokens = torch.where(source >= 0, codes[:, source.clamp(min=0)], ROW_END)
     embeddings = torch.cat([family.prompt(condition), family.embed(tokens)], dim=1)
-    logits = family.logits(embeddings, position, mask)
-    slots = torch.nonzero(target >= 0).squeeze(1)
-    return logits[:, slots[target[slots].argsort()]]
+    return family.logits(embeddings, position, mask)[:, slots]
+
+
+@lru_cache(maxsize=64)
+def _tables(plan: Plan, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """On the device, once: sources after the prompt, positions of all slots, and the slot that predicts each code."""
+    drawing = np.flatnonzero(plan.target >= 0)
+    slots = drawing[plan.target[drawing].argsort()]
+    source = torch.tensor(plan.source[plan.prompt :], device=device)
+    return source, torch.tensor(plan.position, device=device), torch.tensor(slots, device=device)

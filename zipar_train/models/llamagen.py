@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
 from transformers import Cache
 
 from zipar_train.models.modeling_llamagen import LlamaGenConfig, LlamaGenForCausalLM
@@ -51,7 +52,6 @@ class LlamaGen:
             max_position_embeddings=self.prompt_length + self.grid.codes,
         )
         self.model = LlamaGenForCausalLM(config)
-        self.model.set_attn_implementation(model.attention)
 
     def check(self, condition: Sequence[int] | Tensor) -> Tensor:
         labels = torch.as_tensor(condition, device=self.model.device)
@@ -72,6 +72,9 @@ class LlamaGen:
         return self.model.get_input_embeddings()(tokens)
 
     def logits(self, embeddings: Tensor, positions: Tensor, mask: Any, cache: Cache | None = None) -> Tensor:
+        attention = "flex_attention" if isinstance(mask, BlockMask) else "sdpa"
+        if self.model.config._attn_implementation != attention:  # flex would add a bool mask instead of applying it
+            self.model.set_attn_implementation(attention)
         hidden = self.model.model(
             inputs_embeds=embeddings,
             position_ids=(positions + self.prompt_length)[None],

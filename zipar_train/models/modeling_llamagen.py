@@ -5,6 +5,7 @@ Stands alone (transformers, torch and rope.py), so that an exported folder can c
 
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers.loss.loss_utils import ForCausalLMLoss
 
 from .rope import Rope2D
 
@@ -41,6 +42,11 @@ class LlamaGenForCausalLM(LlamaForCausalLM):
         self.model.rotary_emb = Rope2D(head, config.columns, config.prompt)
         self.lm_head = nn.Linear(config.hidden_size, config.codes, bias=False)
         self.post_init()
+
+    def loss_function(self, *, logits, labels, vocab_size=None, **kwargs):
+        """transformers' causal loss over codes; class tokens among the labels are no targets."""
+        labels = labels.masked_fill(labels >= self.config.codes, -100)
+        return ForCausalLMLoss(logits=logits, labels=labels, vocab_size=self.config.codes, **kwargs)
 
 
 AutoConfig.register("llamagen", LlamaGenConfig)

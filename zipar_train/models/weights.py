@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from zipar_train.models.family import Family
+from zipar_train.models.family import Family, build
 from zipar_train.recipe import load_recipe, parse
 from zipar_train.sections import Model, Recipe
 
@@ -82,6 +82,13 @@ def restore(family: Family, saved: Saved, model: Model) -> None:
             raise ValueError(
                 f"{saved.path} is of another recipe ({saved.recipe.name}): its model.{key} is {theirs}, here it "
                 f"is {ours}. Give a checkpoint of this recipe, or the recipe of this checkpoint"
+            )
+    if saved.recipe.model != model:
+        theirs = build(saved.recipe.model, device="meta").model.config.num_attention_heads
+        ours = family.model.config.num_attention_heads
+        if theirs != ours:  # which changes no tensor's shape
+            raise ValueError(
+                f"{saved.path} has {theirs} attention heads, the model of this recipe {ours}. Mend model.heads"
             )
     wanted = family.model.state_dict()
     missing = sorted(wanted.keys() - saved.state.keys())

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.utilities import rank_zero_only
 
 from zipar_train.sections import Recipe
 
@@ -33,12 +34,12 @@ class Checkpoint(L.Callback):
         self.path = Path(recipe.run) / "checkpoints" / "last.ckpt"
         self.signum: int | None = None
         self.handlers: dict[int, Any] = {}
-        self.saved_at = -1
+        self.stepped_to = -1
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         for signum in (signal.SIGINT, signal.SIGTERM):
             self.handlers[signum] = signal.signal(signum, self._stop)
-        self.saved_at = trainer.global_step
+        self.stepped_to = trainer.global_step
 
     def _stop(self, signum: int, frame: Any) -> None:
         self.signum = signum
@@ -50,9 +51,11 @@ class Checkpoint(L.Callback):
         self.handlers.clear()
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        if trainer.global_step == self.stepped_to:
+            return  # gradients are being accumulated, and a checkpoint would lose them
+        self.stepped_to = trainer.global_step
         stop = trainer.strategy.reduce_boolean_decision(self.signum is not None, all=False)
-        due = self.every and trainer.global_step % self.every == 0 and trainer.global_step != self.saved_at
-        if stop or due:
+        if stop or (self.every and trainer.global_step % self.every == 0):
             self._save(trainer)
         if stop:
             raise Stopped(self.signum or signal.SIGTERM, self.path)
@@ -65,18 +68,23 @@ class Checkpoint(L.Callback):
         trainer.save_checkpoint(aside)
         if trainer.is_global_zero:
             os.replace(aside, self.path)
-        self.saved_at = trainer.global_step
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["recipe"] = self.recipe.model_dump()
 
 
 class Lines(L.Callback):
-    """Progress for logs that are no terminal: a line at every epoch's end."""
+    """Progress for logs that are no terminal: a line at every epoch's end, with bits where it validated."""
 
+    validated = False
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.validated = not trainer.sanity_checking
+
+    @rank_zero_only
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        numbers = {key: float(value) for key, value in trainer.callback_metrics.items() if "/" in key}
-        told = "  ".join(
-            f"{key} {value:.4g}" for key, value in numbers.items() if key not in ("train/window", "train/lr")
-        )
+        wanted = ("train/loss", "val/") if self.validated else ("train/loss",)
+        self.validated = False
+        numbers = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith(wanted)}
+        told = "  ".join(f"{key} {value:.4g}" for key, value in numbers.items())
         print(f"epoch {trainer.current_epoch + 1}, step {trainer.global_step}: {told}", flush=True)

@@ -54,8 +54,11 @@ class ShardDataModule(L.LightningDataModule):
     # its number of steps, which sets the loaders up before the loops; a data module's state is restored in time.
 
     def state_dict(self) -> dict[str, int]:
-        assert self.loader is not None
-        return self.loader.state_dict()
+        assert self.loader is not None and self.trainer is not None
+        position = self.loader.state_dict()
+        if position["batches"] >= self.trainer.num_training_batches:  # an epoch shortened by limit_train_batches
+            return {"epoch": position["epoch"] + 1, "batches": 0}
+        return position
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         self.position = state_dict

@@ -1,9 +1,8 @@
 """The training step: next-token cross-entropy under the plan of one of a mix of windows."""
 
 from collections.abc import Mapping
-from functools import cache
 from math import inf, log, sqrt
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import numpy as np
@@ -33,9 +32,10 @@ class ZipARModule(L.LightningModule):
         label_dropout: share of conditions replaced by the null condition.
         warmup: share of all steps over which the learning rate rises.
         schedule: "cosine" (to zero) or "constant" after that.
+        attention: the mask's form: dense for "sdpa", a BlockMask for "flex_attention" (GPU only).
 
     Raises:
-        ValueError: if a window does not fit the grid.
+        ValueError: if a window does not fit the grid, or a choice is unknown.
     """
 
     def __init__(
@@ -50,9 +50,12 @@ class ZipARModule(L.LightningModule):
         betas: tuple[float, float] = (0.9, 0.95),
         weight_decay: float = 0.05,
         warmup: float = 0.02,
-        schedule: str = "cosine",
+        schedule: Literal["cosine", "constant"] = "cosine",
+        attention: Literal["sdpa", "flex_attention"] = "sdpa",
     ):
         super().__init__()
+        if schedule not in ("cosine", "constant"):
+            raise ValueError(f"schedule {schedule!r} is unknown: use 'cosine' or 'constant'")
         self.family, self.model = family, family.model
         self.plans = {
             window: Plan.zipar(family.grid, window=window, stand_in=stand_in, prompt=family.prompt_length)
@@ -61,11 +64,20 @@ class ZipARModule(L.LightningModule):
         self.windows = dict(windows)
         self.label_dropout, self.seed = label_dropout, seed
         self.lr, self.betas, self.weight_decay, self.warmup, self.schedule = lr, betas, weight_decay, warmup, schedule
-        self.mask = cache(self._mask)
+        self.attention = attention
+        self.masks: dict[tuple[int, torch.device], Any] = {}
 
-    def _mask(self, window: int, device: torch.device) -> Any:
-        flex = self.model.config._attn_implementation == "flex_attention"
-        return (block if flex else dense)(self.plans[window], device=device)
+    def mask(self, window: int) -> Any:
+        """The window's mask on the model's device, made once."""
+        key = (window, self.device)
+        if key not in self.masks:
+            make = block if self.attention == "flex_attention" else dense
+            self.masks[key] = make(self.plans[window], device=self.device)
+        return self.masks[key]
+
+    def on_fit_start(self) -> None:
+        if self.attention == "flex_attention" and self.device.type != "cuda":
+            raise ValueError(f"model.attention = flex_attention has no backward pass on {self.device}: use sdpa there")
 
     def draw_window(self, epoch: int, batch: int) -> int:
         """The window that a training step uses."""
@@ -80,10 +92,10 @@ class ZipARModule(L.LightningModule):
 
     def loss(self, batch: Batch, window: int, drop: Tensor | None = None) -> Tensor:
         """Mean negative log-likelihood of a batch's codes under a window's plan, nats a code."""
-        condition = self.family.check(batch.labels)
+        condition = batch.labels
         if drop is not None:
             condition = self.family.drop(condition, drop.to(self.device))
-        logits = teacher_forced(self.family, self.plans[window], batch.codes, condition, self.mask(window, self.device))
+        logits = teacher_forced(self.family, self.plans[window], batch.codes, condition, self.mask(window))
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return cross_entropy(logits.flatten(0, 1), batch.codes.flatten())
 

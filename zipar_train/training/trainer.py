@@ -9,7 +9,8 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import EMAWeightAveraging, TQDMProgressBar
-from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from zipar_train.files import make_folder, write_whole
@@ -22,10 +23,10 @@ from zipar_train.training.datamodule import ShardDataModule
 from zipar_train.training.module import ZipARModule
 
 
-def build_module(recipe: Recipe) -> ZipARModule:
-    """The recipe's model, its weights loaded, ready to train."""
+def build_module(recipe: Recipe, *, weights: bool = True) -> ZipARModule:
+    """The recipe's model, its weights loaded unless a checkpoint will bring them, ready to train."""
     family = build(recipe.model)
-    if recipe.model.weights is not None:
+    if weights and recipe.model.weights is not None:
         restore(family, read(recipe.model.weights), recipe.model)
     optim = recipe.optim
     return ZipARModule(
@@ -39,6 +40,7 @@ def build_module(recipe: Recipe) -> ZipARModule:
         weight_decay=optim.weight_decay,
         warmup=optim.warmup,
         schedule=optim.schedule,
+        attention=recipe.model.attention,
     )
 
 
@@ -59,7 +61,7 @@ def build_datamodule(recipe: Recipe) -> ShardDataModule:
 
 
 def build_trainer(recipe: Recipe) -> L.Trainer:
-    """Lightning's Trainer as the recipe's `trainer` section says, with our loggers and checkpoints.
+    """Lightning's Trainer as the recipe's `trainer` section says, with a CSV log and our checkpoints.
 
     Raises:
         ValueError: if Lightning refuses an argument; says which.
@@ -73,30 +75,27 @@ def build_trainer(recipe: Recipe) -> L.Trainer:
     arguments |= {"enable_checkpointing": False, "default_root_dir": recipe.run, "callbacks": callbacks}
     arguments["enable_progress_bar"] = watched
     try:
-        return L.Trainer(**arguments, logger=build_loggers(recipe, "fit"))
+        return L.Trainer(**arguments, logger=CSVLogger(recipe.run, name="logs"))
     except (MisconfigurationException, TypeError, ValueError) as error:
         raise ValueError(f"trainer: Lightning refuses the recipe's arguments {recipe.trainer}: {error}") from error
 
 
-def build_loggers(recipe: Recipe, job: str) -> list[Logger]:
-    """A CSV log in the run folder, and W&B as the recipe says."""
-    loggers: list[Logger] = [CSVLogger(recipe.run, name="logs")]
-    if recipe.log.wandb != "disabled":
-        loggers.append(wandb_logger(recipe, job))
-    return loggers
-
-
 def wandb_logger(recipe: Recipe, job: str) -> Any:
-    """W&B, online or offline, its files in the run folder.
+    """A started W&B run, online or offline, its files in the run folder; the caller finishes it.
 
     Raises:
-        ValueError: if wandb is not installed.
+        ValueError: if wandb is not installed, or refuses to start.
     """
     os.environ.setdefault("WANDB_SILENT", "true")  # one line of ours instead of its dozen
     try:
+        import wandb
         from lightning.pytorch.loggers import WandbLogger
-
-        return WandbLogger(
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"log.wandb = {recipe.log.wandb}: wandb is not installed. pip install wandb, or --set log.wandb=disabled"
+        ) from error
+    try:
+        logger = WandbLogger(
             project=recipe.log.project,
             name=f"{recipe.name}-{job}",
             group=recipe.name,
@@ -105,10 +104,19 @@ def wandb_logger(recipe: Recipe, job: str) -> Any:
             offline=recipe.log.wandb == "offline",
             config=recipe.model_dump(),
         )
-    except ModuleNotFoundError as error:
+        _ = logger.experiment  # starts it, so that what can go wrong does so here
+        return logger
+    except (wandb.errors.Error, OSError) as error:
         raise ValueError(
-            f"log.wandb = {recipe.log.wandb}: wandb is not installed. pip install wandb, or --set log.wandb=disabled"
+            f"log.wandb = {recipe.log.wandb}: W&B does not start ({error}). "
+            "`wandb login`, or --set log.wandb=offline, or --set log.wandb=disabled"
         ) from error
+
+
+HARMLESS = (  # keys that may differ on resuming: no loss depends on them
+    *("about", "run", "checkpoint_every", "draw", "evaluate", "log"),
+    *("trainer.log_every_n_steps", "trainer.enable_progress_bar", "trainer.enable_model_summary"),
+)
 
 
 def fit(recipe: Recipe, *, resume: bool = False) -> Path:
@@ -132,30 +140,42 @@ def fit(recipe: Recipe, *, resume: bool = False) -> Path:
             f"{run} already holds a run. Continue it with --resume, or write elsewhere with --set run=FOLDER"
         )
     if checkpoint:
-        changed = differences(read(checkpoint).recipe, recipe, ignore=("log", "evaluate", "draw", "about"))
+        changed = differences(read(checkpoint).recipe, recipe, ignore=HARMLESS)
         if changed:
             raise ValueError(
                 f"{run} was made by another recipe: {'; '.join(changed)}. "
                 "Resume with the recipe it was made by, or write elsewhere with --set run=FOLDER"
             )
-        print(f"Resuming from {checkpoint}.")
+        rank_zero_print(f"Resuming from {checkpoint}.")
     data = build_datamodule(recipe)
     L.seed_everything(recipe.seed, workers=True, verbose=False)
-    module = build_module(recipe)
-    write_folder(run, recipe)
+    module = build_module(recipe, weights=checkpoint is None)
     trainer = build_trainer(recipe)
+    write_folder(run, recipe)
     parameters = sum(p.numel() for p in module.parameters()) / 1e6
     windows = ", ".join(f"{w} (weight {x:g})" for w, x in recipe.zipar.windows.items())
     train, val = data.manifests
-    print(
+    rank_zero_print(
         f"{recipe.name}: {recipe.model.family}, {parameters:.1f} M parameters, {module.family.grid} codes, "
-        f"windows {windows}; {train.samples:,} images to train on, {val.samples:,} held out.",
-        flush=True,
+        f"windows {windows}; {train.samples:,} images to train on, {val.samples:,} held out."
     )
+    logger = None
+    if recipe.log.wandb != "disabled":
+        logger = wandb_logger(recipe, "fit")
+        trainer.loggers = [*trainer.loggers, logger]
     if recipe.log.wandb == "offline":
-        print(f"W&B offline: `wandb sync {run}/wandb/offline-run-*` uploads it.", flush=True)
-    trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+        rank_zero_print(f"W&B offline: `wandb sync {run}/wandb/offline-run-*` uploads it.")
+    try:
+        trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+    finally:
+        if logger is not None:
+            logger.experiment.finish()
     return run / "checkpoints" / "last.ckpt"
+
+
+@rank_zero_only
+def rank_zero_print(line: str) -> None:
+    print(line, flush=True)
 
 
 def write_folder(run: Path, recipe: Recipe) -> None:
