@@ -33,7 +33,7 @@ def write_report(report: Report, samples: Samples, out: str | Path) -> list[Path
     return [out / name for name in ("report.json", "report.md", "pareto.png", "samples.png")]
 
 
-HEADER = ("checkpoint", "window", "passes", "fewer", "ms/image", "bits/code", "gap closed",
+HEADER = ("checkpoint", "window", "passes", "fewer", "ms/image", "bits/code", "window costs", "gap closed",
           "FD", "KID x1000", "precision", "recall", "agreement")  # fmt: skip
 
 

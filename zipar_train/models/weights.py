@@ -83,13 +83,6 @@ def restore(family: Family, saved: Saved, model: Model) -> None:
                 f"{saved.path} is of another recipe ({saved.recipe.name}): its model.{key} is {theirs}, here it "
                 f"is {ours}. Give a checkpoint of this recipe, or the recipe of this checkpoint"
             )
-    if saved.recipe.model != model:
-        theirs = build(saved.recipe.model, device="meta").model.config.num_attention_heads
-        ours = family.model.config.num_attention_heads
-        if theirs != ours:  # which changes no tensor's shape
-            raise ValueError(
-                f"{saved.path} has {theirs} attention heads, the model of this recipe {ours}. Mend model.heads"
-            )
     wanted = family.model.state_dict()
     missing = sorted(wanted.keys() - saved.state.keys())
     surplus = sorted(saved.state.keys() - wanted.keys())
@@ -106,4 +99,11 @@ def restore(family: Family, saved: Saved, model: Model) -> None:
             f"{saved.path} does not fit the model of this recipe. " + "; ".join(problems) + ". "
             "Give a checkpoint of this recipe, or mend the recipe's depth, heads, width and feed_forward"
         )
+    if saved.recipe.model != model:
+        theirs = build(saved.recipe.model, device="meta").model.config.num_attention_heads
+        ours = family.model.config.num_attention_heads
+        if theirs != ours:  # which changes no tensor's shape
+            raise ValueError(
+                f"{saved.path} has {theirs} attention heads, the model of this recipe {ours}. Mend model.heads"
+            )
     family.model.load_state_dict(saved.state)
