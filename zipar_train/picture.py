@@ -52,7 +52,7 @@ def write_figure(figure: Figure, path: Path, *, dpi: int = 130) -> None:
     """
     buffer = io.BytesIO()
     try:
-        figure.savefig(buffer, format=path.suffix.lstrip(".") or "png", dpi=dpi)
+        figure.savefig(buffer, format=path.suffix.lstrip(".") or "png", dpi=dpi, bbox_inches="tight")
     except ValueError as error:
         raise ValueError(f"{path}: no picture format ends in {path.suffix!r}. Use .png, .pdf or .svg") from error
     finally:
