@@ -138,9 +138,9 @@ class ShardLoader:
 
 
 def _deaf(worker: int) -> None:
-    """Loader processes leave signals to the process that trains, and end with it."""
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, signal.SIG_IGN)
+    """Loader processes leave signals to the process that trains: Ctrl-C always, SIGTERM the first time."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda signum, frame: signal.signal(signum, signal.SIG_DFL))
 
 
 def _shuffled(samples: Iterator[Any], size: int, rng: random.Random) -> Iterator[Any]:

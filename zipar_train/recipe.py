@@ -61,7 +61,7 @@ def load_recipe(recipe: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     path = find(recipe)
     try:
         raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise RecipeError(f"{path} is not readable YAML: {error}") from error
     if not isinstance(raw, dict):
         raise RecipeError(f"{path} holds no sections: a recipe starts with `name:`; see `zipar-train recipes`.")
@@ -73,7 +73,10 @@ def load_recipe(recipe: str | Path, overrides: Iterable[str] = ()) -> Recipe:
 def parse(raw: dict[str, Any], *, where: str) -> Recipe:
     """Check plain data as a recipe; `where` names its origin in errors."""
     mistakes: list[str] = []
-    raw = _expand(raw, "", mistakes)
+    try:
+        raw = _expand(raw, "", mistakes)
+    except RecursionError as error:
+        raise RecipeError(f"{where}: nested too deeply, or an anchor that holds itself") from error
     try:
         recipe = Recipe.model_validate(raw)
     except ValidationError as error:
@@ -151,7 +154,7 @@ def _override(raw: dict[Any, Any], override: str) -> None:
         raise RecipeError(f"--set {override!r}: write it as key.path=value, for example --set optim.lr=1e-4")
     try:
         value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise RecipeError(f"--set {override!r}: the value is not YAML: {error}") from error
     *sections, last = [int(part) if part.isdigit() else part for part in key.split(".")]
     for section in sections:

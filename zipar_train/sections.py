@@ -94,7 +94,7 @@ class Draw(Section):
 class Evaluate(Section):
     windows: Annotated[list[Window], Field(min_length=1)]
     images: Annotated[int, Field(ge=10)]  # drawn per window, checkpoint and seed
-    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = [0]
+    seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**63)]], Field(min_length=1)] = [0]
     batch_size: Positive = 64
 
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from zipar_train.files import make_folder, write_whole
 from zipar_train.grid import Grid
@@ -32,7 +32,7 @@ class Sample(NamedTuple):
 class Shard(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: str
-    samples: int
+    samples: int = Field(ge=1, lt=2**31)
     sha256: str
 
 

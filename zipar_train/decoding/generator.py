@@ -57,7 +57,7 @@ class Images:
         """
         path, buffer = Path(path), io.BytesIO()
         formats = Image.registered_extensions()
-        if path.suffix.lower() not in formats:
+        if formats.get(path.suffix.lower()) not in Image.SAVE:
             raise ValueError(f"{path}: no picture format ends in {path.suffix!r}. Use .png")
         self.sheet(columns=columns).save(buffer, formats[path.suffix.lower()])
         write_whole(path, buffer.getvalue())
@@ -140,8 +140,8 @@ class Generator:
         """
         if not len(labels):
             raise ValueError("labels are empty: give at least one class number")
-        if seed < 0 or first < 0:
-            raise ValueError(f"seed {seed} and first {first} must be 0 or more")
+        if not 0 <= seed < 2**63 or first < 0:
+            raise ValueError(f"seed {seed} and first {first} must be 0 or more, and below 2**63")
         decoder, settings = self.decoder(window), self._settings(draw)
         size = batch_size or self.recipe.evaluate.batch_size
         codes = []

@@ -170,6 +170,8 @@ def fit(recipe: Recipe, *, resume: bool = False) -> Path:
     finally:
         if logger is not None:
             logger.experiment.finish()
+    if last_checkpoint(run) is None:
+        raise ValueError(f"{run}: nothing was trained. It was stopped at its start, or recipe.trainer allows no step")
     return run / "checkpoints" / "last.ckpt"
 
 
