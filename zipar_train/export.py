@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers.utils import logging as transformers_logging
 
-from zipar_train.decoding.generator import load
+from zipar_train.decoding.generator import Generator
 from zipar_train.files import make_folder
 from zipar_train.models.weights import read
 from zipar_train.recipe import dump
@@ -30,7 +30,7 @@ def export(checkpoint: str | Path, out: str | Path) -> Path:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} already exists and is not an empty folder: give another --out, or remove it")
     saved = read(checkpoint)
-    generator = load(checkpoint, device="cpu")
+    generator = Generator(saved.recipe, saved, device="cpu")
     aside = out.with_name(f".{out.name}.{os.getpid()}")
     try:
         make_folder(aside)

@@ -4,7 +4,7 @@ import random
 import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,12 +30,17 @@ class Share:
     of: int = 1
 
 
+@dataclass
 class _Epoch(IterableDataset):
-    """The samples of one rank in one epoch, in order, as batches; loader workers split them evenly."""
+    """The samples of one rank in one epoch, in order, as batches of `size`; loader workers split them evenly."""
 
-    def __init__(self, path: Path, manifest: Manifest, *, seed: int, epoch: int, shuffle: int, share: Share, size: int):
-        self.path, self.manifest, self.seed, self.epoch, self.shuffle = path, manifest, seed, epoch, shuffle
-        self.share, self.size = share, size
+    path: Path
+    manifest: Manifest
+    seed: int
+    epoch: int
+    shuffle: int
+    share: Share
+    size: int
 
     def __iter__(self) -> Iterator[Batch | ValueError]:
         try:
@@ -49,18 +54,14 @@ class _Epoch(IterableDataset):
         start = self.share.index * mine
         part, parts = (worker.id, worker.num_workers) if worker else (0, 1)
         start, stop = start + mine * part // parts, start + mine * (part + 1) // parts
-        samples = self._range(start, min(stop, total), total)
-        if stop > total:
-            samples = (
-                s for stream in (samples, self._range(max(start - total, 0), stop - total, total)) for s in stream
-            )
+        samples: Iterator[Any] = chain(self._range(start, stop), self._range(start - total, stop - total))
         if self.shuffle > 1:
             samples = _shuffled(samples, self.shuffle, random.Random(f"{self.seed}-{self.epoch}-{start}"))
         while chunk := list(islice(samples, self.size)):
             yield _collate(chunk)
 
-    def _range(self, start: int, stop: int, total: int) -> Iterator[tuple[NDArray[Any], int]]:
-        """Samples start .. stop of the epoch's sequence: the shards in a seeded order, one after another."""
+    def _range(self, start: int, stop: int) -> Iterator[tuple[NDArray[Any], int]]:
+        """What there is of samples start .. stop of the epoch's sequence: the shards in a seeded order, in a row."""
         shards = list(self.manifest.shards)
         if self.shuffle > 1:
             random.Random(f"{self.seed}-{self.epoch}").shuffle(shards)
@@ -112,13 +113,7 @@ class ShardLoader:
             self._next_epoch()
         self.resumed = False
         samples = _Epoch(
-            self.path,
-            self.manifest,
-            seed=self.seed,
-            epoch=self.epoch,
-            shuffle=self.shuffle,
-            share=self.share,
-            size=self.batch_size,
+            self.path, self.manifest, self.seed, self.epoch, self.shuffle, self.share, size=self.batch_size
         )
         stream = DataLoader(samples, batch_size=None, num_workers=self.workers, worker_init_fn=_deaf)
         for batch in islice(_rebatched(stream, self.batch_size), self.batches, None):
