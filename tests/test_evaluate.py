@@ -110,7 +110,7 @@ def test_compared_checkpoints_have_their_gap_closed(shards, tmp_path, tiny):
     assert f"{fast8 / slow8 - 1:+.1%}" in findings(report)[0]
     row = f"| fast | 1 | 22 | 66% | {report.row('fast', 1).milliseconds:.0f} | {fast1:.3f} | {fast1 / fast8 - 1:+.1%} |"
     assert row in markdown(report)
-    assert samples.pixels["fast", 1].shape == (10, 3, 8, 8)
+    assert samples["fast", 1].shape == (10, 3, 8, 8)
 
 
 def test_palettes_round_trip():

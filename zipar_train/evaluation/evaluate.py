@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 import torch
@@ -74,11 +75,7 @@ class Report(BaseModel):
         return next(row for row in self.rows if (row.checkpoint, row.window) == (checkpoint, window))
 
 
-class Samples(BaseModel):
-    """Images for the report's sample sheet: per checkpoint and window, uint8 (B, 3, px, px)."""
-
-    model_config = {"arbitrary_types_allowed": True}
-    pixels: dict[tuple[str, int], Tensor]
+Samples = dict[tuple[str, int], Tensor]  # for the report's sheet, by checkpoint and window: uint8 (B, 3, px, px)
 
 
 def evaluate(
@@ -134,7 +131,9 @@ def evaluate(
     real = torch.cat([pixels for pixels, _ in pixels_of(held_out(), tokenizer, manifest.grid)])
     labels = [k % model.classes for k in range(settings.images)]
 
-    rows, samples = [], Samples(pixels={})
+    times = milliseconds(generators, wanted)
+    rows: list[Row] = []
+    samples: Samples = {}
     bar = tqdm(total=len(generators) * len(wanted) * len(settings.seeds), desc="evaluate", disable=not progress,
                mininterval=0.1 if sys.stderr.isatty() else 20)  # fmt: skip
     baseline = next(iter(generators)) if compare else None
@@ -151,7 +150,7 @@ def evaluate(
                 agrees = classifier.accuracy(iter([(drawn, torch.tensor(labels))]))
                 for key, value in (fidelity(drawn, real, features=features) | {"agreement": agrees}).items():
                     scores.setdefault(key, []).append(value)
-                samples.pixels.setdefault((name, window), drawn[: min(10, len(drawn))])
+                samples.setdefault((name, window), drawn[:10])
                 bar.update()
             rows.append(
                 Row(
@@ -163,7 +162,7 @@ def evaluate(
                     bits=bits[name, window],
                     window_costs=bits[name, window] / bits[name, widest] - 1,
                     gap_closed=_closed(bits, baseline, name, window, widest),
-                    milliseconds=milliseconds(generator, window),
+                    milliseconds=times[name, window],
                     **{key: _score(values) for key, values in scores.items()},
                 )
             )
@@ -209,8 +208,7 @@ def _closed(bits: dict[tuple[str, int], float], base: str | None, name: str, win
 
 
 def _score(values: list[float]) -> Score:
-    values_ = torch.tensor(values, dtype=torch.float64)
-    return Score(mean=values_.mean().item(), std=values_.std().item() if len(values) > 1 else 0.0)
+    return Score(mean=mean(values), std=stdev(values) if len(values) > 1 else 0.0)
 
 
 def environment(device: torch.device) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """Numbers about a generator: exact bits a code, milliseconds an image, and torch-fidelity's scores."""
 
+from collections.abc import Mapping, Sequence
 from math import log
 from statistics import median
 from time import perf_counter
@@ -31,14 +32,21 @@ def bits_per_code(generator: Generator, plan: Plan, loader: ShardLoader) -> floa
     return total / codes / log(2)
 
 
-def milliseconds(generator: Generator, window: int, *, repeats: int = 5) -> float:
-    """Median time of drawing one image alone, after one that is not counted; label 0."""
-    times = []
-    for _ in range(repeats + 1):
-        start = perf_counter()
-        generator.draw([0], window=window)
-        times.append((perf_counter() - start) * 1000)
-    return median(times[1:])
+def milliseconds(
+    generators: Mapping[str, Generator], windows: Sequence[int], *, rounds: int = 9
+) -> dict[tuple[str, int], float]:
+    """Median time of drawing one image alone (label 0), by generator and window.
+
+    The median is over rounds in which every generator and window has its turn, so that a machine that slows down or
+    speeds up does so for all alike; the first round is not counted.
+    """
+    times: dict[tuple[str, int], list[float]] = {(name, window): [] for name in generators for window in windows}
+    for _ in range(rounds + 1):
+        for (name, window), taken in times.items():
+            start = perf_counter()
+            generators[name].draw([0], window=window)
+            taken.append((perf_counter() - start) * 1000)
+    return {key: median(taken[1:]) for key, taken in times.items()}
 
 
 class _Pictures(Dataset):
