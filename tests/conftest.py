@@ -1,12 +1,18 @@
 """Shared pieces: a tiny recipe, its shards, and the command line as a person runs it."""
 
 import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # tests run side by side, and tiny models gain nothing from a second thread
+
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import original
 import pytest
 import torch
+from PIL import Image
 
 from zipar_train.recipe import load_recipe
 from zipar_train.sections import Recipe
@@ -17,15 +23,16 @@ TINY = ["model.depth=1", "model.heads=2", "model.width=16", "model.feed_forward=
 
 
 @pytest.fixture(autouse=True)
-def _two_threads():
-    torch.set_num_threads(2)
+def _one_thread():
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory) -> Path:
     """The digits' shards."""
     folder = tmp_path_factory.mktemp("data") / "digits"
-    tokenize(load_recipe("digits"), images="digits", out=folder, progress=False)
+    for split in ("train", "val"):
+        tokenize(load_recipe("digits"), images="digits", out=folder, split=split, progress=False)
     return folder
 
 
@@ -53,9 +60,42 @@ def cli(tmp_path):
     """Run `zipar-train ARGS` in an empty folder; returns the finished process."""
 
     def run(*args, env: dict[str, str] | None = None, **kwargs) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "WANDB_MODE": "offline", **(env or {})}
+        environment = {**os.environ, "WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1", **(env or {})}
         return subprocess.run(
             command(*args), capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=240, **kwargs
         )
 
     return run
+
+
+def picture(seed, size=(50, 40)):
+    rng = np.random.default_rng(seed)
+    return Image.fromarray(rng.integers(0, 256, size=(5, 4, 3)).astype(np.uint8)).resize(size, Image.Resampling.BICUBIC)
+
+
+@pytest.fixture(scope="session")
+def vq(tmp_path_factory) -> Path:
+    """A small VQ-16 of 24 codes in the published layout."""
+    path = tmp_path_factory.mktemp("vq") / "vq_ds16_c2i.pt"
+    torch.save({"model": original.random_vq()[0]}, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def t5(tmp_path_factory) -> Path:
+    """A tiny random T5 with a tokenizer of words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
+
+    folder = tmp_path_factory.mktemp("t5")
+    words = {word: i for i, word in enumerate(["<pad>", "</s>", "<unk>", "a", "blue", "red", "car", "house", "small"])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    ).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = T5Config(vocab_size=9, d_model=6, d_kv=4, d_ff=8, num_layers=2, num_heads=2, pad_token_id=0)
+    T5EncoderModel(config).save_pretrained(folder)
+    return folder

@@ -40,6 +40,9 @@ class StockLlama:
     def prompt(self, condition):
         return self.model.get_input_embeddings()(self.codes + 1 + condition)[:, None].expand(-1, self.prompt_length, -1)
 
+    def padding(self, condition):
+        return None
+
     def embed(self, tokens):
         return self.model.get_input_embeddings()(torch.where(tokens == ROW_END, self.codes, tokens))
 

@@ -10,12 +10,13 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "zipar_train"
 ROOMS = [
     *("grid", "plan", "masks", "files", "picture", "sections", "recipe"),
-    *("models.rope", "models.modeling_llamagen", "models.vq", "models.family", "models"),
-    *("shards", "loader", "tokenize"),
+    *("models.rope", "models.modeling_llamagen", "models.text", "models.layout", "models.lora", "models.published"),
+    *("models.vq16", "models.vq", "models.llamagen", "models.family", "models"),
+    *("shards", "loader", "crops", "images", "tokenize", "importers"),
     *("decoding.cache", "decoding.sampling", "decoding.decoder", "decoding"),
     *("training.callbacks", "training.module", "training.datamodule", "training"),
     *("evaluation.classifier", "evaluation.metrics", "evaluation.evaluate", "evaluation"),
-    *("export", "cli"),
+    *("export", "options", "shards_cli", "cli"),
 ]
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py" and "recipes" not in p.parts)
 
@@ -35,7 +36,9 @@ def imports(path: Path) -> list[str]:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):
             module = f"{package}.{node.module}" if node.level else node.module or ""
-            found += [module]
+            parts = [f"{module}.{alias.name}" for alias in node.names]  # of a folder
+            files = [part for part in parts if (PACKAGE.parent / part.replace(".", "/")).with_suffix(".py").is_file()]
+            found += files or [module]
         elif isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
     return [module for module in found if module.startswith("zipar_train.")]

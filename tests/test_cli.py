@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -90,7 +91,9 @@ def test_plan_and_recipes_need_no_torch(cli):
 def test_recipes_lists_each_with_a_line(run):
     status, out, _ = run("recipes")
     assert status == 0
-    assert {line.split()[0] for line in out.split("\n")[:3]} == {"digits", "digits-base", "llamagen-l"}
+    names = [line.split()[0] for line in out.split("\n\n")[0].split("\n")]
+    assert names == sorted(path.stem for path in (Path(__file__).parent.parent / "recipes").glob("*.yaml"))
+    assert {"digits", "llamagen-b", "llamagen-l", "llamagen-xl", "llamagen-xxl", "llamagen-3b"} < set(names)
 
 
 def test_the_whole_story_through_the_command_line(cli, tmp_path):
@@ -150,10 +153,13 @@ BAD = [
     (["plan", "--recipe", "digits", "--windows", "8,x"], "--windows '8,x': write whole numbers"),
     (["plan", "--recipe", "digits", "--png", "FILE/plan.png"], "FILE/plan.png"),
     (["plan", "--recipe", "digits", "--png", "plan.doc"], "doc"),
-    (["tokenize", "--recipe", "digits", "--images", "cats", "--out", "d"], "--images 'cats' is unknown"),
+    (
+        ["tokenize", "--recipe", "digits", "--images", "cats", "--out", "d"],
+        "--images cats: neither a folder with a folder of pictures",
+    ),
     (
         ["tokenize", "--recipe", "llamagen-l", "--images", "digits", "--out", "d"],
-        "the model section of recipe llamagen-l",
+        "--images digits has 10 classes, the recipe's model 1000",
     ),
     (["tokenize", "--recipe", "digits", "--images", "digits", "--out", "FILE/d"], "FILE"),
     (["draw", "--checkpoint", "gone", "--labels", "3", "--out", "a.png"], "nothing to load at gone"),
@@ -182,9 +188,15 @@ BAD = [
     (["evaluate", "--recipe", "digits", "--checkpoint", "RUN", "DATA", "TINY", "--out", "FILE/x"], "FILE/x"),
     (["export", "--checkpoint", "RUN", "--out", "FILE"], "already exists"),
     (["export", "--checkpoint", "RUN", "--out", "FILE/x"], "FILE"),
-    (["export", "--checkpoint", "RUN", "--to", "onnx", "--out", "x"], "--to 'onnx' is unknown: use 'hf'"),
-    (["export", "--checkpoint", "DAMAGED", "--out", "x"], "is not a readable checkpoint"),
-    (["export", "--checkpoint", "PICKLE", "--out", "x"], "is not a readable checkpoint"),
+    (
+        ["export", "--checkpoint", "RUN", "--to", "onnx", "--out", "x"],
+        "--to 'onnx' is unknown: use hf, llamagen or adapter",
+    ),
+    (["export", "--checkpoint", "DAMAGED", "--out", "x"], "is not a readable file of weights"),
+    (
+        ["export", "--checkpoint", "PICKLE", "--out", "x"],
+        "holds more than tensors and plain data (io.open), which is refused",
+    ),
 ]
 
 
@@ -226,10 +238,10 @@ def test_a_checkpoint_of_another_grid_is_refused_though_its_tensors_fit(run, tra
 
 
 def test_flex_attention_is_refused_without_a_gpu(run, shards, tmp_path):
-    data = [f"data.train={shards}/train.json", f"data.val={shards}/val.json", "model.attention=flex_attention"]
+    data = [f"data.train={shards}/train.json", f"data.val={shards}/val.json", "tune.attention=flex_attention"]
     status, _, err = run("fit", "--recipe", "digits-base", *sets([*TINY, *data, f"run={tmp_path}/r"]))
     assert status == 2
-    assert "model.attention = flex_attention has no backward pass on cpu: use sdpa there" in err
+    assert "tune.attention = flex_attention has no backward pass on cpu: use sdpa there" in err
 
 
 def test_a_pickle_is_never_run(trained, tmp_path, monkeypatch):

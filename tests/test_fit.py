@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from math import log
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
@@ -210,7 +211,12 @@ def test_the_loss_is_the_mean_over_codes_and_gradients_reach_every_weight():
     family = llamagen(4, 4)
     module = ZipARModule(family, windows={2: 1})
     batch = Batch(torch.randint(7, (5, 16)), torch.tensor([0, 1, 2, 0, 1]))
-    loss = module.loss(batch, 2, torch.tensor([True, False, False, False, False]))
+    module.draw_dropout = lambda *_: torch.tensor([True, False, False, False, False])
+    module.draw_window = lambda *_: 2
+    trained = []
+    module.log = lambda name, value, **_: trained.append(value)
+    module._trainer = SimpleNamespace(optimizers=[SimpleNamespace(param_groups=[{"lr": 0.0}])], current_epoch=0)
+    loss = module.training_step(batch, 0)
     from zipar_train.masks import dense
     from zipar_train.models.family import teacher_forced
 

@@ -10,7 +10,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from zipar_train.models.family import build
 from zipar_train.models.llamagen import SIZES
 from zipar_train.models.rope import Rope2D
-from zipar_train.models.weights import Saved, restore
+from zipar_train.models.weights import Saved, restored
 from zipar_train.recipe import load_recipe
 from zipar_train.sections import Model
 
@@ -69,9 +69,9 @@ def test_another_number_of_heads_is_refused_though_every_tensor_fits(tmp_path):
     recipe = load_recipe("digits-base")
     other = load_recipe("digits-base", ["model.heads=2"])
     saved = Saved(tmp_path, recipe, build(recipe.model).model.state_dict(), {})
-    restore(build(recipe.model), saved, recipe.model)
+    restored(recipe.model, saved)
     with pytest.raises(ValueError, match="has 4 attention heads, the model of this recipe 2"):
-        restore(build(other.model), saved, other.model)
+        restored(other.model, saved)
 
 
 @pytest.mark.parametrize("labels", [[10], [-1], [0.5], [], [[1]]])

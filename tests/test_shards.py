@@ -11,7 +11,9 @@ import webdataset as wds
 
 from zipar_train.grid import Grid
 from zipar_train.loader import ShardLoader, Share
-from zipar_train.shards import Sample, read_manifest, write_shards
+from zipar_train.shards import Layout, Sample, read_manifest, write_shards
+
+LAYOUT = Layout(source="test", grid=(2, 3), codes=5, classes=3)
 
 
 def samples(count, *, views=1, classes=3):
@@ -24,7 +26,7 @@ def samples(count, *, views=1, classes=3):
 
 def written(tmp_path, count=53, per_shard=10, **kwargs):
     path = tmp_path / "train.json"
-    write_shards(samples(count, **kwargs), path, grid=(2, 3), codes=5, classes=3, source="test", per_shard=per_shard)
+    write_shards(samples(count, **kwargs), path, layout=LAYOUT, per_shard=per_shard)
     return path
 
 
@@ -45,7 +47,7 @@ def test_what_is_written_is_plain_webdataset(tmp_path):
     for row, sample in zip(rows, samples(53), strict=True):
         assert row["__key__"] == sample.key
         assert np.array_equal(row["codes.npy"], sample.codes)
-        assert row["cls"] == sample.label
+        assert row["cls"] == sample.condition
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -58,7 +60,7 @@ def test_every_sample_once_an_epoch(tmp_path, shuffle, workers):
     assert (first == second) == (shuffle == 1)
     again = ShardLoader(loader.path, batch_size=8, shuffle=shuffle, workers=workers)
     assert seen(again) == first
-    sizes = [len(batch.labels) for batch in again]
+    sizes = [len(batch.codes) for batch in again]
     assert sizes == [8] * 6 + [5]
     assert len(again) == 7
 
@@ -68,7 +70,7 @@ def test_ranks_share_the_samples_in_equal_batches(tmp_path, ranks, batch_size):
     path = written(tmp_path)
     loaders = [ShardLoader(path, batch_size=batch_size, shuffle=20, share=Share(r, ranks)) for r in range(ranks)]
     per_rank = [list(loader) for loader in loaders]
-    assert len({tuple(len(b.labels) for b in batches) for batches in per_rank}) == 1
+    assert len({tuple(len(b.codes) for b in batches) for batches in per_rank}) == 1
     counts = Counter(number(c) for batches in per_rank for b in batches for c in b.codes)
     assert set(counts) == set(range(53))
     assert sum(counts.values()) - 53 < ranks
@@ -117,7 +119,7 @@ def test_a_failed_write_leaves_nothing(tmp_path):
         yield from samples(7)
         raise RuntimeError("the encoder fell over")
 
-    kwargs = {"grid": (2, 3), "codes": 5, "classes": 3, "source": "x", "per_shard": 2}
+    kwargs = {"layout": LAYOUT, "per_shard": 2}
     with pytest.raises(RuntimeError):
         write_shards(broken(), tmp_path / "train.json", **kwargs)
     assert list(tmp_path.iterdir()) == []
@@ -128,7 +130,7 @@ def test_a_failed_write_leaves_nothing(tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("")
     with pytest.raises(OSError, match="file"):
-        write_shards(samples(3), blocked / "train.json", grid=(2, 3), codes=5, classes=3, source="x")
+        write_shards(samples(3), blocked / "train.json", layout=LAYOUT)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +145,7 @@ def test_a_failed_write_leaves_nothing(tmp_path):
 )
 def test_samples_that_do_not_fit_are_not_written(tmp_path, sample, message):
     with pytest.raises(ValueError) as error:  # noqa: PT011 - the message is checked below
-        write_shards([sample], tmp_path / "t.json", grid=(2, 3), codes=5, classes=3, source="x")
+        write_shards([sample], tmp_path / "t.json", layout=LAYOUT)
     assert message in str(error.value)
 
 

@@ -1,12 +1,14 @@
 """The command line: every verb a few lines over a function that does the work. Heavy imports wait inside the verbs."""
 
-import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
+
+from zipar_train.options import CheckpointOption, JsonOption, RecipeOption, SetOption, integers, one_of, write_json
+from zipar_train.shards_cli import shards_app
 
 app = typer.Typer(
     name="zipar-train",
@@ -17,15 +19,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-RecipeOption = Annotated[str, typer.Option("--recipe", help="A shipped recipe's name, or the path of a .yaml file.")]
-SetOption = Annotated[
-    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a key, for example optim.lr=1e-4. Repeatable.")
-]
-CheckpointOption = Annotated[
-    str, typer.Option("--checkpoint", help="A run folder, a .ckpt file or an exported folder.")
-]
-JsonOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the same for programs.")]
+app.add_typer(shards_app, name="shards")
 
 
 def main() -> None:
@@ -66,7 +60,7 @@ def plan(
     grid = loaded.model.raster
 
     def make(size: int) -> Plan:
-        return Plan.zipar(grid, window=size, stand_in=loaded.zipar.stand_in)
+        return Plan.zipar(grid, window=size, stand_in=loaded.zipar.stand_in, prompt=loaded.model.prompt)
 
     named = {
         grid.row_length,
@@ -102,16 +96,49 @@ def plan(
 @app.command()
 def tokenize(
     recipe: RecipeOption,
-    images: Annotated[str, typer.Option(help="Where images come from: `digits`, scikit-learn's handwritten digits.")],
-    out: Annotated[Path, typer.Option(help="The folder to write train.json, val.json and their tar files into.")],
+    images: Annotated[
+        str, typer.Option(help="A folder with a folder a class, tar shards, a `datasets` folder or id, or `digits`.")
+    ],
+    out: Annotated[Path, typer.Option(help="The folder to write SPLIT.json and its tar files into.")],
+    split: Annotated[
+        str | None, typer.Option(help="One split alone: train, val; otherwise all the source has.")
+    ] = None,
+    views: Annotated[
+        str,
+        typer.Option(help="Of each image: one (centre crop), flip (and its mirror image), ten (crops at 1.1, 1.05)."),
+    ] = "one",
+    features: Annotated[bool, typer.Option("--features", help="Store T5 features of the captions too.")] = False,
+    per_shard: Annotated[
+        int, typer.Option(min=1, help="Images a shard; a killed run loses its unfinished one.")
+    ] = 2000,
+    batch_size: Annotated[int, typer.Option(min=1, help="Views encoded at once.")] = 32,
     overrides: SetOption = [],  # noqa: B006
 ) -> None:
-    """Turn images into shards of codes."""
+    """Turn images into shards of codes. Run again, it goes on where it stopped; under torchrun, processes share it."""
     from zipar_train.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides)
+    if views not in ("one", "flip", "ten"):
+        raise ValueError(f"--views {views!r} is unknown: use one, flip or ten")
+    from zipar_train.images import splits
     from zipar_train.tokenize import tokenize as work
 
-    for split, manifest in work(load_recipe(recipe, overrides), images=images, out=out).items():
-        print(f"{out / split}.json: {manifest.samples:,} images in {len(manifest.shards)} shards")
+    for part in [split] if split else splits(images):
+        try:
+            done = work(loaded, images=images, out=out, split=part, kind=cast(Any, views), features=features,
+                        per_shard=per_shard, batch_size=batch_size)  # fmt: skip
+        except KeyboardInterrupt:
+            print("\nzipar-train: stopped; run the same command again to go on", file=sys.stderr)
+            raise typer.Exit(130) from None
+        if done.images:
+            print(f"{part}: {done.images / done.seconds:,.0f} images/s, {done.waited / done.seconds:.0%} of the time "
+                  "waiting for images")  # fmt: skip
+        if done.manifest is None:
+            print(f"{part}: this process has done its share; others are still at work")
+            continue
+        print(f"{out / part}.json: {done.manifest.samples:,} images in {len(done.manifest.shards)} shards")
+        if done.manifest.skipped:
+            print(f"{done.manifest.skipped:,} could not be read: see {out / part}.skipped.txt", file=sys.stderr)
 
 
 @app.command()
@@ -139,10 +166,22 @@ def fit(
 
 @app.command()
 def draw(
-    checkpoint: CheckpointOption,
-    labels: Annotated[str, typer.Option(help="Class numbers, for example 3,5: one image each.")],
     out: Annotated[Path, typer.Option(help="The picture to write.")],
+    checkpoint: Annotated[
+        str | None, typer.Option("--checkpoint", help="A run folder, a .ckpt file or an exported folder.")
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", help="Or a recipe, for the weights that it starts from.")
+    ] = None,
+    overrides: SetOption = [],  # noqa: B006
+    labels: Annotated[str | None, typer.Option(help="Class numbers, for example 3,5: one image each.")] = None,
+    captions: Annotated[
+        list[str], typer.Option("--caption", help="A text-conditional model's prompt: one image each. Repeatable.")
+    ] = [],  # noqa: B006
     window: Annotated[int | None, typer.Option(help="1 .. the grid's width; next-token if not given.")] = None,
+    released: Annotated[
+        bool, typer.Option("--released", help="As the released ZipAR code draws, unwritten slots attended: a baseline.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Image k of a seed is always the same.")] = 0,
     guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance; 1: none.")] = None,
     temperature: Annotated[float | None, typer.Option(help="0: the most probable code.")] = None,
@@ -150,14 +189,18 @@ def draw(
     top_p: Annotated[float | None, typer.Option(help="1: no cut.")] = None,
 ) -> None:
     """Draw images into one picture. What is not given is as the recipe says."""
-    classes = integers("--labels", labels)
+    if (labels is None) == (not captions):
+        raise ValueError("give either --labels or --caption")
+    wanted: Any = integers("--labels", labels) if labels is not None else captions
+    source = one_of(checkpoint, recipe, overrides)
     from zipar_train.decoding.generator import load
 
     given: dict[str, Any] = {"guidance": guidance, "temperature": temperature, "top_k": top_k, "top_p": top_p}
-    generator = load(checkpoint)
-    images = generator.draw(classes, window=window, seed=seed, **{k: v for k, v in given.items() if v is not None})
+    generator = load(source, overrides=overrides)
+    settings = {key: value for key, value in given.items() if value is not None}
+    images = generator.draw(wanted, window=window, seed=seed, released=released, **settings)
     images.save(out)
-    print(f"{out}: {len(images)} images in {generator.plan(window).passes} passes")
+    print(f"{out}: {len(images)} images in {generator.plan(window, released=released).passes} passes")
 
 
 @app.command()
@@ -201,33 +244,25 @@ def evaluate(
 
 @app.command()
 def export(
-    checkpoint: CheckpointOption,
-    out: Annotated[Path, typer.Option(help="A new folder.")],
-    to: Annotated[str, typer.Option(help="hf: a folder that transformers' from_pretrained loads.")] = "hf",
-) -> None:
-    """Write a checkpoint as a model folder with its card."""
-    if to != "hf":
-        raise ValueError(f"--to {to!r} is unknown: use 'hf'")
+    out: Annotated[Path, typer.Option(help="A new folder; for --to llamagen a new .pt file.")],
+    checkpoint: Annotated[
+        str | None, typer.Option("--checkpoint", help="A run folder, a .ckpt file or an exported folder.")
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", help="Or a recipe, for the weights that it starts from.")
+    ] = None,
+    overrides: SetOption = [],  # noqa: B006
+    to: Annotated[
+        str,
+        typer.Option(help="hf: for from_pretrained | llamagen: a .pt for the original scripts | adapter: the LoRA "
+                          "alone. The first two have adapters merged."),
+    ] = "hf",
+) -> None:  # fmt: skip
+    """Write weights for others, with a model card."""
+    if to not in ("hf", "llamagen", "adapter"):
+        raise ValueError(f"--to {to!r} is unknown: use hf, llamagen or adapter")
+    source = one_of(checkpoint, recipe, overrides)
     from zipar_train.export import export as work
+    from zipar_train.recipe import load_recipe
 
-    print(work(checkpoint, out))
-
-
-def integers(option: str, text: str) -> list[int]:
-    """The numbers of a comma-separated list.
-
-    Raises:
-        ValueError: if one is no whole number.
-    """
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise ValueError(
-            f"{option} {text!r}: write whole numbers with commas between them, for example 8,4,2,1"
-        ) from None
-
-
-def write_json(path: Path, content: Any) -> None:
-    from zipar_train.files import write_whole
-
-    write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
+    print(work(load_recipe(recipe, overrides) if recipe else source, out, to=cast(Any, to)))

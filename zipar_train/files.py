@@ -1,5 +1,6 @@
-"""Files that appear whole or not at all, in folders that can be made."""
+"""Files that appear whole or not at all, in folders that can be made, told apart by their checksums."""
 
+import hashlib
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -34,3 +35,12 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OSError(f"cannot make the folder {path}: {error.strerror or error}. Choose another place") from error
+
+
+def sha256(path: Path) -> str:
+    """A file's checksum, 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()

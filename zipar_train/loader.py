@@ -19,7 +19,7 @@ from zipar_train.shards import Manifest, read_manifest, read_shard
 
 class Batch(NamedTuple):
     codes: torch.Tensor  # int64 (B, N), raster order
-    labels: torch.Tensor  # int64 (B,)
+    condition: Any  # classes int64 (B,), or B captions: str, or their features (n, F)
 
 
 @dataclass
@@ -34,7 +34,7 @@ class Share:
 class _Epoch(IterableDataset):
     """The samples of one rank in one epoch, in order, as batches of `size`; loader workers split them evenly."""
 
-    path: Path
+    path: str | Path
     manifest: Manifest
     seed: int
     epoch: int
@@ -60,7 +60,7 @@ class _Epoch(IterableDataset):
         while chunk := list(islice(samples, self.size)):
             yield _collate(chunk)
 
-    def _range(self, start: int, stop: int) -> Iterator[tuple[NDArray[Any], int]]:
+    def _range(self, start: int, stop: int) -> Iterator[tuple[NDArray[Any], Any]]:
         """What there is of samples start .. stop of the epoch's sequence: the shards in a seeded order, in a row."""
         shards = list(self.manifest.shards)
         if self.shuffle > 1:
@@ -69,11 +69,14 @@ class _Epoch(IterableDataset):
         for shard in shards:
             low, high = max(start - at, 0), min(stop - at, shard.samples)
             if low < high:
-                file = self.path.parent / shard.name
-                for number, sample in enumerate(islice(read_shard(file, shard, self.manifest), low, high), at + low):
+                samples = read_shard(self.path, shard, self.manifest)
+                for number, sample in enumerate(islice(samples, low, high), at + low):
                     views = len(sample.codes)
                     view = random.Random(f"{self.seed}-{self.epoch}-{number}").randrange(views) if views > 1 else 0
-                    yield sample.codes[view].reshape(-1), sample.label
+                    yield (
+                        sample.codes[view].reshape(-1),
+                        sample.condition if sample.features is None else sample.features,
+                    )
             at += shard.samples
 
 
@@ -83,7 +86,7 @@ class ShardLoader:
     With R ranks the samples are dealt in equal parts; if R does not divide them, up to R - 1 are seen twice.
 
     Args:
-        manifest: path of the shard set.
+        manifest: path or URL of the shard set.
         batch_size: images a batch, on this rank.
         shuffle: samples in the shuffle buffer; 1 keeps the order on disk.
         workers: loader processes.
@@ -99,7 +102,7 @@ class ShardLoader:
         workers: int = 0,
         share: Share | None = None,
     ):
-        self.path, self.manifest = Path(manifest), read_manifest(manifest)
+        self.path, self.manifest = manifest, read_manifest(manifest)
         self.batch_size, self.seed, self.shuffle, self.workers = batch_size, seed, shuffle, workers
         self.share = share or Share()
         self.epoch = self.batches = 0  # the position: batches already given out of this epoch
@@ -115,7 +118,7 @@ class ShardLoader:
         samples = _Epoch(
             self.path, self.manifest, self.seed, self.epoch, self.shuffle, self.share, size=self.batch_size
         )
-        stream = DataLoader(samples, batch_size=None, num_workers=self.workers, worker_init_fn=_deaf)
+        stream = DataLoader(samples, batch_size=None, num_workers=self.workers, worker_init_fn=deaf)
         for batch in islice(_rebatched(stream, self.batch_size), self.batches, None):
             self.batches += 1
             if self.batches == len(self):  # before the last batch leaves: no one may ask for a next one
@@ -132,7 +135,7 @@ class ShardLoader:
         self.epoch, self.batches, self.resumed = state["epoch"], state["batches"], True
 
 
-def _deaf(worker: int) -> None:
+def deaf(worker: int) -> None:
     """Loader processes leave signals to the process that trains: Ctrl-C always, SIGTERM the first time."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda signum, frame: signal.signal(signum, signal.SIG_DFL))
@@ -148,9 +151,14 @@ def _shuffled(samples: Iterator[Any], size: int, rng: random.Random) -> Iterator
     yield from buffer
 
 
-def _collate(chunk: list[tuple[NDArray[Any], int]]) -> Batch:
-    codes, labels = zip(*chunk, strict=True)
-    return Batch(torch.from_numpy(np.stack(codes).astype(np.int64)), torch.tensor(labels))
+def _collate(chunk: list[tuple[NDArray[Any], Any]]) -> Batch:
+    codes, conditions = zip(*chunk, strict=True)
+    condition: Any = list(conditions)
+    if isinstance(conditions[0], int):
+        condition = torch.tensor(conditions)
+    elif isinstance(conditions[0], np.ndarray):
+        condition = [torch.from_numpy(features) for features in conditions]
+    return Batch(torch.from_numpy(np.stack(codes).astype(np.int64)), condition)
 
 
 def _rebatched(stream: Iterable[Batch | ValueError], size: int) -> Iterator[Batch]:
@@ -160,12 +168,18 @@ def _rebatched(stream: Iterable[Batch | ValueError], size: int) -> Iterator[Batc
         if isinstance(batch, ValueError):
             raise batch
         if rest is not None:
-            batch = Batch(torch.cat([rest.codes, batch.codes]), torch.cat([rest.labels, batch.labels]))
+            batch = _joined(rest, batch)
         rest = None
-        while len(batch.labels) >= size:
-            yield Batch(batch.codes[:size], batch.labels[:size])
-            batch = Batch(batch.codes[size:], batch.labels[size:])
-        if len(batch.labels):
+        while len(batch.codes) >= size:
+            yield Batch(batch.codes[:size], batch.condition[:size])
+            batch = Batch(batch.codes[size:], batch.condition[size:])
+        if len(batch.codes):
             rest = batch
     if rest is not None:
         yield rest
+
+
+def _joined(a: Batch, b: Batch) -> Batch:
+    lists = isinstance(a.condition, list)
+    condition = a.condition + b.condition if lists else torch.cat([a.condition, b.condition])
+    return Batch(torch.cat([a.codes, b.codes]), condition)

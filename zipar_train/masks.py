@@ -18,12 +18,15 @@
 """
 
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from torch.nn.functional import pad
 
-from zipar_train.plan import Plan, sees
+from zipar_train.plan import NEVER, Plan, sees
 
 Device = torch.device | str
 
@@ -49,3 +52,35 @@ def dense(plan: Plan, *, device: Device = "cpu") -> Tensor:
 def block(plan: Plan, *, device: Device = "cpu") -> BlockMask:
     """FlexAttention's BlockMask of (S, S): `attention_mask=` under attn_implementation "flex_attention"."""
     return create_block_mask(mask_mod(plan, device=device), None, None, len(plan), len(plan), device=str(device))
+
+
+def unwritten(plan: Plan, *, device: Device = "cpu") -> Tensor:
+    """Bool (1, 1, S, N): raster codes before a query's position that no slot has been fed at by the query's pass.
+
+    No mask of ours shows them. The released decoder does: they are zero keys and values of its cache.
+    """
+    first = np.full(plan.grid.codes, NEVER)
+    image = plan.position >= 0
+    np.minimum.at(first, plan.position[image], plan.step[image])
+    before = np.arange(plan.grid.codes)[None] <= plan.position[:, None]
+    return torch.tensor(before & (first[None] > plan.step[:, None]), device=device)[None, None]
+
+
+def hide(mask: Any, padding: Tensor) -> Any:
+    """A plan's mask, dense or block, for B images whose prompts are padded: who is padding is seen by itself alone.
+
+    Args:
+        mask: (1, 1, Q, K) or a BlockMask, over slots that begin with the prompt.
+        padding: bool (B, P).
+    """
+    if isinstance(mask, BlockMask):
+        queries, keys = mask.seq_lengths
+        hidden, seen = pad(padding, (0, keys - padding.shape[1])), mask.mask_mod
+
+        def unpadded(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+            return seen(b, h, q, k) & (~hidden[b, k] | (q == k))
+
+        return create_block_mask(unpadded, len(padding), None, queries, keys, device=str(padding.device))
+    hidden = pad(padding, (0, mask.shape[-1] - padding.shape[1]))
+    itself = torch.eye(mask.shape[-2], mask.shape[-1], dtype=torch.bool, device=mask.device)
+    return mask & (~hidden[:, None, None] | itself)

@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import ValidationError
@@ -177,6 +177,9 @@ def explain(problem: Any) -> list[str]:
         section: Any = Recipe
         for part in sections:
             section = section.model_fields[part].annotation
+            section = next(
+                (kind for kind in get_args(section) if kind is not type(None)), section
+            )  # of an optional one
         prefix = "".join(f"{part}." for part in sections)
         return [f"{path} = {problem['input']!r}: unknown key." + nearest(prefix, str(last), list(section.model_fields))]
     return [f"{path} = {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}."]

@@ -25,10 +25,18 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, protected_namespaces=())
 
 
+class Text(Section):
+    """Captions as prompts: features of a T5 encoder, left-padded."""
+
+    encoder: str | None = None  # a transformers T5, hub id or folder; null: the shards hold features
+    tokens: Positive  # the prompt's length
+    features: Positive  # width of a token's feature
+
+
 class Model(Section):
     """The generator: a family at a size, its grid of codes, and where its weights come from."""
 
-    family: Literal["llamagen"]
+    family: Literal["llamagen", "llamagen-t2i"]
     size: Literal["B", "L", "XL", "XXL", "3B"] | None = None  # or depth, heads and width
     depth: Positive | None = None  # layers
     heads: Positive | None = None
@@ -36,10 +44,12 @@ class Model(Section):
     feed_forward: Positive | None = None  # hidden width of the feed-forward; null: the family's rule
     grid: Annotated[list[Positive], Field(min_length=2, max_length=2)]  # rows, columns of codes
     codes: Annotated[int, Field(ge=2, le=65536)]  # codebook size (shards store uint16)
-    classes: Positive
-    tokenizer: Literal["palette"] | None = None  # codes <-> pixels; null: codes only
-    weights: str | None = None  # run folder, checkpoint or export; null: random
-    attention: Literal["sdpa", "flex_attention"] = "sdpa"  # in training; flex_attention on a GPU
+    classes: Positive | None = None  # of a class-conditional family
+    text: Text | None = None  # of a text-conditional one
+    tokenizer: Literal["palette", "vq16"] | None = None  # codes <-> pixels; null: codes only
+    tokenizer_weights: str | None = None  # vq16: a published file, or owner/repo:file on the hub; null: random
+    weights: str | None = None  # run folder, checkpoint, export, published file or owner/repo:file; null: random
+    weights_entry: str | None = None  # an entry of a published .pt, `ema` say; null: the weights LlamaGen samples from
 
     @model_validator(mode="after")
     def _size_or_shape(self) -> "Model":
@@ -50,11 +60,38 @@ class Model(Section):
             raise ValueError("size already fixes depth, heads and width: drop one or the other")
         if self.width and self.heads and (self.width % self.heads or self.width // self.heads % 4):
             raise ValueError(f"width {self.width} over {self.heads} heads: a head's width must be a multiple of 4")
+        wanted, other = ("text", "classes") if self.family == "llamagen-t2i" else ("classes", "text")
+        if getattr(self, wanted) is None or getattr(self, other) is not None:
+            raise ValueError(f"family {self.family} needs {wanted}, and no {other}")
         return self
 
     @property
     def raster(self) -> Grid:
         return Grid(self.grid[0], self.grid[1])
+
+    @property
+    def prompt(self) -> int:
+        """Tokens before the first code."""
+        return self.text.tokens if self.text else 1
+
+
+class LoRA(Section):
+    """Low-rank adapters instead of all weights (PEFT)."""
+
+    rank: Positive
+    alpha: Positive  # an update is scaled by alpha / rank
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    targets: Annotated[list[str], Field(min_length=1)]  # names of linear layers
+
+
+class Tune(Section):
+    """What is trained, by which loss, and at what cost in memory and time."""
+
+    lora: LoRA | None = None  # null: all weights
+    distill: Share = 0.0  # share of the loss that follows the untouched next-token model; 0: none
+    attention: Literal["sdpa", "flex_attention"] = "sdpa"  # flex_attention on a GPU
+    recompute: bool = False  # activations in the backward pass: a third more time, far less memory
+    compile: bool = False  # torch.compile the model's body
 
 
 class ZipAR(Section):
@@ -65,12 +102,12 @@ class ZipAR(Section):
 
 
 class Data(Section):
-    train: str  # a manifest of shards, .json
+    train: str  # a manifest of shards, .json: a path or a URL
     val: str
     batch_size: Positive  # images per device and step
     workers: Annotated[int, Field(ge=0)] = 0  # loader processes per device
     shuffle: Positive = 10000  # samples in the shuffle buffer
-    label_dropout: Share = 0.1  # share of labels replaced by the null class, for guidance
+    label_dropout: Share = 0.1  # share of labels or captions replaced by none, for guidance
 
 
 class Optim(Section):
@@ -112,6 +149,7 @@ class Recipe(Section):
     model: Model
     zipar: ZipAR
     data: Data
+    tune: Tune = Tune()
     optim: Optim
     trainer: dict[str, Any] = {}  # any argument of lightning.Trainer
     draw: Draw = Draw()
@@ -127,6 +165,14 @@ class Recipe(Section):
             for window in windows
             if window > widest
         ]
+        if self.tune.distill and self.model.weights is None:
+            mistakes.append(
+                "tune.distill needs model.weights: random weights teach nothing. Set one or drop the other."
+            )
+        if self.tune.lora and self.model.weights is None:
+            mistakes.append(
+                "tune.lora needs model.weights: adapters of random weights mend nothing. Set one or drop the other."
+            )
         for key, value in self.trainer.items():
             if key in _OURS:
                 mistakes.append(f"trainer.{key} = {value!r}: zipar-train sets this itself. {_OURS[key]}")

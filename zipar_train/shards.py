@@ -1,8 +1,11 @@
 """Shards of codes, written whole or not at all, read with nothing in them trusted.
 
 A shard set is a manifest, `train.json` say, beside its tar files. A sample is `{key}.codes.npy`, uint16 (A, H, W) with
-A views of one image, and `{key}.cls`, its class in decimal: plain webdataset. The manifest holds the grid, the
-codebook's size, the number of classes, and every shard's count and checksum.
+A views of one image, and its condition: `{key}.cls`, a class in decimal, or `{key}.txt`, a caption in UTF-8, which
+`{key}.features.npy`, float16 (n, F), may stand beside. That is plain webdataset. The manifest holds the grid, the
+codebook's size, the number of classes, the tokenizer's checksum, and every shard's count and checksum.
+
+A manifest may lie behind any URL that fsspec opens (https, s3, gs, hf); its shards then lie beside it.
 """
 
 import hashlib
@@ -10,11 +13,13 @@ import io
 import os
 import shutil
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+import fsspec
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -25,8 +30,9 @@ from zipar_train.grid import Grid
 
 class Sample(NamedTuple):
     key: str
-    codes: NDArray[np.uint16]  # (A, H, W)
-    label: int
+    codes: NDArray[np.integer]  # (A, H, W)
+    condition: int | str  # a class, or a caption
+    features: NDArray[np.float16] | None = None  # of the caption, (n, F)
 
 
 class Shard(BaseModel):
@@ -36,40 +42,43 @@ class Shard(BaseModel):
     sha256: str
 
 
-class Manifest(BaseModel):
-    """What is in a shard set. `grid` is rows and columns of codes."""
+class Layout(BaseModel):
+    """What every sample of a shard set is like. `grid` is rows and columns of codes; `classes` None: captions."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     source: str
     grid: tuple[int, int]
     codes: int
-    classes: int
+    classes: int | None = None
+    views: str = "one"  # of each image, in words
+    tokenizer: str | None = None  # SHA-256 of its file
+
+
+class Manifest(Layout):
+    """What is in a shard set."""
+
+    skipped: int = 0  # images that could not be read
     shards: tuple[Shard, ...]
 
     @property
     def samples(self) -> int:
         return sum(shard.samples for shard in self.shards)
 
+    @property
+    def checksum(self) -> str:
+        """Of everything in the set: 64 hexadecimal digits."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Writing
 
 
-def write_shards(
-    samples: Iterable[Sample],
-    manifest: str | Path,
-    *,
-    grid: tuple[int, int],
-    codes: int,
-    classes: int,
-    source: str,
-    per_shard: int = 5000,
-) -> Manifest:
+def write_shards(samples: Iterable[Sample], manifest: str | Path, *, layout: Layout, per_shard: int = 2000) -> Manifest:
     """Write samples as shards beside a manifest: in a folder aside, moved when all are there, the manifest last.
 
     Args:
         manifest: the file to write, `data/digits/train.json`; shards become `data/digits/train-000000.tar` and so on.
-        source: what the images were, in words.
         per_shard: samples a shard.
 
     Raises:
@@ -84,44 +93,65 @@ def write_shards(
     try:
         make_folder(aside)
         while chunk := list(islice(stream, per_shard)):
-            for sample in chunk:
-                _check(sample, grid, codes, classes, where=f"sample {sample.key}")
-            data, name = _tar(chunk), f"{manifest.stem}-{len(shards):06d}.tar"
-            write_whole(aside / name, data)
-            shards.append(Shard(name=name, samples=len(chunk), sha256=hashlib.sha256(data).hexdigest()))
+            shards.append(write_shard(chunk, aside / shard_name(manifest, len(shards)), layout))
         if not shards:
             raise ValueError(f"{manifest}: no samples to write")
         for shard in shards:
             os.replace(aside / shard.name, manifest.parent / shard.name)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    written = Manifest(source=source, grid=grid, codes=codes, classes=classes, shards=tuple(shards))
-    write_whole(manifest, (written.model_dump_json(indent=1) + "\n").encode())
-    return written
+    return write_manifest(manifest, layout, shards)
 
 
-def _tar(chunk: list[Sample]) -> bytes:
+def shard_name(manifest: Path, number: int) -> str:
+    return f"{manifest.stem}-{number:06d}.tar"
+
+
+def write_shard(samples: Iterable[Sample], path: Path, layout: Layout) -> Shard:
+    """Write one tar file, whole or not at all."""
     import webdataset as wds
 
-    buffer = io.BytesIO()
+    buffer, count = io.BytesIO(), 0
     with wds.TarWriter(buffer, encoder=False, mtime=0) as tar:
-        for sample in chunk:
-            npy = io.BytesIO()
-            np.save(npy, sample.codes.astype(np.uint16), allow_pickle=False)
-            tar.write({"__key__": sample.key, "codes.npy": npy.getvalue(), "cls": str(sample.label).encode()})
+        for sample in samples:
+            _check(sample, layout, where=f"sample {sample.key}")
+            member = {"__key__": sample.key, "codes.npy": _npy(sample.codes.astype(np.uint16))}
+            if sample.features is not None:
+                member["features.npy"] = _npy(sample.features.astype(np.float16))
+            tar.write(member | {"cls" if layout.classes else "txt": str(sample.condition).encode()})
+            count += 1
+    data = buffer.getvalue()
+    write_whole(path, data)
+    return Shard(name=path.name, samples=count, sha256=hashlib.sha256(data).hexdigest())
+
+
+def write_manifest(path: Path, layout: Layout, shards: Iterable[Shard], *, skipped: int = 0) -> Manifest:
+    manifest = Manifest(**layout.model_dump(), shards=tuple(shards), skipped=skipped)
+    write_whole(path, (manifest.model_dump_json(indent=1) + "\n").encode())
+    return manifest
+
+
+def _npy(array: NDArray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
     return buffer.getvalue()
 
 
-def _check(sample: Sample, grid: tuple[int, int], codes: int, classes: int, *, where: str) -> None:
-    if sample.codes.ndim != 3 or not len(sample.codes) or sample.codes.shape[1:] != tuple(grid):
-        raise ValueError(f"{where}: codes of shape {sample.codes.shape}, not (views, {grid[0]}, {grid[1]})")
-    if not np.issubdtype(sample.codes.dtype, np.integer):
-        raise ValueError(f"{where}: codes of type {sample.codes.dtype}, not integers")
-    outside = sample.codes[(sample.codes < 0) | (sample.codes >= codes)]
-    if outside.size:
-        raise ValueError(f"{where}: code {outside[0]} is outside a codebook of {codes} codes (0 .. {codes - 1})")
-    if not 0 <= sample.label < classes:
-        raise ValueError(f"{where}: class {sample.label} is outside 0 .. {classes - 1}")
+def _check(sample: Sample, layout: Layout, *, where: str) -> None:
+    codes, grid = sample.codes, layout.grid
+    if codes.ndim != 3 or not len(codes) or codes.shape[1:] != tuple(grid):
+        raise ValueError(f"{where}: codes of shape {codes.shape}, not (views, {grid[0]}, {grid[1]})")
+    if not np.issubdtype(codes.dtype, np.integer):
+        raise ValueError(f"{where}: codes of type {codes.dtype}, not integers")
+    if codes.max() >= layout.codes or codes.min() < 0:
+        outside = codes[(codes < 0) | (codes >= layout.codes)]
+        raise ValueError(
+            f"{where}: code {outside[0]} is outside a codebook of {layout.codes} codes (0 .. {layout.codes - 1})"
+        )
+    if layout.classes and not (isinstance(sample.condition, int) and 0 <= sample.condition < layout.classes):
+        raise ValueError(f"{where}: class {sample.condition} is outside 0 .. {layout.classes - 1}")
+    if sample.features is not None and (sample.features.ndim != 2 or sample.features.dtype.kind != "f"):
+        raise ValueError(f"{where}: features of shape {sample.features.shape} and type {sample.features.dtype}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -129,16 +159,23 @@ def _check(sample: Sample, grid: tuple[int, int], codes: int, classes: int, *, w
 
 
 def read_manifest(
-    path: str | Path, *, grid: Grid | None = None, codes: int | None = None, classes: int | None = None
+    path: str | Path,
+    *,
+    grid: Grid | None = None,
+    codes: int | None = None,
+    classes: int | None = None,
+    captions: bool = False,
 ) -> Manifest:
     """The manifest of a shard set, checked against what the model expects, its shards' presence included.
+
+    Args:
+        captions: the model expects captions, not classes.
 
     Raises:
         ValueError: naming the file, what is wrong, and the remedy.
     """
-    path = Path(path)
     try:
-        manifest = Manifest.model_validate_json(path.read_bytes())
+        manifest = Manifest.model_validate_json(_read(path))
     except FileNotFoundError:
         raise ValueError(
             f"no shards at {path}: make them with `zipar-train tokenize`, "
@@ -151,7 +188,7 @@ def read_manifest(
     for what, has, wants in (
         ("grid", "x".join(map(str, manifest.grid)), f"{grid.height}x{grid.width}" if grid else None),
         ("codebook of", manifest.codes, codes),
-        ("number of classes", manifest.classes, classes),
+        ("number of classes", manifest.classes or "none, but captions", "none, but captions" if captions else classes),
     ):
         if wants is not None and has != wants:
             raise ValueError(
@@ -161,40 +198,122 @@ def read_manifest(
     for shard in manifest.shards:
         if Path(shard.name).name != shard.name:
             raise ValueError(f"{path} names the shard {shard.name!r}: shards lie beside their manifest")
-        if not (path.parent / shard.name).is_file():
-            raise ValueError(
-                f"{path.parent / shard.name} is missing, though {path.name} lists it: copy or make it again"
-            )
+        if not is_url(path) and not Path(beside(path, shard.name)).is_file():
+            raise ValueError(f"{beside(path, shard.name)} is missing, though {path} lists it: copy or make it again")
     return manifest
 
 
-def read_shard(path: Path, shard: Shard, manifest: Manifest) -> Iterator[Sample]:
+def read_shard(manifest: str | Path, shard: Shard, layout: Layout) -> Iterator[Sample]:
     """The samples of one shard, in their order on disk.
+
+    Args:
+        manifest: where the manifest lies; the shard lies beside it.
 
     Raises:
         ValueError: if the file is not the one the manifest lists, or a sample is not what it should be; names both.
     """
     from webdataset.tariterators import group_by_keys, tar_file_expander
 
+    path = beside(manifest, shard.name)
     try:
-        data = path.read_bytes()
+        data = _read(path)
     except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}. Copy or make it again") from error
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}. Copy or make it again") from error
     if hashlib.sha256(data).hexdigest() != shard.sha256:
         raise ValueError(f"{path} is damaged: its checksum is not the manifest's. Copy or make it again")
     found = 0
     try:
-        for raw in group_by_keys(tar_file_expander([{"url": str(path), "stream": io.BytesIO(data)}])):
+        for raw in group_by_keys(tar_file_expander([{"url": path, "stream": io.BytesIO(data)}])):
             where = f"{path}, sample {raw['__key__']}"
             try:
                 codes = np.load(io.BytesIO(raw["codes.npy"]), allow_pickle=False)
-                sample = Sample(raw["__key__"], codes, int(raw["cls"]))
+                condition = int(raw["cls"]) if layout.classes else raw["txt"].decode()
+                features = (
+                    np.load(io.BytesIO(raw["features.npy"]), allow_pickle=False) if "features.npy" in raw else None
+                )
             except (KeyError, ValueError, EOFError) as error:
                 raise ValueError(f"{where}: not readable ({error}). Make the shard again") from error
-            _check(sample, manifest.grid, manifest.codes, manifest.classes, where=where)
+            sample = Sample(raw["__key__"], codes, condition, features)
+            _check(sample, layout, where=where)
             found += 1
             yield sample
     except tarfile.TarError as error:
         raise ValueError(f"{path} is not a readable tar file ({error}). Copy or make it again") from error
     if found != shard.samples:
         raise ValueError(f"{path} holds {found} samples, but its manifest lists {shard.samples}. Make it again")
+
+
+def is_url(path: str | Path) -> bool:
+    return "://" in str(path)
+
+
+def beside(manifest: str | Path, name: str) -> str:
+    """The path or URL of a file in the manifest's folder."""
+    return f"{str(manifest).rpartition('/')[0]}/{name}" if is_url(manifest) else str(Path(manifest).parent / name)
+
+
+def _read(path: str | Path) -> bytes:
+    """A file's bytes, from disk or from a URL.
+
+    Raises:
+        OSError: whatever went wrong.
+    """
+    if not is_url(path):
+        return Path(path).read_bytes()
+    try:
+        with fsspec.open(str(path), "rb") as file:
+            return file.read()
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # every protocol has exceptions of its own
+        raise OSError(f"{type(error).__name__}: {error}") from error
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Checking
+
+
+class Contents(NamedTuple):
+    """What a shard set was found to hold, and everything wrong with it."""
+
+    manifest: Manifest
+    samples: int
+    views: int  # of all samples together
+    per_class: dict[int, int]  # images of each class seen; empty: captions
+    features: int  # samples with caption features
+    codes_used: int  # of the codebook
+    problems: list[str]
+
+
+def check_shards(path: str | Path, *, progress: Callable[[Iterable[Shard]], Iterable[Shard]] = iter) -> Contents:
+    """Read every sample of a shard set, damaged shards included as far as they go.
+
+    Raises:
+        ValueError: if there is no readable manifest.
+    """
+    manifest = read_manifest(path)
+    samples = views = features = 0
+    keys: Counter[str] = Counter()
+    per_class: Counter[int] = Counter()
+    used, problems = np.zeros(manifest.codes, dtype=bool), []
+    for shard in progress(manifest.shards):
+        try:
+            for sample in read_shard(path, shard, manifest):
+                samples, views, features = (
+                    samples + 1,
+                    views + len(sample.codes),
+                    features + (sample.features is not None),
+                )
+                keys[sample.key] += 1
+                used[sample.codes] = True
+                if isinstance(sample.condition, int):
+                    per_class[sample.condition] += 1
+        except ValueError as error:
+            problems.append(str(error))
+    if doubled := [key for key, count in keys.items() if count > 1]:
+        problems.append(
+            f"{path}: {len(doubled)} keys occur more than once, {doubled[0]} for one. Make the shards again"
+        )
+    if manifest.classes and not problems and (absent := manifest.classes - len(per_class)):
+        problems.append(f"{path}: {absent} of {manifest.classes} classes have no image")
+    return Contents(manifest, samples, views, dict(per_class), features, int(used.sum()), problems)

@@ -1,61 +1,255 @@
-"""Images to shards of codes."""
+"""Images to shards of codes, by as many processes as there are, from where the last run stopped.
 
+The images are numbered and cut into parts of equal length; a part becomes a shard. Process r of R makes parts r,
+r + R, ...; beside the shards grows a hidden folder with a note for each finished part, and whoever finds all notes
+writes the manifest. So nothing depends on the number of processes, and a killed run loses its unfinished parts alone.
+"""
+
+import json
+import shutil
+import sys
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
+from time import perf_counter
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
 
-from zipar_train.files import make_folder
+from zipar_train.crops import Views, views
+from zipar_train.files import make_folder, write_whole
+from zipar_train.images import Source, open_source
+from zipar_train.loader import deaf
+from zipar_train.models.text import TextEncoder
+from zipar_train.models.vq import Tokenizer, build_tokenizer
 from zipar_train.sections import Recipe
-from zipar_train.shards import Manifest, Sample, write_shards
+from zipar_train.shards import Layout, Manifest, Sample, Shard, read_manifest, shard_name, write_manifest, write_shard
 
 
-def tokenize(recipe: Recipe, *, images: str, out: str | Path, progress: bool = True) -> dict[str, Manifest]:
-    """Turn a set of images into shards for a recipe: `out`/train.json and `out`/val.json with their tar files.
+class Tokenized(NamedTuple):
+    """What one process did."""
+
+    manifest: Manifest | None  # None: other processes are still at work
+    images: int  # encoded by this process
+    seconds: float
+    waited: float  # seconds of these without an image to encode
+    skipped: dict[str, str]  # of the whole set, once it is whole: key and reason
+
+
+def tokenize(
+    recipe: Recipe,
+    *,
+    images: str,
+    out: str | Path,
+    split: str = "train",
+    kind: Views = "one",
+    features: bool = False,
+    per_shard: int = 2000,
+    batch_size: int = 32,
+    progress: bool = True,
+) -> Tokenized:
+    """Turn a set of images into `out`/`split`.json and its shards, with the recipe's tokenizer.
 
     Args:
-        images: `digits`, scikit-learn's handwritten digits (needs the `digits` extra).
-        progress: show a progress bar.
+        images, split: see `images.open_source`.
+        kind: views of each image, see `crops.views`.
+        features: store T5 features of the captions beside them.
+        per_shard: images a shard.
+        batch_size: views that are encoded at once.
 
     Raises:
-        ValueError: for an unknown source, or one that does not fit the recipe's model.
+        ValueError: for a source that is none or does not fit the recipe, or a folder that holds another set.
+        OSError: if a file cannot be written.
     """
-    from tqdm import tqdm
-
-    if images != "digits":
-        raise ValueError(f"--images {images!r} is unknown: use 'digits'")
-    if recipe.model.grid != [8, 8] or recipe.model.codes != 17 or recipe.model.classes != 10:
+    model = recipe.model
+    if model.grid[0] != model.grid[1]:
+        raise ValueError(f"model.grid = {model.grid}: images are cropped square, so rows and columns must be equal")
+    source = open_source(images, split)
+    if not source.keys:
+        raise ValueError(f"--images {images} holds no pictures")
+    if model.classes and source.classes is not None and source.classes != model.classes:
         raise ValueError(
-            "--images digits are 8 x 8 grids of 17 grey levels in 10 classes: "
-            f"the model section of recipe {recipe.name} says otherwise"
+            f"--images {images} has {source.classes} classes, the recipe's model {model.classes}. "
+            "Give all classes, or set model.classes"
         )
-    make_folder(Path(out))
-    return {
-        split: write_shards(
-            tqdm(digits(split), desc=f"{split} images", unit=" images", disable=not progress),
-            Path(out) / f"{split}.json",
-            grid=(8, 8),
-            codes=17,
-            classes=10,
-            source=f"scikit-learn digits, {split} split",
-        )
-        for split in ("train", "val")
-    }
+    if features and not model.text:
+        raise ValueError(f"features are of captions, and recipe {recipe.name} has none")
+    tokenizer = build_tokenizer(model)
+    if tokenizer is None:
+        raise ValueError(f"recipe {recipe.name} has no model.tokenizer: set it to vq16 or palette")
+    layout = Layout(
+        source=source.name, grid=(model.grid[0], model.grid[1]), codes=model.codes, classes=model.classes,
+        views=kind, tokenizer=tokenizer.sha256,
+    )  # fmt: skip
+    manifest, notes = Path(out) / f"{split}.json", Path(out) / f".{split}"
+    settings = {**layout.model_dump(mode="json"), "images": len(source.keys), "per_shard": per_shard, "t5": features}
+    if finished := _finished(manifest, layout):
+        return Tokenized(finished, 0, 0.0, 0.0, {})
+    _claim(notes, settings)
+    parts = [range(i, min(i + per_shard, len(source.keys))) for i in range(0, len(source.keys), per_shard)]
+    rank, world, device = _process()
+    mine = [part for part in range(rank, len(parts), world) if not (notes / f"{part}.json").is_file()]
+    encoder = TextEncoder(model.text) if features and model.text else None
+
+    def write(part: int, samples: list[Sample], skipped: dict[str, str]) -> None:
+        shard = write_shard(samples, Path(out) / shard_name(manifest, part), layout) if samples else None
+        note = {"shard": shard and shard.model_dump(), "skipped": skipped}
+        write_whole(notes / f"{part}.json", json.dumps(note).encode())
+
+    work = _Work(source, [i for part in mine for i in parts[part]], model.grid[0] * tokenizer.stride, kind, layout)
+    bar = tqdm(total=len(work), desc=f"{split} images", unit=" images", disable=not progress or rank != 0,
+               mininterval=0.1 if sys.stderr.isatty() else 20)  # fmt: skip
+    start, waiting = perf_counter(), _Waiting(
+        DataLoader(work, batch_size=max(1, batch_size // work.views), num_workers=recipe.data.workers,
+                   collate_fn=list, worker_init_fn=deaf)
+    )  # fmt: skip
+    rows = _encoded(waiting, tokenizer, encoder, device, bar)
+    for part, group in groupby(rows, key=lambda row: row.number // per_shard):
+        found = list(group)
+        samples = [Sample(r.key, r.codes, r.condition, r.features) for r in found if r.codes is not None]
+        write(part, samples, {row.key: row.reason for row in found if row.codes is None})
+    bar.close()
+    whole, skipped = _gather(manifest, notes, layout, len(parts))
+    return Tokenized(whole, len(work), perf_counter() - start, waiting.seconds, skipped)
 
 
-def digits(split: str) -> Iterator[Sample]:
-    """scikit-learn's 1,797 digits: every fifth of a seeded shuffle of each class is held out as `val`."""
+class _Row(NamedTuple):
+    """An image on its way: `pixels` from the loader, then `codes`; neither if it could not be read."""
+
+    number: int
+    key: str
+    condition: Any = None
+    pixels: Tensor | None = None  # uint8 (A, 3, px, px)
+    codes: Any = None  # (A, H, W)
+    features: Any = None
+    reason: str = ""
+
+
+class _Work(Dataset):
+    """The images of one process, cropped; what cannot be read is told, not raised."""
+
+    def __init__(self, source: Source, numbers: list[int], size: int, kind: Views, layout: Layout):
+        self.source, self.numbers, self.size, self.kind, self.layout = source, numbers, size, kind, layout
+        self.views = {"one": 1, "flip": 2, "ten": 20}[kind]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: int) -> _Row:
+        number = self.numbers[index]
+        key = self.source.keys[number]
+        try:
+            image, condition = self.source.read(number)
+            if self.layout.classes and not (isinstance(condition, int) and 0 <= condition < self.layout.classes):
+                raise ValueError(f"class {condition!r} is outside 0 .. {self.layout.classes - 1}")
+            if not self.layout.classes and not isinstance(condition, str):
+                raise ValueError(f"{condition!r} is no caption")
+            return _Row(number, key, condition, views(image, self.size, self.kind))
+        except Exception as error:  # a decoder's errors are of many classes, and one image must not stop the rest
+            return _Row(number, key, reason=f"{type(error).__name__}: {error}")
+
+
+class _Waiting:
+    """Batches of a loader, and the seconds spent waiting for them."""
+
+    def __init__(self, loader: DataLoader):
+        self.loader, self.seconds = loader, 0.0
+
+    def __iter__(self) -> Iterator[list[_Row]]:
+        batches = iter(self.loader)
+        while True:
+            start = perf_counter()
+            batch = next(batches, None)
+            self.seconds += perf_counter() - start
+            if batch is None:
+                return
+            yield batch
+
+
+def _encoded(
+    batches: _Waiting, tokenizer: Tokenizer, encoder: TextEncoder | None, device: torch.device, bar: tqdm
+) -> Iterator[_Row]:
+    for batch in batches:
+        good = [row for row in batch if row.pixels is not None]
+        codes = iter(())
+        if good:
+            pixels = torch.cat([row.pixels for row in good if row.pixels is not None]).to(device)
+            codes = iter(tokenizer.encode(pixels).unflatten(0, (len(good), -1)).cpu().numpy().astype(np.uint16))
+        features = iter(encoder([row.condition for row in good], device)) if encoder and good else None
+        for row in batch:
+            if row.pixels is not None:
+                feature = next(features).half().cpu().numpy() if features else None
+                row = row._replace(pixels=None, codes=next(codes), features=feature)
+            yield row
+        bar.update(len(batch))
+
+
+def _process() -> tuple[int, int, torch.device]:
+    """This process's number, their count, and its device: torchrun's or SLURM's, otherwise alone."""
+    environment: Any = None
+    if TorchElasticEnvironment.detect():
+        environment = TorchElasticEnvironment()
+    elif SLURMEnvironment.detect():
+        environment = SLURMEnvironment()
+    rank, world = (environment.global_rank(), environment.world_size()) if environment else (0, 1)
+    local = environment.local_rank() if environment else 0
+    return rank, world, torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def _finished(manifest: Path, layout: Layout) -> Manifest | None:
+    """The manifest, if it is there and what was asked for.
+
+    Raises:
+        ValueError: if it is something else.
+    """
+    if not manifest.is_file():
+        return None
+    there = read_manifest(manifest)
+    _same(there.model_dump(mode="json"), layout.model_dump(mode="json"), manifest)
+    return there
+
+
+def _claim(notes: Path, settings: dict[str, Any]) -> None:
+    """Make the folder of notes, or check that it belongs to the same work."""
+    make_folder(notes)
+    file = notes / "settings.json"
+    if not file.is_file():
+        write_whole(file, json.dumps(settings).encode())
     try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise ValueError(
-            "scikit-learn holds the digits and is not installed: pip install 'zipar-train[digits]'"
-        ) from error
+        theirs = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged: remove the folder {notes} and start again") from error
+    _same(theirs, settings, notes)
 
-    data = load_digits()
-    held_out = np.zeros(len(data.target), dtype=bool)
-    rng = np.random.default_rng(0)
-    for label in range(10):
-        held_out[rng.permutation(np.flatnonzero(data.target == label))[::5]] = True
-    for i in np.flatnonzero(held_out == (split == "val")):
-        yield Sample(f"digit{i:04d}", data.images[i].astype(np.uint16)[None], int(data.target[i]))
+
+def _same(theirs: dict[str, Any], ours: dict[str, Any], where: Path) -> None:
+    if changed := [f"{key}: {theirs.get(key)!r}, now {ours[key]!r}" for key in ours if theirs.get(key) != ours[key]]:
+        raise ValueError(
+            f"{where} belongs to a set made otherwise ({'; '.join(changed)}). "
+            "Choose another --out, or remove it to start again"
+        )
+
+
+def _gather(manifest: Path, notes: Path, layout: Layout, parts: int) -> tuple[Manifest | None, dict[str, str]]:
+    """Write the manifest when every part has its note."""
+    try:
+        found = [json.loads((notes / f"{part}.json").read_bytes()) for part in range(parts)]
+    except FileNotFoundError:  # other processes are still at work, or have just gathered everything
+        return (read_manifest(manifest) if manifest.is_file() else None), {}
+    skipped = {key: reason for note in found for key, reason in note["skipped"].items()}
+    shards = [Shard(**note["shard"]) for note in found if note["shard"]]
+    if not shards:
+        raise ValueError(f"none of the {len(skipped)} pictures can be read: {next(iter(skipped.values()))}")
+    if skipped:
+        lines = "".join(f"{key}\t{reason}\n" for key, reason in skipped.items())
+        write_whole(manifest.with_suffix(".skipped.txt"), lines.encode())
+    written = write_manifest(manifest, layout, shards, skipped=len(skipped))
+    for left in manifest.parent.glob(f".{manifest.stem}-*.tar.*"):  # by killed processes
+        left.unlink(missing_ok=True)
+    shutil.rmtree(notes, ignore_errors=True)
+    return written, skipped

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from zipar_train.decoding.cache import SlotCache
 from zipar_train.decoding.sampling import guide, sample
-from zipar_train.masks import dense
+from zipar_train.masks import dense, hide, unwritten
 from zipar_train.models.family import Family
 from zipar_train.plan import ROW_END, Plan
 from zipar_train.sections import Draw
@@ -29,12 +29,15 @@ class Decoder:
     Args:
         family: on its device, in its dtype; put into eval mode.
         plan: on the family's grid.
+        released: let every query also attend to the positions before it that no slot has been written to yet, with a
+            zero key (weight exp(0)) and a zero value, as the released ZipAR decoder does (its mask is causal over a
+            cache in raster order). A baseline to compare with; with `stand_in="released"` it draws the same codes.
 
     Raises:
         ValueError: if plan and family do not fit.
     """
 
-    def __init__(self, family: Family, plan: Plan):
+    def __init__(self, family: Family, plan: Plan, *, released: bool = False):
         if plan.grid != family.grid or plan.prompt != family.prompt_length:
             raise ValueError(
                 f"{plan} does not fit a model of {family.grid} codes with {family.prompt_length} prompt tokens"
@@ -50,7 +53,9 @@ class Decoder:
         def tables(*vectors) -> tuple[Tensor, ...]:
             return tuple(torch.as_tensor(np.array(v), device=device) for v in vectors)
 
-        self.visible = torch.nn.functional.pad(dense(plan, device=device)[0, 0], (0, 1))  # (S, S + 1), the sink unseen
+        self.visible = torch.nn.functional.pad(dense(plan, device=device), (0, 1))  # (1, 1, S, S + 1), the sink unseen
+        if released:
+            self.visible = torch.cat([self.visible, unwritten(plan, device=device)], dim=-1)
         first = np.flatnonzero(plan.step == 0)
         self.first = tables(first, first, source[first], plan.position[first], target[first])
         fed = [np.flatnonzero(plan.step == t) for t in range(1, plan.passes)]
@@ -90,13 +95,16 @@ class Decoder:
         if guided:
             null = family.drop(condition, torch.ones(images, dtype=torch.bool, device=prompt.device))
             prompt = torch.cat([prompt, family.prompt(null)])
-        cache = SlotCache(family.model.config.get_text_config().num_hidden_layers, len(plan) + 1)
+        cache = SlotCache(family.model.config.get_text_config().num_hidden_layers, self.visible.shape[-1])
+        visible = self.visible
+        if (padding := family.padding(condition)) is not None:
+            visible = hide(visible, torch.cat([padding, padding]) if guided else padding)
         tokens = torch.full((images, codes + 2), ROW_END, device=family.model.device)
         uniforms = torch.nn.functional.pad(uniforms.to(tokens.device), (0, 2))
 
         def forward(embeddings: Tensor, query: Tensor, write: Tensor, position: Tensor, target: Tensor) -> None:
             cache.aim(write)
-            logits = family.logits(embeddings, position, self.visible[query][None, None], cache)
+            logits = family.logits(embeddings, position, visible[:, :, query], cache)
             if observe:
                 observe(target, logits)
             if guided:

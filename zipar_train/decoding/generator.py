@@ -15,8 +15,7 @@ from torchvision.utils import make_grid
 from zipar_train.decoding.decoder import Decoder
 from zipar_train.decoding.sampling import uniforms
 from zipar_train.files import write_whole
-from zipar_train.models.family import build
-from zipar_train.models.weights import Saved, read, restore
+from zipar_train.models.weights import Saved, read, restored
 from zipar_train.plan import Plan
 from zipar_train.recipe import explain, load_recipe, shipped
 from zipar_train.sections import Draw, Recipe
@@ -92,44 +91,46 @@ class Generator:
         dtype: torch.dtype = torch.float32,
     ):
         self.recipe = recipe
-        self.family = build(recipe.model, dtype=dtype)
-        restore(self.family, saved, recipe.model)
-        self.family.model.to(device=device or ("cuda" if torch.cuda.is_available() else "cpu"))  # type: ignore[call-arg]
-        self.decoders: dict[int | None, Decoder] = {}
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.family = restored(recipe.model, saved, dtype=dtype, device=device)
+        self.decoders: dict[tuple[int | None, bool], Decoder] = {}
 
-    def plan(self, window: int | None = None) -> Plan:
-        """The plan of a window; None: the widest, next-token."""
+    def plan(self, window: int | None = None, *, released: bool = False) -> Plan:
+        """The plan of a window; None: the widest, next-token. `released`: with the released code's stand-ins."""
         grid = self.family.grid
         return Plan.zipar(
             grid,
             window=grid.row_length if window is None else window,
-            stand_in=self.recipe.zipar.stand_in,
+            stand_in="released" if released else self.recipe.zipar.stand_in,
             prompt=self.family.prompt_length,
         )
 
-    def decoder(self, window: int | None = None) -> Decoder:
+    def decoder(self, window: int | None = None, *, released: bool = False) -> Decoder:
         """The decoder of a window, made once."""
-        if window not in self.decoders:
-            self.decoders[window] = Decoder(self.family, self.plan(window))
-        return self.decoders[window]
+        key = (window, released)
+        if key not in self.decoders:
+            self.decoders[key] = Decoder(self.family, self.plan(window, released=released), released=released)
+        return self.decoders[key]
 
     def draw(
         self,
-        labels: Sequence[int],
+        labels: Sequence[int] | Sequence[str],
         *,
         window: int | None = None,
+        released: bool = False,
         seed: int = 0,
         first: int = 0,
         batch_size: int | None = None,
         **draw: Any,
     ) -> Images:
-        """Draw one image for each label.
+        """Draw one image for each label or caption.
 
         Image k of a seed is the same whatever is drawn beside it, and comparable from window to window.
 
         Args:
-            labels: class numbers.
+            labels: class numbers, or captions for a text-conditional model.
             window: 1 .. the grid's row length; None: the widest, next-token.
+            released: draw as the released ZipAR code does, flaw and all: a baseline to compare with, see `Decoder`.
             seed: any integer from 0.
             first: the number of the first image; the others follow.
             batch_size: images at once; None: as the recipe's evaluate section says.
@@ -139,10 +140,10 @@ class Generator:
             ValueError: for a window, label, seed or sampling value out of range.
         """
         if not len(labels):
-            raise ValueError("labels are empty: give at least one class number")
+            raise ValueError("labels are empty: give at least one class number or caption")
         if not 0 <= seed < 2**63 or first < 0:
             raise ValueError(f"seed {seed} and first {first} must be 0 or more, and below 2**63")
-        decoder, settings = self.decoder(window), self._settings(draw)
+        decoder, settings = self.decoder(window, released=released), self._settings(draw)
         size = batch_size or self.recipe.evaluate.batch_size
         codes = []
         for start in range(0, len(labels), size):
@@ -163,9 +164,16 @@ class Generator:
 
 
 def load(
-    source: str | Path, *, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
+    source: str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Generator:
     """A generator from a run folder, a checkpoint, an export, or a recipe (by name or path) whose weights exist.
+
+    Args:
+        overrides: of a recipe, `["model.weights=c2i_L_384.pt"]` say.
 
     Raises:
         ValueError: if there is nothing to load, or it is damaged; names the file and the remedy.
@@ -178,11 +186,16 @@ def load(
         )
     if path.exists() and path.suffix not in (".yaml", ".yml"):
         saved = read(path)
+        if saved.recipe is None:
+            raise ValueError(
+                f"{path} carries no recipe. Name the recipe it is for: --recipe llamagen-l --set model.weights={path}, "
+                f'or in Python load("llamagen-l", overrides=["model.weights={path}"])'
+            )
         return Generator(saved.recipe, saved, device=device, dtype=dtype)
-    recipe = load_recipe(source)
+    recipe = load_recipe(source, overrides)
     if recipe.model.weights is None:
         raise ValueError(
             f"recipe {recipe.name} starts from random weights, which draw nothing. "
             f"Train it with `zipar-train fit --recipe {source}`, then load {recipe.run}"
         )
-    return Generator(recipe, read(recipe.model.weights), device=device, dtype=dtype)
+    return Generator(recipe, read(recipe.model.weights, entry=recipe.model.weights_entry), device=device, dtype=dtype)

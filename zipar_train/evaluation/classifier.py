@@ -54,7 +54,7 @@ class Classifier(nn.Module):
 def pixels_of(loader: ShardLoader, tokenizer: Tokenizer, grid: tuple[int, int]) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of (pixels uint8 (B, 3, px, px), labels (B,)) of a shard set."""
     for batch in loader:
-        yield tokenizer.decode(batch.codes.view(-1, *grid)), batch.labels
+        yield tokenizer.decode(batch.codes.view(-1, *grid)), batch.condition
 
 
 def trained(path: Path, loader: ShardLoader, tokenizer: Tokenizer, *, epochs: int = 20) -> Classifier:
@@ -67,8 +67,9 @@ def trained(path: Path, loader: ShardLoader, tokenizer: Tokenizer, *, epochs: in
         OSError: if it cannot be written.
     """
     manifest = loader.manifest
+    assert manifest.classes is not None
     classifier = Classifier(manifest.classes)
-    made_of = hashlib.sha256(manifest.model_dump_json().encode() + str(epochs).encode()).hexdigest()
+    made_of = f"{manifest.checksum} {epochs}"
     stamp = path.with_suffix(".shards")
     if path.is_file() and stamp.is_file() and stamp.read_text() == made_of:
         try:

@@ -1,6 +1,5 @@
 """Checkpoints against windows: draw, score, time, and keep the evidence."""
 
-import hashlib
 import platform
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from tqdm import tqdm
 from zipar_train.decoding.generator import Generator
 from zipar_train.evaluation.classifier import pixels_of, register, trained
 from zipar_train.evaluation.metrics import bits_per_code, fidelity, milliseconds
-from zipar_train.files import make_folder
+from zipar_train.files import make_folder, sha256
 from zipar_train.loader import ShardLoader
 from zipar_train.models.weights import read
 from zipar_train.sections import Recipe
@@ -99,11 +98,13 @@ def evaluate(
         ValueError: for a window, checkpoint or shard set that does not fit.
     """
     model, settings = recipe.model, recipe.evaluate
+    if model.classes is None:
+        raise ValueError(f"recipe {recipe.name} is prompted by captions: there is no score for those yet")
     widest = model.raster.row_length
     wanted = sorted({*(windows or settings.windows), widest}, reverse=True)
     if wrong := [w for w in wanted if not 1 <= w <= widest]:
         raise ValueError(f"window {wrong[0]} does not fit a row of {widest} codes: use 1 .. {widest}")
-    reference = Path(recipe.data.val)
+    reference = recipe.data.val
     _, manifest = (
         read_manifest(path, grid=model.raster, codes=model.codes, classes=model.classes)
         for path in (recipe.data.train, reference)
@@ -112,10 +113,10 @@ def evaluate(
     origins: dict[str, str] = {}
     for path in [*compare, checkpoint]:
         saved = read(path)
-        name = _name(saved.path, saved.recipe, generators)
+        name = _name(saved.path, saved.recipe or recipe, generators)
         generators[name] = Generator(recipe, saved)
-        weights = saved.path if saved.path.is_file() else saved.path / "model.safetensors"
-        origins[name] = f"{weights}, sha256 {sha256(weights)}"
+        weights = saved.path if saved.path.is_file() else next(saved.path.glob("*model.safetensors"))
+        origins[name] = f"{weights}, sha256 {sha256(weights)[:8]}"
     tokenizer = next(iter(generators.values())).family.tokenizer
     if tokenizer is None:
         raise ValueError(f"recipe {recipe.name} has no model.tokenizer: images cannot be scored without pixels")
@@ -175,7 +176,7 @@ def evaluate(
         features_accuracy=classifier.accuracy(pixels_of(held_out(), tokenizer, manifest.grid)),
         images=settings.images,
         seeds=settings.seeds,
-        reference=f"{manifest.source} ({reference.name}, sha256 {sha256(reference)})",
+        reference=f"{manifest.source} ({Path(reference).name}, {manifest.checksum[:8]})",
         reference_images=manifest.samples,
         checkpoints=origins,
         recipe=recipe.model_dump(),
@@ -184,18 +185,9 @@ def evaluate(
     return report, samples
 
 
-def sha256(path: Path) -> str:
-    """The first eight hexadecimal digits of a file's checksum."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()[:8]
-
-
 def _name(path: Path, recipe: Recipe, taken: dict[str, Any]) -> str:
     """A checkpoint's name in the report: its run folder's, made unique."""
-    name = path.parent.parent.name if path.suffix == ".ckpt" else path.name
+    name = path.parent.parent.name if path.suffix == ".ckpt" else path.stem
     name = name or recipe.name
     return name if name not in taken else f"{name}-{len(taken) + 1}"
 

@@ -25,7 +25,7 @@ def bits_per_code(generator: Generator, plan: Plan, loader: ShardLoader) -> floa
     total = codes = 0.0
     for batch in loader:
         drawn = batch.codes.to(device)
-        logits = teacher_forced(family, plan, drawn, family.check(batch.labels), mask)
+        logits = teacher_forced(family, plan, drawn, family.check(batch.condition), mask)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         total += cross_entropy(logits.flatten(0, 1), drawn.flatten(), reduction="sum").double().item()
         codes += drawn.numel()

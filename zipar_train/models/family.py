@@ -15,12 +15,14 @@ from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
 from zipar_train.grid import Grid
+from zipar_train.masks import hide
 from zipar_train.models.vq import Tokenizer
 from zipar_train.plan import ROW_END, Plan
 from zipar_train.sections import Model
 
 FAMILIES = {  # name: module and class, imported when asked for
     "llamagen": ("zipar_train.models.llamagen", "LlamaGen"),
+    "llamagen-t2i": ("zipar_train.models.llamagen", "LlamaGenT2I"),
 }
 
 
@@ -31,10 +33,13 @@ class Family(Protocol):
     model: PreTrainedModel  # a transformers model: save and load, adapters, checkpointing for free
     codes: int  # V
     prompt_length: int  # P
-    tokenizer: Tokenizer | None  # codes <-> pixels
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """Codes <-> pixels; its weights are read when it is first asked for."""
 
     def check(self, condition: Any) -> Any:
-        """The condition of B images as the family keeps it (class labels: int64 (B,)), on the model's device.
+        """The condition of B images as the family keeps it, on the model's device: labels int64 (B,), or captions.
 
         Raises:
             ValueError: for a condition the family does not know.
@@ -45,6 +50,9 @@ class Family(Protocol):
 
     def prompt(self, condition: Any) -> Tensor:
         """Input embeddings of the prompt, (B, P, D)."""
+
+    def padding(self, condition: Any) -> Tensor | None:
+        """Prompt tokens that are padding, bool (B, P), which no other token sees; None: none are."""
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Input embeddings (B, S, D) of tokens (B, S): image codes 0 .. V-1, or ROW_END where the grid has row ends."""
@@ -60,12 +68,20 @@ class Family(Protocol):
         """
 
 
-def build(model: Model, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Family:
-    """The recipe's generator with random weights drawn from torch's global generator."""
+def build(
+    model: Model, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", empty: bool = False
+) -> Family:
+    """The recipe's generator with random weights drawn from torch's global generator, or with none yet.
+
+    Args:
+        empty: allocate the weights and leave them as they are, for weights that come from a file.
+    """
     module, name = FAMILIES[model.family]
-    with torch.device(device):
+    with torch.device("meta" if empty else device):
         family: Family = getattr(import_module(module), name)(model)
     family.model.to(dtype=dtype)  # type: ignore[call-arg]
+    if empty:
+        family.model.to_empty(device=device)
     return family
 
 
@@ -83,6 +99,8 @@ def teacher_forced(family: Family, plan: Plan, codes: Tensor, condition: Any, ma
     source, position, slots = _tables(plan, codes.device)
     tokens = torch.where(source >= 0, codes[:, source.clamp(min=0)], ROW_END)
     embeddings = torch.cat([family.prompt(condition), family.embed(tokens)], dim=1)
+    if (padding := family.padding(condition)) is not None:
+        mask = hide(mask, padding)
     return family.logits(embeddings, position, mask)[:, slots]
 
 

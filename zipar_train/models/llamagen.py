@@ -1,6 +1,7 @@
-"""LlamaGen, class-conditional, at any size (FoundationVision/LlamaGen, autoregressive/models/gpt.py)."""
+"""LlamaGen at any size, prompted by a class or a caption (FoundationVision/LlamaGen, autoregressive/models/gpt.py)."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -9,7 +10,8 @@ from torch.nn.attention.flex_attention import BlockMask
 from transformers import Cache
 
 from zipar_train.models.modeling_llamagen import LlamaGenConfig, LlamaGenForCausalLM
-from zipar_train.models.vq import build_tokenizer
+from zipar_train.models.text import Captions, TextEncoder, left_padded
+from zipar_train.models.vq import Tokenizer, build_tokenizer
 from zipar_train.sections import Model
 
 SIZES = {  # depth, heads, width: the published models, gpt.py
@@ -32,28 +34,32 @@ class LlamaGen:
     The original trains with dropout 0.1 on tokens, residuals and feed-forwards; transformers' Llama has none.
     """
 
-    prompt_length = 1
-
     def __init__(self, model: Model):
         depth, heads, width = SIZES[model.size] if model.size else (model.depth, model.heads, model.width)
         assert depth and heads and width  # the recipe has checked it
-        self.grid, self.codes, self.classes = model.raster, model.codes, model.classes
-        self.tokenizer = build_tokenizer(model)
-        config = LlamaGenConfig(
-            codes=model.codes,
-            classes=model.classes,
-            rows=self.grid.height,
-            columns=self.grid.width,
-            prompt=self.prompt_length,
-            num_hidden_layers=depth,
-            num_attention_heads=heads,
-            hidden_size=width,
-            intermediate_size=model.feed_forward or feed_forward(width),
-            max_position_embeddings=self.prompt_length + self.grid.codes,
+        self.section, self.grid, self.codes, self.classes = model, model.raster, model.codes, model.classes or 0
+        self.prompt_length = model.prompt
+        self.model = LlamaGenForCausalLM(
+            LlamaGenConfig(
+                codes=model.codes,
+                classes=self.classes,
+                features=model.text.features if model.text else 0,
+                rows=self.grid.height,
+                columns=self.grid.width,
+                prompt=self.prompt_length,
+                num_hidden_layers=depth,
+                num_attention_heads=heads,
+                hidden_size=width,
+                intermediate_size=model.feed_forward or feed_forward(width),
+                max_position_embeddings=self.prompt_length + self.grid.codes,
+            )
         )
-        self.model = LlamaGenForCausalLM(config)
 
-    def check(self, condition: Sequence[int] | Tensor) -> Tensor:
+    @cached_property
+    def tokenizer(self) -> Tokenizer | None:
+        return build_tokenizer(self.section)
+
+    def check(self, condition: Any) -> Any:
         labels = torch.as_tensor(condition, device=self.model.device)
         if labels.ndim != 1 or not len(labels) or labels.is_floating_point():
             raise ValueError(f"labels must be a list of class numbers, not {condition!r}")
@@ -62,11 +68,14 @@ class LlamaGen:
             raise ValueError(f"label {int(wrong[0])} is not a class of this model: use 0 .. {self.classes - 1}")
         return labels.long()
 
-    def drop(self, condition: Tensor, where: Tensor) -> Tensor:
+    def drop(self, condition: Any, where: Tensor) -> Any:
         return torch.where(where, self.classes, condition)
 
-    def prompt(self, condition: Tensor) -> Tensor:
+    def prompt(self, condition: Any) -> Tensor:
         return self.model.get_input_embeddings()(self.codes + condition)[:, None]
+
+    def padding(self, condition: Any) -> Tensor | None:
+        return None
 
     def embed(self, tokens: Tensor) -> Tensor:
         return self.model.get_input_embeddings()(tokens)
@@ -83,3 +92,40 @@ class LlamaGen:
             use_cache=cache is not None,
         ).last_hidden_state
         return self.model.lm_head(hidden)
+
+
+class LlamaGenT2I(LlamaGen):
+    """LlamaGen prompted by a caption: P left-padded T5 features through a small MLP.
+
+    A caption made unconditional becomes the learned null features and keeps its padding, as in the original
+    (autoregressive/models/generate.py).
+    """
+
+    @cached_property
+    def encoder(self) -> TextEncoder:
+        assert self.section.text
+        return TextEncoder(self.section.text)
+
+    def check(self, condition: Any) -> Any:
+        """Captions as str, features (n, F), or what this has returned before."""
+        text, device = self.section.text, self.model.device
+        assert text
+        if isinstance(condition, Captions):
+            return Captions(*(part.to(device) for part in condition))
+        if not isinstance(condition, Sequence) or isinstance(condition, str) or not len(condition):
+            raise ValueError(f"captions must be a list of texts, not {condition!r}")
+        if all(isinstance(caption, str) for caption in condition):
+            condition = self.encoder(condition, device)
+        if not all(isinstance(features, Tensor) for features in condition):
+            raise ValueError(f"captions must be texts, not {condition!r}")
+        return left_padded(condition, text, device)
+
+    def drop(self, condition: Any, where: Tensor) -> Any:
+        null = self.model.get_buffer("caption.null").to(condition.features)
+        return Captions(torch.where(where[:, None, None], null, condition.features), condition.padding)
+
+    def prompt(self, condition: Any) -> Tensor:
+        return self.model.caption(condition.features.to(self.model.dtype))
+
+    def padding(self, condition: Any) -> Tensor | None:
+        return condition.padding

@@ -1,9 +1,10 @@
-"""LlamaGen as a transformers model: Llama with a 2-D rotary embedding and classes beside the codes.
+"""LlamaGen as a transformers model: Llama with a 2-D rotary embedding and a prompt of a class or a caption.
 
 Stands alone (transformers, torch and rope.py), so that an exported folder can carry it and load anywhere.
 """
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.loss.loss_utils import ForCausalLMLoss
 
@@ -13,26 +14,48 @@ from .rope import Rope2D
 class LlamaGenConfig(LlamaConfig):
     """LlamaConfig plus the grid.
 
-    Input ids 0 .. codes - 1 are image codes; codes .. codes + classes - 1 are classes; the last id is the null class
-    of classifier-free guidance. The head predicts codes alone.
+    Input ids 0 .. codes - 1 are image codes. With classes, codes .. codes + classes - 1 are classes and the last id is
+    the null class of classifier-free guidance; without, the prompt is made of caption features of width `features`.
+    The head predicts codes alone.
     """
 
     model_type = "llamagen"
 
     def __init__(
-        self, codes: int = 16384, classes: int = 1000, rows: int = 24, columns: int = 24, prompt: int = 1, **kw
+        self,
+        codes: int = 16384,
+        classes: int = 1000,
+        features: int = 0,
+        rows: int = 24,
+        columns: int = 24,
+        prompt: int = 1,
+        **kw,
     ):
-        self.codes, self.classes, self.rows, self.columns, self.prompt = codes, classes, rows, columns, prompt
+        self.codes, self.classes, self.features = codes, classes, features
+        self.rows, self.columns, self.prompt = rows, columns, prompt
         kw.setdefault("rms_norm_eps", 1e-5)
         for unused in ("bos_token_id", "eos_token_id", "pad_token_id"):
             kw[unused] = None
-        kw["vocab_size"] = codes + classes + 1
+        kw["vocab_size"] = codes + (classes + 1 if classes else 0)
         kw["tie_word_embeddings"] = False
         super().__init__(**kw)
 
 
+class CaptionPrompt(nn.Module):
+    """Caption features (B, P, features) to prompt embeddings (B, P, D); `null` are the features of no caption."""
+
+    def __init__(self, config: LlamaGenConfig):
+        super().__init__()
+        self.fc1 = nn.Linear(config.features, config.hidden_size, bias=False)
+        self.fc2 = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.register_buffer("null", torch.randn(config.prompt, config.features) / config.features**0.5)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.fc2(nn.functional.gelu(self.fc1(features), approximate="tanh"))
+
+
 class LlamaGenForCausalLM(LlamaForCausalLM):
-    """LlamaForCausalLM whose positions lie on a grid and whose head knows no classes."""
+    """LlamaForCausalLM whose positions lie on a grid and whose head knows codes alone."""
 
     config_class = LlamaGenConfig
 
@@ -41,6 +64,8 @@ class LlamaGenForCausalLM(LlamaForCausalLM):
         head = config.hidden_size // config.num_attention_heads
         self.model.rotary_emb = Rope2D(head, config.columns, config.prompt)
         self.lm_head = nn.Linear(config.hidden_size, config.codes, bias=False)
+        if config.features:
+            self.caption = CaptionPrompt(config)
         self.post_init()
 
     def loss_function(self, *, logits, labels, vocab_size=None, **kwargs):

@@ -9,6 +9,14 @@ from zipar_train.sections import Model
 
 
 class Tokenizer(Protocol):
+    @property
+    def stride(self) -> int:
+        """Pixels a code, each way."""
+
+    @property
+    def sha256(self) -> str | None:
+        """Of the file it was read from."""
+
     def decode(self, codes: Tensor) -> Tensor:
         """Pixels, uint8 (B, 3, px, px), of codes (B, H, W)."""
 
@@ -22,6 +30,8 @@ class Palette:
     Args:
         colours: uint8 (V, 3).
     """
+
+    stride, sha256 = 1, None
 
     def __init__(self, colours: Tensor):
         self.colours = colours
@@ -43,4 +53,13 @@ class Palette:
 
 
 def build_tokenizer(model: Model) -> Tokenizer | None:
+    """The recipe's tokenizer, its weights read; None: codes only.
+
+    Raises:
+        ValueError: if the weights cannot be read, or do not fit.
+    """
+    if model.tokenizer == "vq16":
+        from zipar_train.models.vq16 import load_vq16
+
+        return load_vq16(model.tokenizer_weights, codes=model.codes)
     return Palette.grey(model.codes) if model.tokenizer == "palette" else None

@@ -1,25 +1,28 @@
-"""Weights from run folders, checkpoints and exports into a family, every tensor accounted for."""
+"""Weights from run folders, checkpoints, exports and published files into a family, every tensor accounted for."""
 
-import pickle
 from pathlib import Path
 from typing import Any, NamedTuple
-from zipfile import BadZipFile
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
+from zipar_train.models import layout, lora
 from zipar_train.models.family import Family, build
+from zipar_train.models.published import find, read_file, tensors
 from zipar_train.recipe import load_recipe, parse
 from zipar_train.sections import Model, Recipe
 
 
 class Saved(NamedTuple):
     path: Path
-    recipe: Recipe  # the one that made it
-    state: dict[str, Tensor]  # by the names of the family's model
+    recipe: Recipe | None  # the one that made it; None: published by others
+    state: dict[str, Tensor]  # by the names of the family's model, or by LlamaGen's; mapped from the file
     extra: dict[str, Any]  # what else the file holds
+
+    @property
+    def adapter(self) -> bool:
+        """Whether these are low-rank adapters alone, which need the weights that their recipe started from."""
+        return self.recipe is not None and self.recipe.tune.lora is not None and all(lora.MARK in n for n in self.state)
 
 
 def last_checkpoint(run: str | Path) -> Path | None:
@@ -28,82 +31,129 @@ def last_checkpoint(run: str | Path) -> Path | None:
     return path if path.is_file() else None
 
 
-def read(path: str | Path) -> Saved:
-    """Read a run folder, a `.ckpt` of one, or an exported folder.
+def read(source: str | Path, *, entry: str | None = None) -> Saved:
+    """Read a run folder, a `.ckpt` of one, an exported folder, or a published file; on disk or on the hub.
 
     Nothing in the file is executed: `weights_only=True`, or safetensors.
+
+    Args:
+        source: a path, or `owner/repo:file`.
+        entry: of a published `.pt`, see `model.weights_entry` in the recipe.
 
     Raises:
         ValueError: naming the file, what is wrong and the remedy.
     """
-    path = Path(path)
+    path = find(source)
     if path.is_dir():
         if (checkpoint := last_checkpoint(path)) is not None:
             return read(checkpoint)
-        if (path / "model.safetensors").is_file() and (path / "recipe.yaml").is_file():
-            return _read_export(path)
+        for name in ("model.safetensors", "adapter_model.safetensors"):
+            if (path / name).is_file() and (path / "recipe.yaml").is_file():
+                state = {lora_name(key): tensor for key, tensor in read_file(path / name).items()}
+                return Saved(path, load_recipe(path / "recipe.yaml"), state, {})
         raise ValueError(
             f"{path} holds neither checkpoints/last.ckpt nor an export (model.safetensors and recipe.yaml). "
             "Train it first with `zipar-train fit`, or give another folder"
         )
-    if not path.is_file():
-        raise ValueError(f"no weights at {path}: give a run folder, a .ckpt file or an exported folder that exists")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, EOFError, OSError, BadZipFile, pickle.UnpicklingError, KeyError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ValueError(
-            f"{path} is not a readable checkpoint ({reason}). It is damaged, or holds more than tensors "
-            "and plain data, which is refused"
-        ) from error
-    if not isinstance(content, dict) or "recipe" not in content or "state_dict" not in content:
-        raise ValueError(f"{path} is not a checkpoint of zipar-train: it carries no recipe")
-    state = {name.removeprefix("model."): tensor for name, tensor in content.pop("state_dict").items()}
+    content = read_file(path)
+    if "recipe" not in content or "state_dict" not in content:
+        return Saved(path, None, tensors(content, entry=entry, where=path), {})
+    state = {name.removeprefix("model."): t for name, t in tensors(content, entry="state_dict", where=path).items()}
+    del content["state_dict"]
     return Saved(path, parse(content.pop("recipe"), where=f"{path}, its recipe"), state, content)
 
 
-def _read_export(path: Path) -> Saved:
-    try:
-        state = load_file(path / "model.safetensors")
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path / 'model.safetensors'} is damaged ({error}). Export it again") from error
-    return Saved(path, load_recipe(path / "recipe.yaml"), state, {})
+def lora_name(name: str) -> str:
+    """A tensor's name in PEFT's files as it is in an adapted model; other names stay."""
+    name = name.removeprefix("base_model.model.")
+    return name.replace(".weight", ".default.weight") if lora.MARK in name and ".default." not in name else name
 
 
-def restore(family: Family, saved: Saved, model: Model) -> None:
-    """Load saved weights into a family built from a recipe's model section.
+def restored(
+    model: Model, saved: Saved, *, dtype: torch.dtype | None = torch.float32, device: torch.device | str = "cpu"
+) -> Family:
+    """A family with saved weights, low-rank adapters merged.
+
+    Args:
+        dtype: that the weights are converted to one by one, never all at once; None: as they are in the file.
 
     Raises:
         ValueError: if the weights belong to another model; lists what differs.
     """
-    for key in ("family", "grid", "codes", "classes"):
-        theirs, ours = getattr(saved.recipe.model, key), getattr(model, key)
-        if theirs != ours:
+    if saved.recipe is not None:
+        _same_model(saved, saved.recipe, model)
+    if saved.adapter:
+        return _with_adapters(model, saved, dtype=dtype, device=device)
+    family = build(model, dtype=dtype or torch.float32, device="meta" if dtype is None else device, empty=True)
+    wanted, heads = family.model.state_dict(), family.model.config.num_attention_heads
+    state = saved.state
+    if published := layout.is_published(state):
+        wanted = layout.to_published(wanted, heads=heads, codes=model.codes)
+    _account(saved, wanted, published)
+    if saved.recipe is not None and saved.recipe.model != model:
+        theirs = build(saved.recipe.model, empty=True, device="meta").model.config.num_attention_heads
+        if theirs != heads:  # which changes no tensor's shape
             raise ValueError(
-                f"{saved.path} is of another recipe ({saved.recipe.name}): its model.{key} is {theirs}, here it "
+                f"{saved.path} has {theirs} attention heads, the model of this recipe {heads}. Mend model.heads"
+            )
+    if published:
+        state = layout.from_published(state, heads=heads)
+    if dtype is None:
+        family.model.load_state_dict(state, assign=True)
+        family.model.to(device=device)  # type: ignore[call-arg]
+    else:
+        family.model.load_state_dict(state)
+    return family
+
+
+def _with_adapters(model: Model, saved: Saved, **kwargs: Any) -> Family:
+    recipe = saved.recipe
+    assert recipe is not None and recipe.tune.lora is not None
+    if recipe.model.weights is None:
+        raise ValueError(f"{saved.path} holds adapters alone, and its recipe names no model.weights to add them to")
+    try:
+        base = read(recipe.model.weights, entry=recipe.model.weights_entry)
+        family = restored(model, base, **kwargs)
+    except ValueError as error:
+        raise ValueError(f"{saved.path} holds adapters for {recipe.model.weights}: {error}") from error
+    made_on = saved.extra.get("base")
+    if made_on is not None and made_on != lora.fingerprint(base.state):
+        raise ValueError(
+            f"{saved.path} holds adapters for other weights than {recipe.model.weights} holds now: their fingerprint "
+            f"is {made_on}. Put the weights back that it was trained on"
+        )
+    try:
+        lora.merge(family.model, recipe.tune.lora, saved.state)
+    except ValueError as error:
+        raise ValueError(f"{saved.path}: {error}") from error
+    return family
+
+
+def _same_model(saved: Saved, recipe: Recipe, model: Model) -> None:
+    for key in ("family", "grid", "codes", "classes", "text"):
+        theirs, ours = getattr(recipe.model, key), getattr(model, key)
+        if theirs != ours and not (key == "text" and theirs and ours and theirs.features == ours.features):
+            raise ValueError(
+                f"{saved.path} is of another recipe ({recipe.name}): its model.{key} is {theirs}, here it "
                 f"is {ours}. Give a checkpoint of this recipe, or the recipe of this checkpoint"
             )
-    wanted = family.model.state_dict()
-    missing = sorted(wanted.keys() - saved.state.keys())
-    surplus = sorted(saved.state.keys() - wanted.keys())
+
+
+def _account(saved: Saved, wanted: dict[str, Tensor], published: bool) -> None:
+    """Every tensor is there, none besides, each in its shape, or an error that lists them."""
+    missing, surplus = wanted.keys() - saved.state.keys(), saved.state.keys() - wanted.keys()
     shapes = [
         f"{name} is {list(saved.state[name].shape)}, not {list(wanted[name].shape)}"
         for name in wanted.keys() & saved.state.keys()
         if wanted[name].shape != saved.state[name].shape
     ]
-    problems = [f"{title}: {', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''}"
-                for title, names in (("missing", missing), ("surplus", surplus), ("of another shape", sorted(shapes)))
-                if names]  # fmt: skip
+    problems = [
+        f"{len(names)} {title}: {', '.join(sorted(names)[:4])}{', ...' if len(names) > 4 else ''}"
+        for title, names in (("missing", missing), ("surplus", surplus), ("of another shape", shapes))
+        if names
+    ]
     if problems:
-        raise ValueError(
-            f"{saved.path} does not fit the model of this recipe. " + "; ".join(problems) + ". "
-            "Give a checkpoint of this recipe, or mend the recipe's depth, heads, width and feed_forward"
-        )
-    if saved.recipe.model != model:
-        theirs = build(saved.recipe.model, device="meta").model.config.num_attention_heads
-        ours = family.model.config.num_attention_heads
-        if theirs != ours:  # which changes no tensor's shape
-            raise ValueError(
-                f"{saved.path} has {theirs} attention heads, the model of this recipe {ours}. Mend model.heads"
-            )
-    family.model.load_state_dict(saved.state)
+        remedy = "Give a checkpoint of this recipe, or mend the recipe's depth, heads, width and feed_forward"
+        if published:
+            remedy = f"The file looks like {layout.looks_like(saved.state)}: use the recipe of that size, or its file"
+        raise ValueError(f"{saved.path} does not fit the model of this recipe. {'; '.join(problems)}. {remedy}")

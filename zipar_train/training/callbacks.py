@@ -27,10 +27,11 @@ class Checkpoint(L.Callback):
 
     Args:
         every: optimizer steps between checkpoints; None: epoch ends only.
+        data: what is trained on and held out, in words, for model cards.
     """
 
-    def __init__(self, recipe: Recipe, *, every: int | None = None):
-        self.recipe, self.every = recipe, every
+    def __init__(self, recipe: Recipe, *, every: int | None = None, data: dict[str, str] | None = None):
+        self.recipe, self.every, self.data = recipe, every, data or {}
         self.path = Path(recipe.run) / "checkpoints" / "last.ckpt"
         self.signum: int | None = None
         self.handlers: dict[int, Any] = {}
@@ -70,7 +71,7 @@ class Checkpoint(L.Callback):
             os.replace(aside, self.path)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint["recipe"] = self.recipe.model_dump()
+        checkpoint["recipe"], checkpoint["data"] = self.recipe.model_dump(), self.data
 
 
 class Lines(L.Callback):

@@ -1,6 +1,7 @@
 """Shards to batches, for Lightning."""
 
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 
@@ -15,7 +16,7 @@ class ShardDataModule(L.LightningDataModule):
     Args:
         train, val: manifests, see `zipar_train.shards`.
         batch_size: images per device and step.
-        grid, codes, classes: what the model expects of the shards.
+        grid, codes, classes, captions: what the model expects of the shards.
 
     Raises:
         ValueError: if a shard set is missing or does not fit.
@@ -33,13 +34,15 @@ class ShardDataModule(L.LightningDataModule):
         grid: Grid | None = None,
         codes: int | None = None,
         classes: int | None = None,
+        captions: bool = False,
     ):
         super().__init__()
-        self.train, self.val = Path(train), Path(val)
+        self.train, self.val = train, val
         self.batch_size, self.workers, self.shuffle, self.seed = batch_size, workers, shuffle, seed
         self.loader: ShardLoader | None = None
         self.position: dict[str, int] | None = None
-        self.manifests = [read_manifest(path, grid=grid, codes=codes, classes=classes) for path in (train, val)]
+        expected: dict[str, Any] = {"grid": grid, "codes": codes, "classes": classes, "captions": captions}
+        self.manifests = [read_manifest(path, **expected) for path in (train, val)]
 
     def train_dataloader(self) -> ShardLoader:
         self.loader = self._loader(self.train, self.shuffle)
@@ -63,7 +66,7 @@ class ShardDataModule(L.LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         self.position = state_dict
 
-    def _loader(self, manifest: Path, shuffle: int) -> ShardLoader:
+    def _loader(self, manifest: str | Path, shuffle: int) -> ShardLoader:
         share = Share(self.trainer.global_rank, self.trainer.world_size) if self.trainer else Share()
         return ShardLoader(
             manifest, batch_size=self.batch_size, seed=self.seed, shuffle=shuffle, workers=self.workers, share=share

@@ -8,7 +8,7 @@ import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import kl_div, nll_loss
 from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
 
 from zipar_train.loader import Batch
@@ -19,8 +19,21 @@ from zipar_train.plan import Plan, StandIn
 GOLDEN = (sqrt(5) - 1) / 2
 
 
+class Teacher:
+    """A frozen family beside the module: neither saved, nor trained, nor copied with it (weight averaging copies)."""
+
+    def __init__(self, family: Family):
+        family.model.requires_grad_(False)
+        self.family = family
+
+    def __deepcopy__(self, memo: Any) -> "Teacher":
+        return self
+
+
 class ZipARModule(L.LightningModule):
-    """Fine-tunes a family under ZipAR masks. Usable with any Lightning Trainer and any loader of `Batch`es.
+    """Fine-tunes a family, all its weights or its adapters, under ZipAR masks.
+
+    Usable with any Lightning Trainer and any loader of `Batch`es.
 
     Each step trains one window of the mix. The sequence of windows is a golden-ratio walk over the weights, so that
     even a short run sees them in their shares; it and label dropout depend on (seed, epoch, batch) alone, so that a
@@ -29,6 +42,9 @@ class ZipARModule(L.LightningModule):
     Args:
         family: the generator; its `model` is trained.
         windows: weight of each window in the mix; the grid's row length means next-token.
+        teacher: the untouched model, for distillation: it is neither trained nor saved.
+        distill: share of the loss that is KL(teacher's next-token distribution || ours), 0 .. 1; the rest is the
+            cross-entropy with the codes.
         label_dropout: share of conditions replaced by the null condition.
         warmup: share of all steps over which the learning rate rises.
         schedule: "cosine" (to zero) or "constant" after that.
@@ -44,6 +60,8 @@ class ZipARModule(L.LightningModule):
         *,
         windows: Mapping[int, float],
         stand_in: StandIn = "nearest",
+        teacher: Family | None = None,
+        distill: float = 0.0,
         label_dropout: float = 0.1,
         seed: int = 0,
         lr: float = 3e-4,
@@ -56,16 +74,20 @@ class ZipARModule(L.LightningModule):
         super().__init__()
         if schedule not in ("cosine", "constant"):
             raise ValueError(f"schedule {schedule!r} is unknown: use 'cosine' or 'constant'")
+        if distill and teacher is None:
+            raise ValueError("distill needs a teacher: the family with the weights that training starts from")
         self.family, self.model = family, family.model
         self.plans = {
             window: Plan.zipar(family.grid, window=window, stand_in=stand_in, prompt=family.prompt_length)
             for window in sorted({*windows, family.grid.row_length}, reverse=True)
         }
         self.windows = dict(windows)
+        self.teacher, self.distill = Teacher(teacher) if teacher and distill else None, distill
         self.label_dropout, self.seed = label_dropout, seed
         self.lr, self.betas, self.weight_decay, self.warmup, self.schedule = lr, betas, weight_decay, warmup, schedule
         self.attention = attention
         self.masks: dict[tuple[int, torch.device], Any] = {}
+        self.base: str | None = None  # fingerprint of the weights under the adapters, kept in checkpoints
 
     def mask(self, window: int) -> Any:
         """The window's mask on the model's device, made once."""
@@ -76,8 +98,10 @@ class ZipARModule(L.LightningModule):
         return self.masks[key]
 
     def on_fit_start(self) -> None:
+        if self.teacher:
+            self.teacher.family.model.to(device=self.device)  # type: ignore[call-arg]
         if self.attention == "flex_attention" and self.device.type != "cuda":
-            raise ValueError(f"model.attention = flex_attention has no backward pass on {self.device}: use sdpa there")
+            raise ValueError(f"tune.attention = flex_attention has no backward pass on {self.device}: use sdpa there")
 
     def draw_window(self, epoch: int, batch: int) -> int:
         """The window that a training step uses."""
@@ -90,19 +114,29 @@ class ZipARModule(L.LightningModule):
         rng = np.random.default_rng([self.seed, epoch, batch, self.global_rank])
         return torch.from_numpy(rng.random(images) < self.label_dropout)
 
-    def loss(self, batch: Batch, window: int, drop: Tensor | None = None) -> Tensor:
+    def predict(self, family: Family, batch: Batch, condition: Any, window: int) -> Tensor:
+        """Log-probabilities (B N, V), float32 or better, of what could stand at each place of a batch's images."""
+        logits = teacher_forced(family, self.plans[window], batch.codes, condition, self.mask(window)).flatten(0, 1)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+
+    def loss(self, batch: Batch, window: int) -> Tensor:
         """Mean negative log-likelihood of a batch's codes under a window's plan, nats a code."""
-        condition = batch.labels
-        if drop is not None:
-            condition = self.family.drop(condition, drop.to(self.device))
-        logits = teacher_forced(self.family, self.plans[window], batch.codes, condition, self.mask(window))
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return cross_entropy(logits.flatten(0, 1), batch.codes.flatten())
+        predicted = self.predict(self.family, batch, self.family.check(batch.condition), window)
+        return nll_loss(predicted, batch.codes.flatten())
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         window = self.draw_window(self.current_epoch, batch_idx)
-        drop = self.draw_dropout(self.current_epoch, batch_idx, len(batch.labels))
-        loss = self.loss(batch, window, drop)
+        drop = self.draw_dropout(self.current_epoch, batch_idx, len(batch.codes)).to(self.device)
+        condition = self.family.drop(self.family.check(batch.condition), drop)
+        predicted = self.predict(self.family, batch, condition, window)
+        loss = nll_loss(predicted, batch.codes.flatten())
+        if self.teacher:
+            with torch.no_grad():
+                wanted = self.predict(self.teacher.family, batch, condition, self.family.grid.row_length)
+            divergence = kl_div(predicted, wanted, log_target=True, reduction="batchmean")
+            self.log("train/cross_entropy", loss)
+            self.log("train/divergence", divergence)
+            loss = (1 - self.distill) * loss + self.distill * divergence
         self.log("train/loss", loss, prog_bar=True)
         self.log("train/window", float(window))
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
@@ -111,7 +145,28 @@ class ZipARModule(L.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         for window in self.plans:
             bits = self.loss(batch, window) / log(2)
-            self.log(f"val/bits_w{window}", bits, batch_size=len(batch.labels), sync_dist=True, prog_bar=True)
+            self.log(f"val/bits_w{window}", bits, batch_size=len(batch.codes), sync_dist=True, prog_bar=True)
+
+    @property
+    def frozen(self) -> dict[str, Tensor]:
+        """Tensors that adapters leave as they are; checkpoints do without them."""
+        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        adapted = any(not parameter.requires_grad for parameter in self.parameters())
+        return {name: t for name, t in self.state_dict().items() if name not in trained} if adapted else {}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        frozen, checkpoint["base"] = self.frozen, self.base
+        for part in {"state_dict", "current_model_state"} & checkpoint.keys():  # averaged weights, and today's
+            checkpoint[part] = {name: tensor for name, tensor in checkpoint[part].items() if name not in frozen}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if checkpoint.get("base") != self.base:
+            raise ValueError(
+                f"the run's adapters were trained on other weights than model.weights holds now: their fingerprint is "
+                f"{checkpoint['base']}, here it is {self.base}. Put those weights back"
+            )
+        for part in {"state_dict", "current_model_state"} & checkpoint.keys():
+            checkpoint[part] = self.frozen | checkpoint[part]
 
     def configure_optimizers(self) -> Any:
         trained = [p for p in self.model.parameters() if p.requires_grad]

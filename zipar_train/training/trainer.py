@@ -14,8 +14,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from zipar_train.files import make_folder, write_whole
+from zipar_train.models import lora
 from zipar_train.models.family import build
-from zipar_train.models.weights import last_checkpoint, read, restore
+from zipar_train.models.weights import last_checkpoint, read, restored
 from zipar_train.recipe import differences, dump
 from zipar_train.sections import Recipe
 from zipar_train.training.callbacks import Checkpoint, Lines
@@ -24,13 +25,26 @@ from zipar_train.training.module import ZipARModule
 
 
 def build_module(recipe: Recipe, *, weights: bool = True) -> ZipARModule:
-    """The recipe's model, its weights loaded unless a checkpoint will bring them, ready to train."""
-    family = build(recipe.model)
-    if weights and recipe.model.weights is not None:
-        restore(family, read(recipe.model.weights), recipe.model)
-    optim = recipe.optim
-    return ZipARModule(
+    """The recipe's model, ready to train.
+
+    Args:
+        weights: load them; a checkpoint that holds them all brings its own.
+    """
+    model, tune, optim = recipe.model, recipe.tune, recipe.optim
+    saved = None
+    if model.weights is not None and (weights or tune.lora or tune.distill):
+        saved = read(model.weights, entry=model.weights_entry)
+    family = restored(model, saved) if saved else build(model)
+    if tune.lora:
+        lora.adapt(family.model, tune.lora, seed=recipe.seed)
+    if tune.recompute:
+        family.model.gradient_checkpointing_enable({"use_reentrant": False})
+    if tune.compile:
+        family.model.model.compile()  # in place: names of weights stay
+    module = ZipARModule(
         family,
+        teacher=restored(model, saved) if saved and tune.distill else None,
+        distill=tune.distill,
         windows=recipe.zipar.windows,
         stand_in=recipe.zipar.stand_in,
         label_dropout=recipe.data.label_dropout,
@@ -40,8 +54,10 @@ def build_module(recipe: Recipe, *, weights: bool = True) -> ZipARModule:
         weight_decay=optim.weight_decay,
         warmup=optim.warmup,
         schedule=optim.schedule,
-        attention=recipe.model.attention,
+        attention=tune.attention,
     )
+    module.base = lora.fingerprint(saved.state) if saved and tune.lora else None
+    return module
 
 
 def build_datamodule(recipe: Recipe) -> ShardDataModule:
@@ -57,11 +73,15 @@ def build_datamodule(recipe: Recipe) -> ShardDataModule:
         grid=model.raster,
         codes=model.codes,
         classes=model.classes,
+        captions=model.text is not None,
     )
 
 
-def build_trainer(recipe: Recipe) -> L.Trainer:
+def build_trainer(recipe: Recipe, *, data: dict[str, str] | None = None) -> L.Trainer:
     """Lightning's Trainer as the recipe's `trainer` section says, with a CSV log and our checkpoints.
+
+    Args:
+        data: what is trained on and held out, in words; checkpoints keep it for model cards.
 
     Raises:
         ValueError: if Lightning refuses an argument; says which.
@@ -70,7 +90,9 @@ def build_trainer(recipe: Recipe) -> L.Trainer:
     callbacks: list[L.Callback] = [TQDMProgressBar() if watched else Lines()]
     if recipe.optim.ema is not None:
         callbacks.append(EMAWeightAveraging(decay=recipe.optim.ema))
-    callbacks.append(Checkpoint(recipe, every=recipe.checkpoint_every))  # last: it saves what the others have done
+    callbacks.append(
+        Checkpoint(recipe, every=recipe.checkpoint_every, data=data)
+    )  # last: it saves what the others have done
     arguments: dict[str, Any] = {"enable_model_summary": False, **recipe.trainer}
     arguments |= {"enable_checkpointing": False, "default_root_dir": recipe.run, "callbacks": callbacks}
     arguments["enable_progress_bar"] = watched
@@ -140,7 +162,10 @@ def fit(recipe: Recipe, *, resume: bool = False) -> Path:
             f"{run} already holds a run. Continue it with --resume, or write elsewhere with --set run=FOLDER"
         )
     if checkpoint:
-        changed = differences(read(checkpoint).recipe, recipe, ignore=HARMLESS)
+        made_by = read(checkpoint).recipe
+        if made_by is None:
+            raise ValueError(f"{checkpoint} carries no recipe: it is no run of zipar-train. Choose another run folder")
+        changed = differences(made_by, recipe, ignore=HARMLESS)
         if changed:
             raise ValueError(
                 f"{run} was made by another recipe: {'; '.join(changed)}. "
@@ -150,13 +175,21 @@ def fit(recipe: Recipe, *, resume: bool = False) -> Path:
     data = build_datamodule(recipe)
     L.seed_everything(recipe.seed, workers=True, verbose=False)
     module = build_module(recipe, weights=checkpoint is None)
-    trainer = build_trainer(recipe)
+    train, val = data.manifests
+    trainer = build_trainer(
+        recipe,
+        data={
+            "trained on": f"{train.samples:,} images, {train.source} (views: {train.views})",
+            "held out": f"{val.samples:,} images, {val.source}",
+        },
+    )
     write_folder(run, recipe)
     parameters = sum(p.numel() for p in module.parameters()) / 1e6
+    trained = sum(p.numel() for p in module.parameters() if p.requires_grad) / 1e6
+    share = f" ({trained:.1f} M of them in adapters, which alone are trained)" if recipe.tune.lora else ""
     windows = ", ".join(f"{w} (weight {x:g})" for w, x in recipe.zipar.windows.items())
-    train, val = data.manifests
     rank_zero_print(
-        f"{recipe.name}: {recipe.model.family}, {parameters:.1f} M parameters, {module.family.grid} codes, "
+        f"{recipe.name}: {recipe.model.family}, {parameters:.1f} M parameters{share}, {module.family.grid} codes, "
         f"windows {windows}; {train.samples:,} images to train on, {val.samples:,} held out."
     )
     logger = None

@@ -1,0 +1,180 @@
+"""Adapters, distillation, recomputation, compilation: what is trained, what is kept, what is the same."""
+
+import json
+
+import pytest
+import torch
+from conftest import TINY, sets
+from safetensors.torch import load_file
+from test_fit import losses, quick, states_equal
+
+from zipar_train import load
+from zipar_train.export import export
+from zipar_train.models.weights import read, restored
+from zipar_train.recipe import load_recipe
+from zipar_train.training.trainer import build_module, fit
+
+LORA = "tune.lora={rank: 4, alpha: 8, targets: [q_proj, v_proj, down_proj]}"
+
+
+@pytest.fixture(scope="module")
+def base(shards, tmp_path_factory):
+    """A tiny trained next-token model."""
+    folder = tmp_path_factory.mktemp("base")
+    data = [f"data.train={shards}/train.json", f"data.val={shards}/val.json"]
+    fit(load_recipe("digits-base", [*TINY, *data, f"run={folder}/run", "trainer.max_epochs=1"]))
+    return folder / "run"
+
+
+def tuned(tiny, tmp_path, base, name, *more):
+    return load_recipe("digits", quick(tiny, tmp_path, name, f"model.weights={base}", *more))
+
+
+def test_adapters_alone_are_trained_and_kept_and_resumed_to_the_bit(tiny, tmp_path, base):
+    settings = [LORA, "optim.ema=0.9", "optim.lr=1e-2"]
+    fit(tuned(tiny, tmp_path, base, "whole", *settings))
+    with pytest.raises(SystemExit):
+        _stopped_after_an_epoch(tuned(tiny, tmp_path, base, "broken", *settings))
+    fit(tuned(tiny, tmp_path, base, "broken", *settings), resume=True)
+    a, b = read(tmp_path / "whole"), read(tmp_path / "broken")
+    assert a.adapter
+    assert all("lora_" in name for name in a.state)
+    assert len(a.state) == 6  # three layers, two matrices each
+    assert states_equal(a.state, b.state)
+    assert states_equal(a.extra["current_model_state"], b.extra["current_model_state"])
+    assert losses(tmp_path / "whole") == losses(tmp_path / "broken")
+    assert (tmp_path / "whole/checkpoints/last.ckpt").stat().st_size < base.joinpath(
+        "checkpoints/last.ckpt"
+    ).stat().st_size
+
+    before, merged = load(base).family.model.state_dict(), load(tmp_path / "whole").family.model.state_dict()
+    assert before.keys() == merged.keys()
+    changed = {name.split(".")[-2] for name in before if not torch.equal(before[name], merged[name])}
+    assert changed == {"q_proj", "v_proj", "down_proj"}
+    for name, tensor in merged.items():  # a merge by hand: W + alpha / rank B A
+        if name.split(".")[-2] in changed:
+            down, up = (a.state[name.replace(".weight", f".lora_{x}.default.weight")] for x in "AB")
+            assert torch.allclose(tensor, before[name] + 8 / 4 * up @ down, atol=1e-6)
+
+
+def _stopped_after_an_epoch(recipe):
+    """Train and leave in the middle, without a word to the trainer."""
+    from zipar_train.training import callbacks
+
+    class Leave(callbacks.Checkpoint):
+        def on_train_epoch_end(self, *args):
+            super().on_train_epoch_end(*args)
+            raise SystemExit
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("zipar_train.training.trainer.Checkpoint", Leave)
+        fit(recipe)
+
+
+def test_adapters_go_out_alone_or_merged(tiny, tmp_path, base):
+    fit(tuned(tiny, tmp_path, base, "run", LORA, "trainer.max_epochs=1", "optim.lr=1e-2"))
+    expected = load(tmp_path / "run").family.model.state_dict()
+    folder = export(tmp_path / "run", tmp_path / "adapter", to="adapter")
+    assert len(load_file(folder / "adapter_model.safetensors")) == 6
+    assert json.loads((folder / "adapter_config.json").read_text())["r"] == 4
+    assert "low-rank adapters of rank 4" in (folder / "README.md").read_text()
+    assert states_equal(load(folder).family.model.state_dict(), expected)
+    assert states_equal(load(export(tmp_path / "run", tmp_path / "hf")).family.model.state_dict(), expected)
+    assert states_equal(load(export(folder, tmp_path / "hf2")).family.model.state_dict(), expected)
+    file = export(tmp_path / "run", tmp_path / "run.pt", to="llamagen")
+    assert states_equal(restored(read(tmp_path / "run").recipe.model, read(file)).model.state_dict(), expected)
+
+
+def test_adapters_of_other_weights_are_refused(tiny, tmp_path, base, shards):
+    other = [*TINY, f"data.train={shards}/train.json", f"data.val={shards}/val.json", "trainer.max_epochs=1"]
+    fit(load_recipe("digits-base", [*other, f"run={tmp_path}/base", "seed=1"]))
+    recipe = tuned(tiny, tmp_path, tmp_path / "base", "run", LORA, "trainer.max_epochs=1")
+    fit(recipe)
+    (tmp_path / "base" / "checkpoints" / "last.ckpt").write_bytes((base / "checkpoints" / "last.ckpt").read_bytes())
+    with pytest.raises(ValueError, match="holds adapters for other weights than .*base holds now"):
+        load(tmp_path / "run")
+    with pytest.raises(ValueError, match="adapters were trained on other weights"):
+        fit(recipe, resume=True)
+    (tmp_path / "base" / "checkpoints" / "last.ckpt").unlink()
+    with pytest.raises(ValueError, match="holds adapters for .*base: .*holds neither"):
+        load(tmp_path / "run")
+
+
+def test_what_goes_out_must_be_there(tmp_path, base, cli):
+    for arguments, message in (
+        (
+            ["--checkpoint", base, "--to", "adapter", "--out", "x"],
+            "holds no adapters: it was trained without tune.lora",
+        ),
+        (["--checkpoint", base, "--to", "llamagen", "--out", "x"], "whose name must end in .pt"),
+        (["--recipe", "digits-base", "--out", "x"], "starts from random weights: there is nothing to export"),
+        (["--out", "x"], "give either --checkpoint or --recipe"),
+        (["--checkpoint", base, "--set", "seed=1", "--out", "x"], "--set goes with --recipe"),
+        (["--checkpoint", base, "--to", "onnx", "--out", "x"], "--to 'onnx' is unknown: use hf, llamagen or adapter"),
+    ):
+        done = cli("export", *arguments)
+        assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+        assert message in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["tune.lora={rank: 4, alpha: 8, targets: [wqkv]}"], "tune.lora.targets = .'wqkv'.: PEFT refuses"),
+        (["tune.lora={rank: 0, alpha: 8, targets: [q_proj]}"], "tune.lora.rank = 0"),
+        (
+            ["tune.lora={rank: 4, alfa: 8, targets: [q_proj]}"],
+            "tune.lora.alfa = 8: unknown key. Did you mean tune.lora.alpha",
+        ),
+        ([LORA, "model.weights=null"], "tune.lora needs model.weights"),
+        (["tune.distill=0.5", "model.weights=null"], "tune.distill needs model.weights"),
+    ],
+)
+def test_mistakes_in_the_tune_section_are_named(tiny, tmp_path, base, more, message):
+    with pytest.raises(ValueError, match=message):
+        build_module(tuned(tiny, tmp_path, base, "run", *more))
+
+
+def test_distillation_pulls_towards_the_untouched_model(tiny, tmp_path, base):
+    """Next-token alone it has nothing to mend: no divergence, no gradient. With windows it keeps next-token closer."""
+    start = load(base).family.model.state_dict()
+    fit(tuned(tiny, tmp_path, base, "still", "tune.distill=1.0", "zipar.windows={8: 1}", "trainer.max_steps=1"))
+    assert abs(losses(tmp_path / "still")[0]) < 1e-6
+    moved = {}
+    for name, share in (("half", 0.5), ("none", 0.0)):
+        fit(tuned(tiny, tmp_path, base, name, f"tune.distill={share}", "optim.lr=1e-2"))
+        state = read(tmp_path / name).state
+        assert len(state) == len(start)  # the teacher is not saved
+        moved[name] = _divergence(load(base), load(tmp_path / name))
+    assert moved["half"] < 0.8 * moved["none"]
+
+
+def _divergence(a, b):
+    from zipar_train.masks import dense
+    from zipar_train.models.family import teacher_forced
+
+    codes = a.draw(list(range(10)), seed=1).codes.flatten(1)
+    plan, labels = a.plan(), torch.arange(10)
+    with torch.no_grad():
+        p, q = (teacher_forced(g.family, plan, codes, labels, dense(plan)).log_softmax(-1) for g in (a, b))
+    return float((p.exp() * (p - q)).sum(-1).mean())
+
+
+def test_recomputed_and_compiled_it_is_the_same_run(tiny, tmp_path, base):
+    runs = {"plain": [], "recompute": ["tune.recompute=true"], "compile": ["tune.compile=true"]}
+    found = {}
+    for name, more in runs.items():
+        fit(tuned(tiny, tmp_path, base, name, *more, "trainer.max_epochs=1", "trainer.limit_train_batches=6",
+                  "trainer.limit_val_batches=1"))  # fmt: skip
+        found[name] = losses(tmp_path / name)
+        assert len(found[name]) == 6
+    assert found["recompute"] == pytest.approx(found["plain"], rel=1e-5)
+    assert found["compile"] == pytest.approx(found["plain"], rel=1e-4)
+    assert read(tmp_path / "compile").state.keys() == read(tmp_path / "plain").state.keys()
+
+
+def test_the_command_line_tunes_adapters(tiny, tmp_path, base, cli):
+    more = quick(tiny, tmp_path, "run", f"model.weights={base}", LORA, "trainer.max_epochs=1")
+    done = cli("fit", "--recipe", "digits", *sets(more))
+    assert done.returncode == 0, done.stderr
+    assert "in adapters, which alone are trained" in done.stdout

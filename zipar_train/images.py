@@ -1,0 +1,201 @@
+"""Where pictures come from: a folder a class, tar shards, a `datasets` data set, scikit-learn's digits."""
+
+import io
+import json
+import tarfile
+from collections.abc import Callable
+from glob import glob
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+
+
+class Source(NamedTuple):
+    """A numbered collection of pictures, each with a class or a caption."""
+
+    name: str  # in words
+    keys: list[str]  # unique
+    read: Callable[[int], tuple[Image.Image, int | str]]  # raises whatever the file's decoder raises
+    classes: int | None  # None: unknown, or captions
+
+
+def splits(images: str) -> tuple[str, ...]:
+    """The splits a source has of its own accord."""
+    if images == "digits" or all((Path(images) / split).is_dir() for split in ("train", "val")):
+        return ("train", "val")
+    return ("train",)
+
+
+def open_source(images: str, split: str) -> Source:
+    """A source by what `images` is.
+
+    Args:
+        images: `digits`; a folder with a folder a class; tar files, also as a pattern ("imagenet-{000..127}.tar",
+            "tars/*.tar") or a folder of them; or a `datasets` folder, saved data set or hub id.
+        split: which part of it.
+
+    Raises:
+        ValueError: if it is none of these, or holds no pictures.
+    """
+    path = Path(images)
+    if images == "digits":
+        return _digits(split)
+    if (path / split).is_dir():
+        path = path / split
+    tars = _tars(path)
+    if tars:
+        return _from_tars(tars)
+    if path.is_dir() and not (path / "dataset_info.json").is_file() and not (path / "dataset_dict.json").is_file():
+        if any(path.glob("*.parquet")) or any(path.glob("*.arrow")):
+            return _from_datasets(images, split)
+        return _from_folders(path)
+    return _from_datasets(images, split)
+
+
+def _from_folders(path: Path) -> Source:
+    from torchvision.datasets import ImageFolder
+
+    try:
+        found = ImageFolder(str(path))
+    except (FileNotFoundError, OSError) as error:
+        raise ValueError(
+            f"--images {path}: not a folder with a folder of pictures for each class ({str(error).split('. ')[0]})"
+        ) from error
+    keys = _unique([str(Path(file).relative_to(path).with_suffix("")) for file, _ in found.samples])
+
+    def read(i: int) -> tuple[Image.Image, int | str]:
+        file, label = found.samples[i]
+        return Image.open(file), label
+
+    return Source(f"the image folder {path.name}", keys, read, len(found.classes))
+
+
+def _tars(path: Path) -> list[Path]:
+    import braceexpand
+
+    if path.is_dir():
+        return sorted(path.glob("*.tar"))
+    if path.suffix != ".tar":
+        return []
+    found = [file for pattern in braceexpand.braceexpand(str(path)) for file in (sorted(glob(pattern)) or [pattern])]
+    if missing := [file for file in found if not Path(file).is_file()]:
+        raise ValueError(f"--images {path}: no file {missing[0]}")
+    return [Path(file) for file in found]
+
+
+def _from_tars(tars: list[Path]) -> Source:
+    """webdataset tars: a sample is the files that share their name up to the first dot."""
+    samples: dict[str, dict[str, tuple[Path, int, int]]] = {}
+    for tar in tars:
+        try:
+            with tarfile.open(tar) as archive:
+                for member in archive:
+                    name = Path(member.name).name
+                    if member.isfile() and "." in name and not name.startswith("."):
+                        folder = member.name[: -len(name)]
+                        key, _, kind = name.partition(".")
+                        place = (tar, member.offset_data, member.size)
+                        samples.setdefault(f"{tar.stem}/{folder}{key}", {})["." + kind.lower()] = place
+        except (tarfile.TarError, OSError) as error:
+            raise ValueError(f"--images: {tar} is not a readable tar file ({error})") from error
+    kept = {key: files for key, files in samples.items() if any(kind in PICTURES for kind in files)}
+    if not kept:
+        raise ValueError(f"--images: no pictures in {tars[0]}{' and the others' if len(tars) > 1 else ''}")
+    files = list(kept.values())
+
+    def read(i: int) -> tuple[Image.Image, int | str]:
+        kinds = files[i]
+        picture = next(kind for kind in kinds if kind in PICTURES)
+        return Image.open(io.BytesIO(_bytes(*kinds[picture]))), _condition(kinds)
+
+    return Source(f"{len(tars)} tar files, {tars[0].name} first", _unique(list(kept)), read, None)
+
+
+def _bytes(path: Path, start: int, size: int) -> bytes:
+    with open(path, "rb") as file:
+        file.seek(start)
+        return file.read(size)
+
+
+def _condition(kinds: dict[str, tuple[Path, int, int]]) -> int | str:
+    if ".cls" in kinds:
+        return int(_bytes(*kinds[".cls"]))
+    if ".txt" in kinds:
+        return _bytes(*kinds[".txt"]).decode().strip()
+    if ".json" in kinds:
+        held = json.loads(_bytes(*kinds[".json"]))
+        for name in ("label", "cls", "class_id", "caption", "text"):
+            if isinstance(held.get(name), (int, str)):
+                return held[name]
+    raise ValueError("no .cls, no .txt, and no label or caption in a .json beside it")
+
+
+def _from_datasets(images: str, split: str) -> Source:
+    import datasets
+
+    try:
+        if (Path(images) / "dataset_info.json").is_file() or (Path(images) / "dataset_dict.json").is_file():
+            found: Any = datasets.load_from_disk(images)
+            found = found[split] if isinstance(found, datasets.DatasetDict) else found
+        else:
+            found = datasets.load_dataset(images, split=split)
+    except Exception as error:  # of the hub, its network, the data set's own reader
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(
+            f"--images {images}: neither a folder with a folder of pictures for each class, nor tar files, nor a data "
+            f"set with a split {split!r} that `datasets` can load ({reason})"
+        ) from error
+    pictures = [name for name, kind in found.features.items() if isinstance(kind, datasets.Image)]
+    labels = [name for name, kind in found.features.items() if isinstance(kind, datasets.ClassLabel)]
+    labels += [name for name in ("label", "labels", "caption", "text", "prompt") if name in found.features]
+    if not pictures or not labels:
+        held = ", ".join(f"{name} ({type(kind).__name__})" for name, kind in found.features.items())
+        raise ValueError(f"--images {images}: needs a column of pictures and one of labels or captions, but has {held}")
+    kind = found.features[labels[0]]
+
+    def read(i: int) -> tuple[Image.Image, int | str]:
+        row = found[i]
+        return row[pictures[0]], row[labels[0]]
+
+    classes = kind.num_classes if isinstance(kind, datasets.ClassLabel) else None
+    return Source(f"{images}, {split} split", [f"{i:08d}" for i in range(len(found))], read, classes)
+
+
+def _digits(split: str) -> Source:
+    """scikit-learn's 1,797 digits: every fifth of a seeded shuffle of each class is held out as `val`."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ValueError(
+            "scikit-learn holds the digits and is not installed: pip install 'zipar-train[digits]'"
+        ) from error
+    if split not in ("train", "val"):
+        raise ValueError(f"--split {split!r} is unknown: the digits have train and val")
+    data = load_digits()
+    held_out = np.zeros(len(data.target), dtype=bool)
+    rng = np.random.default_rng(0)
+    for label in range(10):
+        held_out[rng.permutation(np.flatnonzero(data.target == label))[::5]] = True
+    chosen = np.flatnonzero(held_out == (split == "val"))
+
+    def read(i: int) -> tuple[Image.Image, int | str]:
+        grey = (data.images[chosen[i]] * 255 / 16).round().astype(np.uint8)
+        return Image.fromarray(grey), int(data.target[chosen[i]])
+
+    return Source(f"scikit-learn digits, {split} split", [f"digit{i:04d}" for i in chosen], read, 10)
+
+
+def _unique(names: list[str]) -> list[str]:
+    """Names as keys of samples: without the separators that tar readers go by, each once."""
+    keys, seen = [], set()
+    for number, name in enumerate(names):
+        key = name.replace("/", "_").replace("\\", "_").replace(".", "_")
+        if key in seen:
+            key = f"{key}-{number}"
+        seen.add(key)
+        keys.append(key)
+    return keys

@@ -1,0 +1,94 @@
+"""LlamaGen's published names and shapes to those of our transformers model, and back, to the bit.
+
+Three things differ (FoundationVision/LlamaGen, autoregressive/models/gpt.py): q, k and v are one matrix; two numbers
+that rotate together are neighbours there and half a head apart here; classes have an embedding table of their own.
+"""
+
+import re
+
+import torch
+from torch import Tensor
+
+NAMES = {  # theirs: ours
+    "norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+    "layers.{}.attention.wo.weight": "model.layers.{}.self_attn.o_proj.weight",
+    "layers.{}.feed_forward.w1.weight": "model.layers.{}.mlp.gate_proj.weight",
+    "layers.{}.feed_forward.w3.weight": "model.layers.{}.mlp.up_proj.weight",
+    "layers.{}.feed_forward.w2.weight": "model.layers.{}.mlp.down_proj.weight",
+    "layers.{}.attention_norm.weight": "model.layers.{}.input_layernorm.weight",
+    "layers.{}.ffn_norm.weight": "model.layers.{}.post_attention_layernorm.weight",
+    "cls_embedding.cap_proj.fc1.weight": "caption.fc1.weight",
+    "cls_embedding.cap_proj.fc2.weight": "caption.fc2.weight",
+    "cls_embedding.uncond_embedding": "caption.null",
+}
+QKV = "layers.{}.attention.wqkv.weight"
+PROJECTIONS = [f"model.layers.{{}}.self_attn.{x}_proj.weight" for x in "qkv"]
+CODES, CLASSES, EMBEDDING = "tok_embeddings.weight", "cls_embedding.embedding_table.weight", "model.embed_tokens.weight"
+SIZES = {(12, 768): "B", (24, 1024): "L", (36, 1280): "XL", (48, 1536): "XXL", (24, 3200): "3B"}  # depth, width
+
+
+def is_published(state: dict[str, Tensor]) -> bool:
+    """Whether these are LlamaGen's names."""
+    return CODES in state or any(name.endswith("attention.wqkv.weight") for name in state)
+
+
+def from_published(state: dict[str, Tensor], *, heads: int) -> dict[str, Tensor]:
+    """Complete published tensors by our names."""
+    ours: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        general, layer = _general(name)
+        if general == QKV:
+            q, k, v = tensor.chunk(3)
+            values = (_apart(q, heads), _apart(k, heads), v.clone())
+            ours |= {place.format(layer): value for place, value in zip(PROJECTIONS, values, strict=True)}
+        elif general in NAMES:
+            ours[NAMES[general].format(layer)] = tensor
+    ours[EMBEDDING] = torch.cat([state[CODES], state[CLASSES]]) if CLASSES in state else state[CODES]
+    return ours
+
+
+def to_published(state: dict[str, Tensor], *, heads: int, codes: int) -> dict[str, Tensor]:
+    """Our tensors by LlamaGen's names."""
+    back = {ours: theirs for theirs, ours in NAMES.items()}
+    theirs: dict[str, Tensor] = {CODES: state[EMBEDDING][:codes].clone()}
+    if len(state[EMBEDDING]) > codes:
+        theirs[CLASSES] = state[EMBEDDING][codes:].clone()
+    for name, tensor in state.items():
+        general, layer = _general(name)
+        if general == PROJECTIONS[0]:
+            q, k, v = (state[place.format(layer)] for place in PROJECTIONS)
+            theirs[QKV.format(layer)] = torch.cat([_beside(q, heads), _beside(k, heads), v])
+        elif general in back:
+            theirs[back[general].format(layer)] = tensor
+    return theirs
+
+
+def looks_like(state: dict[str, Tensor]) -> str:
+    """What model published tensors seem to be, in words."""
+    depth = len({_general(name)[1] for name in state} - {None})
+    width = state["norm.weight"].shape[0] if "norm.weight" in state else 0
+    size = SIZES.get((depth, width))
+    name = f"LlamaGen-{size}" if size else "no published size of LlamaGen"
+    if CLASSES in state:
+        kind = f"class-conditional with {len(state[CLASSES]) - 1} classes"
+    else:
+        kind = "text-conditional" if "cls_embedding.uncond_embedding" in state else "of unknown condition"
+    codes = len(state[CODES]) if CODES in state else 0
+    return f"{name} ({depth} layers of width {width}), {kind}, {codes} codes"
+
+
+def _general(name: str) -> tuple[str, int | None]:
+    """A name with `{}` for its layer's number, and the number."""
+    match = re.match(r"((?:model\.)?layers\.)(\d+)(\..*)", name)
+    return (f"{match[1]}{{}}{match[3]}", int(match[2])) if match else (name, None)
+
+
+def _apart(rows: Tensor, heads: int) -> Tensor:
+    """Rows of q or k whose neighbours rotate together, reordered so that those half a head apart do."""
+    return rows.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2).contiguous()
+
+
+def _beside(rows: Tensor, heads: int) -> Tensor:
+    """The inverse of `_apart`."""
+    return rows.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2).contiguous()

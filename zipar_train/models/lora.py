@@ -1,0 +1,72 @@
+"""Low-rank adapters by PEFT: put into a model to train, told apart from its own weights, merged into them."""
+
+import hashlib
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from zipar_train.sections import LoRA
+
+MARK = "lora_"  # in the name of every adapter tensor, and of no other
+
+
+def adapt(model: PreTrainedModel, lora: LoRA, *, seed: int) -> None:
+    """Put fresh adapters into a model in place, so that they alone are trained; its class stays what it was.
+
+    Raises:
+        ValueError: if no layer has one of the names in `targets`.
+    """
+    torch.manual_seed(seed)
+    try:
+        model.add_adapter(config(lora))
+    except ValueError as error:
+        raise ValueError(
+            f"tune.lora.targets = {lora.targets}: PEFT refuses ({str(error).split('. ')[0]}). LlamaGen's linear layers "
+            "are q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj and down_proj"
+        ) from error
+
+
+def config(lora: LoRA):
+    """PEFT's configuration of a recipe's adapters."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=list(lora.targets), bias="none"
+    )
+
+
+def wrapped(model: PreTrainedModel, lora: LoRA, state: dict[str, Tensor]):
+    """The model as a PeftModel with trained adapters, for saving or merging.
+
+    Args:
+        state: adapter tensors, by the names they have in an adapted model.
+
+    Raises:
+        ValueError: if they are not the adapters that `lora` speaks of.
+    """
+    from peft import get_peft_model
+
+    peft = get_peft_model(model, config(lora))
+    named = {f"base_model.model.{name}": tensor for name, tensor in state.items()}
+    wanted = {name: tensor for name, tensor in peft.state_dict().items() if MARK in name}
+    wrong = sorted(wanted.keys() ^ named.keys()) or sorted(n for n in wanted if wanted[n].shape != named[n].shape)
+    if wrong:
+        raise ValueError(f"its adapters are not those of its recipe's tune.lora: {', '.join(wrong[:3])}")
+    peft.load_state_dict(named, strict=False)
+    return peft
+
+
+def merge(model: PreTrainedModel, lora: LoRA, state: dict[str, Tensor]) -> None:
+    """Add trained adapters to a model's own weights, in place."""
+    wrapped(model, lora, state).merge_and_unload()
+
+
+def fingerprint(state: dict[str, Tensor]) -> str:
+    """A short hash that tells one file of base weights from another: names, shapes, and 64 numbers of each tensor."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        flat = state[name].flatten()
+        digest.update(f"{name} {list(state[name].shape)}".encode())
+        digest.update(flat[:: max(1, len(flat) // 64)][:64].float().numpy().tobytes())
+    return digest.hexdigest()[:16]

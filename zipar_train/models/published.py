@@ -1,0 +1,91 @@
+"""Files of weights that others published: found on disk or on the hub, and read with nothing in them executed."""
+
+import argparse
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+from zipfile import is_zipfile
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+ENTRIES = ("model", "module", "state_dict")  # where trainers keep weights: LlamaGen's DDP script, DeepSpeed, Lightning
+_HUB = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+):(?P<file>[\w./-]+)")
+
+
+def find(source: str | Path) -> Path:
+    """A file or folder on disk, or the local copy of `owner/repo:file` on the Hugging Face hub.
+
+    Raises:
+        ValueError: if there is neither; names the remedy.
+    """
+    path = Path(source)
+    hub = _HUB.fullmatch(str(source))
+    if path.exists() or not hub:
+        return path
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(hub["repo"], hub["file"]))
+    except Exception as error:  # of the hub, of its network, of the file system: a dozen classes, one remedy
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(
+            f"{source} is not on disk and cannot be fetched from the hub ({reason}). "
+            f"Download {hub['file']} from huggingface.co/{hub['repo']} yourself and give its path"
+        ) from error
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """The content of a `.pt`, `.pth`, `.bin`, `.ckpt` or `.safetensors` file, its tensors mapped, not copied.
+
+    `weights_only=True`: tensors, plain data and the `argparse.Namespace` that LlamaGen's trainer adds, nothing else.
+
+    Raises:
+        ValueError: naming the file, what is wrong and the remedy.
+    """
+    if not path.is_file():
+        raise ValueError(f"no weights at {path}: give a run folder, a checkpoint, an export or a published file")
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path} is damaged ({error}). Copy or export it again") from error
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if refused:
+            raise ValueError(
+                f"{path} holds more than tensors and plain data ({refused[1]}), which is refused: reading it could run "
+                "code. Save its state_dict alone, or use safetensors"
+            ) from error
+        raise ValueError(f"{path} is not a readable file of weights. Copy or download it again") from error
+    except Exception as error:  # a parser of foreign bytes fails in a dozen ways
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"{path} is not a readable file of weights ({reason}). Copy or download it again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, not a dictionary of tensors")
+    return content
+
+
+def tensors(content: dict[str, Any], *, entry: str | None = None, where: str | Path) -> dict[str, Tensor]:
+    """The tensors of a file's content by name: those of `entry`, or of the first of `ENTRIES`, or the file's own.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    wanted = [entry] if entry else [name for name in ENTRIES if isinstance(content.get(name), dict)]
+    state = content.get(wanted[0]) if wanted else content
+    if not isinstance(state, dict) or not state:
+        held = ", ".join(sorted(map(str, content))[:8])
+        raise ValueError(f"{where} has no entry {entry!r} with tensors. It holds: {held}")
+    state = {str(name).removeprefix("module."): tensor for name, tensor in state.items()}
+    if strange := [name for name, tensor in state.items() if not isinstance(tensor, Tensor)]:
+        raise ValueError(
+            f"{where} is no file of weights: {strange[0]} is not a tensor. An entry can be named by model.weights_entry"
+        )
+    return {name: tensor for name, tensor in state.items() if name != "freqs_cis"}  # a table, not a weight

@@ -1,0 +1,142 @@
+"""LlamaGen's VQ-16 image tokenizer as transformers' JanusVQVAE (tokenizer/tokenizer_image/vq_model.py)."""
+
+import re
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+from transformers import JanusVQVAE
+from transformers.models.janus.configuration_janus import JanusVQVAEConfig
+
+from zipar_train.files import sha256
+from zipar_train.models.published import find, read_file, tensors
+
+STRIDE = 16  # pixels a code, each way
+CHUNK = 16  # images at once through the convolutions
+NAMES = (  # theirs: JanusVQVAE's, as regular expressions
+    (r"^encoder\.conv_blocks\.(\d+)\.res\.", r"encoder.down.\1.block."),
+    (r"^encoder\.conv_blocks\.(\d+)\.", r"encoder.down.\1."),
+    (r"^decoder\.conv_blocks\.(\d+)\.res\.", r"decoder.up.\1.block."),
+    (r"^decoder\.conv_blocks\.(\d+)\.", r"decoder.up.\1."),
+    (r"^(en|de)coder\.mid\.0\.", r"\1coder.mid.block_1."),
+    (r"^(en|de)coder\.mid\.1\.", r"\1coder.mid.attn_1."),
+    (r"^(en|de)coder\.mid\.2\.", r"\1coder.mid.block_2."),
+)
+
+
+class VQ16:
+    """Square images, 16 pixels a code, to codes of a codebook and back.
+
+    Args:
+        model: in eval mode; codebook rows of any length, they are normalised when used.
+        sha256: of the file the weights came from; None: random.
+    """
+
+    def __init__(self, model: JanusVQVAE, *, sha256: str | None = None):
+        self.model, self.sha256 = model.eval().requires_grad_(False), sha256
+        self.stride = 2 ** (len(model.config.channel_multiplier) - 1)
+        self.codes = model.config.num_embeddings
+
+    @torch.inference_mode()
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Codes, int64 (B, H, W), of pixels uint8 (B, 3, px, px), px a multiple of 16."""
+        model = self.model.to(pixels.device)
+        rows, columns = (side // self.stride for side in pixels.shape[-2:])
+        found = []
+        for chunk in pixels.split(CHUNK):
+            images = (chunk / 255 - 0.5) / 0.5
+            features = normalize(model.quant_conv(model.encoder(images)), dim=1)
+            found.append(model.quantize(features)[2].view(-1, rows, columns))
+        return torch.cat(found)
+
+    @torch.inference_mode()
+    def decode(self, codes: Tensor) -> Tensor:
+        """Pixels, uint8 (B, 3, px, px), of codes (B, H, W)."""
+        return torch.cat([self._to_bytes(self.images(chunk)) for chunk in codes.split(CHUNK)])
+
+    @torch.inference_mode()
+    def images(self, codes: Tensor) -> Tensor:
+        """Images, float (B, 3, px, px) around -1 .. 1, of codes (B, H, W)."""
+        model = self.model.to(codes.device)
+        entries = model.quantize.embedding(codes).permute(0, 3, 1, 2).contiguous()
+        return model.decoder(model.post_quant_conv(entries))
+
+    @staticmethod
+    def _to_bytes(images: Tensor) -> Tensor:
+        return (127.5 * images + 128).clamp(0, 255).to(torch.uint8)  # as LlamaGen's sample_c2i_ddp.py rounds
+
+
+def load_vq16(source: str | None, *, codes: int) -> VQ16:
+    """The tokenizer of a published file (`vq_ds16_c2i.pt`), its architecture told by its tensors; None: random weights.
+
+    Raises:
+        ValueError: if the file is no VQ-16, is damaged, or has another codebook size than `codes`.
+    """
+    if source is None:
+        return VQ16(_unit(JanusVQVAE(JanusVQVAEConfig(num_embeddings=codes))))
+    path = find(source)
+    state = tensors(read_file(path), where=path)
+    renamed = {_rename(name): tensor for name, tensor in state.items() if name != "quantize.codebook_used"}
+    with torch.device("meta"):
+        model = JanusVQVAE(_config(renamed, path))
+    model.to_empty(device="cpu")
+    wanted = model.state_dict()
+    missing, surplus = sorted(wanted.keys() - renamed.keys()), sorted(renamed.keys() - wanted.keys())
+    shapes = sorted(n for n in wanted.keys() & renamed.keys() if wanted[n].shape != renamed[n].shape)
+    for what, names in (("lacks", missing), ("has besides", surplus), ("has in another shape", shapes)):
+        if names:
+            raise ValueError(
+                f"{path} is no VQ-16 of LlamaGen: it {what} {', '.join(names[:3])}"
+                f"{f' and {len(names) - 3} more' if len(names) > 3 else ''}. Give vq_ds16_c2i.pt or vq_ds16_t2i.pt"
+            )
+    model.load_state_dict(renamed)
+    tokenizer = VQ16(_unit(model), sha256=sha256(path))
+    if tokenizer.stride != STRIDE:
+        raise ValueError(
+            f"{path} is a VQ-{tokenizer.stride}, not a VQ-16: a code is {tokenizer.stride} pixels wide. "
+            "Give vq_ds16_c2i.pt or vq_ds16_t2i.pt"
+        )
+    if tokenizer.codes != codes:
+        raise ValueError(
+            f"{path} has a codebook of {tokenizer.codes} codes, the recipe's model one of {codes}. "
+            "Give the tokenizer that the model was trained with, or mend model.codes"
+        )
+    return tokenizer
+
+
+def _unit(model: JanusVQVAE) -> JanusVQVAE:
+    """JanusVQVAE normalises the codebook's rows when it decodes, and forgets to when it encodes."""
+    with torch.no_grad():
+        model.quantize.embedding.weight.copy_(normalize(model.quantize.embedding.weight, dim=-1))
+    return model
+
+
+def _rename(name: str) -> str:
+    for theirs, ours in NAMES:
+        name = re.sub(theirs, ours, name)
+    return name
+
+
+def _config(state: dict[str, Tensor], path: Path) -> JanusVQVAEConfig:
+    """The architecture that the tensors' shapes tell."""
+
+    def shape(name: str) -> torch.Size:
+        if name not in state or not state[name].ndim:
+            raise ValueError(f"{path} is no VQ-16 of LlamaGen: it lacks {name}. Give vq_ds16_c2i.pt or vq_ds16_t2i.pt")
+        return state[name].shape
+
+    base = shape("encoder.conv_in.weight")[0]
+    codes, width = (*shape("quantize.embedding.weight"), 0)[:2]
+    levels = 1 + max((int(m[1]) for m in (re.match(r"encoder\.down\.(\d+)\.", name) for name in state) if m), default=0)
+    blocks = 1 + max(
+        (int(m[1]) for m in (re.match(r"encoder\.down\.0\.block\.(\d+)\.", n) for n in state) if m), default=0
+    )
+    return JanusVQVAEConfig(
+        embed_dim=width,
+        num_embeddings=codes,
+        latent_channels=shape("quant_conv.weight")[1],
+        base_channels=base,
+        channel_multiplier=[shape(f"encoder.down.{i}.block.0.conv1.weight")[0] // base for i in range(levels)],
+        num_res_blocks=blocks,
+    )

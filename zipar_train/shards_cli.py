@@ -1,0 +1,79 @@
+"""`zipar-train shards`: check shard sets, import codes that others made."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from zipar_train.options import JsonOption, RecipeOption, SetOption, write_json
+
+shards_app = typer.Typer(help="Check shards of codes, or import codes that others made.", no_args_is_help=True)
+
+
+@shards_app.command("check")
+def shards_check(
+    manifests: Annotated[list[str], typer.Argument(metavar="MANIFEST...", help="Paths or URLs of .json manifests.")],
+    recipe: Annotated[str | None, typer.Option(help="Also check that the shards are for this recipe.")] = None,
+    overrides: SetOption = [],  # noqa: B006
+    json_file: JsonOption = None,
+) -> None:
+    """Read every sample, say what is there, and list all that is wrong; exit status 1 if anything is."""
+    from zipar_train.recipe import load_recipe
+    from zipar_train.shards import check_shards, read_manifest
+
+    model = load_recipe(recipe, overrides).model if recipe else None
+    from tqdm import tqdm
+
+    results, problems = [], []
+    for manifest in manifests:
+        if model:
+            read_manifest(
+                manifest, grid=model.raster, codes=model.codes, classes=model.classes, captions=bool(model.text)
+            )
+        found = check_shards(manifest, progress=lambda shards: tqdm(shards, desc="shards", leave=False))
+        held, counts = found.manifest, found.per_class.values()
+        per_class = f"{min(counts)} to {max(counts)} images" if counts else "no images"
+        classes = f"{len(counts)} of {held.classes} classes, {per_class} each" if held.classes else "captions"
+        lines = {
+            "source": f"{held.source}; views: {held.views}; {held.skipped} images skipped",
+            "samples": f"{found.samples:,} of {held.samples:,} readable, {found.views:,} views, "
+            f"{len(held.shards)} shards",
+            "grid": f"{held.grid[0]} x {held.grid[1]}, {found.codes_used:,} of {held.codes:,} codes occur",
+            "condition": classes + (f", {found.features:,} with features" if found.features else ""),
+            "tokenizer": f"sha256 {held.tokenizer}" if held.tokenizer else "not recorded",
+            "verdict": "whole" if not found.problems else f"{len(found.problems)} problems",
+        }
+        print(f"{manifest}\n" + "\n".join(f"  {name:10} {text}" for name, text in lines.items()))
+        problems += found.problems
+        results.append({"manifest": manifest, "samples": found.samples, "views": found.views,
+                        "per_class": found.per_class, "codes_used": found.codes_used, "problems": found.problems,
+                        "layout": held.model_dump(exclude={"shards"})})  # fmt: skip
+    if json_file:
+        write_json(json_file, results)
+    if problems:
+        print("\n".join(f"zipar-train: {problem}" for problem in problems), file=sys.stderr)
+        raise typer.Exit(1)
+
+
+@shards_app.command("import")
+def shards_import(
+    recipe: RecipeOption,
+    codes: Annotated[
+        Path, typer.Option(help="A LlamaGen code folder, a RandAR tar or its folder, or a 1d-tokenizer .jsonl.")
+    ],
+    out: Annotated[Path, typer.Option(help="The folder to write SPLIT.json and its tar files into.")],
+    split: Annotated[str, typer.Option(help="The manifest's name.")] = "train",
+    overrides: SetOption = [],  # noqa: B006
+) -> None:
+    """Turn codes that LlamaGen, RandAR or 1d-tokenizer (RAR) made into shards."""
+    from functools import partial
+
+    from tqdm import tqdm
+
+    from zipar_train.importers import import_codes
+    from zipar_train.recipe import load_recipe
+
+    bar = partial(tqdm, desc=f"{split} images", unit=" images")
+    written = import_codes(load_recipe(recipe, overrides), codes=codes, out=out, split=split, progress=bar)
+    print(f"{out / split}.json: {written.samples:,} samples in {len(written.shards)} shards, from a {written.source}")
