@@ -2,6 +2,7 @@
 
 import os
 
+os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"  # tests run side by side, and tiny models gain nothing from a second thread
 
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from zipar_train import cli as module
 from zipar_train.recipe import load_recipe
 from zipar_train.sections import Recipe
 from zipar_train.tokenize import tokenize
@@ -56,11 +58,29 @@ def command(*args: str) -> list[str]:
 
 
 @pytest.fixture
+def run(capsys, monkeypatch, tmp_path):
+    """Run `zipar-train ARGS` in this process, in an empty folder; returns (status, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*args):
+        monkeypatch.setattr(sys, "argv", ["zipar-train", *map(str, args)])
+        status = 0
+        try:
+            module.main()
+        except SystemExit as end:
+            status = end.code or 0
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return call
+
+
+@pytest.fixture
 def cli(tmp_path):
     """Run `zipar-train ARGS` in an empty folder; returns the finished process."""
 
     def run(*args, env: dict[str, str] | None = None, **kwargs) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1", **(env or {})}
+        environment = {**os.environ, "WANDB_MODE": "offline", **(env or {})}
         return subprocess.run(
             command(*args), capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=240, **kwargs
         )

@@ -6,7 +6,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from zipar_train.grid import Grid
 from zipar_train.models.family import build
 from zipar_train.plan import ROW_END
-from zipar_train.sections import Model
+from zipar_train.sections import Model, Text
 
 
 class StockLlama:
@@ -70,7 +70,20 @@ def llamagen(height: int, width: int, *, codes: int = 7, classes: int = 3, seed:
         codes=codes,
         classes=classes,
     )
-    family = build(model, dtype=dtype)
+    return _loud(build(model, dtype=dtype))
+
+
+def llamagen_t2i(height: int, width: int, *, codes: int = 7, tokens: int = 3, features: int = 6, seed: int = 0):
+    """One prompted by captions."""
+    torch.manual_seed(seed)
+    text = Text(encoder=None, tokens=tokens, features=features)
+    model = Model(
+        family="llamagen-t2i", depth=2, heads=2, width=16, feed_forward=24, grid=[height, width], codes=codes, text=text
+    )
+    return _loud(build(model, dtype=torch.float64))
+
+
+def _loud(family):
     with torch.no_grad():
         for parameter in family.model.parameters():
             if parameter.ndim > 1:

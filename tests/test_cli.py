@@ -9,26 +9,7 @@ import pytest
 import torch
 from conftest import TINY, sets
 
-from zipar_train import cli as module
 from zipar_train.models.weights import read
-
-
-@pytest.fixture
-def run(capsys, monkeypatch, tmp_path):
-    """Run `zipar-train ARGS` in this process, in an empty folder; returns (status, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*args):
-        monkeypatch.setattr(sys, "argv", ["zipar-train", *map(str, args)])
-        status = 0
-        try:
-            module.main()
-        except SystemExit as end:
-            status = end.code or 0
-        out, err = capsys.readouterr()
-        return status, out, err
-
-    return call
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from families import StockLlama, llamagen
+from families import StockLlama, llamagen, llamagen_t2i
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,7 +14,7 @@ from zipar_train.models.family import teacher_forced
 from zipar_train.sections import Draw
 
 
-def drawn_and_seen(family, plan, draw, labels, seed=0):
+def drawn_and_seen(family, plan, draw, labels, seed=0, images=None):
     """Codes (B, N) of a decode, and the logits (B or 2 B, N, V) it saw of every code."""
     codes, seen = plan.grid.codes, {}
 
@@ -24,9 +24,9 @@ def drawn_and_seen(family, plan, draw, labels, seed=0):
                 assert target not in seen
                 seen[target] = logits[:, column].clone()
 
-    numbers = uniforms(list(range(len(labels))), codes, seed=seed)
-    images = Decoder(family, plan)(labels, numbers, draw, observe=observe)
-    return images.flatten(1), torch.stack([seen[n] for n in range(codes)], dim=1)
+    numbers = uniforms(list(range(images or len(labels))), codes, seed=seed)
+    drawn = Decoder(family, plan)(labels, numbers, draw, observe=observe)
+    return drawn.flatten(1), torch.stack([seen[n] for n in range(codes)], dim=1)
 
 
 def check_theorem(family, plan, draw, mask, tolerance=1e-10):
@@ -70,6 +70,31 @@ def test_theorem_with_row_ends_and_longer_prompts(height, width, row_end, prompt
     family = StockLlama(grid, prompt=prompt)
     plan = Plan.zipar(grid, window=data.draw(st.integers(1, grid.row_length)), prompt=prompt)
     check_theorem(family, plan, Draw(guidance=guidance, top_k=4, top_p=0.9, temperature=0.8), dense(plan))
+
+
+@pytest.mark.parametrize(("window", "guidance"), [(5, 1.0), (3, 2.0), (2, 1.0), (1, 2.0)])
+@pytest.mark.parametrize("kind", [dense, block])
+def test_theorem_with_padded_captions(window, guidance, kind):
+    """Whatever stands where padding is, nothing else changes: no token sees it."""
+    family = llamagen_t2i(4, 5)
+    plan = Plan.zipar(family.grid, window=window, prompt=3)
+    captions = family.check([torch.randn(n, 6) for n in (3, 1, 2)])
+    codes, seen = drawn_and_seen(family, plan, Draw(guidance=guidance), captions, images=3)
+    forced_codes, forced_captions = codes, captions
+    if guidance != 1:
+        null = family.drop(captions, torch.ones(3, dtype=torch.bool))
+        forced_codes = torch.cat([codes, codes])
+        forced_captions = type(captions)(*(torch.cat(both) for both in zip(captions, null, strict=True)))
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        forced = teacher_forced(family, plan, forced_codes, forced_captions, kind(plan))
+    assert (forced - seen).abs().max() <= 1e-10
+    noise = captions.features + 9 * captions.padding[..., None] * torch.randn(3, 3, 6)
+    again, also = drawn_and_seen(family, plan, Draw(), captions._replace(features=noise), images=3)
+    plain, saw = drawn_and_seen(family, plan, Draw(), captions, images=3)
+    assert torch.equal(plain, again)
+    assert (also - saw).abs().max() <= 1e-10
+    shown = captions._replace(padding=torch.zeros_like(captions.padding))
+    assert (drawn_and_seen(family, plan, Draw(), shown, images=3)[1] - saw).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize(("window", "guidance"), [(6, 1.0), (3, 2.0), (2, 1.0), (1, 2.0)])

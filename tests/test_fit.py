@@ -215,7 +215,9 @@ def test_the_loss_is_the_mean_over_codes_and_gradients_reach_every_weight():
     module.draw_window = lambda *_: 2
     trained = []
     module.log = lambda name, value, **_: trained.append(value)
-    module._trainer = SimpleNamespace(optimizers=[SimpleNamespace(param_groups=[{"lr": 0.0}])], current_epoch=0)
+    module._trainer = SimpleNamespace(
+        optimizers=[SimpleNamespace(param_groups=[{"lr": 0.0}])], current_epoch=0, global_rank=0
+    )
     loss = module.training_step(batch, 0)
     from zipar_train.masks import dense
     from zipar_train.models.family import teacher_forced

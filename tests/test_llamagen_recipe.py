@@ -31,11 +31,12 @@ def small(tmp_path, vq, weights, *more):
 
 
 def succeeded(done):
-    assert done.returncode == 0, done.stderr
-    return done
+    status, out, err = done
+    assert not status, err
+    return out
 
 
-def test_classes_from_end_to_end(tmp_path, cli, vq, weights):
+def test_classes_from_end_to_end(tmp_path, run, vq, weights):
     for split, count in (("train", 36), ("val", 9)):
         for i in range(count):
             folder = tmp_path / "imagenet" / split / f"n{i % 3:08d}"
@@ -43,23 +44,26 @@ def test_classes_from_end_to_end(tmp_path, cli, vq, weights):
             picture(i).save(folder / f"{i}.JPEG")
     settings = sets(small(tmp_path, vq, weights, "model.classes=3"))
     recipe = ["--recipe", "llamagen-l", *settings]
-    done = succeeded(cli("tokenize", *recipe, "--images", tmp_path / "imagenet", "--out", tmp_path / "shards"))
-    assert "train.json: 36 images in 1 shards" in done.stdout
-    assert "val.json: 9 images in 1 shards" in done.stdout
-    assert "of the time waiting for images" in done.stdout
+    out = succeeded(run("tokenize", *recipe, "--images", tmp_path / "imagenet", "--out", tmp_path / "shards"))
+    assert "train.json: 36 images in 1 shards" in out
+    assert "val.json: 9 images in 1 shards" in out
+    assert "of the time waiting for images" in out
 
     short = ["--set", "trainer.limit_train_batches=2"]
-    succeeded(cli("fit", *recipe, *short))
-    assert "already holds a run" in cli("fit", *recipe, *short).stderr
-    done = succeeded(cli("fit", *recipe, *short, "--set", "about=again", "--resume"))
-    assert "Resuming from" in done.stdout
+    succeeded(run("fit", *recipe, *short))
+    assert "already holds a run" in run("fit", *recipe, *short)[2]
+    out = succeeded(run("fit", *recipe, *short, "--set", "about=again", "--resume"))
+    assert "Resuming from" in out
 
-    succeeded(cli("draw", "--checkpoint", tmp_path / "run", "--labels", "0,2", "--window", "1", "--out", "drawn.png"))
-    done = succeeded(cli("draw", *recipe, "--labels", "0,2", "--window", "2", "--released", "--out", "before.png"))
-    assert "2 images in 8 passes" in done.stdout
-    succeeded(cli("export", "--checkpoint", tmp_path / "run", "--to", "llamagen", "--out", "tuned.pt"))
+    succeeded(run("draw", "--checkpoint", tmp_path / "run", "--labels", "0,2", "--window", "1", "--out", "drawn.png"))
+    out = succeeded(run("draw", *recipe, "--labels", "0,2", "--window", "2", "--released", "--out", "before.png"))
+    assert "2 images in 8 passes" in out
+    out = succeeded(run("evaluate", *recipe, "--set", "evaluate.images=10", "--checkpoint", tmp_path / "run",
+                        "--compare", weights))  # fmt: skip
+    assert "c2i_L_384" in out
+    succeeded(run("export", "--checkpoint", tmp_path / "run", "--to", "llamagen", "--out", "tuned.pt"))
     card = (tmp_path / "tuned.md").read_text()
-    assert "- trained on: 36 images, the image folder train (views: one)" in card
+    assert f"- trained on: 36 images, {tmp_path}/imagenet, train (views: one)" in card
     assert f"- started from: {weights}" in card
 
     state = torch.load(tmp_path / "tuned.pt", weights_only=True)["model"]
@@ -77,7 +81,7 @@ def test_classes_from_end_to_end(tmp_path, cli, vq, weights):
 
 
 @pytest.mark.parametrize("features", [False, True])
-def test_captions_from_end_to_end(tmp_path, cli, vq, t5, features):
+def test_captions_from_end_to_end(tmp_path, run, vq, t5, features):
     words = ["a blue car", "a small red house", "a car a house"]
     for split, count in (("train", 24), ("val", 6)):
         with tarfile.open(tmp_path / f"{split}.tar", "w") as tar:
@@ -96,12 +100,12 @@ def test_captions_from_end_to_end(tmp_path, cli, vq, t5, features):
     for split in ("train", "val"):
         stored = ["--features"] if features else []
         images = ["--images", tmp_path / f"{split}.tar", "--split", split, "--out", tmp_path / "shards"]
-        succeeded(cli("tokenize", *recipe, *images, *stored))
-    done = succeeded(cli("fit", *recipe))
-    assert "val/bits_w3" in done.stdout
-    done = succeeded(cli("draw", "--checkpoint", tmp_path / "run", "--caption", "a blue car", "--caption", "a house",
+        succeeded(run("tokenize", *recipe, *images, *stored))
+    out = succeeded(run("fit", *recipe))
+    assert "val/bits_w3" in out
+    out = succeeded(run("draw", "--checkpoint", tmp_path / "run", "--caption", "a blue car", "--caption", "a house",
                          "--window", "1", "--out", "drawn.png"))  # fmt: skip
-    assert "2 images in 7 passes" in done.stdout
-    succeeded(cli("export", "--checkpoint", tmp_path / "run", "--to", "hf", "--out", "hf"))
+    assert "2 images in 7 passes" in out
+    succeeded(run("export", "--checkpoint", tmp_path / "run", "--to", "hf", "--out", "hf"))
     a, b = load(tmp_path / "run"), load(tmp_path / "hf")
     assert torch.equal(a.draw(["a house"], window=2).codes, b.draw(["a house"], window=2).codes)

@@ -1,8 +1,11 @@
 """Shards: whole or absent; every sample once; damage named; position restored."""
 
+import functools
+import http.server
 import io
 import json
 import tarfile
+import threading
 from collections import Counter
 
 import numpy as np
@@ -255,3 +258,43 @@ def test_manifests_that_are_none(tmp_path):
         path.write_text(text)
         with pytest.raises(ValueError, match=message):
             read_manifest(path)
+
+
+@pytest.fixture
+def served(tmp_path):
+    """A folder behind http://localhost."""
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
+    handler.log_message = lambda *_: None
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_shards_behind_a_url_are_the_same(tmp_path, served, workers):
+    local = ShardLoader(written(tmp_path), batch_size=8, shuffle=20)
+    remote = ShardLoader(f"{served}/train.json", batch_size=8, shuffle=20, workers=workers)
+    assert sorted(seen(remote)) == sorted(seen(local)) == list(range(53))
+    (tmp_path / "train-000003.tar").unlink()
+    with pytest.raises(ValueError, match="train-000003.tar cannot be read: "):
+        seen(remote)
+    with pytest.raises(ValueError, match="no shards at .*/gone.json"):
+        ShardLoader(f"{served}/gone.json", batch_size=8)
+
+
+def test_captions_and_features_come_as_they_went(tmp_path):
+    layout = Layout(source="test", grid=(2, 3), codes=5)
+    features = [np.random.default_rng(i).normal(size=(i + 1, 4)).astype(np.float16) for i in range(5)]
+    for name, kept in (("with", features), ("without", [None] * 5)):
+        samples = [Sample(f"s{i}", np.full((1, 2, 3), i), f"caption {i} é", kept[i]) for i in range(5)]
+        write_shards(samples, tmp_path / f"{name}.json", layout=layout)
+    batches = list(ShardLoader(tmp_path / "without.json", batch_size=3))
+    assert [c for batch in batches for c in batch.condition] == [f"caption {i} é" for i in range(5)]
+    batches = list(ShardLoader(tmp_path / "with.json", batch_size=3, workers=2))
+    found = {int(codes[0]): c for batch in batches for codes, c in zip(batch.codes, batch.condition, strict=True)}
+    assert all(np.array_equal(found[i].numpy(), features[i]) for i in range(5))
+    with pytest.raises(ValueError, match="number of classes none, but captions, but the recipe's model has 3"):
+        read_manifest(tmp_path / "with.json", classes=3)
+    with pytest.raises(ValueError, match="number of classes 3, but the recipe's model has none, but captions"):
+        read_manifest(written(tmp_path), captions=True)

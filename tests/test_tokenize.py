@@ -61,7 +61,9 @@ def test_the_tokenizer_is_the_originals(tmp_path, size):
     assert len(codes.unique()) > 3
     theirs = original.vq_decode(state, codes, **shape)
     assert (ours.images(codes) - theirs).abs().max() < 1e-5 * theirs.abs().max()
-    assert torch.equal(ours.decode(codes), (127.5 * theirs + 128).clamp(0, 255).to(torch.uint8))
+    off = ours.decode(codes).int() - (127.5 * theirs + 128).clamp(0, 255).to(torch.uint8).int()
+    assert off.abs().max() <= 1  # a value on the brink of two bytes
+    assert (off == 0).float().mean() > 0.999
 
 
 @pytest.mark.parametrize(
@@ -69,10 +71,10 @@ def test_the_tokenizer_is_the_originals(tmp_path, size):
     [
         ({"mult": (1, 1, 1, 2)}, "is a VQ-8, not a VQ-16: a code is 8 pixels wide"),
         ({"codes": 25}, "has a codebook of 25 codes, the recipe's model one of 24"),
-        ("encoder.norm_out.bias", r"is no VQ-16 of LlamaGen: it lacks encoder.norm_out.bias"),
+        ("encoder.norm_out.bias", "is no VQ-16 of LlamaGen. 1 missing: encoder.norm_out.bias"),
         ("quant_conv.weight", "is no VQ-16 of LlamaGen: it lacks quant_conv.weight"),
         ("cut", "is not a readable file of weights"),
-        (None, "is no VQ-16 of LlamaGen: it has besides loss.weight"),
+        (None, "is no VQ-16 of LlamaGen. 1 surplus: loss.weight"),
     ],
 )
 def test_another_tokenizer_is_refused(tmp_path, change, message):
@@ -177,12 +179,11 @@ def test_tars_and_data_sets_hold_the_same(folder, tmp_path, vq):
         ),
         ("pictures", ["model.tokenizer=null"], "has no model.tokenizer: set it to vq16 or palette"),
         ("pictures", ["model.grid=[2,3]"], "images are cropped square"),
-        ("cut.tar", [], "cut.tar is not a readable tar file"),
+        ("cut.tar", [], "cut.tar is not a readable, uncompressed tar file"),
         ("gone-{0..3}.tar", [], "no file .*gone-0.tar"),
     ],
 )
-def test_a_source_that_is_none_is_refused(folder, tmp_path, vq, images, more, message, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_a_source_that_is_none_is_refused(folder, tmp_path, vq, images, more, message):
     (tmp_path / "empty" / "class").mkdir(parents=True)
     (tmp_path / "cut.tar").write_bytes(b"no tar at all" * 100)
     recipe = load_recipe("llamagen-b", overrides(vq, *more))
@@ -301,13 +302,15 @@ def test_captions_with_and_without_their_features(tmp_path, vq, t5):
         out = tmp_path / f"out{features}"
         tokenize(recipe, images=f"{tmp_path}/pairs.tar", out=out, features=features, progress=False)
         batches.append(next(iter(ShardLoader(out / "train.json", batch_size=3))))
-    assert batches[0].condition == captions
-    assert [len(one) for one in batches[1].condition] == [4, 4, 2]  # truncated to 4; the end is a token too
+    order = [captions.index(caption) for caption in batches[0].condition]
+    assert sorted(order) == [0, 1, 2]
+    lengths = [4, 4, 2]  # truncated to 4; the end is a token too
+    assert [len(one) for one in batches[1].condition] == [lengths[i] for i in order]
     assert torch.equal(batches[0].codes, batches[1].codes)
     family = build(recipe.model)
     a, b = (family.check(batch.condition) for batch in batches)
     assert torch.equal(a.padding, b.padding)
-    assert a.padding.tolist() == [[False] * 4, [False] * 4, [True, True, False, False]]
+    assert a.padding.tolist() == [[[False] * 4, [False] * 4, [True, True, False, False]][i] for i in order]
     assert (a.features - b.features).abs().max() < 2e-3 * a.features.abs().max()  # float16 on disk
     assert a.features[0].abs().sum() > 0
     assert not a.features[a.padding].any()

@@ -7,7 +7,17 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from zipar_train.options import CheckpointOption, JsonOption, RecipeOption, SetOption, integers, one_of, write_json
+from zipar_train.options import (
+    CheckpointOption,
+    EitherCheckpointOption,
+    JsonOption,
+    OrRecipeOption,
+    RecipeOption,
+    SetOption,
+    integers,
+    one_of,
+    write_json,
+)
 from zipar_train.shards_cli import shards_app
 
 app = typer.Typer(
@@ -101,7 +111,7 @@ def tokenize(
     ],
     out: Annotated[Path, typer.Option(help="The folder to write SPLIT.json and its tar files into.")],
     split: Annotated[
-        str | None, typer.Option(help="One split alone: train, val; otherwise all the source has.")
+        str | None, typer.Option(help="One split alone; otherwise train and val of what has both.")
     ] = None,
     views: Annotated[
         str,
@@ -167,12 +177,8 @@ def fit(
 @app.command()
 def draw(
     out: Annotated[Path, typer.Option(help="The picture to write.")],
-    checkpoint: Annotated[
-        str | None, typer.Option("--checkpoint", help="A run folder, a .ckpt file or an exported folder.")
-    ] = None,
-    recipe: Annotated[
-        str | None, typer.Option("--recipe", help="Or a recipe, for the weights that it starts from.")
-    ] = None,
+    checkpoint: EitherCheckpointOption = None,
+    recipe: OrRecipeOption = None,
     overrides: SetOption = [],  # noqa: B006
     labels: Annotated[str | None, typer.Option(help="Class numbers, for example 3,5: one image each.")] = None,
     captions: Annotated[
@@ -245,12 +251,8 @@ def evaluate(
 @app.command()
 def export(
     out: Annotated[Path, typer.Option(help="A new folder; for --to llamagen a new .pt file.")],
-    checkpoint: Annotated[
-        str | None, typer.Option("--checkpoint", help="A run folder, a .ckpt file or an exported folder.")
-    ] = None,
-    recipe: Annotated[
-        str | None, typer.Option("--recipe", help="Or a recipe, for the weights that it starts from.")
-    ] = None,
+    checkpoint: EitherCheckpointOption = None,
+    recipe: OrRecipeOption = None,
     overrides: SetOption = [],  # noqa: B006
     to: Annotated[
         str,

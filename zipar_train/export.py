@@ -41,8 +41,9 @@ def export(checkpoint: str | Path | Recipe, out: str | Path, *, to: Target = "hf
         raise ValueError(f"--out {out}: --to llamagen writes one file, whose name must end in .pt")
     card = model_card(recipe, saved, evaluation(saved.path), to).encode()
     if to == "llamagen":
-        if out.exists():
-            raise ValueError(f"{out} already exists: give another --out, or remove it")
+        for file in (out, out.with_suffix(".md")):
+            if file.exists():
+                raise ValueError(f"{file} already exists: give another --out, or remove it")
         _whole(out, lambda aside: torch.save({"model": published(recipe, saved)}, aside))
         write_whole(out.with_suffix(".md"), card)
         return out
@@ -59,6 +60,7 @@ def export(checkpoint: str | Path | Recipe, out: str | Path, *, to: Target = "hf
             peft = lora.wrapped(family.model, recipe.tune.lora, saved.state)
             peft.peft_config["default"].base_model_name_or_path = recipe.model.weights
             peft.save_pretrained(aside)
+            (aside / "base").write_text(saved.extra["base"])  # fingerprint of the weights that they belong to
         else:
             restored(recipe.model, saved, dtype=None).model.save_pretrained(aside)
         (aside / "recipe.yaml").write_text(dump(recipe), encoding="utf-8")
@@ -83,7 +85,8 @@ def _source(checkpoint: str | Path | Recipe) -> tuple[Recipe, Saved]:
                 f"recipe {checkpoint.name} starts from random weights: there is nothing to export. "
                 "Set model.weights, or give --checkpoint"
             )
-        return checkpoint, read(checkpoint.model.weights, entry=checkpoint.model.weights_entry)
+        saved = read(checkpoint.model.weights, entry=checkpoint.model.weights_entry)
+        return saved.recipe or checkpoint, saved
     saved = read(checkpoint)
     if saved.recipe is None:
         raise ValueError(
@@ -143,8 +146,8 @@ The bare model, with transformers alone:
 from transformers import AutoModelForCausalLM
 model = AutoModelForCausalLM.from_pretrained("this folder", trust_remote_code=True)
 ```""",
-    "llamagen": """The file is in LlamaGen's own layout: give it as `--gpt-ckpt` to the original LlamaGen and ZipAR
-scripts, or as `model.weights` to zipar-train.""",
+    "llamagen": """The file is in LlamaGen's own layout: give it as `--gpt-ckpt`, without `--from-fsdp`, to the original
+LlamaGen and ZipAR scripts, or as `model.weights` to zipar-train.""",
     "adapter": """These are low-rank adapters alone, for the weights that `model.weights` in the recipe names.
 
 ```python

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import secrets
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,7 +13,7 @@ def write_whole(path: Path, data: bytes) -> None:
     Raises:
         OSError: naming the file; nothing is left behind.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")  # process numbers repeat across containers
     try:
         with open(aside, "wb") as file:
             file.write(data)

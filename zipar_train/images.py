@@ -14,6 +14,9 @@ from PIL import Image
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 
 
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # and none whose decoder runs programs
+
+
 class Source(NamedTuple):
     """A numbered collection of pictures, each with a class or a caption."""
 
@@ -30,33 +33,38 @@ def splits(images: str) -> tuple[str, ...]:
     return ("train",)
 
 
-def open_source(images: str, split: str) -> Source:
-    """A source by what `images` is.
+def open_source(images: str, split: str, *, captions: bool = False) -> Source:
+    """A source by what `images` is, in a seeded random order, the same each time: folders and tars go class by class.
 
     Args:
         images: `digits`; a folder with a folder a class; tar files, also as a pattern ("imagenet-{000..127}.tar",
             "tars/*.tar") or a folder of them; or a `datasets` folder, saved data set or hub id.
         split: which part of it.
+        captions: with the pictures' captions, not their classes, where there are both.
 
     Raises:
         ValueError: if it is none of these, or holds no pictures.
     """
-    path = Path(images)
     if images == "digits":
         return _digits(split)
+    source = _open(images, split, captions)
+    order = np.random.default_rng(0).permutation(len(source.keys)).tolist()
+    return source._replace(keys=[source.keys[i] for i in order], read=lambda i: source.read(order[i]))
+
+
+def _open(images: str, split: str, captions: bool) -> Source:
+    path, name = Path(images), images
     if (path / split).is_dir():
-        path = path / split
-    tars = _tars(path)
-    if tars:
-        return _from_tars(tars)
-    if path.is_dir() and not (path / "dataset_info.json").is_file() and not (path / "dataset_dict.json").is_file():
-        if any(path.glob("*.parquet")) or any(path.glob("*.arrow")):
-            return _from_datasets(images, split)
-        return _from_folders(path)
-    return _from_datasets(images, split)
+        path, name = path / split, f"{images}, {split}"
+    if tars := _tars(path):
+        return _from_tars(tars, name, captions)
+    saved = any((path / file).is_file() for file in ("dataset_info.json", "dataset_dict.json"))
+    if path.is_dir() and not saved and not any(path.glob("*.parquet")) and not any(path.glob("*.arrow")):
+        return _from_folders(path, name)
+    return _from_datasets(images, split, captions)
 
 
-def _from_folders(path: Path) -> Source:
+def _from_folders(path: Path, name: str) -> Source:
     from torchvision.datasets import ImageFolder
 
     try:
@@ -69,9 +77,9 @@ def _from_folders(path: Path) -> Source:
 
     def read(i: int) -> tuple[Image.Image, int | str]:
         file, label = found.samples[i]
-        return Image.open(file), label
+        return Image.open(file, formats=FORMATS), label
 
-    return Source(f"the image folder {path.name}", keys, read, len(found.classes))
+    return Source(name, keys, read, len(found.classes))
 
 
 def _tars(path: Path) -> list[Path]:
@@ -87,21 +95,21 @@ def _tars(path: Path) -> list[Path]:
     return [Path(file) for file in found]
 
 
-def _from_tars(tars: list[Path]) -> Source:
+def _from_tars(tars: list[Path], name: str, captions: bool) -> Source:
     """webdataset tars: a sample is the files that share their name up to the first dot."""
-    samples: dict[str, dict[str, tuple[Path, int, int]]] = {}
-    for tar in tars:
+    samples: dict[tuple[int, str], dict[str, tuple[Path, int, int]]] = {}
+    for number, tar in enumerate(tars):
         try:
-            with tarfile.open(tar) as archive:
+            with tarfile.open(tar, "r:") as archive:
                 for member in archive:
-                    name = Path(member.name).name
-                    if member.isfile() and "." in name and not name.startswith("."):
-                        folder = member.name[: -len(name)]
-                        key, _, kind = name.partition(".")
+                    file = Path(member.name).name
+                    if member.isfile() and "." in file and not file.startswith("."):
+                        folder = member.name[: -len(file)]
+                        key, _, kind = file.partition(".")
                         place = (tar, member.offset_data, member.size)
-                        samples.setdefault(f"{tar.stem}/{folder}{key}", {})["." + kind.lower()] = place
+                        samples.setdefault((number, folder + key), {})["." + kind.lower()] = place
         except (tarfile.TarError, OSError) as error:
-            raise ValueError(f"--images: {tar} is not a readable tar file ({error})") from error
+            raise ValueError(f"--images: {tar} is not a readable, uncompressed tar file ({error})") from error
     kept = {key: files for key, files in samples.items() if any(kind in PICTURES for kind in files)}
     if not kept:
         raise ValueError(f"--images: no pictures in {tars[0]}{' and the others' if len(tars) > 1 else ''}")
@@ -110,9 +118,10 @@ def _from_tars(tars: list[Path]) -> Source:
     def read(i: int) -> tuple[Image.Image, int | str]:
         kinds = files[i]
         picture = next(kind for kind in kinds if kind in PICTURES)
-        return Image.open(io.BytesIO(_bytes(*kinds[picture]))), _condition(kinds)
+        opened = Image.open(io.BytesIO(_bytes(*kinds[picture])), formats=FORMATS)
+        return opened, _condition(kinds, captions)
 
-    return Source(f"{len(tars)} tar files, {tars[0].name} first", _unique(list(kept)), read, None)
+    return Source(name, _unique([f"{tars[number].stem}/{key}" for number, key in kept]), read, None)
 
 
 def _bytes(path: Path, start: int, size: int) -> bytes:
@@ -121,20 +130,19 @@ def _bytes(path: Path, start: int, size: int) -> bytes:
         return file.read(size)
 
 
-def _condition(kinds: dict[str, tuple[Path, int, int]]) -> int | str:
-    if ".cls" in kinds:
+def _condition(kinds: dict[str, tuple[Path, int, int]], captions: bool) -> int | str:
+    if ".cls" in kinds and not captions:
         return int(_bytes(*kinds[".cls"]))
-    if ".txt" in kinds:
+    if ".txt" in kinds and captions:
         return _bytes(*kinds[".txt"]).decode().strip()
-    if ".json" in kinds:
-        held = json.loads(_bytes(*kinds[".json"]))
-        for name in ("label", "cls", "class_id", "caption", "text"):
-            if isinstance(held.get(name), (int, str)):
-                return held[name]
-    raise ValueError("no .cls, no .txt, and no label or caption in a .json beside it")
+    held = json.loads(_bytes(*kinds[".json"])) if ".json" in kinds else {}
+    for name in ("caption", "text") if captions else ("label", "cls", "class_id"):
+        if isinstance(held.get(name), str if captions else int):
+            return held[name]
+    raise ValueError(f"no {'caption in a .txt' if captions else 'class in a .cls'} or .json beside it")
 
 
-def _from_datasets(images: str, split: str) -> Source:
+def _from_datasets(images: str, split: str, captions: bool) -> Source:
     import datasets
 
     try:
@@ -150,11 +158,13 @@ def _from_datasets(images: str, split: str) -> Source:
             f"set with a split {split!r} that `datasets` can load ({reason})"
         ) from error
     pictures = [name for name, kind in found.features.items() if isinstance(kind, datasets.Image)]
-    labels = [name for name, kind in found.features.items() if isinstance(kind, datasets.ClassLabel)]
-    labels += [name for name in ("label", "labels", "caption", "text", "prompt") if name in found.features]
+    labels = [name for name, kind in found.features.items() if isinstance(kind, datasets.ClassLabel) and not captions]
+    known = ("caption", "captions", "text", "prompt") if captions else ("label", "labels", "class_id", "cls")
+    labels += [name for name in known if name in found.features]
     if not pictures or not labels:
         held = ", ".join(f"{name} ({type(kind).__name__})" for name, kind in found.features.items())
-        raise ValueError(f"--images {images}: needs a column of pictures and one of labels or captions, but has {held}")
+        wanted = "captions" if captions else "classes"
+        raise ValueError(f"--images {images}: needs a column of pictures and one of {wanted}, but has {held}")
     kind = found.features[labels[0]]
 
     def read(i: int) -> tuple[Image.Image, int | str]:
@@ -194,7 +204,7 @@ def _unique(names: list[str]) -> list[str]:
     keys, seen = [], set()
     for number, name in enumerate(names):
         key = name.replace("/", "_").replace("\\", "_").replace(".", "_")
-        if key in seen:
+        while key in seen:
             key = f"{key}-{number}"
         seen.add(key)
         keys.append(key)

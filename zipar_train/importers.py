@@ -18,19 +18,24 @@ class Codes(NamedTuple):
     """Somebody's codes, recognised."""
 
     kind: str  # whose, in words
-    samples: Callable[[], Iterator[tuple[str, NDArray[Any], int]]]  # key, codes (A, N), class
-    images: int | None  # if that is known beforehand
+    images: int
+    read: Callable[[int], tuple[str, NDArray[Any], int]]  # key, codes (A, N), class
 
 
 def import_codes(
-    recipe: Recipe, *, codes: str | Path, out: str | Path, split: str = "train", progress: Callable[..., Any] = iter
+    recipe: Recipe,
+    *,
+    codes: str | Path,
+    out: str | Path,
+    split: str = "train",
+    progress: Callable[..., Any] | None = None,
 ) -> Manifest:
     """Write codes that others made as `out`/`split`.json and its shards.
 
     Args:
         codes: a LlamaGen code folder (with `imagenet384_codes` and `imagenet384_labels` in it), a RandAR tar or the
             folder it unpacks to, or a 1d-tokenizer `.jsonl`.
-        progress: wraps the iterator of samples; called with `total=`.
+        progress: wraps the array of numbers that are read, one after another.
 
     Raises:
         ValueError: for an unknown format, a damaged file, or codes that do not fit the recipe's grid and codebook.
@@ -39,15 +44,18 @@ def import_codes(
     height, width = model.grid
     if model.classes is None:
         raise ValueError(f"recipe {recipe.name} is prompted by captions, and imported codes have classes")
-    found = recognise(Path(codes))
+    found, manifest = recognise(Path(codes)), Path(out) / f"{split}.json"
+    if manifest.exists():
+        raise ValueError(f"{manifest} already exists: give another --out or --split, or remove it")
     layout = Layout(
         source=f"{found.kind}: {Path(codes).name}", grid=(height, width), codes=model.codes, classes=model.classes,
         views="as imported",
     )  # fmt: skip
 
     def samples() -> Iterator[Sample]:
-        stream = found.samples()
-        for key, rows, label in progress(stream, total=found.images) if progress is not iter else stream:
+        order: Any = np.random.default_rng(0).permutation(found.images)  # theirs goes class by class
+        for i in progress(order) if progress else order:
+            key, rows, label = found.read(int(i))
             if rows.shape[-1] != height * width:
                 raise ValueError(
                     f"{codes}, {key}: {rows.shape[-1]} codes an image, but the recipe's grid of {height}x{width} has "
@@ -56,8 +64,13 @@ def import_codes(
             yield Sample(key, rows.reshape(-1, height, width), label)
 
     try:
-        return write_shards(samples(), Path(out) / f"{split}.json", layout=layout)
-    except (json.JSONDecodeError, tarfile.TarError, EOFError, KeyError) as error:
+        if _foreign_codebook(found, model.codes):
+            raise ValueError(
+                f"{codes}: all codes are below 1,024, as those of MaskGIT-VQGAN are, and the recipe's codebook has "
+                f"{model.codes}. Import them for a model of that tokenizer, with model.codes=1024"
+            )
+        return write_shards(samples(), manifest, layout=layout)
+    except (json.JSONDecodeError, tarfile.TarError, EOFError, KeyError, TypeError) as error:
         raise ValueError(f"{codes} is damaged ({type(error).__name__}: {error}). Copy or download it again") from error
 
 
@@ -65,60 +78,91 @@ def recognise(path: Path) -> Codes:
     """Whose codes these are.
 
     Raises:
-        ValueError: if nobody's we know.
+        ValueError: if nobody's we know, or the file is damaged.
     """
     if path.suffix == ".jsonl" and path.is_file():
-        return Codes("1d-tokenizer lines", lambda: _lines(path), None)
+        return _lines(path)
     if path.suffix == ".tar" and path.is_file():
-        return Codes("RandAR tar", lambda: _tar(path), None)
+        return _tar(path)
     pairs = [(folder, folder.with_name(folder.name[:-6] + "_labels")) for folder in sorted(path.glob("*_codes"))]
     if pairs and pairs[0][1].is_dir():
-        return Codes("LlamaGen code folder", lambda: _pair(*pairs[0]), sum(1 for _ in pairs[0][0].glob("*.npy")))
+        return _pair(*pairs[0])
     if path.is_dir() and any(child.name.isdigit() and any(child.glob("*.npy")) for child in path.iterdir()):
-        files = sorted(path.glob("*/*.npy"), key=lambda file: (int(file.parent.name), file.stem))
-        return Codes("RandAR folder", lambda: _classes(files), len(files))
+        return _classes(path)
     raise ValueError(
         f"--codes {path}: neither a LlamaGen code folder (with NAME_codes and NAME_labels in it), nor a RandAR tar or "
         "its folder of classes, nor a 1d-tokenizer .jsonl file"
     )
 
 
-def _pair(codes: Path, labels: Path) -> Iterator[tuple[str, NDArray[Any], int]]:
+def _pair(codes: Path, labels: Path) -> Codes:
     """`{i}.npy` int64 (1, A, N) and its label (1,) in another folder (LlamaGen, train/extract_codes_c2i.py)."""
-    for file in sorted(codes.glob("*.npy"), key=lambda file: (len(file.stem), file.stem)):
-        label = _load(labels / file.name)
+    files = sorted(codes.glob("*.npy"), key=lambda file: (len(file.stem), file.stem))
+
+    def read(i: int) -> tuple[str, NDArray[Any], int]:
+        label = _load(labels / files[i].name)
         if label.size != 1:
-            raise ValueError(f"{labels / file.name} holds {label.size} labels, not one")
-        yield file.stem, _views(_load(file)), int(label.item())
+            raise ValueError(f"{labels / files[i].name} holds {label.size} labels, not one")
+        return files[i].stem, _views(_load(files[i])), int(label.item())
+
+    return Codes("LlamaGen code folder", len(files), read)
 
 
-def _classes(files: list[Path]) -> Iterator[tuple[str, NDArray[Any], int]]:
+def _classes(path: Path) -> Codes:
     """`{class}/{i}.npy`, int64 (A, N) (RandAR, tools/extract_latent_codes.py)."""
-    for file in files:
-        yield f"{file.parent.name}_{file.stem}", _views(_load(file)), int(file.parent.name)
+    files = sorted(file for file in path.glob("*/*.npy") if file.parent.name.isdigit())
+
+    def read(i: int) -> tuple[str, NDArray[Any], int]:
+        label = files[i].parent.name
+        return f"{label}_{files[i].stem}", _views(_load(files[i])), int(label)
+
+    return Codes("RandAR folder", len(files), read)
 
 
-def _tar(path: Path) -> Iterator[tuple[str, NDArray[Any], int]]:
-    with tarfile.open(path) as archive:
-        for member in archive:
-            place = Path(member.name)
-            if not member.isfile() or place.suffix != ".npy" or place.name.startswith("."):
-                continue
-            if not place.parent.name.isdigit():
-                raise ValueError(f"{path}: {member.name} lies in no folder named by a class number")
-            data = archive.extractfile(member)
-            assert data is not None  # it is a file
-            codes = _load(io.BytesIO(data.read()), name=f"{path}, {member.name}")
-            yield f"{place.parent.name}_{place.stem}", _views(codes), int(place.parent.name)
+def _tar(path: Path) -> Codes:
+    """The same folder in a tar file."""
+    try:
+        archive = tarfile.open(path)  # noqa: SIM115 it stays open for the reader
+        members = [
+            m for m in archive if m.isfile() and m.name.endswith(".npy") and not Path(m.name).name.startswith(".")
+        ]
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise ValueError(f"{path} is damaged ({error}). Copy or download it again") from error
+    if strange := [member.name for member in members if not Path(member.name).parent.name.isdigit()]:
+        raise ValueError(f"{path}: {strange[0]} lies in no folder named by a class number")
+
+    def read(i: int) -> tuple[str, NDArray[Any], int]:
+        place = Path(members[i].name)
+        data = archive.extractfile(members[i])
+        assert data is not None  # it is a file
+        codes = _load(io.BytesIO(data.read()), name=f"{path}, {place}")
+        return f"{place.parent.name}_{place.stem}", _views(codes), int(place.parent.name)
+
+    return Codes("RandAR tar", len(members), read)
 
 
-def _lines(path: Path) -> Iterator[tuple[str, NDArray[Any], int]]:
+def _lines(path: Path) -> Codes:
     """`{"class_id": ..., "tokens": [...]}` a line; every view of an image is a line of its own."""
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file):
+    starts, at = [], 0
+    with open(path, "rb") as file:
+        for line in file:
             if line.strip():
-                row = json.loads(line)
-                yield f"line{number:09d}", _views(np.asarray(row["tokens"])), int(row["class_id"])
+                starts.append(at)
+            at += len(line)
+
+    def read(i: int) -> tuple[str, NDArray[Any], int]:
+        with open(path, "rb") as file:
+            file.seek(starts[i])
+            row = json.loads(file.readline())
+        return f"line{i:09d}", _views(np.asarray(row["tokens"])), int(row["class_id"])
+
+    return Codes("1d-tokenizer lines", len(starts), read)
+
+
+def _foreign_codebook(found: Codes, codes: int) -> bool:
+    """Whether a thousand samples have no code above 1,023, as MaskGIT-VQGAN's (which RAR's lines hold) must be."""
+    some = range(0, found.images, max(1, found.images // 1000))
+    return codes > 1024 and max((int(found.read(i)[1].max()) for i in some), default=0) < 1024
 
 
 def _load(file: Any, *, name: Any = None) -> NDArray[Any]:

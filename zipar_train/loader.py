@@ -56,7 +56,9 @@ class _Epoch(IterableDataset):
         start, stop = start + mine * part // parts, start + mine * (part + 1) // parts
         samples: Iterator[Any] = chain(self._range(start, stop), self._range(start - total, stop - total))
         if self.shuffle > 1:
-            samples = _shuffled(samples, self.shuffle, random.Random(f"{self.seed}-{self.epoch}-{start}"))
+            samples = _shuffled(
+                samples, max(1, self.shuffle // parts), random.Random(f"{self.seed}-{self.epoch}-{start}")
+            )
         while chunk := list(islice(samples, self.size)):
             yield _collate(chunk)
 
@@ -72,9 +74,11 @@ class _Epoch(IterableDataset):
                 samples = read_shard(self.path, shard, self.manifest)
                 for number, sample in enumerate(islice(samples, low, high), at + low):
                     views = len(sample.codes)
-                    view = random.Random(f"{self.seed}-{self.epoch}-{number}").randrange(views) if views > 1 else 0
+                    view = 0
+                    if views > 1 and self.shuffle > 1:
+                        view = random.Random(f"{self.seed}-{self.epoch}-{number}").randrange(views)
                     yield (
-                        sample.codes[view].reshape(-1),
+                        sample.codes[view].reshape(-1).copy(),
                         sample.condition if sample.features is None else sample.features,
                     )
             at += shard.samples
@@ -88,7 +92,8 @@ class ShardLoader:
     Args:
         manifest: path or URL of the shard set.
         batch_size: images a batch, on this rank.
-        shuffle: samples in the shuffle buffer; 1 keeps the order on disk.
+        shuffle: samples in the shuffle buffers of all workers together; 1 keeps the order on disk, and each image's
+            first view.
         workers: loader processes.
     """
 

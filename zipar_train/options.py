@@ -13,6 +13,12 @@ SetOption = Annotated[
 CheckpointOption = Annotated[
     str, typer.Option("--checkpoint", help="A run folder, a .ckpt file or an exported folder.")
 ]
+EitherCheckpointOption = Annotated[
+    str | None, typer.Option("--checkpoint", help="A run folder, a .ckpt file or an exported folder.")
+]
+OrRecipeOption = Annotated[
+    str | None, typer.Option("--recipe", help="Or a recipe, for the weights that it starts from.")
+]
 JsonOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the same for programs.")]
 
 

@@ -52,6 +52,8 @@ class Layout(BaseModel):
     classes: int | None = None
     views: str = "one"  # of each image, in words
     tokenizer: str | None = None  # SHA-256 of its file
+    features: bool = False  # of captions, stored beside them
+    images: int | None = None  # that the source had, unreadable ones included
 
 
 class Manifest(Layout):

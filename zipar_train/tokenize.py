@@ -6,6 +6,8 @@ writes the manifest. So nothing depends on the number of processes, and a killed
 """
 
 import json
+import multiprocessing
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -69,7 +71,7 @@ def tokenize(
     model = recipe.model
     if model.grid[0] != model.grid[1]:
         raise ValueError(f"model.grid = {model.grid}: images are cropped square, so rows and columns must be equal")
-    source = open_source(images, split)
+    source = open_source(images, split, captions=model.text is not None)
     if not source.keys:
         raise ValueError(f"--images {images} holds no pictures")
     if model.classes and source.classes is not None and source.classes != model.classes:
@@ -80,20 +82,26 @@ def tokenize(
     if features and not model.text:
         raise ValueError(f"features are of captions, and recipe {recipe.name} has none")
     tokenizer = build_tokenizer(model)
+    if model.tokenizer == "vq16" and model.tokenizer_weights is None:
+        raise ValueError(
+            "model.tokenizer_weights is null, and codes of a random tokenizer mean nothing: give vq_ds16_c2i.pt"
+        )
     if tokenizer is None:
         raise ValueError(f"recipe {recipe.name} has no model.tokenizer: set it to vq16 or palette")
     layout = Layout(
         source=source.name, grid=(model.grid[0], model.grid[1]), codes=model.codes, classes=model.classes,
-        views=kind, tokenizer=tokenizer.sha256,
+        views=kind, tokenizer=tokenizer.sha256, features=features, images=len(source.keys),
     )  # fmt: skip
     manifest, notes = Path(out) / f"{split}.json", Path(out) / f".{split}"
-    settings = {**layout.model_dump(mode="json"), "images": len(source.keys), "per_shard": per_shard, "t5": features}
+    settings = {**layout.model_dump(mode="json"), "per_shard": per_shard}
     if finished := _finished(manifest, layout):
         return Tokenized(finished, 0, 0.0, 0.0, {})
     _claim(notes, settings)
     parts = [range(i, min(i + per_shard, len(source.keys))) for i in range(0, len(source.keys), per_shard)]
     rank, world, device = _process()
     mine = [part for part in range(rank, len(parts), world) if not (notes / f"{part}.json").is_file()]
+    if finished := _finished(manifest, layout):  # by others, since we looked
+        return Tokenized(finished, 0, 0.0, 0.0, {})
     encoder = TextEncoder(model.text) if features and model.text else None
 
     def write(part: int, samples: list[Sample], skipped: dict[str, str]) -> None:
@@ -106,7 +114,7 @@ def tokenize(
                mininterval=0.1 if sys.stderr.isatty() else 20)  # fmt: skip
     start, waiting = perf_counter(), _Waiting(
         DataLoader(work, batch_size=max(1, batch_size // work.views), num_workers=recipe.data.workers,
-                   collate_fn=list, worker_init_fn=deaf)
+                   collate_fn=list, worker_init_fn=deaf, multiprocessing_context=_fork(recipe.data.workers))
     )  # fmt: skip
     rows = _encoded(waiting, tokenizer, encoder, device, bar)
     for part, group in groupby(rows, key=lambda row: row.number // per_shard):
@@ -189,16 +197,25 @@ def _encoded(
         bar.update(len(batch))
 
 
+def _fork(workers: int) -> str | None:
+    """Loader processes are forked where that exists: a source need not be pickled then."""
+    return "fork" if workers and "fork" in multiprocessing.get_all_start_methods() else None
+
+
 def _process() -> tuple[int, int, torch.device]:
     """This process's number, their count, and its device: torchrun's or SLURM's, otherwise alone."""
     environment: Any = None
     if TorchElasticEnvironment.detect():
         environment = TorchElasticEnvironment()
-    elif SLURMEnvironment.detect():
+    elif SLURMEnvironment.detect() and "SLURM_STEP_ID" in os.environ:  # srun has started the tasks
         environment = SLURMEnvironment()
     rank, world = (environment.global_rank(), environment.world_size()) if environment else (0, 1)
     local = environment.local_rank() if environment else 0
-    return rank, world, torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+    return (
+        rank,
+        world,
+        torch.device("cuda", local % torch.cuda.device_count()) if torch.cuda.is_available() else torch.device("cpu"),
+    )
 
 
 def _finished(manifest: Path, layout: Layout) -> Manifest | None:
@@ -244,9 +261,10 @@ def _gather(manifest: Path, notes: Path, layout: Layout, parts: int) -> tuple[Ma
     skipped = {key: reason for note in found for key, reason in note["skipped"].items()}
     shards = [Shard(**note["shard"]) for note in found if note["shard"]]
     if not shards:
+        shutil.rmtree(notes, ignore_errors=True)
         raise ValueError(f"none of the {len(skipped)} pictures can be read: {next(iter(skipped.values()))}")
     if skipped:
-        lines = "".join(f"{key}\t{reason}\n" for key, reason in skipped.items())
+        lines = "".join(f"{key}\t{reason}\n" for key, reason in sorted(skipped.items()))
         write_whole(manifest.with_suffix(".skipped.txt"), lines.encode())
     written = write_manifest(manifest, layout, shards, skipped=len(skipped))
     for left in manifest.parent.glob(f".{manifest.stem}-*.tar.*"):  # by killed processes

@@ -143,6 +143,7 @@ class Generator:
             raise ValueError("labels are empty: give at least one class number or caption")
         if not 0 <= seed < 2**63 or first < 0:
             raise ValueError(f"seed {seed} and first {first} must be 0 or more, and below 2**63")
+        tokenizer = self.family.tokenizer  # before any work, as its file may be missing
         decoder, settings = self.decoder(window, released=released), self._settings(draw)
         size = batch_size or self.recipe.evaluate.batch_size
         codes = []
@@ -151,7 +152,7 @@ class Generator:
             numbers = list(range(first + start, first + start + len(chunk)))
             codes.append(decoder(chunk, uniforms(numbers, self.family.grid.codes, seed=seed), settings))
         drawn = torch.cat(codes)
-        pixels = self.family.tokenizer.decode(drawn).cpu() if self.family.tokenizer else None
+        pixels = tokenizer.decode(drawn).cpu() if tokenizer else None
         return Images(drawn.cpu(), pixels)
 
     def _settings(self, changes: dict[str, Any]) -> Draw:
@@ -185,6 +186,8 @@ def load(
             f"or a recipe ({', '.join(shipped())})"
         )
     if path.exists() and path.suffix not in (".yaml", ".yml"):
+        if overrides:
+            raise ValueError(f"{path} brings its own recipe: {overrides[0]} goes with the name of a recipe")
         saved = read(path)
         if saved.recipe is None:
             raise ValueError(

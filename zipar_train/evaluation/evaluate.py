@@ -109,6 +109,13 @@ def evaluate(
         read_manifest(path, grid=model.raster, codes=model.codes, classes=model.classes)
         for path in (recipe.data.train, reference)
     )
+    height, width = model.grid
+    stride = {"vq16": 16, "palette": 1, None: 0}[model.tokenizer]
+    if manifest.samples * height * width * stride**2 * 3 > 2**31:
+        raise ValueError(
+            f"{reference}: {manifest.samples:,} held-out images of {width * stride} px are too many for the small "
+            "classifier that scores them. Scores of that size need Inception features, which are not here yet"
+        )
     generators: dict[str, Generator] = {}
     origins: dict[str, str] = {}
     for path in [*compare, checkpoint]:

@@ -25,7 +25,13 @@ NAMES = {  # theirs: ours
 QKV = "layers.{}.attention.wqkv.weight"
 PROJECTIONS = [f"model.layers.{{}}.self_attn.{x}_proj.weight" for x in "qkv"]
 CODES, CLASSES, EMBEDDING = "tok_embeddings.weight", "cls_embedding.embedding_table.weight", "model.embed_tokens.weight"
-SIZES = {(12, 768): "B", (24, 1024): "L", (36, 1280): "XL", (48, 1536): "XXL", (24, 3200): "3B"}  # depth, width
+SIZES = {  # depth, heads, width: the published models, gpt.py
+    "B": (12, 12, 768),
+    "L": (24, 16, 1024),
+    "XL": (36, 20, 1280),
+    "XXL": (48, 24, 1536),
+    "3B": (24, 32, 3200),
+}
 
 
 def is_published(state: dict[str, Tensor]) -> bool:
@@ -68,7 +74,7 @@ def looks_like(state: dict[str, Tensor]) -> str:
     """What model published tensors seem to be, in words."""
     depth = len({_general(name)[1] for name in state} - {None})
     width = state["norm.weight"].shape[0] if "norm.weight" in state else 0
-    size = SIZES.get((depth, width))
+    size = next((name for name, (layers, _, wide) in SIZES.items() if (layers, wide) == (depth, width)), None)
     name = f"LlamaGen-{size}" if size else "no published size of LlamaGen"
     if CLASSES in state:
         kind = f"class-conditional with {len(state[CLASSES]) - 1} classes"

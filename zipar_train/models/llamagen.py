@@ -9,18 +9,11 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 from transformers import Cache
 
+from zipar_train.models.layout import SIZES
 from zipar_train.models.modeling_llamagen import LlamaGenConfig, LlamaGenForCausalLM
 from zipar_train.models.text import Captions, TextEncoder, left_padded
 from zipar_train.models.vq import Tokenizer, build_tokenizer
 from zipar_train.sections import Model
-
-SIZES = {  # depth, heads, width: the published models, gpt.py
-    "B": (12, 12, 768),
-    "L": (24, 16, 1024),
-    "XL": (36, 20, 1280),
-    "XXL": (48, 24, 1536),
-    "3B": (24, 32, 3200),
-}
 
 
 def feed_forward(width: int) -> int:
@@ -60,6 +53,8 @@ class LlamaGen:
         return build_tokenizer(self.section)
 
     def check(self, condition: Any) -> Any:
+        if isinstance(condition, Sequence) and any(isinstance(label, str) for label in condition):
+            raise ValueError(f"this model is prompted by class numbers, not by {condition!r}")
         labels = torch.as_tensor(condition, device=self.model.device)
         if labels.ndim != 1 or not len(labels) or labels.is_floating_point():
             raise ValueError(f"labels must be a list of class numbers, not {condition!r}")
@@ -97,7 +92,7 @@ class LlamaGen:
 class LlamaGenT2I(LlamaGen):
     """LlamaGen prompted by a caption: P left-padded T5 features through a small MLP.
 
-    A caption made unconditional becomes the learned null features and keeps its padding, as in the original
+    A caption made unconditional becomes the null features, which are fixed, and keeps its padding, as in the original
     (autoregressive/models/generate.py).
     """
 

@@ -17,10 +17,10 @@ _HUB = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+):(?P<file>[\w./-]+)")
 
 
 def find(source: str | Path) -> Path:
-    """A file or folder on disk, or the local copy of `owner/repo:file` on the Hugging Face hub.
+    """The path itself, or the local copy of `owner/repo:file` on the Hugging Face hub.
 
     Raises:
-        ValueError: if there is neither; names the remedy.
+        ValueError: if the hub does not give it; names the remedy.
     """
     path = Path(source)
     hub = _HUB.fullmatch(str(source))
@@ -89,3 +89,18 @@ def tensors(content: dict[str, Any], *, entry: str | None = None, where: str | P
             f"{where} is no file of weights: {strange[0]} is not a tensor. An entry can be named by model.weights_entry"
         )
     return {name: tensor for name, tensor in state.items() if name != "freqs_cis"}  # a table, not a weight
+
+
+def unaccounted(state: dict[str, Tensor], wanted: dict[str, Tensor]) -> str:
+    """What is wrong with tensors that should be the wanted ones, in words; empty if nothing is."""
+    missing, surplus = wanted.keys() - state.keys(), state.keys() - wanted.keys()
+    shapes = [
+        f"{name} is {list(state[name].shape)}, not {list(wanted[name].shape)}"
+        for name in wanted.keys() & state.keys()
+        if wanted[name].shape != state[name].shape
+    ]
+    return "; ".join(
+        f"{len(names)} {title}: {', '.join(sorted(names)[:4])}{', ...' if len(names) > 4 else ''}"
+        for title, names in (("missing", missing), ("surplus", surplus), ("of another shape", shapes))
+        if names
+    )

@@ -10,7 +10,7 @@ from transformers import JanusVQVAE
 from transformers.models.janus.configuration_janus import JanusVQVAEConfig
 
 from zipar_train.files import sha256
-from zipar_train.models.published import find, read_file, tensors
+from zipar_train.models.published import find, read_file, tensors, unaccounted
 
 STRIDE = 16  # pixels a code, each way
 CHUNK = 16  # images at once through the convolutions
@@ -29,7 +29,7 @@ class VQ16:
     """Square images, 16 pixels a code, to codes of a codebook and back.
 
     Args:
-        model: in eval mode; codebook rows of any length, they are normalised when used.
+        model: its codebook rows of length 1.
         sha256: of the file the weights came from; None: random.
     """
 
@@ -81,15 +81,8 @@ def load_vq16(source: str | None, *, codes: int) -> VQ16:
     with torch.device("meta"):
         model = JanusVQVAE(_config(renamed, path))
     model.to_empty(device="cpu")
-    wanted = model.state_dict()
-    missing, surplus = sorted(wanted.keys() - renamed.keys()), sorted(renamed.keys() - wanted.keys())
-    shapes = sorted(n for n in wanted.keys() & renamed.keys() if wanted[n].shape != renamed[n].shape)
-    for what, names in (("lacks", missing), ("has besides", surplus), ("has in another shape", shapes)):
-        if names:
-            raise ValueError(
-                f"{path} is no VQ-16 of LlamaGen: it {what} {', '.join(names[:3])}"
-                f"{f' and {len(names) - 3} more' if len(names) > 3 else ''}. Give vq_ds16_c2i.pt or vq_ds16_t2i.pt"
-            )
+    if problems := unaccounted(renamed, model.state_dict()):
+        raise ValueError(f"{path} is no VQ-16 of LlamaGen. {problems}. Give vq_ds16_c2i.pt or vq_ds16_t2i.pt")
     model.load_state_dict(renamed)
     tokenizer = VQ16(_unit(model), sha256=sha256(path))
     if tokenizer.stride != STRIDE:

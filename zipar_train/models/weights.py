@@ -8,7 +8,7 @@ from torch import Tensor
 
 from zipar_train.models import layout, lora
 from zipar_train.models.family import Family, build
-from zipar_train.models.published import find, read_file, tensors
+from zipar_train.models.published import find, read_file, tensors, unaccounted
 from zipar_train.recipe import load_recipe, parse
 from zipar_train.sections import Model, Recipe
 
@@ -50,7 +50,8 @@ def read(source: str | Path, *, entry: str | None = None) -> Saved:
         for name in ("model.safetensors", "adapter_model.safetensors"):
             if (path / name).is_file() and (path / "recipe.yaml").is_file():
                 state = {lora_name(key): tensor for key, tensor in read_file(path / name).items()}
-                return Saved(path, load_recipe(path / "recipe.yaml"), state, {})
+                extra = {"base": (path / "base").read_text()} if (path / "base").is_file() else {}
+                return Saved(path, load_recipe(path / "recipe.yaml"), state, extra)
         raise ValueError(
             f"{path} holds neither checkpoints/last.ckpt nor an export (model.safetensors and recipe.yaml). "
             "Train it first with `zipar-train fit`, or give another folder"
@@ -141,19 +142,8 @@ def _same_model(saved: Saved, recipe: Recipe, model: Model) -> None:
 
 def _account(saved: Saved, wanted: dict[str, Tensor], published: bool) -> None:
     """Every tensor is there, none besides, each in its shape, or an error that lists them."""
-    missing, surplus = wanted.keys() - saved.state.keys(), saved.state.keys() - wanted.keys()
-    shapes = [
-        f"{name} is {list(saved.state[name].shape)}, not {list(wanted[name].shape)}"
-        for name in wanted.keys() & saved.state.keys()
-        if wanted[name].shape != saved.state[name].shape
-    ]
-    problems = [
-        f"{len(names)} {title}: {', '.join(sorted(names)[:4])}{', ...' if len(names) > 4 else ''}"
-        for title, names in (("missing", missing), ("surplus", surplus), ("of another shape", shapes))
-        if names
-    ]
-    if problems:
+    if problems := unaccounted(saved.state, wanted):
         remedy = "Give a checkpoint of this recipe, or mend the recipe's depth, heads, width and feed_forward"
         if published:
             remedy = f"The file looks like {layout.looks_like(saved.state)}: use the recipe of that size, or its file"
-        raise ValueError(f"{saved.path} does not fit the model of this recipe. {'; '.join(problems)}. {remedy}")
+        raise ValueError(f"{saved.path} does not fit the model of this recipe. {problems}. {remedy}")

@@ -87,7 +87,9 @@ class ZipARModule(L.LightningModule):
         self.lr, self.betas, self.weight_decay, self.warmup, self.schedule = lr, betas, weight_decay, warmup, schedule
         self.attention = attention
         self.masks: dict[tuple[int, torch.device], Any] = {}
-        self.base: str | None = None  # fingerprint of the weights under the adapters, kept in checkpoints
+        self.base: str | None = (
+            None  # fingerprint of the weights under the adapters or of the teacher, kept in checkpoints
+        )
 
     def mask(self, window: int) -> Any:
         """The window's mask on the model's device, made once."""
@@ -119,14 +121,17 @@ class ZipARModule(L.LightningModule):
         logits = teacher_forced(family, self.plans[window], batch.codes, condition, self.mask(window)).flatten(0, 1)
         return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
 
-    def loss(self, batch: Batch, window: int) -> Tensor:
+    def loss(self, batch: Batch, condition: Any, window: int) -> Tensor:
         """Mean negative log-likelihood of a batch's codes under a window's plan, nats a code."""
-        predicted = self.predict(self.family, batch, self.family.check(batch.condition), window)
-        return nll_loss(predicted, batch.codes.flatten())
+        return nll_loss(self.predict(self.family, batch, condition, window), batch.codes.flatten())
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         window = self.draw_window(self.current_epoch, batch_idx)
         drop = self.draw_dropout(self.current_epoch, batch_idx, len(batch.codes)).to(self.device)
+        # the dropout of adapters draws from torch's own generator: the same after a resume, another on each rank
+        torch.manual_seed(
+            int(np.random.default_rng([self.seed, self.current_epoch, batch_idx, self.global_rank, 1]).integers(2**63))
+        )
         condition = self.family.drop(self.family.check(batch.condition), drop)
         predicted = self.predict(self.family, batch, condition, window)
         loss = nll_loss(predicted, batch.codes.flatten())
@@ -143,8 +148,9 @@ class ZipARModule(L.LightningModule):
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        condition = self.family.check(batch.condition)
         for window in self.plans:
-            bits = self.loss(batch, window) / log(2)
+            bits = self.loss(batch, condition, window) / log(2)
             self.log(f"val/bits_w{window}", bits, batch_size=len(batch.codes), sync_dist=True, prog_bar=True)
 
     @property
@@ -162,7 +168,7 @@ class ZipARModule(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if checkpoint.get("base") != self.base:
             raise ValueError(
-                f"the run's adapters were trained on other weights than model.weights holds now: their fingerprint is "
+                f"the run was trained on other weights than model.weights holds now: their fingerprint is "
                 f"{checkpoint['base']}, here it is {self.base}. Put those weights back"
             )
         for part in {"state_dict", "current_model_state"} & checkpoint.keys():

@@ -56,7 +56,7 @@ def build_module(recipe: Recipe, *, weights: bool = True) -> ZipARModule:
         schedule=optim.schedule,
         attention=tune.attention,
     )
-    module.base = lora.fingerprint(saved.state) if saved and tune.lora else None
+    module.base = lora.fingerprint(saved.state) if saved and (tune.lora or tune.distill) else None
     return module
 
 
@@ -233,3 +233,4 @@ def quiet() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*gradient_checkpointing_enable.*")  # ours to mend at transformers 6
