@@ -64,6 +64,9 @@ def test_codes_of_others_become_shards(tmp_path, make):
     source = make(tmp_path / "theirs")
     manifest = import_codes(load_recipe("llamagen-b", RECIPE), codes=source, out=tmp_path / "out", split="val")
     assert manifest.samples == (24 if make is rar else 12)
+    layout = read_manifest(tmp_path / "out" / "val.json")
+    labels = [s.condition for s in read_shard(tmp_path / "out" / "val.json", layout.shards[0], layout)]
+    assert labels != sorted(labels)
     assert held(tmp_path / "out" / "val.json") == sorted((v.tolist(), i % 4) for i in range(12) for v in codes(i))
 
 

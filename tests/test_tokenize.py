@@ -131,6 +131,8 @@ def test_an_image_folder(folder, tmp_path, vq):
     assert (manifest.views, manifest.skipped, manifest.tokenizer) == ("flip", 0, load_vq16(str(vq), codes=24).sha256)
     held = contents(tmp_path / "out" / "train.json")
     assert len(held) == 30
+    labels = [label for _, label in held.values()]
+    assert labels != sorted(labels)  # a folder goes class by class, and no shuffle buffer mixes that again
     tokenizer = load_vq16(str(vq), codes=24)
     for i in (0, 7, 29):
         codes, label = held[f"class{i % 3}_picture {i}"]
