@@ -12,7 +12,7 @@ ROOMS = [
     *("grid", "plan", "masks", "files", "picture", "sections", "recipe"),
     *("models.rope", "models.modeling_llamagen", "models.text", "models.layout", "models.lora", "models.published"),
     *("models.vq16", "models.vq", "models.llamagen", "models.family", "models"),
-    *("shards", "loader", "crops", "images", "tokenize", "importers"),
+    *("shards", "loader", "crops", "images", "tokenize", "importers", "check"),
     *("decoding.cache", "decoding.sampling", "decoding.decoder", "decoding"),
     *("training.callbacks", "training.module", "training.datamodule", "training"),
     *("evaluation.classifier", "evaluation.metrics", "evaluation.evaluate", "evaluation"),

@@ -111,7 +111,7 @@ def test_views_of_a_picture():
         large = views(picture(0), size, "one")[0]
         corners = [large[:, :32, :32], large[:, :32, -32:], large[:, -32:, :32], large[:, -32:, -32:]]
         assert all(torch.equal(a, b) for a, b in zip(crops, corners, strict=False))
-        assert torch.equal(crops[5:9], torch.stack([views_flipped for views_flipped in _flipped(large)]))
+        assert torch.equal(crops[5:9], torch.stack(_flipped(large)))
 
 
 def _flipped(large):

@@ -52,7 +52,7 @@ class Model(Section):
     weights_entry: str | None = None  # an entry of a published .pt, `ema` say; null: the weights LlamaGen samples from
 
     @model_validator(mode="after")
-    def _size_or_shape(self) -> "Model":
+    def _complete(self) -> "Model":
         shape = (self.depth, self.heads, self.width)
         if self.size is None and None in shape:
             raise ValueError("give either size, or depth, heads and width")

@@ -19,8 +19,9 @@ def shards_check(
     json_file: JsonOption = None,
 ) -> None:
     """Read every sample, say what is there, and list all that is wrong; exit status 1 if anything is."""
+    from zipar_train.check import check_shards
     from zipar_train.recipe import load_recipe
-    from zipar_train.shards import check_shards, read_manifest
+    from zipar_train.shards import read_manifest
 
     model = load_recipe(recipe, overrides).model if recipe else None
     from tqdm import tqdm

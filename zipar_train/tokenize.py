@@ -104,11 +104,6 @@ def tokenize(
         return Tokenized(finished, 0, 0.0, 0.0, {})
     encoder = TextEncoder(model.text) if features and model.text else None
 
-    def write(part: int, samples: list[Sample], skipped: dict[str, str]) -> None:
-        shard = write_shard(samples, Path(out) / shard_name(manifest, part), layout) if samples else None
-        note = {"shard": shard and shard.model_dump(), "skipped": skipped}
-        write_whole(notes / f"{part}.json", json.dumps(note).encode())
-
     work = _Work(source, [i for part in mine for i in parts[part]], model.grid[0] * tokenizer.stride, kind, layout)
     bar = tqdm(total=len(work), desc=f"{split} images", unit=" images", disable=not progress or rank != 0,
                mininterval=0.1 if sys.stderr.isatty() else 20)  # fmt: skip
@@ -120,7 +115,10 @@ def tokenize(
     for part, group in groupby(rows, key=lambda row: row.number // per_shard):
         found = list(group)
         samples = [Sample(r.key, r.codes, r.condition, r.features) for r in found if r.codes is not None]
-        write(part, samples, {row.key: row.reason for row in found if row.codes is None})
+        shard = write_shard(samples, Path(out) / shard_name(manifest, part), layout) if samples else None
+        skipped = {row.key: row.reason for row in found if row.codes is None}
+        note = {"shard": shard and shard.model_dump(), "skipped": skipped}
+        write_whole(notes / f"{part}.json", json.dumps(note).encode())
     bar.close()
     whole, skipped = _gather(manifest, notes, layout, len(parts))
     return Tokenized(whole, len(work), perf_counter() - start, waiting.seconds, skipped)
@@ -182,6 +180,7 @@ class _Waiting:
 def _encoded(
     batches: _Waiting, tokenizer: Tokenizer, encoder: TextEncoder | None, device: torch.device, bar: tqdm
 ) -> Iterator[_Row]:
+    """The rows in their order, pixels turned into codes, captions into features where there is an encoder."""
     for batch in batches:
         good = [row for row in batch if row.pixels is not None]
         codes = iter(())
@@ -211,11 +210,8 @@ def _process() -> tuple[int, int, torch.device]:
         environment = SLURMEnvironment()
     rank, world = (environment.global_rank(), environment.world_size()) if environment else (0, 1)
     local = environment.local_rank() if environment else 0
-    return (
-        rank,
-        world,
-        torch.device("cuda", local % torch.cuda.device_count()) if torch.cuda.is_available() else torch.device("cpu"),
-    )
+    gpus = torch.cuda.device_count()  # one, where SLURM shows each task its own
+    return rank, world, torch.device("cuda", local % gpus) if gpus else torch.device("cpu")
 
 
 def _finished(manifest: Path, layout: Layout) -> Manifest | None:

@@ -2,7 +2,6 @@
 
 import hashlib
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -11,13 +10,12 @@ from zipar_train.sections import LoRA
 MARK = "lora_"  # in the name of every adapter tensor, and of no other
 
 
-def adapt(model: PreTrainedModel, lora: LoRA, *, seed: int) -> None:
-    """Put fresh adapters into a model in place, so that they alone are trained; its class stays what it was.
+def adapt(model: PreTrainedModel, lora: LoRA) -> None:
+    """Put fresh adapters, drawn from torch's generator, into a model in place: they alone are trained, its class stays.
 
     Raises:
         ValueError: if no layer has one of the names in `targets`.
     """
-    torch.manual_seed(seed)
     try:
         model.add_adapter(config(lora))
     except ValueError as error:
@@ -55,11 +53,6 @@ def wrapped(model: PreTrainedModel, lora: LoRA, state: dict[str, Tensor]):
         raise ValueError(f"its adapters are not those of its recipe's tune.lora: {', '.join(wrong[:3])}")
     peft.load_state_dict(named, strict=False)
     return peft
-
-
-def merge(model: PreTrainedModel, lora: LoRA, state: dict[str, Tensor]) -> None:
-    """Add trained adapters to a model's own weights, in place."""
-    wrapped(model, lora, state).merge_and_unload()
 
 
 def fingerprint(state: dict[str, Tensor]) -> str:

@@ -49,7 +49,7 @@ def read(source: str | Path, *, entry: str | None = None) -> Saved:
             return read(checkpoint)
         for name in ("model.safetensors", "adapter_model.safetensors"):
             if (path / name).is_file() and (path / "recipe.yaml").is_file():
-                state = {lora_name(key): tensor for key, tensor in read_file(path / name).items()}
+                state = {_lora_name(key): tensor for key, tensor in read_file(path / name).items()}
                 extra = {"base": (path / "base").read_text()} if (path / "base").is_file() else {}
                 return Saved(path, load_recipe(path / "recipe.yaml"), state, extra)
         raise ValueError(
@@ -64,7 +64,7 @@ def read(source: str | Path, *, entry: str | None = None) -> Saved:
     return Saved(path, parse(content.pop("recipe"), where=f"{path}, its recipe"), state, content)
 
 
-def lora_name(name: str) -> str:
+def _lora_name(name: str) -> str:
     """A tensor's name in PEFT's files as it is in an adapted model; other names stay."""
     name = name.removeprefix("base_model.model.")
     return name.replace(".weight", ".default.weight") if lora.MARK in name and ".default." not in name else name
@@ -124,7 +124,7 @@ def _with_adapters(model: Model, saved: Saved, **kwargs: Any) -> Family:
             f"is {made_on}. Put the weights back that it was trained on"
         )
     try:
-        lora.merge(family.model, recipe.tune.lora, saved.state)
+        lora.wrapped(family.model, recipe.tune.lora, saved.state).merge_and_unload()  # in place
     except ValueError as error:
         raise ValueError(f"{saved.path}: {error}") from error
     return family

@@ -87,9 +87,7 @@ class ZipARModule(L.LightningModule):
         self.lr, self.betas, self.weight_decay, self.warmup, self.schedule = lr, betas, weight_decay, warmup, schedule
         self.attention = attention
         self.masks: dict[tuple[int, torch.device], Any] = {}
-        self.base: str | None = (
-            None  # fingerprint of the weights under the adapters or of the teacher, kept in checkpoints
-        )
+        self.base: str | None = None  # fingerprint of the weights that adapters or distillation started from
 
     def mask(self, window: int) -> Any:
         """The window's mask on the model's device, made once."""
@@ -168,11 +166,12 @@ class ZipARModule(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if checkpoint.get("base") != self.base:
             raise ValueError(
-                f"the run was trained on other weights than model.weights holds now: their fingerprint is "
-                f"{checkpoint['base']}, here it is {self.base}. Put those weights back"
+                "the run was trained on other weights than model.weights holds now: their fingerprint is "
+                f"{checkpoint.get('base')}, here it is {self.base}. Put those weights back"
             )
+        frozen = self.frozen
         for part in {"state_dict", "current_model_state"} & checkpoint.keys():
-            checkpoint[part] = self.frozen | checkpoint[part]
+            checkpoint[part] = frozen | checkpoint[part]
 
     def configure_optimizers(self) -> Any:
         trained = [p for p in self.model.parameters() if p.requires_grad]

@@ -36,7 +36,7 @@ def build_module(recipe: Recipe, *, weights: bool = True) -> ZipARModule:
         saved = read(model.weights, entry=model.weights_entry)
     family = restored(model, saved) if saved else build(model)
     if tune.lora:
-        lora.adapt(family.model, tune.lora, seed=recipe.seed)
+        lora.adapt(family.model, tune.lora)
     if tune.recompute:
         family.model.gradient_checkpointing_enable({"use_reentrant": False})
     if tune.compile:
