@@ -66,12 +66,13 @@ def unwritten(plan: Plan, *, device: Device = "cpu") -> Tensor:
     return torch.tensor(before & (first[None] > plan.step[:, None]), device=device)[None, None]
 
 
-def hide(mask: Any, padding: Tensor) -> Any:
+def hide(mask: Any, padding: Tensor, *, first: int = 0) -> Any:
     """A plan's mask, dense or block, for B images whose prompts are padded: who is padding is seen by itself alone.
 
     Args:
         mask: (1, 1, Q, K) or a BlockMask, over slots that begin with the prompt.
         padding: bool (B, P).
+        first: the slot of a dense mask's first query.
     """
     if isinstance(mask, BlockMask):
         queries, keys = mask.seq_lengths
@@ -82,5 +83,6 @@ def hide(mask: Any, padding: Tensor) -> Any:
 
         return create_block_mask(unpadded, len(padding), None, queries, keys, device=str(padding.device))
     hidden = pad(padding, (0, mask.shape[-1] - padding.shape[1]))
-    itself = torch.eye(mask.shape[-2], mask.shape[-1], dtype=torch.bool, device=mask.device)
+    slots = torch.arange(first, first + mask.shape[-2], device=mask.device)
+    itself = slots[:, None] == torch.arange(mask.shape[-1], device=mask.device)
     return mask & (~hidden[:, None, None] | itself)

@@ -1,4 +1,4 @@
-"""Keys and values of a plan's slots, written where the pass says and read whole."""
+"""Keys and values of a plan's slots: each pass writes its own and reads no further than the plan has come."""
 
 from torch import Tensor
 from transformers import Cache
@@ -11,7 +11,7 @@ class SlotLayer(CacheLayerMixin):
     def __init__(self, slots: int):
         super().__init__()
         self.slots = slots
-        self.write: Tensor | None = None  # slot numbers of the pass in progress, (K,)
+        self.first, self.last, self.seen = 0, 0, slots  # the pass in progress feeds first .. last, and reads .. seen
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         rows, heads, _, head = key_states.shape
@@ -20,15 +20,19 @@ class SlotLayer(CacheLayerMixin):
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        if not self.is_initialized:
+        if not self.is_initialized or self._kind(self.keys) != self._kind(key_states):
             self.lazy_initialization(key_states, value_states)
-        assert self.keys is not None and self.values is not None and self.write is not None
-        self.keys.index_copy_(2, self.write, key_states)
-        self.values.index_copy_(2, self.write, value_states)
-        return self.keys, self.values
+        assert self.keys is not None and self.values is not None
+        self.keys[:, :, self.first : self.last] = key_states
+        self.values[:, :, self.first : self.last] = value_states
+        return self.keys[:, :, : self.seen], self.values[:, :, : self.seen]
+
+    @staticmethod
+    def _kind(states: Tensor | None) -> tuple | None:
+        return None if states is None else (states.shape[:2], states.dtype, states.device)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.slots, 0
+        return self.seen, 0
 
     def get_seq_length(self) -> int:
         return 0
@@ -38,16 +42,16 @@ class SlotLayer(CacheLayerMixin):
 
 
 class SlotCache(Cache):
-    """A SlotLayer for each of the model's layers.
+    """A SlotLayer for each of the model's layers, allocated once and used for every image of a batch size.
 
-    Never-written slots hold zeros. A plan's mask never shows them, nor the sink that padding writes to.
+    A plan's mask never shows slots that this image has not written, so what an earlier image left there is unseen.
     """
 
     def __init__(self, layers: int, slots: int):
         self.slot_layers = [SlotLayer(slots) for _ in range(layers)]
         super().__init__(layers=list(self.slot_layers))
 
-    def aim(self, slots: Tensor) -> None:
-        """The next pass writes its K keys to these slots, int64 (K,)."""
+    def aim(self, first: int, last: int, seen: int) -> None:
+        """The next pass writes its keys to slots first .. last - 1, and attends to slots 0 .. seen - 1."""
         for layer in self.slot_layers:
-            layer.write = slots
+            layer.first, layer.last, layer.seen = first, last, seen

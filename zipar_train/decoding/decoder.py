@@ -1,10 +1,12 @@
-"""Drawing images along a plan: one forward pass after another, each of the same shape.
+"""Drawing images along a plan: one forward pass after another, each with the slots of its own step.
 
-Everything a pass needs is an index into the plan, made once and kept on the device; the loop reads no result back.
+The slots of a plan lie in decode order, so a pass feeds slots `first .. last - 1`, writes their keys there, and attends
+to slots before `last` alone. What it feeds and draws is looked up in tables made once and kept on the device; the loop
+reads no result back.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,11 +22,19 @@ from zipar_train.sections import Draw
 Observer = Callable[[Tensor, Tensor], None]
 
 
+class Pass(NamedTuple):
+    """Feeds slots first .. last - 1, of which those at `inside` (D,) draw the targets begin .. end - 1."""
+
+    first: int
+    last: int
+    begin: int
+    end: int
+    inside: Tensor
+    seen: int  # keys it may attend to
+
+
 class Decoder:
     """Draws images from a family along a plan.
-
-    Passes after the prompt's are padded to K, the plan's width, with copies of their last slot: a copy writes its key
-    to a sink that nobody sees, and its code to a column that nobody reads.
 
     Args:
         family: on its device, in its dtype; put into eval mode.
@@ -45,30 +55,27 @@ class Decoder:
         self.family, self.plan = family, plan
         family.model.eval()
         device = family.model.device
-        slots, codes = len(plan), plan.grid.codes
-        # columns of the tokens drawn so far: every code, then the row-end token, then the padding's waste
-        source = np.where(plan.source == ROW_END, codes, plan.source)
-        target = np.where(plan.target < 0, codes + 1, plan.target)
+        codes = plan.grid.codes
 
-        def tables(*vectors) -> tuple[Tensor, ...]:
-            return tuple(torch.as_tensor(np.array(v), device=device) for v in vectors)
+        def table(vector) -> Tensor:
+            return torch.as_tensor(np.array(vector), device=device)
 
-        self.visible = torch.nn.functional.pad(dense(plan, device=device), (0, 1))  # (1, 1, S, S + 1), the sink unseen
+        # columns of the tokens drawn so far: every code, then the row-end token
+        self.source = table(np.where(plan.source == ROW_END, codes, plan.source))
+        self.position = table(plan.position)
+        drawing = np.flatnonzero(plan.target >= 0)  # slots whose logits draw a code
+        self.target = table(plan.target[drawing])
+        self.visible = dense(plan, device=device)
         if released:
             self.visible = torch.cat([self.visible, unwritten(plan, device=device)], dim=-1)
-        first = np.flatnonzero(plan.step == 0)
-        self.first = tables(first, first, source[first], plan.position[first], target[first])
-        fed = [np.flatnonzero(plan.step == t) for t in range(1, plan.passes)]
-        width = max(map(len, fed), default=1)
-        query = np.array([np.pad(f, (0, width - len(f)), mode="edge") for f in fed], dtype=np.int64).reshape(-1, width)
-        real = np.array([np.arange(width) < len(f) for f in fed], dtype=bool).reshape(-1, width)
-        self.rest = tables(
-            query,
-            np.where(real, query, slots),
-            source[query],
-            plan.position[query],
-            np.where(real, target[query], codes + 1),
-        )
+        ends = np.searchsorted(plan.step, np.arange(plan.passes), side="right")
+        self.passes = []
+        for first, last in zip(np.append(0, ends), ends, strict=False):
+            begin, end = np.searchsorted(drawing, (first, last))
+            inside = table(drawing[begin:end] - first)
+            seen = self.visible.shape[-1] if released else int(last)
+            self.passes.append(Pass(int(first), int(last), int(begin), int(end), inside, seen))
+        self.cache = SlotCache(family.model.config.get_text_config().num_hidden_layers, self.visible.shape[-1])
 
     @torch.inference_mode()
     def __call__(self, condition: Any, uniforms: Tensor, draw: Draw, *, observe: Observer | None = None) -> Tensor:
@@ -78,8 +85,8 @@ class Decoder:
             condition: of B images.
             uniforms: (B, N), see `sampling.uniforms`.
             draw: how codes are sampled.
-            observe: called with the targets (K,) and logits (B, K, V) of every pass, (2 B, K, V) under guidance;
-                targets of N and above are none. For tests: what the decoder saw.
+            observe: called with the targets (K,) and logits (B, K, V) of every pass, (2 B, K, V) under guidance.
+                For tests: what the decoder saw.
 
         Returns:
             Codes, int64 (B, H, W).
@@ -95,16 +102,25 @@ class Decoder:
         if guided:
             null = family.drop(condition, torch.ones(images, dtype=torch.bool, device=prompt.device))
             prompt = torch.cat([prompt, family.prompt(null)])
-        cache = SlotCache(family.model.config.get_text_config().num_hidden_layers, self.visible.shape[-1])
-        visible = self.visible
-        if (padding := family.padding(condition)) is not None:
-            visible = hide(visible, torch.cat([padding, padding]) if guided else padding)
-        tokens = torch.full((images, codes + 2), ROW_END, device=family.model.device)
-        uniforms = torch.nn.functional.pad(uniforms.to(tokens.device), (0, 2))
+        padding = family.padding(condition)
+        if padding is not None and guided:
+            padding = torch.cat([padding, padding])
+        tokens = torch.full((images, codes + 1), ROW_END, device=family.model.device)
+        uniforms = uniforms.to(tokens.device)
 
-        def forward(embeddings: Tensor, query: Tensor, write: Tensor, position: Tensor, target: Tensor) -> None:
-            cache.aim(write)
-            logits = family.logits(embeddings, position, visible[:, :, query], cache)
+        for step in self.passes:
+            slots = slice(step.first, step.last)
+            embeddings = family.embed(tokens[:, self.source[slots][plan.prompt if step.first == 0 else 0 :]])
+            if guided:
+                embeddings = torch.cat([embeddings, embeddings])
+            if step.first == 0:
+                embeddings = torch.cat([prompt, embeddings], dim=1)
+            visible = self.visible[:, :, slots, : step.seen]
+            if padding is not None:
+                visible = hide(visible, padding, first=step.first)
+            self.cache.aim(step.first, step.last, step.seen)
+            logits = family.logits(embeddings, self.position[slots], visible, self.cache, wanted=step.inside)
+            target = self.target[step.begin : step.end]
             if observe:
                 observe(target, logits)
             if guided:
@@ -117,14 +133,4 @@ class Decoder:
                 top_p=draw.top_p,
             )
             tokens.index_copy_(1, target, drawn.view(images, -1))
-
-        def embed(source: Tensor) -> Tensor:
-            embeddings = family.embed(tokens[:, source])
-            return torch.cat([embeddings, embeddings]) if guided else embeddings
-
-        query, write, source, position, target = self.first
-        after = source[plan.prompt :]  # row ends that open rows in the prompt's own pass
-        forward(torch.cat([prompt, embed(after)], 1) if len(after) else prompt, query, write, position, target)
-        for query, write, source, position, target in zip(*self.rest, strict=True):
-            forward(embed(source), query, write, position, target)
         return tokens[:, :codes].view(images, plan.grid.height, plan.grid.width)

@@ -57,14 +57,23 @@ class Family(Protocol):
     def embed(self, tokens: Tensor) -> Tensor:
         """Input embeddings (B, S, D) of tokens (B, S): image codes 0 .. V-1, or ROW_END where the grid has row ends."""
 
-    def logits(self, embeddings: Tensor, positions: Tensor, mask: Any, cache: Cache | None = None) -> Tensor:
-        """Logits over image codes, (B, S, V).
+    def logits(
+        self,
+        embeddings: Tensor,
+        positions: Tensor,
+        mask: Any,
+        cache: Cache | None = None,
+        *,
+        wanted: Tensor | None = None,
+    ) -> Tensor:
+        """Logits over image codes, (B, S, V), or (B, K, V) of the K slots that are wanted.
 
         Args:
             embeddings: (B, S, D).
             positions: raster positions, int64 (S,); the prompt stands at -P .. -1.
             mask: who sees whom, dense bool (1 or B, 1, S, keys) or a BlockMask.
             cache: receives the keys and values, and returns all that the mask speaks of.
+            wanted: which of the S slots, int64 (K,); None: all.
         """
 
 
