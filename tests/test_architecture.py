@@ -13,7 +13,7 @@ ROOMS = [
     *("models.rope", "models.modeling_llamagen", "models.text", "models.layout", "models.lora", "models.published"),
     *("models.vq16", "models.vq", "models.llamagen", "models.family", "models"),
     *("shards", "loader", "crops", "images", "tokenize", "importers", "check"),
-    *("decoding.cache", "decoding.sampling", "decoding.decoder", "decoding"),
+    *("decoding.cache", "decoding.packed", "decoding.sampling", "decoding.decoder", "decoding"),
     *("training.callbacks", "training.module", "training.datamodule", "training"),
     *("evaluation.classifier", "evaluation.metrics", "evaluation.evaluate", "evaluation"),
     *("export", "options", "shards_cli", "cli"),

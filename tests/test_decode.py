@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from zipar_train import Grid, Plan
 from zipar_train.decoding.decoder import Decoder
+from zipar_train.decoding.packed import Packed, pack
 from zipar_train.decoding.sampling import uniforms
 from zipar_train.masks import block, dense
 from zipar_train.models.family import teacher_forced
@@ -186,3 +187,46 @@ def test_guidance_of_one_is_none_and_more_is_more():
 def test_a_plan_of_another_grid_is_refused():
     with pytest.raises(ValueError, match="does not fit a model of 4 x 4 codes"):
         Decoder(llamagen(4, 4), Plan.raster(Grid(5, 4)))
+
+
+def test_packed_weights_draw_the_same_codes():
+    """float32; the whole model is packed, and what it saw equals one teacher-forced pass of the unpacked model."""
+    plain, family = (llamagen(6, 6, dtype=torch.float32) for _ in range(2))
+    pack(family.model)
+    assert not any(type(module) is torch.nn.Linear for module in family.model.modules())
+    assert sum(isinstance(module, Packed) for module in family.model.modules()) == 2 * 7 + 1
+    labels, draw = torch.tensor([0, 2, 1]), Draw()
+    for window in (6, 3, 1):
+        plan = Plan.zipar(family.grid, window=window)
+        codes, seen = drawn_and_seen(family, plan, draw, labels)
+        assert torch.equal(codes, drawn_and_seen(plain, plan, draw, labels)[0])
+        with torch.no_grad():
+            forced = teacher_forced(plain, plan, codes, labels, dense(plan))
+        assert (forced - seen).abs().max() <= 1e-4 * forced.abs().max()
+
+
+def test_only_float32_layers_are_packed():
+    family = llamagen(2, 2)
+    pack(family.model)
+    assert not any(isinstance(module, Packed) for module in family.model.modules())
+
+
+def test_an_image_does_not_see_the_one_before():
+    """The cache is used again; another batch size, an interrupted image and another condition leave no trace."""
+    family, draw = llamagen(5, 5), Draw(guidance=2.0)
+    plan = Plan.zipar(family.grid, window=2)
+    numbers = uniforms([0, 1], 25, seed=0)
+    fresh = Decoder(family, plan)([0, 1], numbers, draw)
+    decoder = Decoder(family, plan)
+
+    def interrupt(targets, logits):
+        if 12 in targets:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        decoder([2, 2], numbers.flip(0), draw, observe=interrupt)
+    cache = decoder.cache.slot_layers[0]
+    memory = cache.keys.data_ptr()
+    assert torch.equal(decoder([0, 1], numbers, draw), fresh)
+    assert cache.keys.data_ptr() == memory
+    assert torch.equal(decoder([1], numbers[1:], draw), fresh[1:])

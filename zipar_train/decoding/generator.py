@@ -13,6 +13,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from zipar_train.decoding.decoder import Decoder
+from zipar_train.decoding.packed import pack
 from zipar_train.decoding.sampling import uniforms
 from zipar_train.files import write_whole
 from zipar_train.models.weights import Saved, read, restored
@@ -93,6 +94,7 @@ class Generator:
         self.recipe = recipe
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.family = restored(recipe.model, saved, dtype=dtype, device=device)
+        pack(self.family.model)
         self.decoders: dict[tuple[int | None, bool], Decoder] = {}
 
     def plan(self, window: int | None = None, *, released: bool = False) -> Plan:
