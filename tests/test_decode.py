@@ -225,7 +225,7 @@ def test_an_image_does_not_see_the_one_before():
 
     with pytest.raises(KeyboardInterrupt):
         decoder([2, 2], numbers.flip(0), draw, observe=interrupt)
-    cache = decoder.cache.slot_layers[0]
+    cache = decoder.canvas.cache.slot_layers[0]
     memory = cache.keys.data_ptr()
     assert torch.equal(decoder([0, 1], numbers, draw), fresh)
     assert cache.keys.data_ptr() == memory

@@ -66,13 +66,13 @@ def unwritten(plan: Plan, *, device: Device = "cpu") -> Tensor:
     return torch.tensor(before & (first[None] > plan.step[:, None]), device=device)[None, None]
 
 
-def hide(mask: Any, padding: Tensor, *, first: int = 0) -> Any:
+def hide(mask: Any, padding: Tensor, *, slots: Tensor | None = None) -> Any:
     """A plan's mask, dense or block, for B images whose prompts are padded: who is padding is seen by itself alone.
 
     Args:
         mask: (1, 1, Q, K) or a BlockMask, over slots that begin with the prompt.
         padding: bool (B, P).
-        first: the slot of a dense mask's first query.
+        slots: of a dense mask's queries, int64 (Q,); None: they are the keys.
     """
     if isinstance(mask, BlockMask):
         queries, keys = mask.seq_lengths
@@ -83,6 +83,6 @@ def hide(mask: Any, padding: Tensor, *, first: int = 0) -> Any:
 
         return create_block_mask(unpadded, len(padding), None, queries, keys, device=str(padding.device))
     hidden = pad(padding, (0, mask.shape[-1] - padding.shape[1]))
-    slots = torch.arange(first, first + mask.shape[-2], device=mask.device)
-    itself = slots[:, None] == torch.arange(mask.shape[-1], device=mask.device)
+    columns = torch.arange(mask.shape[-1], device=mask.device)
+    itself = (columns if slots is None else slots)[:, None] == columns
     return mask & (~hidden[:, None, None] | itself)

@@ -11,7 +11,8 @@ class SlotLayer(CacheLayerMixin):
     def __init__(self, slots: int):
         super().__init__()
         self.slots = slots
-        self.first, self.last, self.seen = 0, 0, slots  # the pass in progress feeds first .. last, and reads .. seen
+        self.fed: Tensor | None = None  # the pass in progress feeds these slots, int64 (K,), and reads 0 .. seen - 1
+        self.seen = slots
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         rows, heads, _, head = key_states.shape
@@ -20,16 +21,12 @@ class SlotLayer(CacheLayerMixin):
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        if not self.is_initialized or self._kind(self.keys) != self._kind(key_states):
+        if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        assert self.keys is not None and self.values is not None
-        self.keys[:, :, self.first : self.last] = key_states
-        self.values[:, :, self.first : self.last] = value_states
+        assert self.keys is not None and self.values is not None and self.fed is not None
+        self.keys.index_copy_(2, self.fed, key_states)
+        self.values.index_copy_(2, self.fed, value_states)
         return self.keys[:, :, : self.seen], self.values[:, :, : self.seen]
-
-    @staticmethod
-    def _kind(states: Tensor | None) -> tuple | None:
-        return None if states is None else (states.shape[:2], states.dtype, states.device)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.seen, 0
@@ -51,7 +48,7 @@ class SlotCache(Cache):
         self.slot_layers = [SlotLayer(slots) for _ in range(layers)]
         super().__init__(layers=list(self.slot_layers))
 
-    def aim(self, first: int, last: int, seen: int) -> None:
-        """The next pass writes its keys to slots first .. last - 1, and attends to slots 0 .. seen - 1."""
+    def aim(self, fed: Tensor, seen: int) -> None:
+        """The next pass writes its keys to the slots `fed`, int64 (K,), and attends to slots 0 .. seen - 1."""
         for layer in self.slot_layers:
-            layer.first, layer.last, layer.seen = first, last, seen
+            layer.fed, layer.seen = fed, seen

@@ -1,8 +1,9 @@
 """Drawing images along a plan: one forward pass after another, each with the slots of its own step.
 
-The slots of a plan lie in decode order, so a pass feeds slots `first .. last - 1`, writes their keys there, and attends
-to slots before `last` alone. What it feeds and draws is looked up in tables made once and kept on the device; the loop
-reads no result back.
+The slots of a plan lie in decode order: a pass feeds the next few, writes their keys there, and attends to none beyond
+its last. How far it has come is counted on the device, and what to feed and to draw is looked up there in tables made
+once: passes of one shape are the same work, which a GPU captures once and replays, and the host reads nothing back
+until the images are done.
 """
 
 from collections.abc import Callable
@@ -11,8 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from zipar_train.decoding.cache import SlotCache
+from zipar_train.decoding.canvas import Canvas
+from zipar_train.decoding.capture import Captured
 from zipar_train.decoding.sampling import guide, sample
 from zipar_train.masks import dense, hide, unwritten
 from zipar_train.models.family import Family
@@ -20,17 +23,16 @@ from zipar_train.plan import ROW_END, Plan
 from zipar_train.sections import Draw
 
 Observer = Callable[[Tensor, Tensor], None]
+BUCKET = 128  # captured passes attend to a multiple of this many slots, so that a few graphs serve an image
 
 
-class Pass(NamedTuple):
-    """Feeds slots first .. last - 1, of which those at `inside` (D,) draw the targets begin .. end - 1."""
+class Shape(NamedTuple):
+    """What a pass looks like."""
 
-    first: int
-    last: int
-    begin: int
-    end: int
-    inside: Tensor
-    seen: int  # keys it may attend to
+    slots: int  # fed
+    codes: int  # drawn
+    keys: int  # attended to, seen or not
+    prompt: bool  # among what is fed: in the first pass
 
 
 class Decoder:
@@ -42,12 +44,13 @@ class Decoder:
         released: let every query also attend to the positions before it that no slot has been written to yet, with a
             zero key (weight exp(0)) and a zero value, as the released ZipAR decoder does (its mask is causal over a
             cache in raster order). A baseline to compare with; with `stand_in="released"` it draws the same codes.
+        capture: replay passes as CUDA graphs; None: on a GPU.
 
     Raises:
         ValueError: if plan and family do not fit.
     """
 
-    def __init__(self, family: Family, plan: Plan, *, released: bool = False):
+    def __init__(self, family: Family, plan: Plan, *, released: bool = False, capture: bool | None = None):
         if plan.grid != family.grid or plan.prompt != family.prompt_length:
             raise ValueError(
                 f"{plan} does not fit a model of {family.grid} codes with {family.prompt_length} prompt tokens"
@@ -55,6 +58,7 @@ class Decoder:
         self.family, self.plan = family, plan
         family.model.eval()
         device = family.model.device
+        self.capture = device.type == "cuda" if capture is None else capture
         codes = plan.grid.codes
 
         def table(vector) -> Tensor:
@@ -64,18 +68,24 @@ class Decoder:
         self.source = table(np.where(plan.source == ROW_END, codes, plan.source))
         self.position = table(plan.position)
         drawing = np.flatnonzero(plan.target >= 0)  # slots whose logits draw a code
-        self.target = table(plan.target[drawing])
-        self.visible = dense(plan, device=device)
+        self.drawing, self.target = table(drawing), table(plan.target[drawing])
+        visible = dense(plan, device=device)[0, 0]
         if released:
-            self.visible = torch.cat([self.visible, unwritten(plan, device=device)], dim=-1)
-        ends = np.searchsorted(plan.step, np.arange(plan.passes), side="right")
-        self.passes = []
-        for first, last in zip(np.append(0, ends), ends, strict=False):
-            begin, end = np.searchsorted(drawing, (first, last))
-            inside = table(drawing[begin:end] - first)
-            seen = self.visible.shape[-1] if released else int(last)
-            self.passes.append(Pass(int(first), int(last), int(begin), int(end), inside, seen))
-        self.cache = SlotCache(family.model.config.get_text_config().num_hidden_layers, self.visible.shape[-1])
+            visible = torch.cat([visible, unwritten(plan, device=device)[0, 0]], dim=1)
+        bucket = BUCKET if self.capture else 1
+        self.visible = pad(visible, (0, -visible.shape[1] % bucket))
+        self.shapes = []
+        for step in range(plan.passes):
+            first, last = np.searchsorted(plan.step, (step, step + 1))
+            keys = self.visible.shape[1] if released else last + -last % bucket
+            drawn = np.count_nonzero(plan.target[first:last] >= 0)
+            self.shapes.append(Shape(int(last - first), int(drawn), int(keys), prompt=step == 0))
+        self.release()
+
+    def release(self) -> None:
+        """Give back the memory that the last batch was drawn on."""
+        self.canvas: Canvas | None = None
+        self.captured = Captured()
 
     @torch.inference_mode()
     def __call__(self, condition: Any, uniforms: Tensor, draw: Draw, *, observe: Observer | None = None) -> Tensor:
@@ -85,52 +95,64 @@ class Decoder:
             condition: of B images.
             uniforms: (B, N), see `sampling.uniforms`.
             draw: how codes are sampled.
-            observe: called with the targets (K,) and logits (B, K, V) of every pass, (2 B, K, V) under guidance.
-                For tests: what the decoder saw.
+            observe: called with the targets (K,) and logits (B, K, V) of every pass, (2 B, K, V) under guidance; what
+                it is given holds until it returns. For tests: what the decoder saw.
 
         Returns:
             Codes, int64 (B, H, W).
 
         Raises:
             ValueError: for a condition the family does not know.
+            NoRoom: for more images than memory holds; names how many it does.
         """
-        family, plan, guided = self.family, self.plan, draw.guidance != 1
+        family, grid, guided = self.family, self.plan.grid, draw.guidance != 1
         condition = family.check(condition)
-        images, codes = len(uniforms), plan.grid.codes
-        assert uniforms.shape == (images, codes), uniforms.shape
-        prompt = family.prompt(condition)
+        images = len(uniforms)
+        assert uniforms.shape == (images, grid.codes), uniforms.shape
+        prompt, padding = family.prompt(condition), family.padding(condition)
         if guided:
             null = family.drop(condition, torch.ones(images, dtype=torch.bool, device=prompt.device))
             prompt = torch.cat([prompt, family.prompt(null)])
-        padding = family.padding(condition)
-        if padding is not None and guided:
-            padding = torch.cat([padding, padding])
-        tokens = torch.full((images, codes + 1), ROW_END, device=family.model.device)
-        uniforms = uniforms.to(tokens.device)
+            padding = None if padding is None else torch.cat([padding, padding])
+        if self.canvas is None or not self.canvas.fits(images, prompt):
+            self.release()  # before memory is asked for anew
+            self.canvas = Canvas(family, self.plan, images, prompt, padding, slots=self.visible.shape[1])
+        canvas = self.canvas
+        canvas.begin(prompt, padding, uniforms)
+        for shape in self.shapes:
 
-        for step in self.passes:
-            slots = slice(step.first, step.last)
-            embeddings = family.embed(tokens[:, self.source[slots][plan.prompt if step.first == 0 else 0 :]])
-            if guided:
-                embeddings = torch.cat([embeddings, embeddings])
-            if step.first == 0:
-                embeddings = torch.cat([prompt, embeddings], dim=1)
-            visible = self.visible[:, :, slots, : step.seen]
-            if padding is not None:
-                visible = hide(visible, padding, first=step.first)
-            self.cache.aim(step.first, step.last, step.seen)
-            logits = family.logits(embeddings, self.position[slots], visible, self.cache, wanted=step.inside)
-            target = self.target[step.begin : step.end]
+            def work(shape: Shape = shape) -> tuple[Tensor, Tensor]:
+                return self._pass(canvas, shape, draw)
+
+            target, logits = self.captured((shape, draw), work) if self.capture else work()
             if observe:
                 observe(target, logits)
-            if guided:
-                logits = guide(logits, draw.guidance)
-            drawn = sample(
-                logits.flatten(0, 1),
-                uniforms[:, target].flatten(),
-                temperature=draw.temperature,
-                top_k=draw.top_k,
-                top_p=draw.top_p,
-            )
-            tokens.index_copy_(1, target, drawn.view(images, -1))
-        return tokens[:, :codes].view(images, plan.grid.height, plan.grid.width)
+        return canvas.tokens[:, : grid.codes].view(images, grid.height, grid.width).clone()
+
+    def _pass(self, canvas: Canvas, shape: Shape, draw: Draw) -> tuple[Tensor, Tensor]:
+        """The pass at the canvas's counters: the codes it drew, (K,), and the logits it drew them from."""
+        family, device = self.family, canvas.slot.device
+        slots = canvas.slot + torch.arange(shape.slots, device=device)
+        drawing = canvas.code + torch.arange(shape.codes, device=device)
+        fed = self.source[slots[self.plan.prompt if shape.prompt else 0 :]]
+        embeddings = family.embed(canvas.tokens[:, fed]).repeat(len(canvas.prompt) // len(canvas.tokens), 1, 1)
+        if shape.prompt:
+            embeddings = torch.cat([canvas.prompt, embeddings], dim=1)
+        visible = self.visible[slots, : shape.keys][None, None]
+        if canvas.padding is not None:
+            visible = hide(visible, canvas.padding, slots=slots)
+        canvas.cache.aim(slots, shape.keys)
+        wanted = self.drawing[drawing] - canvas.slot
+        logits = family.logits(embeddings, self.position[slots], visible, canvas.cache, wanted=wanted)
+        target = self.target[drawing]
+        drawn = sample(
+            (guide(logits, draw.guidance) if draw.guidance != 1 else logits).flatten(0, 1),
+            canvas.uniforms[:, target].flatten(),
+            temperature=draw.temperature,
+            top_k=draw.top_k,
+            top_p=draw.top_p,
+        )
+        canvas.tokens.index_copy_(1, target, drawn.view(len(canvas.tokens), -1))
+        canvas.slot += shape.slots
+        canvas.code += shape.codes
+        return target, logits

@@ -13,7 +13,9 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from zipar_train.decoding.decoder import Decoder
+from zipar_train.decoding.memory import NoRoom, explained
 from zipar_train.decoding.packed import pack
+from zipar_train.decoding.pixels import Pixels
 from zipar_train.decoding.sampling import uniforms
 from zipar_train.files import write_whole
 from zipar_train.models.weights import Saved, read, restored
@@ -81,6 +83,7 @@ class Generator:
         saved: the weights.
         device: None: a GPU where there is one.
         dtype: of the weights and of the computation.
+        compile: torch.compile the model's body: up to minutes before the first image, for many of them on a GPU.
     """
 
     def __init__(
@@ -90,11 +93,14 @@ class Generator:
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
+        compile: bool = False,
     ):
         self.recipe = recipe
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.family = restored(recipe.model, saved, dtype=dtype, device=device)
         pack(self.family.model)
+        if compile:
+            self.family.model.base_model.compile(dynamic=True)
         self.decoders: dict[tuple[int | None, bool], Decoder] = {}
 
     def plan(self, window: int | None = None, *, released: bool = False) -> Plan:
@@ -139,7 +145,8 @@ class Generator:
             draw: guidance, temperature, top_k, top_p; otherwise as the recipe says.
 
         Raises:
-            ValueError: for a window, label, seed or sampling value out of range.
+            ValueError: for a window, label, seed or sampling value out of range, and for a batch too large for memory;
+                names the one that fits.
         """
         if not len(labels):
             raise ValueError("labels are empty: give at least one class number or caption")
@@ -148,14 +155,21 @@ class Generator:
         tokenizer = self.family.tokenizer  # before any work, as its file may be missing
         decoder, settings = self.decoder(window, released=released), self._settings(draw)
         size = batch_size or self.recipe.evaluate.batch_size
-        codes = []
+        codes, pixels = [], Pixels(tokenizer, self.family.model.device) if tokenizer else None
         for start in range(0, len(labels), size):
             chunk = labels[start : start + size]
-            numbers = list(range(first + start, first + start + len(chunk)))
-            codes.append(decoder(chunk, uniforms(numbers, self.family.grid.codes, seed=seed), settings))
-        drawn = torch.cat(codes)
-        pixels = tokenizer.decode(drawn).cpu() if tokenizer else None
-        return Images(drawn.cpu(), pixels)
+            numbers = uniforms([first + start + k for k in range(len(chunk))], self.family.grid.codes, seed=seed)
+            with explained(len(chunk)):
+                try:
+                    drawn = decoder(chunk, numbers, settings)
+                except NoRoom:  # beside what the decoders of other windows hold
+                    for other in self.decoders.values():
+                        other.release()
+                    drawn = decoder(chunk, numbers, settings)
+                if pixels:
+                    pixels.add(drawn)
+            codes.append(drawn)
+        return Images(torch.cat(codes).cpu(), pixels.all() if pixels else None)
 
     def _settings(self, changes: dict[str, Any]) -> Draw:
         if unknown := changes.keys() - Draw.model_fields.keys():

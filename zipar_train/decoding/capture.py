@@ -1,0 +1,35 @@
+"""Passes as CUDA graphs: the host starts one graph a pass instead of a thousand kernels."""
+
+from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
+
+import torch
+
+Result = TypeVar("Result")
+
+
+class Captured:
+    """Runs work that is the same every time, apart from what its tensors hold: once as it is, then as a graph.
+
+    What is captured must read and write tensors that stay where they are, and never look at a value. All graphs share
+    one pool of memory, so a result holds until the next graph is run.
+    """
+
+    def __init__(self) -> None:
+        self.graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, Any] | None] = {}
+        self.pool: Any = None  # known once something has been captured
+
+    def __call__(self, key: Hashable, work: Callable[[], Result]) -> Result:
+        """Do the work known by `key`, and return its result."""
+        if key not in self.graphs:
+            self.graphs[key] = None
+            return work()  # libraries set themselves up, and compilers compile
+        captured = self.graphs[key]
+        if captured is None:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self.pool):
+                result = work()  # recorded, not done
+            self.pool = graph.pool()
+            self.graphs[key] = captured = graph, result
+        captured[0].replay()
+        return captured[1]

@@ -1,0 +1,79 @@
+"""Whether a batch of images fits into memory, known before it is drawn."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import psutil
+import torch
+
+from zipar_train.models.family import Family
+from zipar_train.plan import Plan
+
+SPARE = 0.95  # of what is left; the rest is for what allocators waste
+SAMPLING = 8  # float32 copies of a pass's logits: softmax, sums, and what top-k and top-p sort
+
+
+class NoRoom(ValueError):
+    """A batch that does not fit."""
+
+
+def needed(family: Family, plan: Plan, images: int, *, rows: int, slots: int) -> int:
+    """Bytes that drawing takes beside the weights: keys and values, and the largest pass.
+
+    Args:
+        images: B.
+        rows: R, B or 2 B under guidance.
+        slots: of the cache.
+    """
+    config, size = family.model.config.get_text_config(), family.model.dtype.itemsize
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    cache = 2 * config.num_hidden_layers * (config.num_key_value_heads or config.num_attention_heads) * head * slots
+    fed = int(np.bincount(plan.step).max())
+    drawn = int(np.bincount(plan.step[plan.target >= 0]).max())
+    hidden = fed * (8 * config.hidden_size + 3 * config.intermediate_size)
+    logits = drawn * family.codes
+    return rows * size * (cache + hidden + logits) + images * logits * 4 * SAMPLING
+
+
+def left(device: torch.device) -> int:
+    """Bytes that can still be allocated on a device."""
+    if device.type != "cuda":
+        return int(psutil.virtual_memory().available)
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + cached
+
+
+def make_room(family: Family, plan: Plan, images: int, *, rows: int, slots: int) -> None:
+    """Do nothing if a batch fits.
+
+    Raises:
+        NoRoom: if it does not; names the largest that does.
+    """
+    device, guided = family.model.device, rows // images
+    if device.type == "meta":
+        return
+    room, want = left(device) * SPARE, needed(family, plan, images, rows=rows, slots=slots)
+    if want <= room:
+        return
+    most = int(room / needed(family, plan, 1, rows=guided, slots=slots))
+    advice = f"at most {most:,} fit. Lower the batch size" if most else "not even one fits. Use a smaller model"
+    raise NoRoom(
+        f"{images:,} images at once need {want / 2**30:.1f} GiB, and {device} has {room / 2**30:.1f} GiB left: {advice}"
+    )
+
+
+@contextmanager
+def explained(images: int) -> Iterator[None]:
+    """An allocator's failure in what draws a batch, in words.
+
+    Raises:
+        ValueError: if memory ran out.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        advice = f"Lower the batch size to {images // 2}" if images > 1 else "Use a smaller model"
+        raise ValueError(
+            f"memory ran out while drawing {images:,} images at once; something else may be using the device. {advice}"
+        ) from error
