@@ -7,6 +7,7 @@ until the images are done.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -120,10 +121,7 @@ class Decoder:
         canvas = self.canvas
         canvas.begin(prompt, padding, uniforms)
         for shape in self.shapes:
-
-            def work(shape: Shape = shape) -> tuple[Tensor, Tensor]:
-                return self._pass(canvas, shape, draw)
-
+            work = partial(self._pass, canvas, shape, draw)
             target, logits = self.captured((shape, draw), work) if self.capture else work()
             if observe:
                 observe(target, logits)
