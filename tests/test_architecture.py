@@ -16,8 +16,10 @@ ROOMS = [
     *("decoding.cache", "decoding.memory", "decoding.canvas", "decoding.capture", "decoding.packed", "decoding.pixels"),
     *("decoding.sampling", "decoding.decoder", "decoding"),
     *("training.callbacks", "training.module", "training.datamodule", "training"),
+    "environment",
     *("evaluation.classifier", "evaluation.metrics", "evaluation.evaluate", "evaluation"),
-    *("export", "options", "shards_cli", "cli"),
+    *("benchmark.floor", "benchmark.baseline", "benchmark.decode", "benchmark.train", "benchmark.report", "benchmark"),
+    *("export", "options", "shards_cli", "bench_cli", "cli"),
 ]
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py" and "recipes" not in p.parts)
 

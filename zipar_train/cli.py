@@ -7,6 +7,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
+from zipar_train.bench_cli import bench
 from zipar_train.options import (
     CheckpointOption,
     EitherCheckpointOption,
@@ -30,6 +31,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(shards_app, name="shards")
+app.command()(bench)
 
 
 def main() -> None:

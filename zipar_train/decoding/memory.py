@@ -1,7 +1,9 @@
 """Whether a batch of images fits into memory, known before it is drawn."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -77,3 +79,36 @@ def explained(images: int) -> Iterator[None]:
         raise ValueError(
             f"memory ran out while drawing {images:,} images at once; something else may be using the device. {advice}"
         ) from error
+
+
+class Peak:
+    """Most bytes allocated within a `with` block beyond what was at its start; on Linux and CUDA, otherwise None."""
+
+    RESET, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.bytes: int | None = None
+
+    def __enter__(self) -> "Peak":
+        self.before = self._most(reset=True)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        after = self._most(reset=False)
+        if self.before is not None and after is not None:
+            self.bytes = max(0, after - self.before)
+
+    def _most(self, *, reset: bool) -> int | None:
+        """Most bytes since the last reset, or now if this is one."""
+        if self.device.type == "cuda":
+            if reset:
+                torch.cuda.reset_peak_memory_stats(self.device)
+            return torch.cuda.max_memory_allocated(self.device)
+        try:
+            if reset:
+                self.RESET.write_text("5")  # the process's high-water mark begins anew: man proc, clear_refs
+            found = re.search(r"VmHWM:\s+(\d+) kB", self.STATUS.read_text())
+        except OSError:
+            return None
+        return int(found[1]) * 1024 if found else None

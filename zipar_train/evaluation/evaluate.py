@@ -1,11 +1,7 @@
 """Checkpoints against windows: draw, score, time, and keep the evidence."""
 
-import platform
-import subprocess
 import sys
 from collections.abc import Sequence
-from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -16,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from zipar_train.decoding.generator import Generator
+from zipar_train.environment import environment
 from zipar_train.evaluation.classifier import pixels_of, register, trained
 from zipar_train.evaluation.metrics import bits_per_code, fidelity, milliseconds
 from zipar_train.files import make_folder, sha256
@@ -208,35 +205,3 @@ def _closed(bits: dict[tuple[str, int], float], base: str | None, name: str, win
 
 def _score(values: list[float]) -> Score:
     return Score(mean=mean(values), std=stdev(values) if len(values) > 1 else 0.0)
-
-
-def environment(device: torch.device) -> dict[str, str]:
-    """What the numbers were made with."""
-    packages = {}
-    for name in ("zipar-train", "torch", "lightning", "transformers", "torch-fidelity"):
-        try:
-            packages[name] = version(name)
-        except PackageNotFoundError:
-            packages[name] = "not installed"
-    hardware = (
-        torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    )
-    return {
-        "device": hardware,
-        "python": platform.python_version(),
-        **packages,
-        "revision": revision(),
-        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
-    }
-
-
-def revision() -> str:
-    """The git revision of our source checkout, or 'none': an installed copy may lie in somebody else's checkout."""
-    root = Path(__file__).parents[2]
-    if not (root / "pyproject.toml").is_file() or not (root / ".git").exists():
-        return "none"
-    git = ["git", "describe", "--always", "--dirty"]
-    try:
-        return subprocess.run(git, cwd=root, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return "none"

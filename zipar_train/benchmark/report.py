@@ -1,0 +1,170 @@
+"""Measurements for people: tables and a plot with the floor drawn in."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+
+from zipar_train.benchmark import decode, train
+from zipar_train.picture import write_figure
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.ticker import NullFormatter, ScalarFormatter  # noqa: E402
+
+COLOURS = {decode.OURS: "#2f6f8f", decode.COMPILED: "#5b8c5a", decode.PLAIN: "#8a5a83", decode.EAGER: "#c0573e",
+           decode.STOCK: "#b58a2b"}  # fmt: skip
+
+
+def decode_lines(report: decode.Report) -> list[str]:
+    """The table, a line a row."""
+    cells = [["drawn by", "grid", "window", "batch", "passes", "ms/pass", "spread", "floor", "x floor", "ms/image",
+              "images/s", "GiB", "same codes"]]  # fmt: skip
+    for row in report.rows:
+        cells.append(
+            [
+                row.method,
+                f"{row.grid[0]}x{row.grid[1]}",
+                str(row.window),
+                str(row.batch),
+                str(row.passes),
+                f"{row.pass_ms:.3g}",
+                f"{row.spread:.0%}",
+                f"{row.floor_ms:.3g}",
+                f"{row.times_floor:.1f}",
+                f"{row.image_ms:,.4g}",
+                f"{row.images_per_second:.3g}",
+                _gib(row.memory),
+                "" if row.agreement is None else f"{row.agreement:.2%}",
+            ]
+        )
+    return [
+        f"{report.recipe['name']}, random weights, {report.dtype}, guidance {report.guidance:g}; "
+        f"{report.environment['device']}: copies {report.copy_bandwidth / 1e9:,.3g} GB/s, "
+        f"multiplies {report.matmul_rate / 1e12:.3g} TFLOP/s",
+        "",
+        *_aligned(cells),
+        "",
+        *_ratios(report),
+    ]
+
+
+def _ratios(report: decode.Report) -> list[str]:
+    """Images' times against each other, all of one run."""
+    times = {(r.method, tuple(r.grid), r.batch, r.window): r.image_ms for r in report.rows}
+    lines = []
+    for (method, grid, batch, window), taken in times.items():
+        if method != decode.OURS:
+            continue
+        said = []
+        if window != grid[1] and (plain := times.get((method, grid, batch, grid[1]))):
+            said.append(f"{taken / plain:.2f} of next-token's time")
+        for other in (decode.PLAIN, decode.EAGER, decode.STOCK):
+            if slower := times.get((other, grid, batch, window)):
+                said.append(f"{slower / taken:.1f}x as fast as {other}")
+        if said:
+            lines.append(f"window {window}, batch {batch}, {grid[0]}x{grid[1]}: " + ", ".join(said))
+    return lines
+
+
+def train_lines(report: train.Report) -> list[str]:
+    """The table, and which attention each length is trained fastest with."""
+    cells = [["step", "grid", "window", "slots", "batch", "ms/step", "spread", "tokens/s", "utilisation", "of causal",
+              "GiB"]]  # fmt: skip
+    for row in report.rows:
+        cells.append(
+            [
+                row.attention if row.attention == train.CAUSAL else f"plan, {row.attention}",
+                f"{row.grid[0]}x{row.grid[1]}",
+                str(row.window),
+                str(row.slots),
+                str(row.batch),
+                f"{row.step_ms:,.4g}",
+                f"{row.spread:.0%}",
+                f"{row.tokens_per_second:,.4g}",
+                f"{row.utilisation:.0%}",
+                "" if row.against_causal is None else f"{row.against_causal:.2f}",
+                _gib(row.memory),
+            ]
+        )
+    lines = [
+        f"{report.recipe['name']}, random weights, {report.precision}{', compiled' if report.compiled else ''}; "
+        f"{report.environment['device']}; utilisation of {report.rate / 1e12:.3g} TFLOP/s ({report.rate_is})",
+        "",
+        *_aligned(cells),
+        "",
+    ]
+    tried = {row.attention for row in report.rows} - {train.CAUSAL}
+    for slots, attention in report.choices().items():
+        why = "the faster here" if len(tried) > 1 else "the only one that trains on this device"
+        lines.append(f"{slots} slots: --set tune.attention={attention}, {why}")
+    return lines
+
+
+def plot(report: decode.Report, path: Path) -> None:
+    """Milliseconds a pass against window, batch and grid, the floor dashed; a panel for what was varied.
+
+    Raises:
+        ValueError: for an ending that is no picture format.
+        OSError: if the file cannot be written.
+    """
+    axes = {"window": "window, codes", "batch": "images at once", "grid": "rows and columns, codes"}
+    varied = [name for name in axes if len({_value(row, name) for row in report.rows}) > 1] or ["window"]
+    figure, panels = plt.subplots(1, len(varied), figsize=(5.2 * len(varied), 4.2), layout="constrained", squeeze=False)
+    for panel, name in zip(panels[0], varied, strict=True):
+        _panel(panel, report.rows, name)
+        panel.set_xlabel(axes[name])
+    panels[0, 0].set_ylabel("milliseconds a pass")
+    panels[0, 0].legend(fontsize=8, frameon=False)
+    figure.suptitle(
+        f"{report.recipe['name']}, {report.dtype}, guidance {report.guidance:g}, {report.environment['device']}",
+        fontsize=11,
+    )
+    write_figure(figure, path)
+
+
+def _value(row: decode.Row, name: str) -> int:
+    return row.grid[1] if name == "grid" else getattr(row, name)
+
+
+def _panel(panel: Axes, rows: Sequence[decode.Row], name: str) -> None:
+    """Milliseconds against one of window, batch and grid, the other two as the first row has them."""
+    others = [other for other in ("window", "batch", "grid") if other != name]
+    first = {other: _value(rows[0], other) for other in others}
+    if name != "window":  # the narrowest window that was measured at every batch or grid
+        values = {_value(row, name) for row in rows}
+        at = {w: {_value(row, name) for row in rows if row.window == w} for w in {row.window for row in rows}}
+        first["window"] = min(w for w in at if at[w] == values or len(at[w]) == max(map(len, at.values())))
+        panel.set_title(f"window {first['window']}", fontsize=10)
+    shown = [row for row in rows if all(_value(row, other) == first[other] for other in others)]
+    for method, colour in COLOURS.items():
+        line = sorted((_value(row, name), row.pass_ms, row.spread) for row in shown if row.method == method)
+        if line:
+            where, taken, spread = zip(*line, strict=True)
+            margin = [t * s / 2 for t, s in zip(taken, spread, strict=True)]
+            panel.errorbar(where, taken, yerr=margin, marker="o", markersize=4, label=method, color=colour, capsize=2)
+    floor = sorted({(_value(row, name), row.floor_ms) for row in shown})
+    panel.plot(*zip(*floor, strict=True), "--", color="#333333", label="floor of the bytes and operations")
+    panel.set(xscale="log", yscale="log")
+    panel.set_xticks([place for place, _ in floor])
+    panel.xaxis.set_major_formatter(ScalarFormatter())
+    panel.xaxis.set_minor_formatter(NullFormatter())
+    panel.yaxis.set_major_formatter(ScalarFormatter())
+    panel.yaxis.set_minor_formatter(NullFormatter())
+    panel.grid(alpha=0.25, which="both")
+    panel.spines[["top", "right"]].set_visible(False)
+
+
+def _gib(memory: int | None) -> str:
+    return "" if memory is None else f"{memory / 2**30:.2f}"
+
+
+def _aligned(cells: list[list[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(w) if not i else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in cells
+    ]

@@ -1,0 +1,41 @@
+"""What numbers were made with: device, versions, revision, day."""
+
+import platform
+import subprocess
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """What the numbers were made with."""
+    packages = {}
+    for name in ("zipar-train", "torch", "lightning", "transformers", "torch-fidelity"):
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            packages[name] = "not installed"
+    hardware = (
+        torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    )
+    return {
+        "device": hardware,
+        "python": platform.python_version(),
+        **packages,
+        "revision": revision(),
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+    }
+
+
+def revision() -> str:
+    """The git revision of our source checkout, or 'none': an installed copy may lie in somebody else's checkout."""
+    root = Path(__file__).parents[1]
+    if not (root / "pyproject.toml").is_file() or not (root / ".git").exists():
+        return "none"
+    git = ["git", "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(git, cwd=root, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "none"
