@@ -192,7 +192,7 @@ def test_a_plan_of_another_grid_is_refused():
 def test_packed_weights_draw_the_same_codes():
     """float32; the whole model is packed, and what it saw equals one teacher-forced pass of the unpacked model."""
     plain, family = (llamagen(6, 6, dtype=torch.float32) for _ in range(2))
-    pack(family.model)
+    pack(family.model, least=0)
     assert not any(type(module) is torch.nn.Linear for module in family.model.modules())
     assert sum(isinstance(module, Packed) for module in family.model.modules()) == 2 * 7 + 1
     labels, draw = torch.tensor([0, 2, 1]), Draw()
@@ -205,10 +205,12 @@ def test_packed_weights_draw_the_same_codes():
         assert (forced - seen).abs().max() <= 1e-4 * forced.abs().max()
 
 
-def test_only_float32_layers_are_packed():
-    family = llamagen(2, 2)
-    pack(family.model)
-    assert not any(isinstance(module, Packed) for module in family.model.modules())
+def test_only_large_float32_layers_are_packed():
+    for family, least in ((llamagen(2, 2), 0), (llamagen(2, 2, dtype=torch.float32), 24 * 16 + 1)):
+        pack(family.model, least=least)
+        assert not any(isinstance(module, Packed) for module in family.model.modules())
+    pack(family.model, least=24 * 16)
+    assert sum(isinstance(module, Packed) for module in family.model.modules()) == 2 * 3
 
 
 def test_an_image_does_not_see_the_one_before():

@@ -36,7 +36,7 @@ def bench(
     json_file: JsonOption = None,
     png: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw milliseconds a pass, and the floor.")] = None,
 ) -> None:
-    """Measure milliseconds a pass, an image, memory, and the floor of this device; random weights, nothing to download."""
+    """Measure what a pass and an image take, beside the floor of this device. Random weights: nothing to download."""
     from zipar_train.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides)

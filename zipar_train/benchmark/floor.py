@@ -84,7 +84,7 @@ class Work:
         """Of a family whose weights are still in their own order."""
         config = family.model.config.get_text_config()
         body, heads = family.model.base_model, config.num_attention_heads
-        table = body.get_input_embeddings().weight.numel()
+        table = body.get_input_embeddings().weight.numel()  # type: ignore[operator, union-attr]
         width = getattr(config, "head_dim", None) or config.hidden_size // heads
         return cls(
             body=sum(p.numel() for p in body.parameters()) - table,

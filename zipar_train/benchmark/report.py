@@ -20,7 +20,7 @@ COLOURS = {decode.OURS: "#2f6f8f", decode.COMPILED: "#5b8c5a", decode.PLAIN: "#8
 def decode_lines(report: decode.Report) -> list[str]:
     """The table, a line a row."""
     cells = [["drawn by", "grid", "window", "batch", "passes", "ms/pass", "spread", "floor", "x floor", "ms/image",
-              "images/s", "GiB", "same codes"]]  # fmt: skip
+              "images/s", "MiB", "same codes"]]  # fmt: skip
     for row in report.rows:
         cells.append(
             [
@@ -35,7 +35,7 @@ def decode_lines(report: decode.Report) -> list[str]:
                 f"{row.times_floor:.1f}",
                 f"{row.image_ms:,.4g}",
                 f"{row.images_per_second:.3g}",
-                _gib(row.memory),
+                _mib(row.memory),
                 "" if row.agreement is None else f"{row.agreement:.2%}",
             ]
         )
@@ -71,7 +71,7 @@ def _ratios(report: decode.Report) -> list[str]:
 def train_lines(report: train.Report) -> list[str]:
     """The table, and which attention each length is trained fastest with."""
     cells = [["step", "grid", "window", "slots", "batch", "ms/step", "spread", "tokens/s", "utilisation", "of causal",
-              "GiB"]]  # fmt: skip
+              "MiB"]]  # fmt: skip
     for row in report.rows:
         cells.append(
             [
@@ -85,7 +85,7 @@ def train_lines(report: train.Report) -> list[str]:
                 f"{row.tokens_per_second:,.4g}",
                 f"{row.utilisation:.0%}",
                 "" if row.against_causal is None else f"{row.against_causal:.2f}",
-                _gib(row.memory),
+                _mib(row.memory),
             ]
         )
     lines = [
@@ -156,15 +156,16 @@ def _panel(panel: Axes, rows: Sequence[decode.Row], name: str) -> None:
     panel.spines[["top", "right"]].set_visible(False)
 
 
-def _gib(memory: int | None) -> str:
-    return "" if memory is None else f"{memory / 2**30:.2f}"
+def _mib(memory: int | None) -> str:
+    return "" if memory is None else f"{memory / 2**20:,.0f}"
 
 
 def _aligned(cells: list[list[str]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(w) if not i else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+
+    def line(row: list[str]) -> str:
+        return "  ".join(
+            cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
         )
-        for line in cells
-    ]
+
+    return [line(row).rstrip() for row in cells]

@@ -1,4 +1,4 @@
-"""What a training step takes under a plan, beside the plain causal step: tokens a second, and share of the device's rate."""
+"""What a training step takes under a plan, beside the plain causal step: tokens a second, and utilisation."""
 
 import sys
 from collections.abc import Callable, Sequence
