@@ -5,6 +5,7 @@ import pytest
 import torch
 from families import StockLlama, llamagen, llamagen_t2i
 from test_decode import check_theorem
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from zipar_train import Grid, Plan
 from zipar_train.decoding import decoder as module
@@ -106,3 +107,39 @@ def test_a_few_graphs_serve_an_image_of_24_by_24():
         counts[window] = len(set(shapes))
     assert counts[24] <= 6
     assert max(counts.values()) <= 60, counts
+
+
+def test_a_compiled_body_draws_the_same_with_a_few_compilations():
+    """Whole, without graph breaks, for every window and width; by the backend that leaves the operators as they are."""
+    family, plain = (llamagen(8, 8, dtype=torch.float32) for _ in range(2))
+    counter = CompileCounterWithBackend("eager")
+    torch.compiler.reset()
+    family.model.base_model.compile(dynamic=True, fullgraph=True, backend=counter)
+    numbers, draw = uniforms([0, 1], 64, seed=0), Draw(guidance=2.0)
+    for window in (8, 3, 2):
+        plan = Plan.zipar(family.grid, window=window)
+        assert torch.equal(Decoder(family, plan)([0, 1], numbers, draw), Decoder(plain, plan)([0, 1], numbers, draw))
+    torch.compiler.reset()
+    assert 1 <= counter.frame_count <= 4
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("window", [24, 16, 4, 1])
+def test_graphs_on_a_gpu_draw_what_plain_passes_draw(window, compiled):
+    """In float64, to the code; the share that agrees in bfloat16 is `zipar-train bench`'s to report."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    family = llamagen(24, 24)
+    family.model.cuda()
+    plan, draw = Plan.zipar(family.grid, window=window), Draw(guidance=2.0)
+    plain = Decoder(family, plan, capture=False)
+    if compiled:
+        family = llamagen(24, 24)
+        family.model.cuda().base_model.compile(dynamic=True)
+    captured = Decoder(family, plan)
+    for labels in ([0, 2], [1, 0], [1]):
+        numbers = uniforms(list(range(len(labels))), 576, seed=len(labels))
+        assert torch.equal(captured(labels, numbers, draw), plain(labels, numbers, draw))
+    assert any(graph is not None for graph in captured.captured.graphs.values())
+    assert len(captured.captured.graphs) < plan.passes / 2

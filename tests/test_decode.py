@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zipar_train import Grid, Plan
+from zipar_train.decoding.body import streamline
 from zipar_train.decoding.decoder import Decoder
-from zipar_train.decoding.packed import Packed, pack
+from zipar_train.decoding.packed import Packed
 from zipar_train.decoding.sampling import uniforms
 from zipar_train.masks import block, dense
 from zipar_train.models.family import teacher_forced
@@ -194,7 +195,7 @@ def test_packed_weights_draw_the_same_codes():
     plain, family = (llamagen(6, 6, dtype=torch.float32) for _ in range(2))
     pack(family.model, least=0)
     assert not any(type(module) is torch.nn.Linear for module in family.model.modules())
-    assert sum(isinstance(module, Packed) for module in family.model.modules()) == 2 * 7 + 1
+    assert sum(isinstance(module, Packed) for module in family.model.modules()) == 2 * 6 + 1
     labels, draw = torch.tensor([0, 2, 1]), Draw()
     for window in (6, 3, 1):
         plan = Plan.zipar(family.grid, window=window)
@@ -203,6 +204,18 @@ def test_packed_weights_draw_the_same_codes():
         with torch.no_grad():
             forced = teacher_forced(plain, plan, codes, labels, dense(plan))
         assert (forced - seen).abs().max() <= 1e-4 * forced.abs().max()
+
+
+@pytest.mark.parametrize("window", [6, 3, 1])
+def test_theorem_in_bfloat16(window):
+    """To rounding: 8 bits of it, through two layers of large weights."""
+    family = llamagen(6, 6, dtype=torch.bfloat16)
+    plan, labels = Plan.zipar(family.grid, window=window), torch.tensor([0, 2, 1])
+    codes, seen = drawn_and_seen(family, plan, Draw(), labels)
+    with torch.no_grad():
+        forced = teacher_forced(family, plan, codes, labels, dense(plan))
+    off = (forced - seen).float().square().mean().sqrt() / forced.float().square().mean().sqrt()
+    assert off < 0.02
 
 
 def test_only_large_float32_layers_are_packed():

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import original
 import psutil
 import pytest
 import torch
@@ -16,7 +15,7 @@ from zipar_train.decoding import memory
 from zipar_train.decoding.generator import Generator
 from zipar_train.decoding.memory import left, needed
 from zipar_train.models.family import build
-from zipar_train.models.vq16 import VQ16, load_vq16
+from zipar_train.models.vq16 import load_vq16
 from zipar_train.models.weights import Saved
 from zipar_train.recipe import load_recipe
 
@@ -148,15 +147,9 @@ print("same", torch.equal(decoder([0, 1], numbers, draw), whole))
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-@pytest.fixture
-def vq(tmp_path) -> VQ16:
-    torch.save({"model": original.random_vq(seed=1)[0]}, tmp_path / "vq.pt")
-    return load_vq16(str(tmp_path / "vq.pt"), codes=24)
-
-
 def test_bfloat16_pixels_are_used_where_they_are_not_seen(vq):
     """The measured rounding is that of other codes too; scaling the output scales it."""
-    cpu = torch.device("cpu")
+    vq, cpu = load_vq16(str(vq), codes=24), torch.device("cpu")
     measured = vq.rounding(cpu)
     assert 0 < measured < 3
     codes = torch.randint(24, (3, 5, 7))
@@ -173,7 +166,7 @@ def test_pixels_beside_the_drawing_are_the_same(vq):
         pytest.skip("needs a CUDA device")
     from zipar_train.decoding.pixels import Pixels
 
-    device = torch.device("cuda")
+    vq, device = load_vq16(str(vq), codes=24), torch.device("cuda")
     batches = [torch.randint(24, (4, 8, 8), device=device) for _ in range(5)]
     beside = Pixels(vq, device)
     for codes in batches:

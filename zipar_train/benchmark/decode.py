@@ -14,9 +14,9 @@ from tqdm import tqdm
 
 from zipar_train.benchmark.baseline import eager_loop, stock_generate
 from zipar_train.benchmark.floor import Rates, Work, measure, wait
+from zipar_train.decoding.body import streamline
 from zipar_train.decoding.decoder import Decoder
 from zipar_train.decoding.memory import Peak, make_room
-from zipar_train.decoding.packed import pack
 from zipar_train.decoding.sampling import uniforms
 from zipar_train.environment import environment
 from zipar_train.models.family import Family, build
@@ -129,12 +129,12 @@ class _Cases:
         family.model.eval()
         self.work = Work.of(family)
         self.weights = sum(p.nbytes for p in family.model.parameters())
-        self.ours = self._copied() if family.model.device.type == "cpu" else family
-        pack(self.ours.model)
+        self.ours = self._copied()
+        streamline(self.ours.model)
         self.compiled = None
         if compiled:
             self.compiled = self._copied()
-            pack(self.compiled.model)
+            streamline(self.compiled.model)
             self.compiled.model.base_model.compile(dynamic=True)
 
     def _copied(self) -> Family:
@@ -143,11 +143,11 @@ class _Cases:
     def rows(self, windows: Sequence[int], batch: int, *, rounds: int, baselines: bool, progress: bool) -> list[Row]:
         draw, family = self.recipe.draw, self.plain
         images = batch * (2 if draw.guidance != 1 else 1)
-        condition = conditions(self.recipe.model, batch)
-        numbers = uniforms(list(range(batch)), family.grid.codes, seed=self.recipe.seed)
         plans = {w: Plan.zipar(family.grid, window=w, prompt=family.prompt_length) for w in windows}
         for plan in plans.values():
             make_room(family, plan, batch, rows=images, slots=len(plan))
+        condition = conditions(self.recipe.model, batch)
+        numbers = uniforms(list(range(batch)), family.grid.codes, seed=self.recipe.seed)
         ways: dict[tuple[str, int], Way] = {}
         for window, plan in plans.items():
             made = {OURS: Decoder(self.ours, plan)}

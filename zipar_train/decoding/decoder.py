@@ -121,14 +121,14 @@ class Decoder:
         canvas = self.canvas
         canvas.begin(prompt, padding, uniforms)
         for shape in self.shapes:
-            work = partial(self._pass, canvas, shape, draw)
-            target, logits = self.captured((shape, draw), work) if self.capture else work()
+            work = partial(self._pass, canvas, shape, draw, keep=observe is not None)
+            seen = self.captured((shape, draw, observe is not None), work) if self.capture else work()
             if observe:
-                observe(target, logits)
+                observe(*seen)
         return canvas.tokens[:, : grid.codes].view(images, grid.height, grid.width).clone()
 
-    def _pass(self, canvas: Canvas, shape: Shape, draw: Draw) -> tuple[Tensor, Tensor]:
-        """The pass at the canvas's counters: the codes it drew, (K,), and the logits it drew them from."""
+    def _pass(self, canvas: Canvas, shape: Shape, draw: Draw, *, keep: bool) -> tuple[Tensor, ...]:
+        """The pass at the canvas's counters; if wanted, which codes it drew, (K,), and the logits it drew them from."""
         family, device = self.family, canvas.slot.device
         slots = canvas.slot + torch.arange(shape.slots, device=device)
         drawing = canvas.code + torch.arange(shape.codes, device=device)
@@ -139,9 +139,12 @@ class Decoder:
         visible = self.visible[slots, : shape.keys][None, None]
         if canvas.padding is not None:
             visible = hide(visible, canvas.padding, slots=slots)
+        bias = torch.zeros_like(visible, dtype=embeddings.dtype).masked_fill(
+            ~visible, -torch.inf
+        )  # once for all layers
         canvas.cache.aim(slots, shape.keys)
         wanted = self.drawing[drawing] - canvas.slot
-        logits = family.logits(embeddings, self.position[slots], visible, canvas.cache, wanted=wanted)
+        logits = family.logits(embeddings, self.position[slots], bias, canvas.cache, wanted=wanted)
         target = self.target[drawing]
         drawn = sample(
             (guide(logits, draw.guidance) if draw.guidance != 1 else logits).flatten(0, 1),
@@ -153,4 +156,4 @@ class Decoder:
         canvas.tokens.index_copy_(1, target, drawn.view(len(canvas.tokens), -1))
         canvas.slot += shape.slots
         canvas.code += shape.codes
-        return target, logits
+        return (target, logits) if keep else ()

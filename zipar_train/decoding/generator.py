@@ -12,9 +12,9 @@ from pydantic import ValidationError
 from torch import Tensor
 from torchvision.utils import make_grid
 
+from zipar_train.decoding.body import streamline
 from zipar_train.decoding.decoder import Decoder
 from zipar_train.decoding.memory import NoRoom, explained
-from zipar_train.decoding.packed import pack
 from zipar_train.decoding.pixels import Pixels
 from zipar_train.decoding.sampling import uniforms
 from zipar_train.files import write_whole
@@ -98,7 +98,7 @@ class Generator:
         self.recipe = recipe
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.family = restored(recipe.model, saved, dtype=dtype, device=device)
-        pack(self.family.model)
+        streamline(self.family.model)
         if compile:
             self.family.model.base_model.compile(dynamic=True)
         self.decoders: dict[tuple[int | None, bool], Decoder] = {}

@@ -14,25 +14,26 @@ LEAST = 2**17  # numbers of a weight from which on it pays: docs/performance.md
 class Packed(nn.Module):
     """A float32 linear layer that can only be applied: its weight has no readable order any more."""
 
-    def __init__(self, linear: nn.Linear):
+    def __init__(self, weight: Tensor):
         super().__init__()
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach())
-        self.bias = None if linear.bias is None else linear.bias.detach()
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+        return torch.ops.mkldnn._linear_pointwise.default(x, self.packed, None, "none", [], "")
 
 
-def pack(model: nn.Module, *, least: int = LEAST) -> None:
-    """Replace a model's large float32 linear layers on a CPU by packed ones, one by one; leave all others alone.
+class Plain(nn.Module):
+    """A linear layer of a frozen weight."""
 
-    The model draws as before, up to rounding, and can be neither trained nor saved any more.
-    """
-    if not torch.backends.mkldnn.is_available():
-        return
-    for parent in list(model.modules()):
-        for name, child in parent.named_children():
-            if type(child) is not nn.Linear or child.weight.numel() < least:
-                continue
-            if child.weight.dtype == torch.float32 and child.weight.device.type == "cpu":
-                setattr(parent, name, Packed(child))
+    def __init__(self, weight: Tensor):
+        super().__init__()
+        self.register_buffer("weight", weight.detach(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.get_buffer("weight"))
+
+
+def packed(weight: Tensor, *, least: int = LEAST) -> nn.Module:
+    """The layer that is fastest for a frozen weight, (out, in): packed if it is large, in float32, on a CPU."""
+    fits = weight.dtype == torch.float32 and weight.device.type == "cpu" and weight.numel() >= least
+    return Packed(weight) if fits and torch.backends.mkldnn.is_available() else Plain(weight)

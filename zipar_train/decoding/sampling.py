@@ -17,8 +17,11 @@ def uniforms(images: list[int], codes: int, *, seed: int) -> Tensor:
 
 
 def guide(logits: Tensor, scale: float) -> Tensor:
-    """Classifier-free guidance: rows (2B, ...) of logits, conditional above unconditional, to (B, ...)."""
-    conditional, unconditional = logits.chunk(2)
+    """Classifier-free guidance: rows (2B, ...) of logits, conditional above unconditional, to (B, ...).
+
+    In float32 or better, as LlamaGen does (autoregressive/models/gpt.py: `self.output(h).float()`).
+    """
+    conditional, unconditional = logits.to(torch.promote_types(logits.dtype, torch.float32)).chunk(2)
     return unconditional + (conditional - unconditional) * scale
 
 

@@ -55,13 +55,13 @@ class LlamaGen:
     def check(self, condition: Any) -> Any:
         if isinstance(condition, Sequence) and any(isinstance(label, str) for label in condition):
             raise ValueError(f"this model is prompted by class numbers, not by {condition!r}")
-        labels = torch.as_tensor(condition, device=self.model.device)
+        labels = torch.as_tensor(condition)  # a list is checked before it goes to a GPU, which need not be waited for
         if labels.ndim != 1 or not len(labels) or labels.is_floating_point():
             raise ValueError(f"labels must be a list of class numbers, not {condition!r}")
         wrong = labels[(labels < 0) | (labels >= self.classes)]
         if len(wrong):
             raise ValueError(f"label {int(wrong[0])} is not a class of this model: use 0 .. {self.classes - 1}")
-        return labels.long()
+        return labels.to(self.model.device).long()
 
     def drop(self, condition: Any, where: Tensor) -> Any:
         return torch.where(where, self.classes, condition)

@@ -1,0 +1,101 @@
+"""The layers of a `transformers` Llama for drawing: the same sums in a third of the operators.
+
+Queries, keys and values are one product, the feed-forward's gate and up another; norms are single operators. For frozen
+weights: no gradients, adapters merged.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
+from transformers import Cache, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaModel
+
+from zipar_train.decoding.packed import LEAST, packed
+
+
+class Layer(nn.Module):
+    """One layer, (R, K, D) to (R, K, D)."""
+
+    def __init__(self, layer: LlamaDecoderLayer, *, heads: int, least: int):
+        super().__init__()
+        attention, mlp = layer.self_attn, layer.mlp
+        self.head, self.scale, self.index = attention.head_dim, attention.scaling, attention.layer_idx
+        self.heads, self.groups = heads, attention.num_key_value_groups
+        self.before, self.between = layer.input_layernorm, layer.post_attention_layernorm
+        projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+        self.qkv = packed(torch.cat([projection.weight for projection in projections]), least=least)
+        self.out = packed(attention.o_proj.weight, least=least)
+        self.gate_up = packed(torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]), least=least)
+        self.down = packed(mlp.down_proj.weight, least=least)
+
+    def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, cache: Cache | None) -> Tensor:
+        rows, slots, _ = hidden.shape
+        keys = self.heads // self.groups
+        heads = self.qkv(norm(hidden, self.before)).view(rows, slots, -1, self.head)
+        turning, value = heads.split([self.heads + keys, keys], dim=2)
+        turned = torch.addcmul(turning * cos, turning.roll(self.head // 2, -1), sin)
+        query, key = turned.transpose(1, 2).split([self.heads, keys], dim=1)
+        value = value.transpose(1, 2)
+        if cache is not None:
+            key, value = cache.update(key, value, self.index)
+        attended = scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, scale=self.scale, enable_gqa=self.groups > 1
+        )
+        hidden = hidden + self.out(attended.transpose(1, 2).reshape(rows, slots, -1))
+        gate, up = self.gate_up(norm(hidden, self.between)).chunk(2, dim=-1)
+        return hidden + self.down(silu(gate) * up)
+
+
+class Body(nn.Module):
+    """In the place of a LlamaModel, for calls with embeddings, positions and a dense mask."""
+
+    def __init__(self, llama: LlamaModel, *, least: int):
+        super().__init__()
+        self.embed_tokens, self.rotary_emb, self.norm = llama.embed_tokens, llama.rotary_emb, llama.norm
+        self.layers = nn.ModuleList()
+        for index, layer in enumerate(llama.layers):
+            self.layers.append(Layer(layer, heads=llama.config.num_attention_heads, least=least))
+            llama.layers[index] = nn.Identity()  # one layer's weights twice at a time, not all
+
+    def forward(
+        self,
+        *,
+        inputs_embeds: Tensor,
+        position_ids: Tensor,
+        attention_mask: Tensor,
+        past_key_values: Cache | None = None,
+        use_cache: bool = False,
+    ) -> BaseModelOutputWithPast:
+        cos, sin = (t[:, :, None] for t in self.rotary_emb(inputs_embeds, position_ids=position_ids))
+        half = sin.shape[-1] // 2
+        sin = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)  # the sign that transformers' rotate_half gives x
+        hidden = inputs_embeds
+        for layer in self.layers:
+            hidden = layer(hidden, cos, sin, attention_mask, past_key_values)
+        return BaseModelOutputWithPast(last_hidden_state=norm(hidden, self.norm))
+
+
+def norm(x: Tensor, module: nn.Module) -> Tensor:
+    return rms_norm(x, (x.shape[-1],), module.weight, module.variance_epsilon)  # type: ignore[arg-type]
+
+
+def streamline(model: PreTrainedModel, *, least: int = LEAST) -> bool:
+    """Give a stock Llama's frozen weights a Body, and its head the fastest order; leave any other model alone.
+
+    The model draws as before, up to rounding, and can be neither trained nor saved any more.
+
+    Returns:
+        Whether it was a stock Llama.
+    """
+    llama = model.base_model
+    if type(llama) is not LlamaModel or llama.config.hidden_act != "silu":
+        return False
+    linears = [m for layer in llama.layers for name, m in layer.named_modules() if name.endswith("_proj")]
+    if not all(type(linear) is nn.Linear and linear.bias is None for linear in linears):
+        return False
+    setattr(model, model.base_model_prefix, Body(llama, least=least))
+    head = model.get_output_embeddings()
+    if type(head) is nn.Linear and head.bias is None:
+        model.lm_head = packed(head.weight, least=least)
+    return True
