@@ -51,7 +51,7 @@ def test_stock_generate_draws_every_code():
 
 @pytest.mark.parametrize("window", [6, 3, 1])
 def test_operations_are_those_that_torch_counts(window):
-    """Of all matrix products of a whole decode, by torch's own counter; attention apart, which sdpa does densely."""
+    """Of all matrix products of a whole decode, by torch's own counter, which does not know attention on a CPU."""
     family = llamagen(6, 6, dtype=torch.float32)
     plan, work = Plan.zipar(family.grid, window=window), Work.of(family)
     with FlopCounterMode(display=False) as counter:
@@ -60,16 +60,15 @@ def test_operations_are_those_that_torch_counts(window):
     norms = sum(p.numel() for p in family.model.model.parameters() if p.ndim < 2)
     products = 2 * (work.body - norms) * len(plan) + 2 * work.head * 36
     assert sum(n for op, n in counted.items() if "attention" not in op) == 4 * products
-    attention = work.forward(plan) - 2 * (work.body * len(plan) + work.head * 36)
-    dense = sum(n for op, n in counted.items() if "attention" in op) / 4
-    assert 0.5 * dense < attention <= dense
+    pairs = work.forward(plan) - 2 * (work.body * len(plan) + work.head * 36)
+    assert pairs == 4 * 2 * 16 * int(plan.visible().sum())  # queries on keys, and weights on values; 2 layers, width 16
 
 
 @pytest.mark.parametrize("row_end", [False, True])
 def test_the_floor_is_the_sum_over_passes(row_end):
     grid = Grid(5, 6, row_end=row_end)
     plan, family = Plan.zipar(grid, window=3, prompt=2), StockLlama(grid, prompt=2)
-    work, rates, rows, size = Work.of(family), Rates(copy=1000.0, matmul=30000.0), 4, 2
+    work, rates, rows, size = Work.of(family), Rates(copy=1000.0, matmul=6000.0), 4, 2
     assert work.body == sum(p.numel() for p in family.model.model.parameters()) - 12 * 16
     assert (work.head, work.key, work.attention) == (7 * 16, 2 * 2 * 16, 4 * 2 * 16)
     total, kinds = 0.0, set()
@@ -96,7 +95,7 @@ def test_rates_are_plausible():
 
 def test_peak_sees_what_is_gone_again():
     with Peak(torch.device("cpu")) as peak:
-        torch.ones(64 * 2**20, dtype=torch.uint8).sum()
+        torch.ones(64 * 2**20, dtype=torch.uint8).max()
     if peak.bytes is None:
         pytest.skip("this system keeps no high-water mark of memory")
     assert 60 * 2**20 < peak.bytes < 100 * 2**20

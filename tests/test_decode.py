@@ -191,11 +191,11 @@ def test_a_plan_of_another_grid_is_refused():
 
 
 def test_packed_weights_draw_the_same_codes():
-    """float32; the whole model is packed, and what it saw equals one teacher-forced pass of the unpacked model."""
+    """float32; the whole model is packed, and what it saw equals one teacher-forced pass of the stock model."""
     plain, family = (llamagen(6, 6, dtype=torch.float32) for _ in range(2))
-    pack(family.model, least=0)
+    assert streamline(family.model, least=0)
     assert not any(type(module) is torch.nn.Linear for module in family.model.modules())
-    assert sum(isinstance(module, Packed) for module in family.model.modules()) == 2 * 6 + 1
+    assert sum(isinstance(module, Packed) for module in family.model.modules()) == 2 * 4 + 1
     labels, draw = torch.tensor([0, 2, 1]), Draw()
     for window in (6, 3, 1):
         plan = Plan.zipar(family.grid, window=window)
@@ -204,6 +204,42 @@ def test_packed_weights_draw_the_same_codes():
         with torch.no_grad():
             forced = teacher_forced(plain, plan, codes, labels, dense(plan))
         assert (forced - seen).abs().max() <= 1e-4 * forced.abs().max()
+
+
+@pytest.mark.parametrize("window", [5, 3, 1])
+@pytest.mark.parametrize("guidance", [1.0, 2.5])
+def test_theorem_between_the_drawing_body_and_the_stock_one(window, guidance):
+    """2-D rotation and prompts that rotate by zero, and a stock Llama of grouped queries and row ends.
+
+    The stock model's norms are float32 in a float64 model, the drawing body's are not.
+    """
+    for make in (lambda: llamagen(5, 5), lambda: grouped(Grid(5, 4, row_end=True))):
+        stock, family = make(), make()
+        assert streamline(family.model)
+        plan = Plan.zipar(family.grid, window=window, prompt=family.prompt_length)
+        labels = torch.tensor([0, 2, 1])
+        codes, seen = drawn_and_seen(family, plan, Draw(guidance=guidance), labels)
+        with torch.no_grad():
+            forced = teacher_forced(family, plan, codes, labels, dense(plan))
+            assert (forced - seen[:3]).abs().max() <= 1e-10
+            assert (forced - teacher_forced(stock, plan, codes, labels, dense(plan))).abs().max() <= 1e-5
+
+
+def grouped(grid: Grid) -> StockLlama:
+    """Two queries share a key; heads are wider than the model's width over their number."""
+    family = StockLlama(grid, prompt=2)
+    torch.manual_seed(0)
+    config = family.model.config.to_dict() | {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    family.model = type(family.model)(type(family.model.config)(**config)).to(torch.float64)
+    return family
+
+
+def test_models_that_are_no_stock_llamas_stay_as_they_are():
+    family = llamagen(4, 4)
+    family.model.model.layers[0].self_attn.q_proj.bias = torch.nn.Parameter(torch.ones(16, dtype=torch.float64))
+    body = family.model.model
+    assert not streamline(family.model)
+    assert family.model.model is body
 
 
 @pytest.mark.parametrize("window", [6, 3, 1])
@@ -218,12 +254,14 @@ def test_theorem_in_bfloat16(window):
     assert off < 0.02
 
 
-def test_only_large_float32_layers_are_packed():
-    for family, least in ((llamagen(2, 2), 0), (llamagen(2, 2, dtype=torch.float32), 24 * 16 + 1)):
-        pack(family.model, least=least)
-        assert not any(isinstance(module, Packed) for module in family.model.modules())
-    pack(family.model, least=24 * 16)
-    assert sum(isinstance(module, Packed) for module in family.model.modules()) == 2 * 3
+def test_only_large_float32_weights_are_packed():
+    def count(family, least):
+        streamline(family.model, least=least)
+        return sum(isinstance(module, Packed) for module in family.model.modules())
+
+    assert count(llamagen(2, 2), 0) == 0
+    assert count(llamagen(2, 2, dtype=torch.float32), 48 * 16 + 1) == 0
+    assert count(llamagen(2, 2, dtype=torch.float32), 48 * 16) == 2 * 2  # queries, keys and values; gate and up
 
 
 def test_an_image_does_not_see_the_one_before():

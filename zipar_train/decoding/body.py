@@ -4,20 +4,22 @@ Queries, keys and values are one product, the feed-forward's gate and up another
 weights: no gradients, adapters merged.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 from transformers import Cache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaModel
+from transformers.models.llama.modeling_llama import LlamaModel
 
 from zipar_train.decoding.packed import LEAST, packed
 
 
 class Layer(nn.Module):
-    """One layer, (R, K, D) to (R, K, D)."""
+    """One layer, (R, K, D) to (R, K, D), of a LlamaDecoderLayer's weights."""
 
-    def __init__(self, layer: LlamaDecoderLayer, *, heads: int, least: int):
+    def __init__(self, layer: Any, *, heads: int, least: int):
         super().__init__()
         attention, mlp = layer.self_attn, layer.mlp
         self.head, self.scale, self.index = attention.head_dim, attention.scaling, attention.layer_idx

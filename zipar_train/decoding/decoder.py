@@ -56,9 +56,8 @@ class Decoder:
             raise ValueError(
                 f"{plan} does not fit a model of {family.grid} codes with {family.prompt_length} prompt tokens"
             )
-        self.family, self.plan = family, plan
+        self.family, self.plan, device = family, plan, family.model.device
         family.model.eval()
-        device = family.model.device
         self.capture = device.type == "cuda" if capture is None else capture
         codes = plan.grid.codes
 
@@ -143,9 +142,8 @@ class Decoder:
             ~visible, -torch.inf
         )  # once for all layers
         canvas.cache.aim(slots, shape.keys)
-        wanted = self.drawing[drawing] - canvas.slot
+        wanted, target = self.drawing[drawing] - canvas.slot, self.target[drawing]
         logits = family.logits(embeddings, self.position[slots], bias, canvas.cache, wanted=wanted)
-        target = self.target[drawing]
         drawn = sample(
             (guide(logits, draw.guidance) if draw.guidance != 1 else logits).flatten(0, 1),
             canvas.uniforms[:, target].flatten(),
