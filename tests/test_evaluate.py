@@ -85,7 +85,7 @@ def test_bits_are_the_chain_rule_of_the_decoder(window):
         pass
 
     generator = Bare()
-    generator.family = family
+    generator.drawing = family
     assert bits_per_code(generator, plan, One()) == pytest.approx(chain / 72 / log(2), rel=1e-12)
 
 

@@ -14,7 +14,8 @@ import torch
 from zipar_train.decoding import memory
 from zipar_train.decoding.generator import Generator
 from zipar_train.decoding.memory import left, needed
-from zipar_train.models.family import build
+from zipar_train.masks import dense
+from zipar_train.models.family import build, teacher_forced
 from zipar_train.models.vq16 import load_vq16
 from zipar_train.models.weights import Saved
 from zipar_train.recipe import load_recipe
@@ -37,6 +38,20 @@ def test_batches_are_whole_images_in_order(generator):
     assert torch.equal(generator.draw(labels[4:], window=2, first=4).pixels, whole.pixels[4:])
 
 
+def test_its_family_can_be_trained_after_drawing(generator):
+    """The weights that draw are folded into other orders; the family is transformers' own, its weights the saved."""
+    drawn = generator.draw([0, 3], window=2)
+    family, labels = generator.family, torch.tensor([0, 3])
+    assert all(torch.equal(t, generator.saved.state[name]) for name, t in family.model.state_dict().items())
+    plan = generator.plan(2)
+    logits = teacher_forced(family, plan, drawn.codes.flatten(1), labels, dense(plan))
+    logits.logsumexp(-1).sum().backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in family.model.parameters())
+    with torch.no_grad():
+        family.model.lm_head.weight.zero_()
+    assert torch.equal(generator.draw([0, 3], window=2).codes, drawn.codes)
+
+
 def held(generator) -> int:
     canvases = [decoder.canvas for decoder in generator.decoders.values() if decoder.canvas]
     return sum(t.nbytes for c in canvases for layer in c.cache.slot_layers for t in (layer.keys, layer.values))
@@ -44,7 +59,7 @@ def held(generator) -> int:
 
 def test_what_a_batch_needs_is_what_it_takes(generator):
     """Keys and values to the byte; the rest of the estimate is the pass in progress."""
-    family, plan = generator.family, generator.plan(2)
+    family, plan = generator.drawing, generator.plan(2)
     generator.draw([0] * 50, window=2, batch_size=50, guidance=2.0)
     slots = len(plan)
     more = needed(family, plan, 50, rows=100, slots=slots + 1) - needed(family, plan, 50, rows=100, slots=slots)
@@ -54,7 +69,7 @@ def test_what_a_batch_needs_is_what_it_takes(generator):
 
 def test_a_batch_that_cannot_fit_is_refused_with_the_largest_that_does(generator, monkeypatch):
     plan = generator.plan(2)
-    one = needed(generator.family, plan, 1, rows=2, slots=len(plan))
+    one = needed(generator.drawing, plan, 1, rows=2, slots=len(plan))
     monkeypatch.setattr(memory, "left", lambda device: int(7.5 * one / memory.SPARE))
     with pytest.raises(ValueError, match=r"8 images at once need 0\.0 GiB, and cpu has .* left: at most 7 fit"):
         generator.draw([0] * 8, window=2, batch_size=8, guidance=2.0)
@@ -79,7 +94,7 @@ def test_an_allocator_that_fails_is_put_in_words(generator, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(type(generator.family), "logits", fail)
+        patch.setattr(type(generator.drawing), "logits", fail)
         with pytest.raises(ValueError, match="memory ran out while drawing 6 images at once.*batch size to 3"):
             generator.draw([0] * 6, batch_size=6)
     assert len(generator.draw([0] * 3)) == 3

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from zipar_train.decoding.memory import NoRoom, explained
 from zipar_train.decoding.pixels import Pixels
 from zipar_train.decoding.sampling import uniforms
 from zipar_train.files import write_whole
+from zipar_train.models.family import Family
 from zipar_train.models.weights import Saved, read, restored
 from zipar_train.plan import Plan
 from zipar_train.recipe import explain, load_recipe, shipped
@@ -95,29 +97,37 @@ class Generator:
         dtype: torch.dtype = torch.float32,
         compile: bool = False,
     ):
-        self.recipe = recipe
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self.family = restored(recipe.model, saved, dtype=dtype, device=device)
-        streamline(self.family.model)
+        self.recipe, self.saved, self.dtype = recipe, saved, dtype
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.drawing = restored(recipe.model, saved, dtype=dtype, device=self.device)
+        streamline(self.drawing.model)
         if compile:
-            self.family.model.base_model.compile(dynamic=True)
+            self.drawing.model.base_model.compile(dynamic=True)
         self.decoders: dict[tuple[int | None, bool], Decoder] = {}
+
+    @cached_property
+    def family(self) -> Family:
+        """The same weights once more, in transformers' own layers: to train, to change, to export.
+
+        `drawing` is the family that draws: its body is of fewer operators and its weights are frozen.
+        """
+        return restored(self.recipe.model, self.saved, dtype=self.dtype, device=self.device)
 
     def plan(self, window: int | None = None, *, released: bool = False) -> Plan:
         """The plan of a window; None: the widest, next-token. `released`: with the released code's stand-ins."""
-        grid = self.family.grid
+        grid = self.drawing.grid
         return Plan.zipar(
             grid,
             window=grid.row_length if window is None else window,
             stand_in="released" if released else self.recipe.zipar.stand_in,
-            prompt=self.family.prompt_length,
+            prompt=self.drawing.prompt_length,
         )
 
     def decoder(self, window: int | None = None, *, released: bool = False) -> Decoder:
         """The decoder of a window, made once."""
         key = (window, released)
         if key not in self.decoders:
-            self.decoders[key] = Decoder(self.family, self.plan(window, released=released), released=released)
+            self.decoders[key] = Decoder(self.drawing, self.plan(window, released=released), released=released)
         return self.decoders[key]
 
     def draw(
@@ -152,13 +162,13 @@ class Generator:
             raise ValueError("labels are empty: give at least one class number or caption")
         if not 0 <= seed < 2**63 or first < 0:
             raise ValueError(f"seed {seed} and first {first} must be 0 or more, and below 2**63")
-        tokenizer = self.family.tokenizer  # before any work, as its file may be missing
+        tokenizer = self.drawing.tokenizer  # before any work, as its file may be missing
         decoder, settings = self.decoder(window, released=released), self._settings(draw)
         size = batch_size or self.recipe.evaluate.batch_size
-        codes, pixels = [], Pixels(tokenizer, self.family.model.device) if tokenizer else None
+        codes, pixels = [], Pixels(tokenizer, self.device) if tokenizer else None
         for start in range(0, len(labels), size):
             chunk = labels[start : start + size]
-            numbers = uniforms([first + start + k for k in range(len(chunk))], self.family.grid.codes, seed=seed)
+            numbers = uniforms([first + start + k for k in range(len(chunk))], self.drawing.grid.codes, seed=seed)
             with explained(len(chunk)):
                 try:
                     drawn = decoder(chunk, numbers, settings)

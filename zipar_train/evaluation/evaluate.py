@@ -121,7 +121,7 @@ def evaluate(
         generators[name] = Generator(recipe, saved)
         weights = saved.path if saved.path.is_file() else next(saved.path.glob("*model.safetensors"))
         origins[name] = f"{weights}, sha256 {sha256(weights)[:8]}"
-    tokenizer = next(iter(generators.values())).family.tokenizer
+    tokenizer = next(iter(generators.values())).drawing.tokenizer
     if tokenizer is None:
         raise ValueError(f"recipe {recipe.name} has no model.tokenizer: images cannot be scored without pixels")
 
@@ -172,7 +172,7 @@ def evaluate(
                 )
             )
     bar.close()
-    device = next(iter(generators.values())).family.model.device
+    device = next(iter(generators.values())).device
     report = Report(
         rows=rows,
         baseline=baseline,

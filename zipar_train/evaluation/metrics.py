@@ -20,7 +20,7 @@ from zipar_train.plan import Plan
 @torch.inference_mode()
 def bits_per_code(generator: Generator, plan: Plan, loader: ShardLoader) -> float:
     """Mean -log2 p(code) of given images under the plan's mask: exact, no sampling, no guidance."""
-    family = generator.family
+    family = generator.drawing
     mask, device = dense(plan, device=family.model.device), family.model.device
     total = codes = 0.0
     for batch in loader:
