@@ -11,7 +11,7 @@ from zipar_train.picture import write_figure
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
-from matplotlib.ticker import NullFormatter, ScalarFormatter  # noqa: E402
+from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter  # noqa: E402
 
 COLOURS = {decode.OURS: "#2f6f8f", decode.COMPILED: "#5b8c5a", decode.PLAIN: "#8a5a83", decode.EAGER: "#c0573e",
            decode.STOCK: "#b58a2b"}  # fmt: skip
@@ -116,7 +116,8 @@ def plot(report: decode.Report, path: Path) -> None:
         _panel(panel, report.rows, name)
         panel.set_xlabel(axes[name])
     panels[0, 0].set_ylabel("milliseconds a pass")
-    panels[0, 0].legend(fontsize=8, frameon=False)
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8,
+                  frameon=False)  # fmt: skip
     figure.suptitle(
         f"{report.recipe['name']}, {report.dtype}, guidance {report.guidance:g}, {report.environment['device']}",
         fontsize=11,
@@ -150,6 +151,7 @@ def _panel(panel: Axes, rows: Sequence[decode.Row], name: str) -> None:
     panel.set_xticks([place for place, _ in floor])
     panel.xaxis.set_major_formatter(ScalarFormatter())
     panel.xaxis.set_minor_formatter(NullFormatter())
+    panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     panel.yaxis.set_major_formatter(ScalarFormatter())
     panel.yaxis.set_minor_formatter(NullFormatter())
     panel.grid(alpha=0.25, which="both")

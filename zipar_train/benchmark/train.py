@@ -39,7 +39,7 @@ class Row(BaseModel):
     spread: float  # (slowest - fastest round) / median
     tokens_per_second: float  # codes learnt from, stand-ins not counted
     utilisation: float  # model operations a second over the device's rate
-    memory: int | None  # bytes at most, beside weights and optimizer
+    memory: int | None  # bytes at most, beside weights and optimizer; None: on a CPU, where that is not seen
     against_causal: float | None  # codes a second over the causal step's
 
 
@@ -96,7 +96,7 @@ def bench_train(
         model = recipe.model.model_copy(update={"grid": list(grid), "tokenizer": None, "tokenizer_weights": None})
         for batch in batches:
             times: dict[str, list[float]] = {kind: [] for kind in kinds}
-            memory = {}
+            memory: dict[str, int | None] = {}
             steps = {}
             for kind in kinds:
                 torch.manual_seed(recipe.seed)
@@ -111,8 +111,8 @@ def bench_train(
                         steps[kind]()
                         wait(device)
                         times[kind].append(perf_counter() - start)
-                    if turn:
-                        memory[kind] = peak.bytes
+                    if turn:  # a CPU's allocator keeps what the first step took, and the process grows no more
+                        memory[kind] = peak.bytes if cuda else None
                     bar.update()
                 middle = median(times[kind][1:])
                 rows.append(
