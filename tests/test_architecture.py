@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "zipar_train"
 ROOMS = [
-    *("grid", "plan", "masks", "files", "picture", "sections", "recipe"),
+    *("grid", "plan", "masks", "files", "picture", "sections", "recipe", "processes"),
     *("models.rope", "models.modeling_llamagen", "models.text", "models.layout", "models.lora", "models.published"),
     *("models.vq16", "models.vq", "models.llamagen", "models.family", "models"),
     *("shards", "loader", "crops", "images", "tokenize", "importers", "check"),
@@ -17,9 +17,12 @@ ROOMS = [
     *("decoding.pixels", "decoding.sampling", "decoding.decoder", "decoding"),
     *("training.callbacks", "training.module", "training.datamodule", "training"),
     "environment",
-    *("evaluation.classifier", "evaluation.metrics", "evaluation.evaluate", "evaluation"),
+    *("evaluation.metrics", "evaluation.adm", "evaluation.features", "evaluation.classifier", "evaluation.drawing"),
+    *("evaluation.captions", "evaluation.subjects", "evaluation.reference", "evaluation.scores", "evaluation.clip"),
+    *("evaluation.protocol", "evaluation.results", "evaluation.evaluate", "evaluation.search", "evaluation.plots"),
+    *("evaluation.page", "evaluation.report", "evaluation.advise", "evaluation"),
     *("benchmark.floor", "benchmark.baseline", "benchmark.decode", "benchmark.train", "benchmark.report", "benchmark"),
-    *("export", "options", "shards_cli", "bench_cli", "cli"),
+    *("export", "options", "shards_cli", "bench_cli", "evaluate_cli", "cli"),
 ]
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py" and "recipes" not in p.parts)
 

@@ -1,10 +1,12 @@
 """Evaluation: scores against their definitions, bits against the chain rule, the report against its own numbers."""
 
+import json
 from math import log
 
 import numpy as np
 import pytest
 import torch
+from conftest import sets
 from families import llamagen
 from scipy.linalg import sqrtm
 
@@ -12,7 +14,11 @@ from zipar_train import Plan
 from zipar_train.decoding.decoder import Decoder
 from zipar_train.evaluation.classifier import pixels_of, register, trained
 from zipar_train.evaluation.evaluate import _closed
-from zipar_train.evaluation.metrics import bits_per_code, fidelity
+from zipar_train.evaluation.features import Pictures
+from zipar_train.evaluation.metrics import bits_per_code
+from zipar_train.evaluation.protocol import departures, warnings
+from zipar_train.evaluation.reference import open_reference
+from zipar_train.evaluation.scores import fidelity, subset_size
 from zipar_train.loader import Batch, ShardLoader
 from zipar_train.models.vq import Palette
 from zipar_train.sections import Draw
@@ -42,21 +48,67 @@ def test_the_classifier_learns_and_is_kept(shards, classifier):
     assert register(other) != register(network)
 
 
+def features_of(pixels, extractor):
+    return extractor(Pictures(lambda: iter(pixels.split(50)), len(pixels)))
+
+
 def test_frechet_distance_is_its_definition_in_float64(shards, classifier):
     _, network = classifier
+    extractor = register(network)
     real, other = pictures(shards, "val"), pictures(shards, "train")[:300]
-    scores = fidelity(other, real, features=register(network))
+    reference = open_reference(str(shards / "val.json"), extractor, tokenizer=Palette.grey(17), size=8)
+    scores = fidelity(features_of(other, extractor), reference, extractor)
     with torch.inference_mode():
         a, b = (network(x)[0].double().numpy() for x in (other, real))
     cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
     root = sqrtm(cov_a @ cov_b).real
     expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(cov_a + cov_b - 2 * root)
-    assert scores["fid"] == pytest.approx(expected, rel=1e-4)
-    same = fidelity(real, real, features=register(network))
-    assert abs(same["fid"]) < 1e-3
-    assert same["precision"] == same["recall"] == 1
+    assert scores["fid"].mean == pytest.approx(expected, rel=1e-6)
+    same = fidelity(features_of(real, extractor), reference, extractor)
+    assert abs(same["fid"].mean) < 1e-3
+    assert same["precision"].mean == same["recall"].mean == 1
     noise = torch.randint(0, 255, real.shape, dtype=torch.uint8)
-    assert fidelity(noise, real, features=register(network))["fid"] > 20 * scores["fid"]
+    assert fidelity(features_of(noise, extractor), reference, extractor)["fid"].mean > 20 * scores["fid"].mean
+
+
+def test_scores_of_the_small_network_are_torch_fidelitys(shards, classifier):
+    """All but KID's, whose subsets are half as large here, through calculate_metrics as anyone would call it."""
+    from torch_fidelity import calculate_metrics
+
+    class Whole(torch.utils.data.Dataset):
+        def __init__(self, pixels):
+            self.pixels = pixels
+
+        def __len__(self):
+            return len(self.pixels)
+
+        def __getitem__(self, index):
+            return self.pixels[index]
+
+    extractor = register(classifier[1])
+    real, drawn = pictures(shards, "val"), pictures(shards, "train")[:300]
+    theirs = calculate_metrics(input1=Whole(drawn), input2=Whole(real), feature_extractor=extractor.name, cuda=False,
+                               fid=True, kid=True, isc=True, prc=True, kid_subset_size=150, cache=False, verbose=False,
+                               save_cpu_ram=True)  # fmt: skip
+    reference = open_reference(str(shards / "val.json"), extractor, tokenizer=Palette.grey(17), size=8)
+    ours = fidelity(features_of(drawn, extractor), reference, extractor)
+    assert subset_size(300, len(real)) == 150
+    pairs = {"fid": "frechet_inception_distance", "kid": "kernel_inception_distance_mean",
+             "isc": "inception_score_mean", "precision": "precision", "recall": "recall"}  # fmt: skip
+    for mine, name in pairs.items():
+        assert ours[mine].mean == pytest.approx(theirs[name], rel=1e-6, abs=1e-6), name
+
+
+def test_the_error_bar_of_one_seed_is_that_of_many_drawings(shards, classifier):
+    """The jackknife of one set of pictures against the spread over disjoint sets of the same size."""
+    extractor = register(classifier[1])
+    reference = open_reference(str(shards / "val.json"), extractor, tokenizer=Palette.grey(17), size=8)
+    shuffled = pictures(shards, "train")[torch.randperm(1400, generator=torch.Generator().manual_seed(0))]
+    found = [fidelity(features_of(part, extractor), reference, extractor) for part in shuffled.split(200)]
+    for score in ("fid", "precision", "isc"):
+        spread = np.std([one[score].mean for one in found], ddof=1)
+        said = np.mean([one[score].std for one in found])
+        assert 0.4 < said / spread < 2.5, (score, said, spread)
 
 
 @pytest.mark.parametrize("window", [6, 3, 1])
@@ -101,15 +153,21 @@ def test_compared_checkpoints_have_their_gap_closed(shards, tmp_path, tiny):
         recipe = load_recipe("digits-base", [*tiny, f"run={tmp_path}/{name}", "trainer.max_epochs=2", f"optim.lr={lr}"])
         fit(recipe)
         paths.append(tmp_path / name)
-    report, samples = evaluate(recipe, paths[1], compare=[paths[0]], windows=[1], out=tmp_path, progress=False)
+    report, samples, _ = evaluate(recipe, paths[1], compare=[paths[0]], windows=[1], out=tmp_path, progress=False)
     slow8, slow1, fast8, fast1 = (report.row(n, w).bits for n in ("slow", "fast") for w in (8, 1))
     assert fast8 < slow8
     assert report.baseline == "slow"
     assert report.row("slow", 1).gap_closed is None
     assert [r.passes for r in report.rows] == [64, 22, 64, 22]
     assert f"{fast8 / slow8 - 1:+.1%}" in findings(report)[0]
-    row = f"| fast | 1 | 22 | 66% | {report.row('fast', 1).milliseconds:.0f} | {fast1:.3f} | {fast1 / fast8 - 1:+.1%} |"
+    took, speed = report.row("fast", 1).milliseconds, report.row("fast", 1).images_per_second
+    assert speed is None  # one batch
+    row = f"| fast | 1 | 22 | 66% | {took:.0f} | {fast1:.3f} | {fast1 / fast8 - 1:+.1%} |"
     assert row in markdown(report)
+    assert "| FD |" in markdown(report) and "| FID" not in markdown(report)
+    again, _, _ = evaluate(recipe, paths[1], compare=[paths[0]], windows=[1], out=tmp_path, progress=False)
+    volatile = {"milliseconds": ...}
+    assert [r.model_dump(exclude=volatile) for r in again.rows] == [r.model_dump(exclude=volatile) for r in report.rows]
     assert samples["fast", 1].shape == (10, 3, 8, 8)
 
 
@@ -133,3 +191,88 @@ def test_the_gap_is_the_baselines_and_closed_against_its_next_token_bits():
     assert _closed(bits, "base", "tuned", 4, 8) is None  # a quarter of a percent: no gap
     assert _closed(bits, "base", "base", 1, 8) is None
     assert _closed(bits, None, "tuned", 1, 8) is None
+
+
+PAPER = ("paper={source: 'a paper, table 1', protocol: {images: 50000, conditions: random classes, guidance: 1.5, "
+         "features: inception}, rows: [{window: 8, passes: 64, seconds: 2.5, fid: 3.16}]}")  # fmt: skip
+
+
+def test_the_protocol_is_guarded(tiny, tmp_path, run):
+    """What departs from a published protocol is said; the released baseline has rows of its own."""
+    from zipar_train.recipe import load_recipe
+    from zipar_train.training.trainer import fit
+
+    fit(load_recipe("digits-base", [*tiny, "trainer.max_epochs=1"]))
+    more = [*tiny, PAPER, "evaluate.batch_size=5"]
+    options = ["--windows", "2", "--released", "--out", "out", "--npz", "--png", "--json", "r.json"]
+    status, out, err = run(
+        "evaluate", "--recipe", "digits-base", *sets(more), "--checkpoint", tmp_path / "run", *options
+    )
+    assert status == 0, err
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert [(row["window"], row["released"]) for row in report["rows"]] == [(8, False), (2, False), (2, True)]
+    assert all(row["images_per_second"] > 0 for row in report["rows"])
+    assert report["rows"][2]["bits"] is None
+    assert report["departures"][0] == "images: 20 (published: 50000)"
+    assert report["departures"][1] == "conditions: classes in turn (published: random classes)"
+    assert report["departures"][2].startswith("features: classifier-")
+    assert len(report["departures"]) == 3  # guidance is the published one
+    assert report["protocol"]["validation"] is True
+    page = (tmp_path / "out" / "report.html").read_text()
+    for text in (out, (tmp_path / "out" / "report.md").read_text(), page):
+        assert "run, as released" in text
+        assert "published†" not in text and "3.16" not in text.split("The recipe")[0]  # a FID is no FD
+        assert "not comparable with Inception" in text.replace("&#39;", "'")
+    assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
+        "http://creativecommons.org", "")  # fmt: skip
+    assert (
+        len(list((tmp_path / "out" / "drawn").glob("*.npz")))
+        == len(list((tmp_path / "out" / "drawn").glob("*-png")))
+        == 3
+    )
+
+
+def test_a_departure_is_each_difference_and_nothing_else():
+    from zipar_train.evaluation.protocol import Protocol
+    from zipar_train.sections import Paper
+
+    ours = {
+        "images": 50000, "seeds": [0], "conditions": "random classes", "size": 256, "drawn": 384,
+        "reference": "VIRTUAL_imagenet256_labeled.npz, ADM's statistics", "reference_checksum": "0",
+        "reference_images": None, "validation": False, "guidance": 2.0, "temperature": 1.0, "top_k": 0, "top_p": 1.0,
+        "dtype": "bfloat16", "features": "inception", "features_weights": "0",
+    }  # fmt: skip
+    from zipar_train.recipe import load_recipe
+
+    paper = load_recipe("llamagen-l").paper
+    assert isinstance(paper, Paper)
+    protocol = Protocol(**ours)
+    assert departures(protocol, paper) == [] and warnings(protocol) == []
+    changes = {"images": 5000, "conditions": "classes in turn", "size": 384, "reference": "val.npz", "guidance": 1.5,
+               "temperature": 0.9, "top_k": 10, "top_p": 0.9, "dtype": "float32", "features": "x"}  # fmt: skip
+    for key, value in changes.items():
+        changed = Protocol(**{**ours, key: value})
+        (only,) = departures(changed, paper)
+        assert str(value) in only
+    assert "biased upwards" in warnings(Protocol(**{**ours, "images": 5000}))[0]
+    assert "validation set" in warnings(Protocol(**{**ours, "validation": True}))[0]
+
+
+def test_guidance_is_searched(tiny, tmp_path, run):
+    from zipar_train.recipe import load_recipe
+    from zipar_train.training.trainer import fit
+
+    fit(load_recipe("digits-base", [*tiny, "trainer.max_epochs=4", "optim.lr=1e-2"]))
+    arguments = ["evaluate", "--recipe", "digits-base", *sets(tiny), "--checkpoint", tmp_path / "run", "--windows", "2"]
+    status, out, err = run(*arguments, "--search-guidance", "1,1.5,30", "--search-images", "40", "--json", "s.json")
+    assert status == 0, err
+    found = json.loads((tmp_path / "s.json").read_text())
+    assert [(t["guidance"], t["window"]) for t in found["tried"]] == [(g, w) for g in (1, 1.5, 30) for w in (8, 2)]
+    means = {g: np.mean([t["score"]["mean"] for t in found["tried"] if t["guidance"] == g]) for g in (1, 1.5, 30)}
+    assert found["best"] == min(means, key=means.get) != 30
+    assert f"Best over these windows: --set draw.guidance={found['best']:g}" in out
+    for scales, message in {"-1": "-1 must be at least 0", "x": "write numbers with commas"}.items():
+        status, out, err = run(*arguments, "--search-guidance", scales)
+        assert status == 2 and message in err
+    status, out, err = run(*arguments, "--search-guidance", "1", "--npz")
+    assert status == 2 and "leave --compare" in err

@@ -1,6 +1,7 @@
 """`zipar-train fit --recipe llamagen-l`, tiny: from a published file and pictures to a published file."""
 
 import io
+import json
 import tarfile
 
 import original
@@ -9,6 +10,7 @@ import torch
 from conftest import picture, sets
 
 from zipar_train import load
+from zipar_train.evaluation.clip import Clip
 from zipar_train.masks import dense
 from zipar_train.models.family import teacher_forced
 
@@ -24,7 +26,8 @@ def weights(tmp_path_factory):
 def small(tmp_path, vq, weights, *more):
     return ["model.size=null", "model.depth=2", "model.heads=2", "model.width=24", "model.feed_forward=48",
             "model.codes=24", "model.grid=[3,3]", f"model.weights={weights}", f"model.tokenizer_weights={vq}",
-            "zipar.windows={3: 1, 2: 1, 1: 1}", "evaluate.windows=[3,2,1]", f"data.train={tmp_path}/shards/train.json",
+            "zipar.windows={3: 1, 2: 1, 1: 1}", "evaluate.windows=[3,2,1]", "evaluate.images=10",
+            f"data.train={tmp_path}/shards/train.json",
             f"data.val={tmp_path}/shards/val.json", "data.batch_size=8", "data.workers=0", f"run={tmp_path}/run",
             "trainer.accelerator=cpu", "trainer.val_check_interval=1.0", "tune.compile=false", "log.wandb=disabled",
             *more]  # fmt: skip
@@ -58,9 +61,11 @@ def test_classes_from_end_to_end(tmp_path, run, vq, weights):
     succeeded(run("draw", "--checkpoint", tmp_path / "run", "--labels", "0,2", "--window", "1", "--out", "drawn.png"))
     out = succeeded(run("draw", *recipe, "--labels", "0,2", "--window", "2", "--released", "--out", "before.png"))
     assert "2 images in 8 passes" in out
-    out = succeeded(run("evaluate", *recipe, "--set", "evaluate.images=10", "--checkpoint", tmp_path / "run",
-                        "--compare", weights))  # fmt: skip
+    own = sets(["evaluate.size=32", "evaluate.features=classifier", "evaluate.reference=null"])
+    out = succeeded(run("evaluate", *recipe, *own, "--checkpoint", tmp_path / "run", "--compare", weights))
     assert "c2i_L_384" in out
+    status, _, err = run("evaluate", *recipe, "--checkpoint", tmp_path / "run")
+    assert status == 2 and "VIRTUAL_imagenet256_labeled.npz: no such file or folder" in err
     succeeded(run("export", "--checkpoint", tmp_path / "run", "--to", "llamagen", "--out", "tuned.pt"))
     card = (tmp_path / "tuned.md").read_text()
     assert f"- trained on: 36 images, {tmp_path}/imagenet, train (views: one)" in card
@@ -81,7 +86,7 @@ def test_classes_from_end_to_end(tmp_path, run, vq, weights):
 
 
 @pytest.mark.parametrize("features", [False, True])
-def test_captions_from_end_to_end(tmp_path, run, vq, t5, features):
+def test_captions_from_end_to_end(tmp_path, run, vq, t5, clip, features):
     words = ["a blue car", "a small red house", "a car a house"]
     for split, count in (("train", 24), ("val", 6)):
         with tarfile.open(tmp_path / f"{split}.tar", "w") as tar:
@@ -109,3 +114,20 @@ def test_captions_from_end_to_end(tmp_path, run, vq, t5, features):
     succeeded(run("export", "--checkpoint", tmp_path / "run", "--to", "hf", "--out", "hf"))
     a, b = load(tmp_path / "run"), load(tmp_path / "hf")
     assert torch.equal(a.draw(["a house"], window=2).codes, b.draw(["a house"], window=2).codes)
+    if not features:
+        (tmp_path / "coco.csv").write_text("Prompt\na blue car\na red house\na small blue house\n")
+        more = sets(
+            [f"evaluate.captions={tmp_path}/coco.csv", f"evaluate.clip={clip}", f"data.val={tmp_path}/none.json"]
+        )
+        out = succeeded(run("evaluate", *recipe, *more, "--checkpoint", tmp_path / "run", "--json", "report.json"))
+        report = json.loads((tmp_path / "report.json").read_text())
+        assert report["protocol"]["conditions"].startswith("3 captions of coco.csv, ")
+        assert [row["window"] for row in report["rows"]] == [3, 2, 1]
+        assert all(
+            -1 < row["clip"]["mean"] < 1 and row["fid"] is None and row["bits"] is None for row in report["rows"]
+        )
+        captions = (["a blue car", "a red house", "a small blue house"] * 4)[:10]
+        pixels = a.draw(captions, window=1, seed=0, batch_size=10).pixels
+        cosines = Clip(str(clip), device=torch.device("cpu"))(pixels, captions)
+        assert report["rows"][2]["clip"]["mean"] == pytest.approx(cosines.mean().item(), abs=1e-6)
+        assert "published†" in out and "0.287†" in out

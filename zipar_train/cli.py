@@ -8,8 +8,8 @@ from typing import Annotated, Any, cast
 import typer
 
 from zipar_train.bench_cli import bench
+from zipar_train.evaluate_cli import advise, evaluate
 from zipar_train.options import (
-    CheckpointOption,
     EitherCheckpointOption,
     JsonOption,
     OrRecipeOption,
@@ -32,6 +32,8 @@ app = typer.Typer(
 )
 app.add_typer(shards_app, name="shards")
 app.command()(bench)
+app.command()(evaluate)
+app.command()(advise)
 
 
 def main() -> None:
@@ -209,45 +211,6 @@ def draw(
     images = generator.draw(wanted, window=window, seed=seed, released=released, **settings)
     images.save(out)
     print(f"{out}: {len(images)} images in {generator.plan(window, released=released).passes} passes")
-
-
-@app.command()
-def evaluate(
-    recipe: RecipeOption,
-    checkpoint: CheckpointOption,
-    compare: Annotated[
-        list[str], typer.Option(help="Another checkpoint to score beside it; the first is the baseline. Repeatable.")
-    ] = [],  # noqa: B006
-    windows: Annotated[str | None, typer.Option(help="For example 8,4,2,1; otherwise the recipe's.")] = None,
-    overrides: SetOption = [],  # noqa: B006
-    out: Annotated[Path | None, typer.Option(help="The report's folder; `evaluation` in the run folder.")] = None,
-    json_file: JsonOption = None,
-) -> None:
-    """Score checkpoints at several windows: passes, time, bits a code, Frechet distance; a table, plots and samples."""
-    from zipar_train.recipe import load_recipe
-
-    loaded = load_recipe(recipe, overrides)
-    sizes = integers("--windows", windows) if windows else None
-    from zipar_train.evaluation.evaluate import evaluate as work
-    from zipar_train.evaluation.report import HEADER, cells, findings, log_to_wandb, write_report
-
-    path = Path(checkpoint)
-    folder = out or (path if path.is_dir() else path.parent.parent) / "evaluation"
-    if not path.exists():
-        raise ValueError(f"no checkpoint at {path}: train it with `zipar-train fit`, or give another path")
-    report, samples = work(loaded, checkpoint, compare=compare, windows=sizes, out=folder)
-    files = write_report(report, samples, folder)
-    lines = [list(HEADER), *cells(report)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-    print("\n" + "\n".join(findings(report)).replace("**", ""))
-    print(f"\nFD, KID, precision, recall: features of {report.features}; not comparable with Inception FID.")
-    print("\n".join(map(str, files)))
-    if json_file:
-        write_json(json_file, report.model_dump())
-    if loaded.log.wandb != "disabled":
-        log_to_wandb(report, [file for file in files if file.suffix == ".png"])
 
 
 @app.command()

@@ -121,8 +121,8 @@ def evaluation(weights: Path) -> list[str]:
     file = weights.parent.parent / "evaluation" / "report.json"
     if weights.suffix != ".ckpt" or not file.is_file():
         return []
-    from zipar_train.evaluation.evaluate import Report
-    from zipar_train.evaluation.report import reading, table
+    from zipar_train.evaluation.report import markdown_table, reading
+    from zipar_train.evaluation.results import Report
 
     try:
         report = Report.model_validate_json(file.read_bytes())
@@ -131,7 +131,7 @@ def evaluation(weights: Path) -> list[str]:
     made_of = f"sha256 {sha256(weights)[:8]}"
     if not any(made_of in origin for origin in report.checkpoints.values()):
         return []
-    return [*table(report), "", *reading(report)]
+    return [*markdown_table(report), "", *(f"- {line}" for line in reading(report))]
 
 
 LOADING = {

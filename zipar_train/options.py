@@ -49,6 +49,18 @@ def integers(option: str, text: str) -> list[int]:
         ) from None
 
 
+def numbers(option: str, text: str) -> list[float]:
+    """The numbers of a comma-separated list.
+
+    Raises:
+        ValueError: if one is no number.
+    """
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"{option} {text!r}: write numbers with commas between them, for example 1.5,1.75") from None
+
+
 def write_json(path: Path, content: Any) -> None:
     from zipar_train.files import write_whole
 

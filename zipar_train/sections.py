@@ -129,10 +129,52 @@ class Draw(Section):
 
 
 class Evaluate(Section):
+    """What is drawn to be scored, and what it is compared with."""
+
     windows: Annotated[list[Window], Field(min_length=1)]
     images: Annotated[int, Field(ge=10)]  # drawn per window, checkpoint and seed
     seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**63)]], Field(min_length=1)] = [0]
-    batch_size: Positive = 64
+    batch_size: Positive = 64  # images drawn at once
+    classes: Literal["random", "balanced"] = "random"  # of the images: at random, or in turn
+    captions: str | None = None  # a .csv, .tsv or .txt file, or a `datasets` id; null: those of data.val
+    size: Positive | None = None  # pixels each way to resize to, bicubic; null: as drawn
+    dtype: Literal["float32", "bfloat16"] | None = None  # null: bfloat16 on a GPU, float32 on a CPU
+    features: Literal["inception", "classifier"] = "inception"  # classifier: a small one, of data.train
+    features_weights: str | None = None  # a path of Inception's weights; null: torch-fidelity downloads them
+    reference: str | None = None  # a folder of pictures, a manifest of shards, ADM's .npz; null: data.val
+    clip: str | None = None  # a CLIP, hub id or folder: a score for captions; null: none
+
+
+class PaperProtocol(Section):
+    """How published scores were measured; null: not said."""
+
+    images: Positive | None = None
+    conditions: str | None = None
+    size: Positive | None = None
+    reference: str | None = None
+    features: str | None = None
+    clip: str | None = None
+    guidance: float | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    dtype: str | None = None
+
+
+class PaperRow(Section):
+    window: Window
+    passes: Positive
+    seconds: Annotated[float, Field(gt=0)] | None = None  # an image, batch 1
+    fid: float | None = None
+    clip: float | None = None
+
+
+class Paper(Section):
+    """Published scores, to stand beside ours."""
+
+    source: str
+    protocol: PaperProtocol = PaperProtocol()
+    rows: Annotated[list[PaperRow], Field(min_length=1)]
 
 
 class Log(Section):
@@ -154,6 +196,7 @@ class Recipe(Section):
     trainer: dict[str, Any] = {}  # any argument of lightning.Trainer
     draw: Draw = Draw()
     evaluate: Evaluate
+    paper: Paper | None = None
     log: Log = Log()
 
     @model_validator(mode="after")
@@ -169,6 +212,10 @@ class Recipe(Section):
             mistakes.append(
                 "tune.distill needs model.weights: random weights teach nothing. Set one or drop the other."
             )
+        if self.evaluate.clip and not self.model.text:
+            mistakes.append("evaluate.clip scores captions, and this model is prompted by classes: set it to null.")
+        if self.evaluate.captions and not self.model.text:
+            mistakes.append("evaluate.captions: this model is prompted by classes: set it to null.")
         if self.tune.lora and self.model.weights is None:
             mistakes.append(
                 "tune.lora needs model.weights: adapters of random weights mend nothing. Set one or drop the other."

@@ -7,7 +7,6 @@ writes the manifest. So nothing depends on the number of processes, and a killed
 
 import json
 import multiprocessing
-import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -18,7 +17,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -29,6 +27,7 @@ from zipar_train.images import Source, open_source
 from zipar_train.loader import deaf
 from zipar_train.models.text import TextEncoder
 from zipar_train.models.vq import Tokenizer, build_tokenizer
+from zipar_train.processes import process
 from zipar_train.sections import Recipe
 from zipar_train.shards import Layout, Manifest, Sample, Shard, read_manifest, shard_name, write_manifest, write_shard
 
@@ -98,7 +97,7 @@ def tokenize(
         return Tokenized(finished, 0, 0.0, 0.0, {})
     _claim(notes, settings)
     parts = [range(i, min(i + per_shard, len(source.keys))) for i in range(0, len(source.keys), per_shard)]
-    rank, world, device = _process()
+    rank, world, device = process()
     mine = [part for part in range(rank, len(parts), world) if not (notes / f"{part}.json").is_file()]
     if finished := _finished(manifest, layout):  # by others, since we looked
         return Tokenized(finished, 0, 0.0, 0.0, {})
@@ -199,19 +198,6 @@ def _encoded(
 def _fork(workers: int) -> str | None:
     """Loader processes are forked where that exists: a source need not be pickled then."""
     return "fork" if workers and "fork" in multiprocessing.get_all_start_methods() else None
-
-
-def _process() -> tuple[int, int, torch.device]:
-    """This process's number, their count, and its device: torchrun's or SLURM's, otherwise alone."""
-    environment: Any = None
-    if TorchElasticEnvironment.detect():
-        environment = TorchElasticEnvironment()
-    elif SLURMEnvironment.detect() and "SLURM_STEP_ID" in os.environ:  # srun has started the tasks
-        environment = SLURMEnvironment()
-    rank, world = (environment.global_rank(), environment.world_size()) if environment else (0, 1)
-    local = environment.local_rank() if environment else 0
-    gpus = torch.cuda.device_count()  # one, where SLURM shows each task its own
-    return rank, world, torch.device("cuda", local % gpus) if gpus else torch.device("cpu")
 
 
 def _finished(manifest: Path, layout: Layout) -> Manifest | None:

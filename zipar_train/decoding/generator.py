@@ -139,6 +139,7 @@ class Generator:
         seed: int = 0,
         first: int = 0,
         batch_size: int | None = None,
+        pixels: bool = True,
         **draw: Any,
     ) -> Images:
         """Draw one image for each label or caption.
@@ -152,6 +153,7 @@ class Generator:
             seed: any integer from 0.
             first: the number of the first image; the others follow.
             batch_size: images at once; None: as the recipe's evaluate section says.
+            pixels: False: codes alone.
             draw: guidance, temperature, top_k, top_p; otherwise as the recipe says.
 
         Raises:
@@ -162,10 +164,10 @@ class Generator:
             raise ValueError("labels are empty: give at least one class number or caption")
         if not 0 <= seed < 2**63 or first < 0:
             raise ValueError(f"seed {seed} and first {first} must be 0 or more, and below 2**63")
-        tokenizer = self.drawing.tokenizer  # before any work, as its file may be missing
+        tokenizer = self.drawing.tokenizer if pixels else None  # before any work, as its file may be missing
         decoder, settings = self.decoder(window, released=released), self._settings(draw)
         size = batch_size or self.recipe.evaluate.batch_size
-        codes, pixels = [], Pixels(tokenizer, self.device) if tokenizer else None
+        codes, shown = [], Pixels(tokenizer, self.device) if tokenizer else None
         for start in range(0, len(labels), size):
             chunk = labels[start : start + size]
             numbers = uniforms([first + start + k for k in range(len(chunk))], self.drawing.grid.codes, seed=seed)
@@ -176,10 +178,10 @@ class Generator:
                     for other in self.decoders.values():
                         other.release()
                     drawn = decoder(chunk, numbers, settings)
-                if pixels:
-                    pixels.add(drawn)
+                if shown:
+                    shown.add(drawn)
             codes.append(drawn)
-        return Images(torch.cat(codes).cpu(), pixels.all() if pixels else None)
+        return Images(torch.cat(codes).cpu(), shown.all() if shown else None)
 
     def _settings(self, changes: dict[str, Any]) -> Draw:
         if unknown := changes.keys() - Draw.model_fields.keys():

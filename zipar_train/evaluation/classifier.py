@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from torch_fidelity import FeatureExtractorBase, register_feature_extractor
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
+from zipar_train.evaluation.features import Extractor
 from zipar_train.files import write_whole
 from zipar_train.loader import ShardLoader
 from zipar_train.models.vq import Tokenizer
 
 FEATURES = 64
+LOGITS = "logits"
 
 
 class Classifier(nn.Module):
@@ -94,31 +96,32 @@ def trained(path: Path, loader: ShardLoader, tokenizer: Tokenizer, *, epochs: in
     return classifier.eval()
 
 
-def register(classifier: Classifier) -> str:
-    """Make the classifier known to torch-fidelity; returns its name, which holds a hash of its weights."""
-    weights = b"".join(tensor.numpy().tobytes() for tensor in classifier.state_dict().values())
-    name = f"classifier-{hashlib.sha256(weights).hexdigest()[:8]}"
+def register(classifier: Classifier) -> Extractor:
+    """Make the classifier known to torch-fidelity, by a name that holds a hash of its weights."""
+    weights = hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in classifier.state_dict().values()))
+    name = f"classifier-{weights.hexdigest()[:8]}"
     if name not in FEATURE_EXTRACTORS_REGISTRY:
 
-        class Features(FeatureExtractorBase):
+        class Network(FeatureExtractorBase):
             def __init__(self, name: str, features_list: list[str], **ignored: Any):
                 super().__init__(name, features_list)
                 self.classifier = classifier
 
             @staticmethod
             def get_provided_features_list() -> tuple[str, ...]:
-                return ("features",)
+                return ("features", LOGITS)
 
             @staticmethod
             def get_default_feature_layer_for_metric(metric: str) -> str:
-                return "features"
+                return LOGITS if metric == "isc" else "features"
 
             @staticmethod
             def can_be_compiled() -> bool:
                 return False
 
             def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
-                return (self.classifier(pixels)[0],)
+                found = dict(zip(("features", LOGITS), self.classifier(pixels), strict=True))
+                return tuple(found[name] for name in self.features_list)
 
-        register_feature_extractor(name, Features)
-    return name
+        register_feature_extractor(name, Network)
+    return Extractor(name, weights.hexdigest())

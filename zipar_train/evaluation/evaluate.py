@@ -2,76 +2,102 @@
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
-from typing import Any
 
 import torch
-from pydantic import BaseModel
 from torch import Tensor
-from tqdm import tqdm
 
-from zipar_train.decoding.generator import Generator
 from zipar_train.environment import environment
-from zipar_train.evaluation.classifier import pixels_of, register, trained
-from zipar_train.evaluation.metrics import bits_per_code, fidelity, milliseconds
-from zipar_train.files import make_folder, sha256
+from zipar_train.evaluation.adm import REMEDY
+from zipar_train.evaluation.classifier import LOGITS, Classifier, pixels_of, register, trained
+from zipar_train.evaluation.clip import Clip
+from zipar_train.evaluation.drawing import Drawing
+from zipar_train.evaluation.features import Extractor, inception
+from zipar_train.evaluation.metrics import bits_per_code, milliseconds
+from zipar_train.evaluation.protocol import Protocol, departures, warnings
+from zipar_train.evaluation.reference import Reference, open_reference
+from zipar_train.evaluation.results import Report, Row
+from zipar_train.evaluation.scores import Score, average, fidelity, over_seeds, share
+from zipar_train.evaluation.subjects import Subject, drawing, subjects, windows_of
+from zipar_train.files import make_folder
 from zipar_train.loader import ShardLoader
-from zipar_train.models.weights import read
+from zipar_train.models.vq import Tokenizer
+from zipar_train.processes import process
 from zipar_train.sections import Recipe
-from zipar_train.shards import read_manifest
+from zipar_train.shards import is_url, read_manifest
+
+SHOWN = 10  # images of each drawing, for the report
+LEAST = 1000  # held-out images whose bits are counted, where there are as many
+Samples = dict[tuple[str, int], Tensor]  # by Row.name and window: uint8 (SHOWN, 3, px, px)
 
 
-class Score(BaseModel):
-    """Mean and standard deviation over seeds."""
+@dataclass
+class Judge:
+    """What scores drawings: a network's features of a reference, a classifier, a CLIP; each as far as there is one."""
 
-    mean: float
-    std: float
+    size: int  # pixels each way
+    extractor: Extractor | None = None
+    reference: Reference | None = None
+    classifier: Classifier | None = None
+    accuracy: float | None = None
+    clip: Clip | None = None
+
+    def scores(self, drawn: Drawing, words: str) -> dict[str, Score]:
+        """Every score that can be had of a drawing."""
+        found: dict[str, Score] = {}
+        if self.extractor and self.reference:
+            features = self.extractor(drawn.pictures(words), spatial=self.reference.spatial is not None)
+            found |= fidelity(features, self.reference, self.extractor)
+            if self.classifier:
+                named = features.layers[LOGITS].argmax(-1)
+                right = (named == torch.tensor(drawn.conditions)).float().mean().item()
+                found["agreement"] = share(right, len(drawn.conditions))
+        if self.clip:
+            cosines, start = [], 0
+            for block in drawn.pixels():
+                cosines.append(self.clip(block, drawn.conditions[start : start + len(block)]))
+                start += len(block)
+            found["clip"] = average(torch.cat(cosines))
+        return found
 
 
-class Row(BaseModel):
-    """One checkpoint at one window."""
+def judge(recipe: Recipe, subject: Subject, *, out: Path, device: torch.device) -> Judge:
+    """The recipe's networks and reference, read before anything is drawn.
 
-    checkpoint: str
-    window: int
-    passes: int
-    reduction: float  # share of next-token's passes saved
-    width: int  # most slots a pass
-    bits: float  # a code, on held-out images under this window's mask; exact
-    window_costs: float  # share of bits more than this checkpoint's own next-token bits
-    gap_closed: float | None  # of bits, see Report
-    milliseconds: float  # an image, drawn alone
-    fid: Score
-    kid: Score
-    precision: Score
-    recall: Score
-    agreement: Score  # share of drawn images that the classifier names as their label
-
-
-class Report(BaseModel):
-    """Every row with what it takes to believe and repeat it.
-
-    `gap_closed` of a checkpoint and window: of the bits that the first compared checkpoint loses at that window
-    against its own next-token bits, the share this checkpoint does not lose. None where nothing (below 0.5 %) is lost.
+    Raises:
+        ValueError: for a reference, weights or shards that do not fit.
     """
-
-    rows: list[Row]
-    baseline: str | None
-    features: str
-    features_accuracy: float
-    images: int
-    seeds: list[int]
-    reference: str
-    reference_images: int
-    checkpoints: dict[str, str]  # name: path and hash
-    recipe: dict[str, Any]
-    environment: dict[str, str]
-
-    def row(self, checkpoint: str, window: int) -> Row:
-        return next(row for row in self.rows if (row.checkpoint, row.window) == (checkpoint, window))
-
-
-Samples = dict[tuple[str, int], Tensor]  # for the report's sheet, by checkpoint and window: uint8 (B, 3, px, px)
+    settings, model = recipe.evaluate, recipe.model
+    tokenizer = subject.generator.drawing.tokenizer
+    if tokenizer is None:
+        raise ValueError(f"recipe {recipe.name} has no model.tokenizer: images cannot be scored without pixels")
+    size = settings.size or model.grid[1] * tokenizer.stride
+    clip = Clip(settings.clip, device=device) if settings.clip else None
+    reference = settings.reference or (recipe.data.val if _there(recipe.data.val) else None)
+    if reference is None:
+        if clip:
+            return Judge(size, clip=clip)
+        raise ValueError(
+            f"nothing to compare with: data.val = {recipe.data.val} is not there. Make it with `zipar-train tokenize`, "
+            "or set evaluate.reference to a folder of pictures or to ADM's VIRTUAL_imagenet256_labeled.npz"
+        )
+    if not is_url(reference) and not Path(reference).exists():
+        raise ValueError(f"evaluate.reference = {reference}: no such file or folder. {REMEDY}")
+    classifier = accuracy = None
+    if settings.features == "classifier":
+        classifier, accuracy = _classifier(recipe, tokenizer, out)
+        extractor = register(classifier)
+    else:
+        extractor = inception(settings.features_weights, device=device)
+    return Judge(
+        size=size,
+        extractor=extractor,
+        reference=open_reference(reference, extractor, tokenizer=tokenizer, size=size, batch_size=settings.batch_size),
+        classifier=classifier,
+        accuracy=accuracy,
+        clip=clip,
+    )
 
 
 def evaluate(
@@ -80,120 +106,170 @@ def evaluate(
     *,
     compare: Sequence[str | Path] = (),
     windows: Sequence[int] | None = None,
+    released: bool = False,
     out: str | Path,
+    npz: bool = False,
+    png: bool = False,
     progress: bool = True,
-) -> tuple[Report, Samples]:
+) -> tuple[Report, Samples, list[Path]] | None:
     """Score a checkpoint, and others beside it, at several windows.
+
+    Under torchrun or SLURM, processes share the drawing, and the first of them scores.
 
     Args:
         checkpoint, compare: run folders, checkpoints or exports of this recipe's model; the first compared one is the
             baseline that `gap_closed` speaks of.
         windows: None: the recipe's.
-        out: a folder; the classifier is kept there.
+        released: the first compared checkpoint (without one, the checkpoint) also as the released ZipAR code draws.
+        out: a folder; drawings and the classifier are kept there.
+        npz, png: also write the images, for ADM's evaluator or as pictures.
+
+    Returns:
+        The report, images to show, and the files and folders of images; None in processes that only draw.
 
     Raises:
-        ValueError: for a window, checkpoint or shard set that does not fit.
+        ValueError: for a window, checkpoint, reference or shard set that does not fit.
     """
-    model, settings = recipe.model, recipe.evaluate
-    if model.classes is None:
-        raise ValueError(f"recipe {recipe.name} is prompted by captions: there is no score for those yet")
-    widest = model.raster.row_length
-    wanted = sorted({*(windows or settings.windows), widest}, reverse=True)
-    if wrong := [w for w in wanted if not 1 <= w <= widest]:
-        raise ValueError(f"window {wrong[0]} does not fit a row of {widest} codes: use 1 .. {widest}")
-    reference = recipe.data.val
-    _, manifest = (
-        read_manifest(path, grid=model.raster, codes=model.codes, classes=model.classes)
-        for path in (recipe.data.train, reference)
-    )
-    height, width = model.grid
-    stride = {"vq16": 16, "palette": 1, None: 0}[model.tokenizer]
-    if manifest.samples * height * width * stride**2 * 3 > 2**31:
-        raise ValueError(
-            f"{reference}: {manifest.samples:,} held-out images of {width * stride} px are too many for the small "
-            "classifier that scores them. Scores of that size need Inception features, which are not here yet"
+    out = Path(out)
+    make_folder(out)
+    rank, world, device = process()
+    wanted = windows_of(recipe, windows)
+    found = subjects(recipe, [*compare, checkpoint], device=device)
+    baseline = found[0].name if compare else None
+    judging = judge(recipe, found[0], out=out, device=device) if rank == 0 else None
+    cases = [(subject, window, False) for subject in found for window in wanted]
+    if released:
+        cases[len(wanted) : len(wanted)] = [(found[0], window, True) for window in wanted[1:]]
+    drawings = {
+        (subject.name, window, flawed): [
+            drawing(recipe, subject, window, seed, out=out, released=flawed) for seed in recipe.evaluate.seeds
+        ]
+        for subject, window, flawed in cases
+    }
+    for (name, window, flawed), of_seeds in drawings.items():
+        for drawn in of_seeds:
+            words = f"{name}, window {window}{', as released' if flawed else ''}, seed {drawn.seed}"
+            drawn.make(rank=rank, world=world, progress=progress, words=words)
+    if judging is None:
+        return None
+
+    times = milliseconds({
+        (subject.name, window, flawed): lambda s=subject, w=window, r=flawed: s.generator.draw(  # type: ignore[misc]
+            drawings[s.name, w, r][0].conditions[:1], window=w, released=r
         )
-    generators: dict[str, Generator] = {}
-    origins: dict[str, str] = {}
-    for path in [*compare, checkpoint]:
-        saved = read(path)
-        name = _name(saved.path, saved.recipe or recipe, generators)
-        generators[name] = Generator(recipe, saved)
-        weights = saved.path if saved.path.is_file() else next(saved.path.glob("*model.safetensors"))
-        origins[name] = f"{weights}, sha256 {sha256(weights)[:8]}"
-    tokenizer = next(iter(generators.values())).drawing.tokenizer
-    if tokenizer is None:
-        raise ValueError(f"recipe {recipe.name} has no model.tokenizer: images cannot be scored without pixels")
-
-    def held_out() -> ShardLoader:
-        return ShardLoader(reference, batch_size=settings.batch_size)
-
-    make_folder(Path(out))
-    classifier = trained(
-        Path(out) / "classifier.safetensors", ShardLoader(recipe.data.train, batch_size=32, shuffle=10000), tokenizer
-    )
-    features = register(classifier)
-    real = torch.cat([pixels for pixels, _ in pixels_of(held_out(), tokenizer, manifest.grid)])
-    labels = [k % model.classes for k in range(settings.images)]
-
-    times = milliseconds(generators, wanted)
+        for subject, window, flawed in cases
+    })  # fmt: skip
+    bits = _bits(recipe, found, wanted)
     rows: list[Row] = []
     samples: Samples = {}
-    bar = tqdm(total=len(generators) * len(wanted) * len(settings.seeds), desc="evaluate", disable=not progress,
-               mininterval=0.1 if sys.stderr.isatty() else 20)  # fmt: skip
-    baseline = next(iter(generators)) if compare else None
-    bits: dict[tuple[str, int], float] = {}
-    for name, generator in generators.items():
-        for window in wanted:
-            plan = generator.plan(window)
-            bits[name, window] = bits_per_code(generator, plan, held_out())
-            scores: dict[str, list[float]] = {}
-            for seed in settings.seeds:
-                bar.set_postfix_str(f"{name}, window {window}, seed {seed}")
-                drawn = generator.draw(labels, window=window, seed=seed).pixels
-                assert drawn is not None
-                agrees = classifier.accuracy(iter([(drawn, torch.tensor(labels))]))
-                for key, value in (fidelity(drawn, real, features=features) | {"agreement": agrees}).items():
-                    scores.setdefault(key, []).append(value)
-                samples.setdefault((name, window), drawn[:10])
-                bar.update()
-            rows.append(
-                Row(
-                    checkpoint=name,
-                    window=window,
-                    passes=plan.passes,
-                    reduction=plan.reduction,
-                    width=plan.width,
-                    bits=bits[name, window],
-                    window_costs=bits[name, window] / bits[name, widest] - 1,
-                    gap_closed=_closed(bits, baseline, name, window, widest),
-                    milliseconds=times[name, window],
-                    **{key: _score(values) for key, values in scores.items()},
-                )
-            )
-    bar.close()
-    device = next(iter(generators.values())).device
+    images: list[Path] = []
+    for subject, window, flawed in cases:
+        key = (subject.name, window, flawed)
+        scores: dict[str, list[Score]] = {}
+        for drawn in drawings[key]:
+            drawn.wait()
+            for score, value in judging.scores(drawn, f"scoring {subject.name}, window {window}").items():
+                scores.setdefault(score, []).append(value)
+            images += [drawn.write_npz()] if npz else []
+            images += [drawn.write_png()] if png else []
+        plan = subject.generator.plan(window, released=flawed)
+        own = {} if flawed else bits
+        row = Row(
+            checkpoint=subject.name,
+            released=flawed,
+            window=window,
+            passes=plan.passes,
+            reduction=plan.reduction,
+            width=plan.width,
+            bits=own.get((subject.name, window)),
+            window_costs=own[subject.name, window] / own[subject.name, wanted[0]] - 1 if own else None,
+            gap_closed=_closed(own, baseline, subject.name, window, wanted[0]) if own else None,
+            milliseconds=times[key],
+            images_per_second=drawings[key][0].speed,
+            **{score: over_seeds(values) for score, values in scores.items()},  # type: ignore[arg-type]
+        )
+        rows.append(row)
+        samples[row.name, window] = next(drawings[key][0].pixels())[:SHOWN]
+    protocol = _protocol(recipe, judging, drawings[found[0].name, wanted[0], False][0])
     report = Report(
         rows=rows,
         baseline=baseline,
-        features=features,
-        features_accuracy=classifier.accuracy(pixels_of(held_out(), tokenizer, manifest.grid)),
-        images=settings.images,
-        seeds=settings.seeds,
-        reference=f"{manifest.source} ({Path(reference).name}, {manifest.checksum[:8]})",
-        reference_images=manifest.samples,
-        checkpoints=origins,
+        protocol=protocol,
+        warnings=warnings(protocol),
+        departures=departures(protocol, recipe.paper) if recipe.paper else [],
+        features_accuracy=judging.accuracy,
+        held_out=_held_out(recipe) if bits else None,
+        checkpoints={subject.name: subject.origin for subject in found},
         recipe=recipe.model_dump(),
         environment=environment(device),
     )
-    return report, samples
+    return report, samples, images
 
 
-def _name(path: Path, recipe: Recipe, taken: dict[str, Any]) -> str:
-    """A checkpoint's name in the report: its run folder's, made unique."""
-    name = path.parent.parent.name if path.suffix == ".ckpt" else path.stem
-    name = name or recipe.name
-    return name if name not in taken else f"{name}-{len(taken) + 1}"
+def _protocol(recipe: Recipe, judging: Judge, drawn: Drawing) -> Protocol:
+    reference, settings = judging.reference, recipe.evaluate
+    tokenizer = drawn.generator.drawing.tokenizer
+    assert tokenizer is not None
+    extractor = judging.extractor
+    return Protocol(
+        images=settings.images,
+        seeds=settings.seeds,
+        conditions=drawn.origin,
+        size=judging.size,
+        drawn=recipe.model.grid[1] * tokenizer.stride,
+        reference=reference.words if reference else None,
+        reference_checksum=reference.checksum if reference else None,
+        reference_images=reference.images if reference else None,
+        validation=bool(reference and reference.validation),
+        **recipe.draw.model_dump(),
+        dtype=drawn.settings["dtype"],
+        features=("inception" if extractor.inception else extractor.name) if extractor else None,
+        features_weights=extractor.weights if extractor else None,
+        clip=settings.clip,
+    )
+
+
+def _classifier(recipe: Recipe, tokenizer: Tokenizer, out: Path) -> tuple[Classifier, float]:
+    """The small classifier of the recipe's own shards, and its accuracy on the held-out ones."""
+    model, data = recipe.model, recipe.data
+    if model.classes is None:
+        raise ValueError("evaluate.features=classifier needs classes, and this model has captions: use inception")
+    _, manifest = (
+        read_manifest(path, grid=model.raster, codes=model.codes, classes=model.classes)
+        for path in (data.train, data.val)
+    )
+    classifier = trained(
+        out / "classifier.safetensors", ShardLoader(data.train, batch_size=32, shuffle=10000), tokenizer
+    )
+    held_out = ShardLoader(data.val, batch_size=recipe.evaluate.batch_size)
+    return classifier, classifier.accuracy(pixels_of(held_out, tokenizer, manifest.grid))
+
+
+def _bits(recipe: Recipe, found: Sequence[Subject], windows: Sequence[int]) -> dict[tuple[str, int], float]:
+    """Bits a code of held-out shards, of as many images as are drawn, or a thousand; none if there are no shards."""
+    if not _there(recipe.data.val):
+        print(f"no bits a code: data.val = {recipe.data.val} is not there", file=sys.stderr)
+        return {}
+    model = recipe.model
+    read_manifest(recipe.data.val, grid=model.raster, codes=model.codes, classes=model.classes)
+    loader = ShardLoader(recipe.data.val, batch_size=recipe.evaluate.batch_size)
+    return {
+        (subject.name, window): bits_per_code(
+            subject.generator, subject.generator.plan(window), loader, images=max(recipe.evaluate.images, LEAST)
+        )
+        for subject in found
+        for window in windows
+    }
+
+
+def _held_out(recipe: Recipe) -> str:
+    manifest = read_manifest(recipe.data.val)
+    counted = min(manifest.samples, max(recipe.evaluate.images, LEAST))
+    return f"{counted:,} images of {manifest.source} ({Path(recipe.data.val).name}, {manifest.checksum[:8]})"
+
+
+def _there(manifest: str) -> bool:
+    return is_url(manifest) or Path(manifest).is_file()
 
 
 def _closed(bits: dict[tuple[str, int], float], base: str | None, name: str, window: int, widest: int) -> float | None:
@@ -201,7 +277,3 @@ def _closed(bits: dict[tuple[str, int], float], base: str | None, name: str, win
         return None
     gap = bits[base, window] - bits[base, widest]
     return 1 - (bits[name, window] - bits[base, widest]) / gap if gap > 0.005 * bits[base, widest] else None
-
-
-def _score(values: list[float]) -> Score:
-    return Score(mean=mean(values), std=stdev(values) if len(values) > 1 else 0.0)

@@ -1,25 +1,24 @@
-"""A report for people: `report.json`, `report.md`, `pareto.png`, `samples.png`."""
+"""An evaluation in words: columns, sentences, Markdown; and its files, `report.html` the one to read."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import matplotlib
-import torch
 from PIL import Image
 
-from zipar_train.evaluation.evaluate import Report, Row, Samples, Score
+from zipar_train.evaluation.evaluate import Samples
+from zipar_train.evaluation.page import html
+from zipar_train.evaluation.plots import pareto, plot_samples
+from zipar_train.evaluation.results import SCORES, Report, Row
+from zipar_train.evaluation.scores import Score
 from zipar_train.files import make_folder, write_whole
 from zipar_train.picture import write_figure
+from zipar_train.sections import Paper
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
-from matplotlib.ticker import NullFormatter, ScalarFormatter  # noqa: E402
-
-COLOURS = ("#7a7a7a", "#c0573e", "#2f6f8f", "#5b8c5a", "#8a5a83", "#b58a2b")
+NEXT_TOKEN = "next-token"
 
 
 def write_report(report: Report, samples: Samples, out: str | Path) -> list[Path]:
-    """Write the four files; returns their paths.
+    """Write the five files; returns their paths.
 
     Raises:
         OSError: if one cannot be written.
@@ -28,39 +27,99 @@ def write_report(report: Report, samples: Samples, out: str | Path) -> list[Path
     make_folder(out)
     write_whole(out / "report.json", (report.model_dump_json(indent=1) + "\n").encode())
     write_whole(out / "report.md", markdown(report).encode())
-    plot_pareto(report, out / "pareto.png")
-    plot_samples(report, samples, out / "samples.png")
-    return [out / name for name in ("report.json", "report.md", "pareto.png", "samples.png")]
+    published = published_points(report)
+    write_figure(pareto(report, paper=published), out / "pareto.png")
+    plot_samples(samples, out / "samples.png")
+    figures = pareto(report, paper=published)
+    page = html(report, samples, figures, table=table(report), findings=findings(report), reading=reading(report))
+    write_whole(out / "report.html", page.encode())
+    return [out / name for name in ("report.html", "report.md", "report.json", "pareto.png", "samples.png")]
 
 
-HEADER = ("checkpoint", "window", "passes", "fewer", "ms/image", "bits/code", "window costs", "gap closed",
-          "FD", "KID x1000", "precision", "recall", "agreement")  # fmt: skip
+def paper_of(report: Report) -> Paper | None:
+    return Paper.model_validate(report.recipe["paper"]) if report.recipe.get("paper") else None
 
 
-def cells(report: Report) -> list[list[str]]:
-    """The table's rows as text, in HEADER's columns."""
+def published_points(report: Report) -> dict[str, list[tuple[float, float]]]:
+    """The recipe's published (passes, score) by quality."""
+    paper = paper_of(report)
+    rows = paper.rows if paper else []
+    return {
+        "fid": [(row.passes, row.fid) for row in rows if row.fid and report.protocol.features == "inception"],
+        "clip": [(row.passes, row.clip) for row in rows if row.clip is not None],
+    }
 
-    def pm(score: Score, scale: float = 1, digits: int = 2) -> str:
-        return f"{score.mean * scale:.{digits}f} ± {score.std * scale:.{digits}f}"
 
-    return [
-        [
-            row.checkpoint,
-            str(row.window),
-            str(row.passes),
-            f"{row.reduction:.0%}",
-            f"{row.milliseconds:.0f}",
-            f"{row.bits:.3f}",
-            f"{row.window_costs:+.1%}" if row.window_costs else "",
-            "" if row.gap_closed is None else f"{row.gap_closed:.0%}",
-            pm(row.fid),
-            pm(row.kid, 1000, 1),
-            pm(row.precision),
-            pm(row.recall),
-            pm(row.agreement, 100, 1) + " %",
-        ]
-        for row in report.rows
+def frechet_name(report: Report) -> str:
+    """FID if it is Inception's, with the number of images where that is not 50,000, and what it is against."""
+    protocol = report.protocol
+    if protocol.features != "inception":
+        return "FD"
+    name = "FID" if protocol.images == 50_000 else f"FID-{protocol.images / 1000:g}k"
+    return f"{name} (val)" if protocol.validation else name
+
+
+def columns(report: Report) -> list[tuple[str, Callable[[Row], str]]]:
+    """Heading and text of every column that has something in it."""
+    few = {"fid": frechet_name(report), "sfid": "s" + frechet_name(report), "kid": "KID x1000", "isc": "IS",
+           "precision": "precision", "recall": "recall", "agreement": "agreement", "clip": "CLIP"}  # fmt: skip
+    scales = {"kid": (1000, 1), "agreement": (100, 1), "clip": (1, 4), "precision": (1, 3), "recall": (1, 3)}
+
+    def shown(name: str) -> Callable[[Row], str]:
+        scale, digits = scales.get(name, (1, 2))
+        unit = " %" if name == "agreement" else ""
+        return lambda row: _pm(getattr(row, name), scale, digits) + unit if getattr(row, name) else ""
+
+    found: list[tuple[str, Callable[[Row], str]]] = [
+        ("checkpoint", lambda row: row.name),
+        ("window", lambda row: str(row.window)),
+        ("passes", lambda row: f"{row.passes:,}"),
+        ("fewer", lambda row: f"{row.reduction:.0%}"),
+        ("ms/image", lambda row: f"{row.milliseconds:,.0f}"),
     ]
+    if report.measured("images_per_second"):
+        found.append(("images/s", lambda row: "" if row.images_per_second is None else f"{row.images_per_second:,.3g}"))
+    if report.measured("bits"):
+        found += [
+            ("bits/code", lambda row: "" if row.bits is None else f"{row.bits:.3f}"),
+            ("window costs", lambda row: f"{row.window_costs:+.1%}" if row.window_costs else ""),
+        ]
+    if report.measured("gap_closed"):
+        found.append(("gap closed", lambda row: "" if row.gap_closed is None else f"{row.gap_closed:.0%}"))
+    return found + [(few[name], shown(name)) for name in SCORES if report.measured(name)]
+
+
+def _pm(score: Score, scale: float, digits: int) -> str:
+    return f"{score.mean * scale:.{digits}f} ± {score.std * scale:.{digits}f}"
+
+
+def table(report: Report) -> list[list[str]]:
+    """The heading, our rows, and the recipe's published ones; a † marks those that ours are not comparable with.
+
+    A published FID never stands in a column of another network's distances.
+    """
+    found = columns(report)
+    names = [name for name, _ in found]
+    rows = [names] + [[text(row) for _, text in found] for row in report.rows]
+    paper = paper_of(report)
+    mark = "†" if report.departures else ""
+    for published in paper.rows if paper else []:
+        cells = {
+            "checkpoint": f"published{mark}",
+            "window": str(published.window),
+            "passes": f"{published.passes:,}",
+            "fewer": f"{1 - published.passes / max(r.passes for r in paper.rows):.0%}" if paper else "",
+            "ms/image": f"{published.seconds * 1000:,.0f}†" if published.seconds else "",
+        }
+        scores = {}
+        if published.fid is not None and report.protocol.features == "inception":
+            scores[frechet_name(report)] = f"{published.fid:.2f}{mark}"
+        if published.clip is not None:
+            scores["CLIP"] = f"{published.clip:.3f}{mark}"
+        if scores.keys() & set(names):
+            cells |= scores
+            rows.append([cells.get(name, "") for name in names])
+    return rows
 
 
 def findings(report: Report) -> list[str]:
@@ -68,130 +127,113 @@ def findings(report: Report) -> list[str]:
     if report.baseline is None:
         return []
     widest = report.rows[0].window
+    name = frechet_name(report) if report.protocol.features == "inception" else "Frechet distance"
     others = dict.fromkeys(row.checkpoint for row in report.rows if row.checkpoint != report.baseline)
     lines = []
-    for name in others:
-        kept = report.row(name, widest).bits / report.row(report.baseline, widest).bits - 1
-        lines.append(f"**{name}** against {report.baseline}: next-token bits {kept:+.1%}.")
+    for other in others:
+        before, after = report.row(report.baseline, widest), report.row(other, widest)
+        kept = [f"bits {after.bits / before.bits - 1:+.1%}"] if before.bits and after.bits else []
+        kept += [f"{name} {before.fid.mean:.2f} -> {after.fid.mean:.2f}"] if before.fid and after.fid else []
+        kept += [f"CLIP score {before.clip.mean:.4f} -> {after.clip.mean:.4f}"] if before.clip and after.clip else []
+        lines.append(f"**{other}** against {report.baseline}, next-token kept: {', '.join(kept)}.")
         for row in report.rows:
-            if row.checkpoint == name and row.gap_closed is not None:
-                base = report.row(report.baseline, row.window)
-                lines.append(
-                    f"At window {row.window} it closes {row.gap_closed:.0%} of the gap in bits; "
-                    f"Frechet distance {base.fid.mean:.2f} -> {row.fid.mean:.2f}, "
-                    f"agreement {base.agreement.mean:.1%} -> {row.agreement.mean:.1%}."
-                )
+            if row.checkpoint != other or row.window == widest or row.released:
+                continue
+            base = report.row(report.baseline, row.window)
+            said = [f"closes {row.gap_closed:.0%} of the gap in bits"] if row.gap_closed is not None else []
+            said += [f"{name} {base.fid.mean:.2f} -> {row.fid.mean:.2f}"] if base.fid and row.fid else []
+            said += [f"CLIP score {base.clip.mean:.4f} -> {row.clip.mean:.4f}"] if base.clip and row.clip else []
+            if base.agreement and row.agreement:
+                said.append(f"agreement {base.agreement.mean:.1%} -> {row.agreement.mean:.1%}")
+            lines.append(f"At window {row.window}, {row.reduction:.0%} fewer passes: {', '.join(said)}.")
     return lines
-
-
-def table(report: Report) -> list[str]:
-    """The table in Markdown."""
-    return ["| " + " | ".join(row) + " |" for row in [list(HEADER), ["---"] * len(HEADER), *cells(report)]]
 
 
 def reading(report: Report) -> list[str]:
     """How to read the table, and with what it was made."""
+    protocol = report.protocol
     environment = ", ".join(f"{key} {value}" for key, value in report.environment.items())
-    draw = ", ".join(f"{key} {value:g}" for key, value in report.recipe["draw"].items())
-    return [
-        "- **bits/code** is exact: mean -log2 p of held-out codes under that window's mask, without guidance.",
-        "- **window costs**: bits above this checkpoint's own next-token bits.",
-        "- **gap closed**: of the bits that the first compared checkpoint"
-        + (f" ({report.baseline})" if report.baseline else "")
-        + " loses at that window against its own next-token bits, the share this one does not lose.",
-        f"- **FD** (Frechet distance), **KID**, **precision** and **recall** are torch-fidelity's, on the features of "
-        f"`{report.features}`, a small network trained on this recipe's training images "
-        f"({report.features_accuracy:.1%} right on held-out ones). **Not comparable with Inception FID**, "
-        "nor with another recipe's numbers. KID is unbiased for independent draws; ours are balanced over classes, "
-        "which makes it a little negative where nothing differs.",
-        "- **agreement**: share of drawn images which that network names as the label they were drawn for.",
-        f"- Mean ± standard deviation over seeds {', '.join(map(str, report.seeds))}, {report.images:,} images each; "
-        f"reference: {report.reference_images:,} images of {report.reference}. "
-        "Fewer than 50,000 images: a Frechet distance of this size is biased upwards, alike in every row.",
-        "- **ms/image**: median of nine images drawn alone (batch 1), windows and checkpoints taking turns. "
-        f"Sampling: {draw}.",
-        f"- {environment}.",
+    resized = f", resized from {protocol.drawn} (bicubic, as LlamaGen does)" if protocol.size != protocol.drawn else ""
+    seeds = f"seed{'s' * (len(protocol.seeds) > 1)} {', '.join(map(str, protocol.seeds))}"
+    lines = [
+        f"Drawn: {protocol.images:,} images a row and seed ({seeds}), {protocol.conditions}, {protocol.size} px"
+        f"{resized}, {protocol.dtype}; guidance {protocol.guidance:g}, temperature {protocol.temperature:g}, "
+        f"top-k {protocol.top_k}, top-p {protocol.top_p:g}.",
     ]
+    if protocol.reference:
+        over = "" if protocol.reference_images is None else f", {protocol.reference_images:,} images"
+        lines.append(
+            f"Compared with: {protocol.reference}{over} (sha256 {(protocol.reference_checksum or '')[:8]}), by "
+            f"features of {protocol.features} (weights' sha256 {(protocol.features_weights or '')[:8]}), through "
+            "torch-fidelity."
+        )
+    lines += [f"**{warning}**" for warning in report.warnings]
+    paper = paper_of(report)
+    if paper:
+        lines.append(f"Published: {paper.source}.")
+    if report.departures:
+        lines.append(f"† Not comparable with the published numbers: {'; '.join(report.departures)}.")
+    if paper and any(row.seconds for row in paper.rows):
+        lines.append("† Published times are of another machine.")
+    if report.held_out:
+        lines += [
+            f"bits/code is exact: mean -log2 p of held-out codes ({report.held_out}) under that window's mask, without "
+            "guidance. Window costs: bits above the checkpoint's own next-token bits.",
+        ]
+    if report.measured("gap_closed"):
+        lines.append(
+            f"Gap closed: of the bits that {report.baseline} loses at that window against its own next-token bits, the "
+            "share this one does not lose."
+        )
+    if report.measured("agreement"):
+        lines.append(
+            f"Agreement: share of drawn images that the classifier ({report.features_accuracy:.1%} right on held-out "
+            "ones) names as the class they were drawn for."
+        )
+    if report.measured("kid"):
+        lines.append(
+            "KID is unbiased for independent draws; classes in turn make it a little negative where nothing differs."
+        )
+    if len(protocol.seeds) > 1:
+        lines.append("±: standard deviation over seeds.")
+    else:
+        lines.append(
+            "±: standard error from one seed's images. FID: leaving out each tenth in turn; KID: spread of subsets; "
+            "IS: its ten splits; shares: binomial; sFID: none."
+        )
+    lines.append(
+        "ms/image: median of three to nine images drawn alone (batch 1), windows and checkpoints taking turns"
+        + ("; images/s: one process at the recipe's batch size." if report.measured("images_per_second") else ".")
+    )
+    lines += [f"{name}: {origin}." for name, origin in report.checkpoints.items()]
+    return [*lines, f"{environment}."]
+
+
+def markdown_table(report: Report) -> list[str]:
+    heading, *rows = table(report)
+    return ["| " + " | ".join(row) + " |" for row in [heading, ["---"] * len(heading), *rows]]
 
 
 def markdown(report: Report) -> str:
     """The report as Markdown."""
-    lines = [
-        f"# {report.recipe['name']}: windows and what they cost",
-        "",
-        *table(report),
-        "",
-        *(f"- {line}" for line in findings(report)),
-        "",
-        "![Quality against passes and time](pareto.png)",
-        "",
-        "![Samples](samples.png)",
-        "",
-        "## How to read it",
-        "",
-        *reading(report),
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def plot_pareto(report: Report, path: Path) -> None:
-    """Quality (Frechet distance; bits a code) against passes and against milliseconds, a line a checkpoint."""
-    names = list(dict.fromkeys(row.checkpoint for row in report.rows))
-    with plt.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
-        figure, axes = plt.subplots(2, 2, figsize=(10, 7.2), sharey="row", sharex="col", layout="constrained")
-        for name, colour in zip(names, _cycle(COLOURS), strict=False):
-            rows = [row for row in report.rows if row.checkpoint == name]
-            for column, cost in enumerate(("passes", "milliseconds")):
-                xs = [getattr(row, cost) for row in rows]
-                fd, error = [row.fid.mean for row in rows], [row.fid.std for row in rows]
-                axes[0, column].errorbar(xs, fd, error, marker="o", ms=4, capsize=2, lw=1.6, color=colour, label=name)
-                axes[1, column].plot(xs, [row.bits for row in rows], marker="o", ms=4, lw=1.6, color=colour)
-                axes[0, column].set(xscale="log", yscale="log")
-                axes[1, column].set(xscale="log")
-        for column, (cost, title) in enumerate(
-            (("passes", "forward passes an image"), ("milliseconds", "ms an image"))
-        ):
-            axis = axes[1, column]
-            ticks = sorted({round(getattr(row, cost)) for row in report.rows if row.checkpoint == names[0]})
-            axis.set_xticks(ticks, [str(tick) for tick in ticks])
-            axis.xaxis.set_minor_formatter(NullFormatter())
-            axis.minorticks_off()
-            axis.set_xlabel(title)
-        for row in (row for row in report.rows if row.checkpoint == names[-1]):
-            axes[1, 0].annotate(f"window {row.window}", (row.passes, row.bits), xytext=(0, -14),
-                                textcoords="offset points", ha="center", fontsize=8, color="#555555")  # fmt: skip
-        axes[0, 0].yaxis.set_major_formatter(ScalarFormatter())
-        axes[0, 0].yaxis.set_minor_formatter(NullFormatter())
-        axes[0, 0].set_ylabel("Frechet distance\n(small classifier; lower is better)")
-        axes[1, 0].set_ylabel("held-out bits a code\n(lower is better)")
-        axes[1, 0].margins(y=0.18)
-        axes[0, 0].legend(frameon=False)
-        figure.suptitle(f"{report.recipe['name']}: quality against cost, a point a window", fontsize=12)
-        write_figure(figure, path)
-
-
-def plot_samples(report: Report, samples: Samples, path: Path) -> None:
-    """A block a checkpoint, a row a window, a column an image number: the same draws in every row."""
-    names = list(dict.fromkeys(name for name, _ in samples))
-    windows = list(dict.fromkeys(window for _, window in samples))
-    images = len(next(iter(samples.values())))
-    with plt.rc_context({"font.size": 9}):
-        figure, axes = plt.subplots(
-            len(names), 1, figsize=(0.62 * images + 1.4, 0.66 * len(windows) * len(names) + 0.4 * len(names)),
-            squeeze=False, layout="constrained",
-        )  # fmt: skip
-        for axis, name in zip(axes[:, 0], names, strict=True):
-            tiles = [torch.nn.functional.pad(samples[name, w], (0, 1, 0, 1), value=255) for w in windows]
-            side = tiles[0].shape[-1]
-            sheet = torch.cat([torch.cat(list(row), dim=-1) for row in tiles], dim=-2).permute(1, 2, 0)
-            axis.imshow(sheet.numpy(), interpolation="nearest")
-            axis.set_yticks([side * (i + 0.5) for i in range(len(windows))], [f"window {w}" for w in windows])
-            axis.set_xticks([])
-            axis.tick_params(length=0)
-            axis.spines[:].set_visible(False)
-            axis.set_title(name, loc="left", fontsize=10)
-        write_figure(figure, path, dpi=160)
+    return "\n".join(
+        [
+            f"# {report.recipe['name']}: windows and what they cost",
+            "",
+            *markdown_table(report),
+            "",
+            *(f"- {line}" for line in findings(report)),
+            "",
+            "![Quality against passes and time](pareto.png)",
+            "",
+            "![Samples](samples.png)",
+            "",
+            "## How to read it",
+            "",
+            *(f"- {line}" for line in reading(report)),
+            "",
+        ]
+    )
 
 
 def log_to_wandb(report: Report, pictures: Iterable[Path]) -> None:
@@ -212,11 +254,6 @@ def _flat(row: Row) -> dict[str, float | str | None]:
     """A row as numbers, a score as its mean and its standard deviation."""
     flat: dict[str, float | str | None] = {}
     for key, value in row.model_dump().items():
-        flat |= {key: value["mean"], f"{key}_std": value["std"]} if isinstance(value, dict) else {key: value}
+        mean, std = (value["mean"], value["std"]) if isinstance(value, dict) else (value, None)
+        flat |= {key: mean, f"{key}_std": std} if key in SCORES else {key: value}
     return flat
-
-
-def _cycle(items: Iterable[str]) -> Iterable[str]:
-    kept = list(items)
-    while True:
-        yield from kept

@@ -17,8 +17,8 @@ class Tokenizer(Protocol):
     def sha256(self) -> str | None:
         """Of the file it was read from."""
 
-    def decode(self, codes: Tensor) -> Tensor:
-        """Pixels, uint8 (B, 3, px, px), of codes (B, H, W)."""
+    def decode(self, codes: Tensor, *, size: int | None = None) -> Tensor:
+        """Pixels, uint8 (B, 3, px, px), of codes (B, H, W); resized to `size` pixels each way, as LlamaGen does."""
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Codes, int64 (B, H, W), of pixels uint8 (B, 3, px, px)."""
@@ -42,8 +42,13 @@ class Palette:
         ramp = torch.linspace(0, 255, levels).round().to(torch.uint8)
         return cls(ramp[:, None].expand(-1, 3).contiguous())
 
-    def decode(self, codes: Tensor) -> Tensor:
-        return self.colours.to(codes.device)[codes].permute(0, 3, 1, 2).contiguous()
+    def decode(self, codes: Tensor, *, size: int | None = None) -> Tensor:
+        pixels = self.colours.to(codes.device)[codes].permute(0, 3, 1, 2).contiguous()
+        if size in (None, pixels.shape[-1]):
+            return pixels
+        from zipar_train.models.vq16 import to_bytes
+
+        return to_bytes(pixels / 127.5 - 1, size=size)
 
     def encode(self, pixels: Tensor) -> Tensor:
         """The nearest colour of every pixel."""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import interpolate, normalize
 from transformers import JanusVQVAE
 from transformers.models.janus.configuration_janus import JanusVQVAEConfig
 
@@ -52,12 +52,12 @@ class VQ16:
         return torch.cat(found)
 
     @torch.inference_mode()
-    def decode(self, codes: Tensor) -> Tensor:
+    def decode(self, codes: Tensor, *, size: int | None = None) -> Tensor:
         """Pixels, uint8 (B, 3, px, px), of codes (B, H, W); on a GPU in bfloat16 where that is not seen."""
         device = codes.device.type
         half = device == "cuda" and self.rounding(codes.device) < 1
         with torch.autocast(device, torch.bfloat16, enabled=half):
-            return torch.cat([self._to_bytes(self.images(chunk).float()) for chunk in codes.split(CHUNK)])
+            return torch.cat([to_bytes(self.images(chunk).float(), size=size) for chunk in codes.split(CHUNK)])
 
     @torch.inference_mode()
     def rounding(self, device: torch.device) -> float:
@@ -77,9 +77,16 @@ class VQ16:
         entries = model.quantize.embedding(codes).permute(0, 3, 1, 2).contiguous()
         return model.decoder(model.post_quant_conv(entries))
 
-    @staticmethod
-    def _to_bytes(images: Tensor) -> Tensor:
-        return (127.5 * images + 128).clamp(0, 255).to(torch.uint8)  # as LlamaGen's sample_c2i_ddp.py rounds
+
+def to_bytes(images: Tensor, *, size: int | None = None) -> Tensor:
+    """Pixels, uint8 (B, 3, px, px), of images, float (B, 3, px, px) around -1 .. 1.
+
+    As LlamaGen (autoregressive/sample/sample_c2i_ddp.py): bicubic without antialiasing, on the floats, then cut off to
+    bytes.
+    """
+    if size is not None and size != images.shape[-1]:
+        images = interpolate(images, size=(size, size), mode="bicubic")
+    return (127.5 * images + 128).clamp(0, 255).to(torch.uint8)
 
 
 def load_vq16(source: str | None, *, codes: int) -> VQ16:

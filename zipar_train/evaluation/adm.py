@@ -1,0 +1,148 @@
+"""The `.npz` files of ADM's evaluator (openai/guided-diffusion, evaluations/): a reference read, drawn images written.
+
+A file holds images, `arr_0` uint8 (N, px, px, 3), and a reference also their statistics over a whole data set: `mu`
+(2048,) and `sigma` (2048, 2048) of Inception's pooled features, `mu_s` (2023,) and `sigma_s` of its spatial ones.
+Nothing is kept in memory but the block of images in hand.
+"""
+
+import os
+import secrets
+import zipfile
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+Statistics = dict[str, NDArray[np.floating[Any]]]  # mu, sigma
+SHAPES = {"mu": (2048,), "sigma": (2048, 2048), "mu_s": (2023,), "sigma_s": (2023, 2023)}
+REMEDY = "Give ADM's VIRTUAL_imagenet256_labeled.npz, a folder of pictures, or the .json of a shard set"
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A checked file.
+
+    images: how many pictures it holds; 0: statistics alone.
+    size: pixels each way; None without pictures.
+    pooled, spatial: {"mu", "sigma"} in float64; None where the file has none.
+    """
+
+    path: Path
+    images: int
+    size: int | None
+    pooled: Statistics | None
+    spatial: Statistics | None
+
+    def blocks(self, count: int) -> Iterator[Tensor]:
+        """Its pictures, uint8 (count or fewer, 3, px, px), in their order."""
+        with zipfile.ZipFile(self.path) as archive, archive.open("arr_0.npy") as file:
+            shape, _ = _header(file, self.path)
+            one = int(np.prod(shape[1:]))
+            for start in range(0, shape[0], count):
+                wanted = min(count, shape[0] - start)
+                try:
+                    data = file.read(wanted * one)
+                except (zipfile.BadZipFile, OSError, EOFError) as error:
+                    raise ValueError(f"{self.path} is damaged: arr_0 is unreadable ({error}). Fetch it again") from None
+                if len(data) != wanted * one:
+                    raise ValueError(f"{self.path} is damaged: arr_0 ends after image {start}. Fetch it again")
+                pixels = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+                yield pixels.view(wanted, *shape[1:]).permute(0, 3, 1, 2).contiguous()
+
+
+def read_reference(path: Path) -> Reference:
+    """Open and check a file of ADM's format.
+
+    Raises:
+        ValueError: for a file, key, shape or dtype that is not of the format; names it and the remedy.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = {name.removesuffix(".npy") for name in archive.namelist()}
+            if unknown := names - SHAPES.keys() - {"arr_0"}:
+                raise ValueError(f"{path} holds {sorted(unknown)[0]!r}, which is not of ADM's format. {REMEDY}")
+            for a, b in (("mu", "sigma"), ("mu_s", "sigma_s")):
+                if (a in names) != (b in names):
+                    raise ValueError(f"{path} holds one of {a} and {b} without the other. {REMEDY}")
+            if not names & {"arr_0", "mu"}:
+                raise ValueError(f"{path} holds neither arr_0 nor mu. {REMEDY}")
+            shape = None
+            if "arr_0" in names:
+                with archive.open("arr_0.npy") as file:
+                    shape, dtype = _header(file, path)
+                if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or shape[1] != shape[2] or 0 in shape:
+                    raise ValueError(f"{path}: arr_0 is {dtype} {shape}, not uint8 (N, px, px, 3). {REMEDY}")
+            numbers = {name: _numbers(archive, name, path) for name in names - {"arr_0"}}
+    except (zipfile.BadZipFile, OSError, EOFError) as error:
+        raise ValueError(f"{path} is no readable .npz file ({error}). {REMEDY}") from None
+    return Reference(
+        path=path,
+        images=shape[0] if shape else 0,
+        size=shape[1] if shape else None,
+        pooled={"mu": numbers["mu"], "sigma": numbers["sigma"]} if "mu" in names else None,
+        spatial={"mu": numbers["mu_s"], "sigma": numbers["sigma_s"]} if "mu_s" in names else None,
+    )
+
+
+def write_images(path: Path, images: Iterable[Tensor], *, count: int, size: int) -> None:
+    """Write `arr_0` block by block: the file appears whole or not at all.
+
+    Args:
+        images: blocks uint8 (B, 3, size, size), `count` images in all.
+
+    Raises:
+        OSError: naming the file; nothing is left behind.
+    """
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    header = {"descr": "|u1", "fortran_order": False, "shape": (count, size, size, 3)}
+    try:
+        with zipfile.ZipFile(aside, "w", zipfile.ZIP_STORED) as archive:
+            with archive.open(zipfile.ZipInfo("arr_0.npy"), "w", force_zip64=True) as file:
+                npy.write_array_header_1_0(file, header)
+                bar = tqdm(images, desc=path.name, unit="batch", leave=False, disable=None)
+                written = sum(file.write(_bytes(block, size)) for block in bar)
+            assert written == count * size * size * 3
+        os.replace(aside, path)
+    except OSError as error:
+        raise OSError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        with suppress(OSError):
+            aside.unlink()
+
+
+def _bytes(block: Tensor, size: int) -> bytes:
+    assert block.dtype == torch.uint8 and block.shape[1:] == (3, size, size)
+    return block.permute(0, 2, 3, 1).contiguous().numpy().tobytes()
+
+
+def _header(file: IO[bytes], path: Path) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    try:
+        version = npy.read_magic(file)
+        read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        shape, fortran, dtype = read(file)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: arr_0 has no header ({error}). Fetch it again") from None
+    if fortran:
+        raise ValueError(f"{path}: arr_0 lies column by column. {REMEDY}")
+    return shape, dtype
+
+
+def _numbers(archive: zipfile.ZipFile, name: str, path: Path) -> NDArray[np.float64]:
+    with archive.open(f"{name}.npy") as file:
+        try:
+            numbers = npy.read_array(file, allow_pickle=False)
+        except ValueError as error:
+            raise ValueError(f"{path}: {name} cannot be read ({error}). {REMEDY}") from None
+    if numbers.shape != SHAPES[name] or numbers.dtype not in (np.float32, np.float64):
+        raise ValueError(f"{path}: {name} is {numbers.dtype} {numbers.shape}, not floats {SHAPES[name]}. {REMEDY}")
+    if not np.isfinite(numbers).all():
+        raise ValueError(f"{path}: {name} holds numbers that are not finite. {REMEDY}")
+    return numbers.astype(np.float64)

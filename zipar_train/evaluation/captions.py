@@ -1,0 +1,75 @@
+"""Captions to draw: of a text file, a table, a `datasets` data set, or a shard set."""
+
+import csv
+import hashlib
+from pathlib import Path
+
+from zipar_train.shards import is_url, read_manifest, read_shard
+
+COLUMNS = ("caption", "captions", "prompt", "text")
+REMEDY = (
+    "Give a .csv or .tsv file with a column `caption`, `prompt` or `text`, a .txt file with a caption a line, the "
+    "manifest (.json) of a shard set with captions, or a `datasets` id"
+)
+
+
+def captions_of(source: str) -> tuple[list[str], str]:
+    """The captions in their order, and in words where they come from, with a checksum of them all.
+
+    Args:
+        source: .csv or .tsv with a header (LlamaGen's coco_captions.csv, PartiPrompts.tsv), .txt, a manifest of shards,
+            or a data set's folder or hub id, optionally `id:split`.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    path = Path(source)
+    if path.suffix in (".csv", ".tsv", ".txt") and not is_url(source):
+        found = _from_file(path)
+    elif path.suffix == ".json":
+        found = _from_shards(source)
+    else:
+        found = _from_datasets(source)
+    found = [" ".join(caption.split()) for caption in found]
+    found = [caption for caption in found if caption]
+    if not found:
+        raise ValueError(f"evaluate.captions = {source}: no captions there. {REMEDY}")
+    checksum = hashlib.sha256("\n".join(found).encode()).hexdigest()[:8]
+    return found, f"{len(found):,} captions of {path.name}, {checksum}"
+
+
+def _from_file(path: Path) -> list[str]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"evaluate.captions = {path}: cannot be read as UTF-8 ({error}). {REMEDY}") from None
+    if path.suffix == ".txt":
+        return text.splitlines()
+    rows = list(csv.reader(text.splitlines(), delimiter="\t" if path.suffix == ".tsv" else ","))
+    header = [name.strip().lower() for name in rows[0]] if rows else []
+    column = next((header.index(name) for name in COLUMNS if name in header), None)
+    if column is None:
+        raise ValueError(f"evaluate.captions = {path}: its columns are {', '.join(header) or 'none'}. {REMEDY}")
+    return [row[column] for row in rows[1:] if len(row) > column]
+
+
+def _from_shards(source: str) -> list[str]:
+    manifest = read_manifest(source)
+    if manifest.classes is not None:
+        raise ValueError(f"evaluate.captions = {source}: a shard set of classes, not captions. {REMEDY}")
+    return [str(sample.condition) for shard in manifest.shards for sample in read_shard(source, shard, manifest)]
+
+
+def _from_datasets(source: str) -> list[str]:
+    import datasets
+
+    name, _, split = source.partition(":")
+    try:
+        found = datasets.load_dataset(name, split=split or "train")
+    except Exception as error:  # of the hub, its network, the data set's own reader
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"evaluate.captions = {source}: `datasets` cannot load it ({reason}). {REMEDY}") from None
+    column = next((column for column in COLUMNS if column in found.features), None)
+    if column is None:
+        raise ValueError(f"evaluate.captions = {source}: its columns are {', '.join(found.features)}. {REMEDY}")
+    return [str(caption) for caption in found[column]]

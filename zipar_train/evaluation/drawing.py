@@ -1,0 +1,205 @@
+"""Images drawn once, by as many processes as there are, from where the last run stopped.
+
+The images of a drawing are numbered and cut into batches; process r of R draws batches r, r + R, ... and writes each,
+as codes, when it is done. What image k is depends on the seed and k alone: its uniform numbers, its class or caption. A
+drawing's folder is named after everything else that its codes depend on, so a finished batch is never drawn again and
+never mistaken for another's.
+"""
+
+import hashlib
+import io
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from zipar_train.decoding.generator import Generator
+from zipar_train.evaluation.adm import write_images
+from zipar_train.evaluation.features import Pictures
+from zipar_train.files import make_folder, write_whole
+from zipar_train.sections import Draw
+
+
+def classes_of(images: int, classes: int, *, seed: int, balanced: bool) -> list[int]:
+    """The class of each image: 0 .. classes - 1 in turn, or at random, image k's from (seed, k) alone."""
+    if balanced:
+        return [k % classes for k in range(images)]
+    streams = (np.random.Philox(key=[seed, k], counter=[0, 0, 0, 1]) for k in range(images))  # not the codes' numbers
+    return [int(np.random.Generator(stream).integers(classes)) for stream in streams]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Images of one generator at one window from one seed.
+
+    Args:
+        root: the folder that holds drawings.
+        weights: the checkpoint's checksum.
+        conditions: a class or caption for each image.
+        origin: where these come from, in words; a longer list from there begins with the shorter one.
+        draw: how codes are sampled.
+        released: as the released ZipAR code draws.
+        size: pixels each way to resize to; None: as the tokenizer makes them.
+    """
+
+    root: Path
+    generator: Generator = field(repr=False)
+    weights: str
+    conditions: list[Any] = field(repr=False)
+    origin: str
+    window: int
+    seed: int
+    batch_size: int
+    draw: Draw
+    released: bool = False
+    size: int | None = None
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """All that the codes depend on; the number of images aside, which may grow."""
+        model = self.generator.recipe.model
+        return {
+            "weights": self.weights,
+            "model": model.model_dump(exclude={"weights", "weights_entry", "tokenizer", "tokenizer_weights"}),
+            "window": self.window,
+            "stand_in": "released" if self.released else self.generator.recipe.zipar.stand_in,
+            "released": self.released,
+            "seed": self.seed,
+            "draw": self.draw.model_dump(),
+            "batch_size": self.batch_size,
+            "conditions": self.origin,
+            "dtype": str(self.generator.dtype).removeprefix("torch."),
+            "device": self.generator.device.type,
+        }
+
+    @cached_property
+    def folder(self) -> Path:
+        name = f"window-{self.window}{'-released' if self.released else ''}-seed-{self.seed}"
+        return self.root / f"{name}-{_digest(self.settings)[:10]}"
+
+    @cached_property
+    def batches(self) -> list[range]:
+        """Numbers of the images of each batch."""
+        images = len(self.conditions)
+        return [range(start, min(start + self.batch_size, images)) for start in range(0, images, self.batch_size)]
+
+    def path(self, batch: range) -> Path:
+        return self.folder / f"{batch.start:06d}-{batch.stop:06d}.npy"
+
+    def make(self, *, rank: int = 0, world: int = 1, progress: bool = True, words: str = "") -> None:
+        """Draw this process's batches that are not there yet.
+
+        Raises:
+            OSError: if one cannot be written.
+            ValueError: for a batch too large for memory.
+        """
+        make_folder(self.folder)
+        if not (self.folder / "drawing.json").is_file():
+            write_whole(self.folder / "drawing.json", (json.dumps(self.settings, indent=1) + "\n").encode())
+        mine = self.batches[rank::world]
+        left = [batch for batch in mine if self._read(batch) is None]
+        times = []
+        bar = tqdm(total=sum(map(len, mine)), initial=sum(map(len, mine)) - sum(map(len, left)), unit="images",
+                   desc=words, disable=not progress, mininterval=0.1 if sys.stderr.isatty() else 20)  # fmt: skip
+        with bar:
+            for batch in left:
+                start = perf_counter()
+                conditions = self.conditions[batch.start : batch.stop]
+                drawn = self.generator.draw(conditions, window=self.window, seed=self.seed, first=batch.start,
+                                            released=self.released, batch_size=len(batch), pixels=False,
+                                            **self.draw.model_dump())  # fmt: skip
+                times.append((perf_counter() - start) / len(batch))
+                buffer = io.BytesIO()
+                np.save(buffer, drawn.codes.numpy().astype(np.uint16))
+                write_whole(self.path(batch), buffer.getvalue())
+                bar.update(len(batch))
+        if len(times) > 1 and rank == 0:  # the first batch warms up
+            speed = {"images_per_second": 1 / median(times[1:]), "batch": self.batch_size}
+            write_whole(self.folder / "speed.json", json.dumps(speed).encode())
+
+    def wait(self, *, every: float = 2.0) -> None:
+        """Until other processes have drawn their batches too."""
+        missing = [path for path in map(self.path, self.batches) if not path.is_file()]
+        if missing:
+            print(f"{self.folder}: waiting for {len(missing)} batches of other processes", file=sys.stderr, flush=True)
+        while missing:
+            time.sleep(every)
+            missing = [path for path in missing if not path.is_file()]
+
+    @property
+    def speed(self) -> float | None:
+        """Images a second as this process, or an earlier one, drew them."""
+        try:
+            return float(json.loads((self.folder / "speed.json").read_bytes())["images_per_second"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def codes(self) -> Iterator[Tensor]:
+        """Batches of codes, int64 (B, H, W).
+
+        Raises:
+            ValueError: for one that is not there, or damaged.
+        """
+        for batch in self.batches:
+            codes = self._read(batch)
+            if codes is None:
+                raise ValueError(f"{self.path(batch)} is missing or damaged: run the same command again to draw it")
+            yield codes
+
+    def pixels(self) -> Iterator[Tensor]:
+        """Blocks of pixels, uint8 (B, 3, px, px), on the CPU."""
+        tokenizer = self.generator.drawing.tokenizer
+        assert tokenizer is not None
+        for codes in self.codes():
+            yield tokenizer.decode(codes.to(self.generator.device), size=self.size).cpu()
+
+    def pictures(self, words: str = "") -> Pictures:
+        return Pictures(self.pixels, len(self.conditions), words=words)
+
+    def write_npz(self) -> Path:
+        """All images as one file for ADM's evaluator, beside the folder."""
+        path = self.folder.with_suffix(".npz")
+        write_images(path, self.pixels(), count=len(self.conditions), size=next(self.pixels()).shape[-1])
+        return path
+
+    def write_png(self) -> Path:
+        """A folder of PNG, `000000.png` and so on, beside the folder."""
+        folder = self.folder.with_name(self.folder.name + "-png")
+        make_folder(folder)
+        number = 0
+        for block in tqdm(self.pixels(), total=len(self.batches), desc=folder.name, unit="batch", leave=False,
+                          disable=None):  # fmt: skip
+            for image in block.permute(0, 2, 3, 1).numpy():
+                buffer = io.BytesIO()
+                Image.fromarray(image).save(buffer, "png")
+                write_whole(folder / f"{number:06d}.png", buffer.getvalue())
+                number += 1
+        return folder
+
+    def _read(self, batch: range) -> Tensor | None:
+        """A batch's codes, if they are there and whole."""
+        grid = self.generator.drawing.grid
+        try:
+            codes = np.load(self.path(batch), allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            return None
+        if codes.dtype != np.uint16 or codes.shape != (len(batch), grid.height, grid.width):
+            return None
+        found = torch.from_numpy(codes.astype(np.int64))
+        return found if int(found.max()) < self.generator.drawing.codes else None
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()

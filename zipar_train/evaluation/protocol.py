@@ -1,0 +1,77 @@
+"""How a score was measured, and in what that departs from how a published one was."""
+
+from pydantic import BaseModel
+
+from zipar_train.sections import Paper
+
+
+class Protocol(BaseModel):
+    """All that two scores must share to stand in one column."""
+
+    images: int  # drawn, for each seed
+    seeds: list[int]
+    conditions: str  # random classes | classes in turn | captions of ...
+    size: int  # pixels each way, as scored
+    drawn: int  # pixels each way, as drawn
+    reference: str | None  # None: nothing to compare with
+    reference_checksum: str | None
+    reference_images: int | None
+    validation: bool  # whether the reference is a validation set
+    guidance: float
+    temperature: float
+    top_k: int
+    top_p: float
+    dtype: str
+    features: str | None
+    features_weights: str | None  # SHA-256
+    clip: str | None = None
+
+
+def warnings(protocol: Protocol) -> list[str]:
+    """What makes these scores incomparable with most published ones, in sentences."""
+    said = []
+    if protocol.validation and protocol.features == "inception":
+        said.append(
+            f"The reference, {protocol.reference}, is a validation set. Published FIDs are against the training set "
+            "(ADM's VIRTUAL_imagenet256_labeled.npz), and differ."
+        )
+    if protocol.features and protocol.features != "inception":
+        said.append(
+            f"Features are of {protocol.features}, a small network trained on this recipe's training images: these "
+            "scores are not comparable with Inception's, nor with another recipe's."
+        )
+    if protocol.features and protocol.images < 50_000:
+        said.append(
+            f"From {protocol.images:,} images a Frechet distance is biased upwards against one from 50,000, alike in "
+            "every row."
+        )
+    return said
+
+
+def departures(protocol: Protocol, paper: Paper) -> list[str]:
+    """In what our measurement differs from the published one, in the published one's order."""
+    known = paper.protocol
+    pairs = [
+        ("images", protocol.images, known.images),
+        ("conditions", protocol.conditions, known.conditions),
+        ("pixels", protocol.size, known.size),
+        ("reference", protocol.reference, known.reference),
+        ("features", protocol.features, known.features),
+        ("clip", protocol.clip, known.clip),
+        ("guidance", protocol.guidance, known.guidance),
+        ("temperature", protocol.temperature, known.temperature),
+        ("top_k", protocol.top_k, known.top_k),
+        ("top_p", protocol.top_p, known.top_p),
+        ("precision", protocol.dtype, known.dtype),
+    ]
+    return [
+        f"{name}: {ours if ours is not None else 'none'} (published: {theirs})"
+        for name, ours, theirs in pairs
+        if theirs is not None and not _same(ours, theirs)
+    ]
+
+
+def _same(ours: object, theirs: object) -> bool:
+    if isinstance(ours, str) and isinstance(theirs, str):  # 'VIRTUAL_imagenet256_labeled.npz, ADM's statistics'
+        return ours.split(",")[0].lower() == theirs.split(",")[0].lower()
+    return ours == theirs

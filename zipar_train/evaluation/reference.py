@@ -1,0 +1,163 @@
+"""What drawn images are compared with: a folder of pictures, a shard set, or a file of ADM's evaluator."""
+
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torch_fidelity.metric_fid import fid_features_to_statistics
+from torchvision.transforms.functional import pil_to_tensor
+
+from zipar_train.crops import centre_crop
+from zipar_train.evaluation import adm
+from zipar_train.evaluation.adm import Statistics
+from zipar_train.evaluation.features import Extractor, Features, Pictures
+from zipar_train.files import sha256
+from zipar_train.loader import ShardLoader
+from zipar_train.models.vq import Tokenizer
+from zipar_train.shards import is_url
+
+BLOCK = 64  # pictures in memory
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+VALIDATION = re.compile(r"(^|[^a-z])(val|valid|validation)([^a-z]|$)|ILSVRC2012_val", re.IGNORECASE)
+
+
+@dataclass
+class Reference:
+    """Features and statistics of the pictures that drawn ones are compared with.
+
+    words: what it is. checksum: of the file, the shard set, or a folder's names and sizes.
+    images: that statistics are over; None: a file does not say. features: None if it holds statistics alone.
+    validation: whether it is, by its name, a validation set, which published FIDs are not against.
+    """
+
+    words: str
+    checksum: str
+    images: int | None
+    validation: bool
+    statistics: Statistics
+    spatial: Statistics | None
+    features: Features | None
+
+
+def open_reference(
+    source: str, extractor: Extractor, *, tokenizer: Tokenizer, size: int, batch_size: int = BLOCK
+) -> Reference:
+    """Read a reference and take its features.
+
+    Args:
+        source: a folder of pictures, the manifest (.json) of a shard set, or an .npz file of ADM's evaluator.
+        tokenizer: of a shard set's codes.
+        size: pixels each way of the drawn images; larger pictures of a folder are cropped as ADM crops, shards' resized
+            as drawn images are.
+
+    Raises:
+        ValueError: if it is none of these, is damaged or of another size; names it and the remedy.
+    """
+    path = Path(source)
+    if path.suffix == ".npz":
+        return _from_adm(path, extractor, size=size)
+    if path.suffix == ".json":
+        return _from_shards(source, extractor, tokenizer, size=size, batch_size=batch_size)
+    if path.is_dir():
+        return _from_folder(path, extractor, size=size)
+    raise ValueError(f"evaluate.reference = {source}: nothing to compare with. {adm.REMEDY}")
+
+
+def _from_adm(path: Path, extractor: Extractor, *, size: int) -> Reference:
+    file = adm.read_reference(path)
+    if file.size not in (None, size):
+        raise ValueError(
+            f"evaluate.reference = {path}: its images have {file.size} pixels each way, the drawn ones {size}. "
+            f"Set evaluate.size={file.size}, or give a reference of {size} pixels"
+        )
+    if file.pooled and not extractor.inception:
+        raise ValueError(
+            f"evaluate.reference = {path} holds statistics of Inception's features, and evaluate.features is "
+            f"{extractor.name}: set evaluate.features=inception"
+        )
+    features = None
+    if file.images:
+        pictures = Pictures(lambda: file.blocks(BLOCK), file.images, words="reference")
+        features = extractor(pictures, spatial=file.spatial is not None or file.pooled is None)
+    return Reference(
+        words=f"{path.name}, ADM's statistics" if file.pooled else path.name,
+        checksum=sha256(path),
+        images=None if file.pooled else file.images,
+        validation=bool(VALIDATION.search(path.stem)),
+        statistics=file.pooled or _statistics(features, extractor),
+        spatial=file.spatial or (features.spatial.statistics() if features and features.spatial else None),
+        features=features,
+    )
+
+
+def _from_shards(source: str, extractor: Extractor, tokenizer: Tokenizer, *, size: int, batch_size: int) -> Reference:
+    def loader() -> ShardLoader:
+        return ShardLoader(source, batch_size=batch_size)
+
+    manifest = loader().manifest
+    if manifest.tokenizer is not None and tokenizer.sha256 not in (None, manifest.tokenizer):
+        raise ValueError(
+            f"evaluate.reference = {source}: its codes are of another tokenizer (sha256 {manifest.tokenizer[:8]}, the "
+            f"recipe's {(tokenizer.sha256 or '')[:8]}). Give shards made with this recipe"
+        )
+
+    def blocks() -> Iterator[Tensor]:
+        for batch in loader():
+            yield tokenizer.decode(batch.codes.view(-1, *manifest.grid).to(extractor.device), size=size).cpu()
+
+    features = extractor(Pictures(blocks, manifest.samples, words="reference"), spatial=True)
+    return Reference(
+        words=f"{manifest.source} ({source if is_url(source) else Path(source).name}), decoded from codes",
+        checksum=manifest.checksum,
+        images=manifest.samples,
+        validation=bool(VALIDATION.search(Path(source).stem)) or "val" in manifest.source.lower().split(),
+        statistics=_statistics(features, extractor),
+        spatial=features.spatial.statistics() if features.spatial else None,
+        features=features,
+    )
+
+
+def _from_folder(path: Path, extractor: Extractor, *, size: int) -> Reference:
+    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in PICTURES)
+    if len(files) < 10:
+        raise ValueError(f"evaluate.reference = {path}: {len(files)} pictures. {adm.REMEDY}")
+
+    def blocks() -> Iterator[Tensor]:
+        for start in range(0, len(files), BLOCK):
+            yield torch.stack([_picture(file, size) for file in files[start : start + BLOCK]])
+
+    features = extractor(Pictures(blocks, len(files), words="reference"), spatial=True)
+    listing = "\n".join(f"{file.relative_to(path)} {file.stat().st_size}" for file in files)
+    named = (path.name, *(file.name for file in files[:3]))
+    return Reference(
+        words=f"{len(files):,} pictures in {path.name}",
+        checksum=hashlib.sha256(listing.encode()).hexdigest(),
+        images=len(files),
+        validation=any(VALIDATION.search(name) for name in named),
+        statistics=_statistics(features, extractor),
+        spatial=features.spatial.statistics() if features.spatial else None,
+        features=features,
+    )
+
+
+def _picture(file: Path, size: int) -> Tensor:
+    try:
+        with Image.open(file) as image:
+            if min(image.size) < size:
+                raise ValueError(
+                    f"{file} has {image.width} x {image.height} pixels, the drawn images {size}: enlarging it would "
+                    "change the scores. Give pictures at least as large, or set evaluate.size"
+                )
+            return pil_to_tensor(centre_crop(image.convert("RGB"), size))
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{file} is no readable picture ({error}): remove it or fetch it again") from None
+
+
+def _statistics(features: Features | None, extractor: Extractor) -> Statistics:
+    assert features is not None
+    return fid_features_to_statistics(features.layers[extractor.layer("fid")].double())
