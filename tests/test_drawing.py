@@ -1,0 +1,179 @@
+"""Images to be scored: the same bytes by any number of processes, whatever is killed; never drawn twice."""
+
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import command, sets
+from PIL import Image
+
+from zipar_train.decoding.generator import Generator
+from zipar_train.evaluation.drawing import Drawing, classes_of
+from zipar_train.models.family import build
+from zipar_train.models.weights import Saved
+from zipar_train.recipe import load_recipe
+from zipar_train.sections import Draw
+from zipar_train.training.trainer import fit
+
+
+@pytest.fixture
+def generator():
+    torch.manual_seed(0)
+    recipe = load_recipe("digits-base", ["model.depth=1", "model.heads=2", "model.width=16", "model.feed_forward=32"])
+    return Generator(recipe, Saved(Path("random"), recipe, build(recipe.model).model.state_dict(), {}), device="cpu")
+
+
+def drawing(root, generator, images=11, **changes) -> Drawing:
+    settings = {
+        "root": root,
+        "generator": generator,
+        "weights": "w",
+        "conditions": classes_of(images, 10, seed=0, balanced=False),
+        "origin": "random classes",
+        "window": 4,
+        "seed": 0,
+        "batch_size": 4,
+        "draw": Draw(guidance=1.5),
+    }
+    return Drawing(**{**settings, **changes})
+
+
+def whole(found: Drawing) -> torch.Tensor:
+    return torch.cat(list(found.codes()))
+
+
+def test_a_class_depends_on_seed_and_number_alone():
+    many = classes_of(2000, 10, seed=3, balanced=False)
+    assert classes_of(100, 10, seed=3, balanced=False) == many[:100]
+    assert classes_of(100, 10, seed=4, balanced=False) != many[:100]
+    counts = np.bincount(many, minlength=10)
+    assert ((counts - 200) ** 2 / 200).sum() < 28  # chi-squared of 9 degrees of freedom: one in a thousand
+    assert classes_of(12, 10, seed=3, balanced=True) == [*range(10), 0, 1]
+
+
+def test_finished_batches_are_not_drawn_again_and_more_images_begin_with_the_fewer(tmp_path, generator, monkeypatch):
+    first = drawing(tmp_path, generator)
+    first.make(progress=False)
+    codes = whole(first)
+    assert codes.shape == (11, 8, 8)
+    expected = generator.draw(first.conditions, window=4, batch_size=11, guidance=1.5).codes
+    assert torch.equal(codes, expected)
+
+    drawn = []
+    real = Generator.draw
+    monkeypatch.setattr(
+        Generator, "draw", lambda self, labels, **k: drawn.append(k["first"]) or real(self, labels, **k)
+    )
+    drawing(tmp_path, generator).make(progress=False)
+    assert drawn == []
+    more = drawing(tmp_path, generator, images=14)
+    more.make(progress=False)
+    assert drawn == [8, 12]  # a batch that was short, and a new one
+    assert torch.equal(whole(more)[:11], codes)
+
+    more.path(range(0, 4)).write_bytes(b"damaged")
+    with pytest.raises(ValueError, match=r"000000-000004\.npy is missing or damaged: run the same command again"):
+        whole(more)
+    np.save(more.path(range(4, 8)), np.full((4, 8, 8), 999, dtype=np.uint16))
+    drawn.clear()
+    more.make(progress=False)
+    assert drawn == [0, 4]
+    assert torch.equal(whole(more)[:11], codes)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"weights": "other"}, {"window": 2}, {"seed": 1}, {"draw": Draw(guidance=2.0)}, {"released": True},
+     {"origin": "classes in turn"}, {"batch_size": 3}],
+)  # fmt: skip
+def test_whatever_changes_the_codes_changes_the_folder(tmp_path, generator, change):
+    assert drawing(tmp_path, generator, **change).folder != drawing(tmp_path, generator).folder
+    assert drawing(tmp_path, generator, images=50).folder == drawing(tmp_path, generator).folder
+
+
+def test_images_are_written_as_they_are_scored(tmp_path, generator):
+    made = drawing(tmp_path, generator, size=16)
+    made.make(progress=False)
+    pixels = torch.cat(list(made.pixels()))
+    assert pixels.shape == (11, 3, 16, 16)
+    with np.load(made.write_npz()) as file:
+        assert np.array_equal(file["arr_0"], pixels.permute(0, 2, 3, 1).numpy())
+    files = sorted(made.write_png().iterdir())
+    assert [file.name for file in files] == [f"{k:06d}.png" for k in range(11)]
+    assert all(np.array_equal(np.array(Image.open(f)), p.permute(1, 2, 0)) for f, p in zip(files, pixels, strict=True))
+    seen = made.pictures()
+    assert len(seen) == 11
+    assert torch.equal(torch.stack([seen[k] for k in range(11)]), pixels)
+    assert torch.equal(seen[0], pixels[0])  # from the start again
+
+
+def test_pixels_are_resized_as_llamagen_does(vq):
+    """sample_c2i_ddp.py: bicubic interpolation of the floats, then 127.5 x + 128, cut off, truncated."""
+    from zipar_train.models.vq16 import load_vq16
+
+    tokenizer, codes = load_vq16(str(vq), codes=24), torch.randint(24, (3, 3, 3))
+    samples = torch.nn.functional.interpolate(tokenizer.images(codes), size=(32, 32), mode="bicubic")
+    expected = torch.clamp(127.5 * samples + 128.0, 0, 255).permute(0, 2, 3, 1).to("cpu", dtype=torch.uint8)
+    assert torch.equal(tokenizer.decode(codes, size=32).permute(0, 2, 3, 1), expected)
+    assert torch.equal(tokenizer.decode(codes, size=48), tokenizer.decode(codes))
+
+
+def digests(folder: Path) -> dict[str, str]:
+    files = [file for file in folder.rglob("*.npy") if not file.name.startswith(".")]
+    return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def test_one_process_two_and_two_killed_halfway_draw_the_same_bytes(tiny, tmp_path):
+    fit(load_recipe("digits-base", [*tiny, "trainer.max_epochs=1", "trainer.limit_train_batches=5"]))
+    more = ["evaluate.images=64", "evaluate.batch_size=2", "evaluate.windows=[8,2]"]
+    verb = ["evaluate", "--recipe", "digits-base", *sets([*tiny, *more]), "--checkpoint", tmp_path / "run", "--out"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def start(out: str, processes: int) -> subprocess.Popen[str]:
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}",
+                    "--no-python"] if processes > 1 else []  # fmt: skip
+        return subprocess.Popen(
+            [*launcher, *command(*verb, tmp_path / out)], cwd=tmp_path, env=environment, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+        )  # fmt: skip
+
+    def finish(running: subprocess.Popen[str]) -> None:
+        out, err = running.communicate(timeout=200)
+        assert running.returncode == 0, err
+        assert "report.html" in out
+
+    finish(start("one", 1))
+    expected = digests(tmp_path / "one")
+    assert len(expected) == 2 * 32
+    for out in ("two", "killed"):  # the classifier need not be trained three times
+        (tmp_path / out).mkdir()
+        for name in ("classifier.safetensors", "classifier.shards"):
+            shutil.copy(tmp_path / "one" / name, tmp_path / out / name)
+    finish(start("two", 2))
+    assert digests(tmp_path / "two") == expected
+
+    running = start("killed", 2)
+    deadline = time.monotonic() + 120
+    while len(digests(tmp_path / "killed")) < 9 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.killpg(running.pid, signal.SIGKILL)
+    for line in subprocess.run(
+        ["pgrep", "-f", str(tmp_path / "killed")], capture_output=True, text=True
+    ).stdout.split():
+        os.kill(int(line), signal.SIGKILL)  # torchrun's workers have sessions of their own
+    running.wait()
+    time.sleep(0.2)
+    kept = digests(tmp_path / "killed")
+    assert 9 <= len(kept) < 64
+    times = {name: (tmp_path / "killed" / name).stat().st_mtime_ns for name in kept}
+    finish(start("killed", 2))
+    assert digests(tmp_path / "killed") == expected
+    assert all((tmp_path / "killed" / name).stat().st_mtime_ns == time for name, time in times.items())
