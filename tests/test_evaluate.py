@@ -103,8 +103,14 @@ def test_the_error_bar_of_one_seed_is_that_of_many_drawings(shards, classifier):
     """The jackknife of one set of pictures against the spread over disjoint sets of the same size."""
     extractor = register(classifier[1])
     reference = open_reference(str(shards / "val.json"), extractor, tokenizer=Palette.grey(17), size=8)
-    shuffled = pictures(shards, "train")[torch.randperm(1400, generator=torch.Generator().manual_seed(0))]
-    found = [fidelity(features_of(part, extractor), reference, extractor) for part in shuffled.split(200)]
+    loader = ShardLoader(shards / "train.json", batch_size=100)
+    labels = torch.cat([labels for _, labels in pixels_of(loader, Palette.grey(17), (8, 8))])
+    mixed = torch.randperm(1400, generator=torch.Generator().manual_seed(0))
+    groups = [part[labels[part].argsort()] for part in mixed.split(200)]
+    pixels = pictures(shards, "train")
+    # classes in turn, so that every tenth picture is of one class, as far as there are as many of each
+    groups = [torch.stack([part[i::20] for i in range(20)]).flatten() for part in groups]
+    found = [fidelity(features_of(pixels[part], extractor), reference, extractor) for part in groups]
     for score in ("fid", "precision", "isc"):
         spread = np.std([one[score].mean for one in found], ddof=1)
         said = np.mean([one[score].std for one in found])

@@ -34,7 +34,7 @@ from zipar_train.shards import read_manifest
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
-from matplotlib.ticker import NullFormatter  # noqa: E402
+from matplotlib.ticker import NullFormatter, ScalarFormatter  # noqa: E402
 
 WEIGHTS = 2**26  # attention weights in memory at once
 
@@ -259,5 +259,6 @@ def plot(advice: Advice, path: Path) -> None:
                              extent=(-half - 0.5, half + 0.5, len(shown) - 0.5, -0.5))  # fmt: skip
         right.set(xlabel="columns to the side", ylabel="rows above")
         right.set_title("where attention lies: % a code, mean of layers", fontsize=10)
-        figure.colorbar(image, ax=right)
+        bar = figure.colorbar(image, ax=right, format=ScalarFormatter())
+        bar.ax.yaxis.set_minor_formatter(ScalarFormatter())
         write_figure(figure, path)

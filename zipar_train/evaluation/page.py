@@ -69,7 +69,8 @@ def html(
 
 
 def _bold(line: str) -> Markup:
-    return Markup(re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", str(escape(line))))
+    text = re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", str(escape(line)))
+    return Markup(text.replace(" -&gt; ", "&nbsp;→ "))
 
 
 def _svg(figure: Figure) -> str:
@@ -85,8 +86,9 @@ def _svg(figure: Figure) -> str:
 
 
 def _strip(pixels: Tensor) -> str:
-    """Images side by side as a PNG in base64."""
-    row = pad(pixels, (0, 1, 0, 0), value=255).permute(2, 0, 3, 1).flatten(1, 2)[:, :-1]
+    """Images side by side as a PNG in base64, with nothing between them."""
+    opaque = pad(pixels, (0, 0, 0, 0, 0, 1), value=255)  # a fourth channel
+    row = pad(opaque, (0, 1), value=0).permute(2, 0, 3, 1).flatten(1, 2)[:, :-1]
     buffer = io.BytesIO()
     Image.fromarray(row.contiguous().numpy()).save(buffer, "png", optimize=True)
     return base64.b64encode(buffer.getvalue()).decode()

@@ -90,9 +90,10 @@ def frechet(a: Statistics, b: Statistics) -> float:
 
 
 def _fid(features: Tensor, reference: Statistics) -> Score:
+    order = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))  # classes may come in turn
     parts = [Moments() for _ in range(GROUPS)]
-    for part, group in zip(parts, range(GROUPS), strict=True):
-        part.add(features[group::GROUPS])
+    for number, part in enumerate(parts):
+        part.add(features[order[number::GROUPS]])
     whole = Moments(
         count=sum(part.count for part in parts),
         total=sum(part.total for part in parts),
