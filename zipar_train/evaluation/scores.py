@@ -25,6 +25,7 @@ from zipar_train.evaluation.reference import Reference
 
 GROUPS = 10
 SUBSETS, SUBSET = 100, 1000  # of KID; torch-fidelity's numbers
+DISTANCES = 2**24  # of precision and recall, in memory at once
 
 
 class Score(BaseModel):
@@ -60,8 +61,9 @@ def fidelity(drawn: Features, reference: Reference, extractor: Extractor) -> dic
             mean=kid[KEY_METRIC_KID_MEAN], std=kid[KEY_METRIC_KID_STD] * sqrt(size / min(len(drawn), len(real)))
         )
         device, real = extractor.device, reference.features.layers[extractor.layer("prc")]
+        rows = max(1, DISTANCES // max(len(drawn), len(real)))
         balls = prc_features_to_metric(
-            features["prc"].to(device), real.to(device), save_cpu_ram=True, prc_batch_size=2000, verbose=False
+            features["prc"].to(device), real.to(device), save_cpu_ram=True, prc_batch_size=rows, verbose=False
         )
         scores["precision"] = share(balls[KEY_METRIC_PRECISION], len(drawn))
         scores["recall"] = share(balls[KEY_METRIC_RECALL], len(real))
