@@ -80,13 +80,23 @@ def test_finished_batches_are_not_drawn_again_and_more_images_begin_with_the_few
     assert torch.equal(whole(more)[:11], codes)
 
     more.path(range(0, 4)).write_bytes(b"damaged")
-    with pytest.raises(ValueError, match=r"000000-000004\.npy is missing or damaged: run the same command again"):
+    with pytest.raises(ValueError, match=r"000000-000004\.npz is missing or damaged: run the same command again"):
         whole(more)
-    np.save(more.path(range(4, 8)), np.full((4, 8, 8), 999, dtype=np.uint16))
+    np.savez(more.path(range(4, 8)), codes=np.full((4, 8, 8), 999, dtype=np.uint16))
     drawn.clear()
     more.make(progress=False)
     assert drawn == [0, 4]
     assert torch.equal(whole(more)[:11], codes)
+
+    path = more.path(range(0, 4))
+    good = path.read_bytes()
+    for place in range(30, len(good), 23):  # one flipped bit anywhere: the same codes, or drawn again
+        path.write_bytes(good[:place] + bytes([good[place] ^ 4]) + good[place + 1 :])
+        found = more._read(range(0, 4))
+        assert found is None or torch.equal(found, codes[:4])
+    for damaged in (b"PK\x03\x04", b"", good[: len(good) // 2]):
+        path.write_bytes(damaged)
+        assert more._read(range(0, 4)) is None
 
 
 @pytest.mark.parametrize(
@@ -106,7 +116,10 @@ def test_images_are_written_as_they_are_scored(tmp_path, generator):
     assert pixels.shape == (11, 3, 16, 16)
     with np.load(made.write_npz()) as file:
         assert np.array_equal(file["arr_0"], pixels.permute(0, 2, 3, 1).numpy())
-    files = sorted(made.write_png().iterdir())
+    folder = made.write_png()
+    (folder / "000011.png").write_bytes(b"of an earlier run")
+    assert made.write_png() == folder
+    files = sorted(folder.iterdir())
     assert [file.name for file in files] == [f"{k:06d}.png" for k in range(11)]
     assert all(np.array_equal(np.array(Image.open(f)), p.permute(1, 2, 0)) for f, p in zip(files, pixels, strict=True))
     seen = made.pictures()
@@ -127,7 +140,7 @@ def test_pixels_are_resized_as_llamagen_does(vq):
 
 
 def digests(folder: Path) -> dict[str, str]:
-    files = [file for file in folder.rglob("*.npy") if not file.name.startswith(".")]
+    files = [file for file in folder.rglob("[0-9]*.npz") if not file.name.startswith(".")]
     return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 

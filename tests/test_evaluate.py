@@ -227,13 +227,13 @@ def test_the_protocol_is_guarded(tiny, tmp_path, run):
     page = (tmp_path / "out" / "report.html").read_text()
     for text in (out, (tmp_path / "out" / "report.md").read_text(), page):
         assert "run, as released" in text
-        assert "published†" not in text and "3.16" not in text.split("The recipe")[0]  # a FID is no FD
+        assert "published†" not in text and ">3.16" not in text and "| 3.16" not in text  # a FID is no FD
         assert "not comparable with Inception" in text.replace("&#39;", "'")
     assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
         "http://creativecommons.org", "")  # fmt: skip
     assert (
         len(list((tmp_path / "out" / "drawn").glob("*.npz")))
-        == len(list((tmp_path / "out" / "drawn").glob("*-png")))
+        == len(list((tmp_path / "out" / "drawn").glob("*-8px")))
         == 3
     )
 
@@ -277,8 +277,39 @@ def test_guidance_is_searched(tiny, tmp_path, run):
     means = {g: np.mean([t["score"]["mean"] for t in found["tried"] if t["guidance"] == g]) for g in (1, 1.5, 30)}
     assert found["best"] == min(means, key=means.get) != 30
     assert f"Best over these windows: --set draw.guidance={found['best']:g}" in out
-    for scales, message in {"-1": "-1 must be at least 0", "x": "write numbers with commas"}.items():
+    for scales, message in {
+        "-1": "-1 is no guidance scale",
+        "x": "write numbers with commas",
+        "": "write numb",
+    }.items():
         status, out, err = run(*arguments, "--search-guidance", scales)
         assert status == 2 and message in err
     status, out, err = run(*arguments, "--search-guidance", "1", "--npz")
     assert status == 2 and "leave --compare" in err
+
+
+def test_bits_are_of_as_many_images_as_is_said(shards):
+    family = llamagen(8, 8)
+
+    class Bare:
+        drawing = family
+
+    plan = Plan.raster(family.grid)
+    codes = torch.randint(family.codes, (9, 64))
+    parts = [Batch(codes[k : k + 3], torch.tensor([0, 1, 2])) for k in (0, 3, 6)]
+    assert bits_per_code(Bare(), plan, parts, images=4) == pytest.approx(
+        bits_per_code(Bare(), plan, [Batch(codes[:4], torch.tensor([0, 1, 2, 0]))]), rel=1e-12
+    )
+    assert bits_per_code(Bare(), plan, parts, images=100) == bits_per_code(Bare(), plan, parts)
+
+
+def test_a_reference_of_another_grid_is_refused(shards, tmp_path, classifier):
+    from zipar_train.grid import Grid
+
+    extractor = register(classifier[1])
+    with pytest.raises(ValueError, match=r"val\.json.*8x8.*4x4"):
+        open_reference(
+            str(shards / "val.json"), extractor, tokenizer=Palette.grey(17), size=8, grid=Grid(4, 4), codes=17
+        )
+    with pytest.raises(ValueError, match=r"val\.json"):
+        open_reference(str(shards / "val.json"), extractor, tokenizer=Palette.grey(4), size=8, grid=Grid(8, 8), codes=4)

@@ -40,7 +40,7 @@ def succeeded(done):
 
 
 def test_classes_from_end_to_end(tmp_path, run, vq, weights):
-    for split, count in (("train", 36), ("val", 9)):
+    for split, count in (("train", 36), ("val", 12)):
         for i in range(count):
             folder = tmp_path / "imagenet" / split / f"n{i % 3:08d}"
             folder.mkdir(parents=True, exist_ok=True)
@@ -49,7 +49,7 @@ def test_classes_from_end_to_end(tmp_path, run, vq, weights):
     recipe = ["--recipe", "llamagen-l", *settings]
     out = succeeded(run("tokenize", *recipe, "--images", tmp_path / "imagenet", "--out", tmp_path / "shards"))
     assert "train.json: 36 images in 1 shards" in out
-    assert "val.json: 9 images in 1 shards" in out
+    assert "val.json: 12 images in 1 shards" in out
     assert "of the time waiting for images" in out
 
     short = ["--set", "trainer.limit_train_batches=2"]

@@ -62,6 +62,9 @@ MISTAKES = [
     (["zipar.windows={0: 1}"], "zipar.windows"),
     (["zipar.windows={4: 0}"], "zipar.windows.4 = 0: input should be greater than 0"),
     (["evaluate.windows=[8, 10]"], "evaluate.windows = 10: wider than a row of 8 codes"),
+    (["evaluate.seeds=[3, 3]"], "the same images twice would be taken for a spread"),
+    (["evaluate.clip=x"], "evaluate.clip scores captions, and this model is prompted by classes"),
+    (["evaluate.size=100000"], "evaluate.size = 100000"),
     (
         ["trainer.max_epoch=3"],
         "trainer.max_epoch = 3: not an argument of lightning.Trainer. Did you mean trainer.max_epochs?",

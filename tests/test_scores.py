@@ -181,6 +181,16 @@ def test_files_that_are_not_adms_are_refused(folders, extractor, tmp_path):
     (tmp_path / "flipped.npz").write_bytes(whole[:5000] + b"\xff\x00\xff" + whole[5003:])
     with pytest.raises(ValueError, match=r"flipped\.npz is damaged"):
         list(read_reference(tmp_path / "flipped.npz").blocks(5))
+    with np.load(tmp_path / "a.npz") as file:
+        np.savez_compressed(tmp_path / "small.npz", arr_0=file["arr_0"])
+        np.savez(tmp_path / "few.npz", arr_0=file["arr_0"][:9])
+    small = bytearray((tmp_path / "small.npz").read_bytes())
+    small[3000:3030] = bytes(30)
+    (tmp_path / "small.npz").write_bytes(small)
+    with pytest.raises(ValueError, match=r"small\.npz is damaged: arr_0 is unreadable"):
+        list(read_reference(tmp_path / "small.npz").blocks(5))
+    with pytest.raises(ValueError, match=r"few\.npz: 9 pictures; at least 10 are needed"):
+        open_reference(str(tmp_path / "few.npz"), extractor, tokenizer=Palette.grey(2), size=40)
     for source in ("gone.npz", "gone", "gone.json"):
         with pytest.raises(ValueError, match="gone"):
             open_reference(str(tmp_path / source), extractor, tokenizer=Palette.grey(2), size=40)
@@ -223,6 +233,12 @@ def test_inceptions_weights_are_told_from_other_files(tmp_path, inception_weight
     torch.save(state, tmp_path / "short.pth")
     with pytest.raises(ValueError, match=r"short\.pth: not Inception's"):
         inception(str(tmp_path / "short.pth"), device=CPU)
+    cached = tmp_path / "empty" / "hub" / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth"
+    cached.parent.mkdir(parents=True)
+    for content in (b"", b"no weights"):
+        cached.write_bytes(content)
+        with pytest.raises(ValueError, match=r"6726825d\.pth: not a file of weights .* Remove it, and fetch"):
+            inception(None, device=CPU)
 
 
 def test_clip_score_is_a_direct_transformers_computation(clip, folders):
@@ -244,12 +260,12 @@ def test_clip_score_is_a_direct_transformers_computation(clip, folders):
 
 
 def test_captions_are_read_from_tables_texts_and_shards(tmp_path):
-    (tmp_path / "a.csv").write_text('Prompt\n"a car, blue"\n\nhouse\n')
-    (tmp_path / "b.tsv").write_text("Category\tCaption\nx\ta   car\ny\thouse\n")
-    (tmp_path / "c.txt").write_text("a car\nhouse\n")
+    (tmp_path / "a.csv").write_text('Prompt\n"a car,\nblue"\n\nhouse\n')
+    (tmp_path / "b.tsv").write_text('Category\tCaption\nx\ta   "car\ny\thouse\n')
+    (tmp_path / "c.txt").write_text('a "car\nhouse\n')
     assert captions_of(str(tmp_path / "a.csv"))[0] == ["a car, blue", "house"]
     found, words = captions_of(str(tmp_path / "b.tsv"))
-    assert found == captions_of(str(tmp_path / "c.txt"))[0] == ["a car", "house"]
+    assert found == captions_of(str(tmp_path / "c.txt"))[0] == ['a "car', "house"]
     assert words.startswith("2 captions of b.tsv, ")
     (tmp_path / "d.csv").write_text("x,y\n1,2\n")
     (tmp_path / "e.txt").write_text("\n\n")

@@ -6,7 +6,18 @@ from typing import Annotated
 
 import typer
 
-from zipar_train.options import CheckpointOption, JsonOption, RecipeOption, SetOption, integers, numbers, write_json
+from zipar_train.options import (
+    CheckpointOption,
+    JsonOption,
+    RecipeOption,
+    SetOption,
+    check_folder,
+    integers,
+    numbers,
+    write_json,
+)
+
+FORMATS = (".png", ".pdf", ".svg")
 
 
 def evaluate(
@@ -25,7 +36,9 @@ def evaluate(
         str | None,
         typer.Option(help="Only try guidance scales, for example 1.5,1.75,2.0, and say which is best."),
     ] = None,
-    search_images: Annotated[int, typer.Option(min=10, help="Images drawn at each scale and window.")] = 2000,
+    search_images: Annotated[
+        int | None, typer.Option(min=10, help="Images drawn at each scale and window; 2000 if not given.")
+    ] = None,
     overrides: SetOption = [],  # noqa: B006
     out: Annotated[Path | None, typer.Option(help="The report's folder; `evaluation` in the run folder.")] = None,
     json_file: JsonOption = None,
@@ -37,19 +50,22 @@ def evaluate(
     from zipar_train.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides)
-    sizes = integers("--windows", windows) if windows else None
-    scales = numbers("--search-guidance", search_guidance) if search_guidance else None
+    sizes = integers("--windows", windows) if windows is not None else None
+    scales = numbers("--search-guidance", search_guidance) if search_guidance is not None else None
     path = Path(checkpoint)
     if not path.exists():
         raise ValueError(f"no checkpoint at {path}: train it with `zipar-train fit`, or give another path")
-    folder = out or (path if path.is_dir() else path.parent.parent) / "evaluation"
+    folder = out or (path if path.is_dir() else path.resolve().parent.parent) / "evaluation"
+    if search_images is not None and scales is None:
+        raise ValueError("--search-images goes with --search-guidance")
+    check_folder(json_file)
     try:
-        if scales:
+        if scales is not None:
             if compare or released or npz or png:
                 raise ValueError(
                     "--search-guidance tries one checkpoint: leave --compare, --released, --npz, --png out"
                 )
-            _search(loaded, checkpoint, scales, sizes, search_images, folder, json_file)
+            _search(loaded, checkpoint, scales, sizes, search_images or 2000, folder, json_file)
             return
         from zipar_train.evaluation.evaluate import evaluate as work
         from zipar_train.evaluation.report import findings, log_to_wandb, reading, table, write_report
@@ -110,7 +126,11 @@ def advise(
     from zipar_train.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides)
-    sizes = integers("--windows", windows) if windows else None
+    sizes = integers("--windows", windows) if windows is not None else None
+    check_folder(json_file)
+    check_folder(png)
+    if png and png.suffix not in FORMATS:
+        raise ValueError(f"--png {png}: use an ending of {', '.join(FORMATS)}")
     from zipar_train.evaluation.advise import advise as work
     from zipar_train.evaluation.advise import lines, plot
 

@@ -61,6 +61,16 @@ def numbers(option: str, text: str) -> list[float]:
         raise ValueError(f"{option} {text!r}: write numbers with commas between them, for example 1.5,1.75") from None
 
 
+def check_folder(path: Path | None) -> None:
+    """Before long work: the folder that its result goes to is there.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    if path is not None and not path.absolute().parent.is_dir():
+        raise ValueError(f"{path}: the folder {path.parent} is not there. Make it, or choose another place")
+
+
 def write_json(path: Path, content: Any) -> None:
     from zipar_train.files import write_whole
 

@@ -52,9 +52,9 @@ def write_figure(figure: Figure, path: Path, *, dpi: int = 130) -> None:
     """
     buffer = io.BytesIO()
     try:
+        if path.suffix not in ("", ".png", ".pdf", ".svg"):
+            raise ValueError(f"{path}: no picture format of ours ends in {path.suffix!r}. Use .png, .pdf or .svg")
         figure.savefig(buffer, format=path.suffix.lstrip(".") or "png", dpi=dpi, bbox_inches="tight")
-    except ValueError as error:
-        raise ValueError(f"{path}: no picture format ends in {path.suffix!r}. Use .png, .pdf or .svg") from error
     finally:
         plt.close(figure)
     write_whole(path, buffer.getvalue())

@@ -134,15 +134,21 @@ class Evaluate(Section):
     windows: Annotated[list[Window], Field(min_length=1)]
     images: Annotated[int, Field(ge=10)]  # drawn per window, checkpoint and seed
     seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**63)]], Field(min_length=1)] = [0]
-    batch_size: Positive = 64  # images drawn at once
+    batch_size: Annotated[int, Field(ge=1, le=2**16)] = 64  # images drawn at once
     classes: Literal["random", "balanced"] = "random"  # of the images: at random, or in turn
     captions: str | None = None  # a .csv, .tsv or .txt file, or a `datasets` id; null: those of data.val
-    size: Positive | None = None  # pixels each way to resize to, bicubic; null: as drawn
+    size: Annotated[int, Field(ge=8, le=2048)] | None = None  # pixels each way, resized by bicubic; null: as drawn
     dtype: Literal["float32", "bfloat16"] | None = None  # null: bfloat16 on a GPU, float32 on a CPU
     features: Literal["inception", "classifier"] = "inception"  # classifier: a small one, of data.train
     features_weights: str | None = None  # a path of Inception's weights; null: torch-fidelity downloads them
     reference: str | None = None  # a folder of pictures, a manifest of shards, ADM's .npz; null: data.val
     clip: str | None = None  # a CLIP, hub id or folder: a score for captions; null: none
+
+    @model_validator(mode="after")
+    def _once(self) -> "Evaluate":
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds {self.seeds}: the same images twice would be taken for a spread. Give each once")
+        return self
 
 
 class PaperProtocol(Section):

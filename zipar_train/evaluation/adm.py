@@ -8,6 +8,7 @@ Nothing is kept in memory but the block of images in hand.
 import os
 import secrets
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from tqdm import tqdm
 
 Statistics = dict[str, NDArray[np.floating[Any]]]  # mu, sigma
 SHAPES = {"mu": (2048,), "sigma": (2048, 2048), "mu_s": (2023,), "sigma_s": (2023, 2023)}
+UNREADABLE = (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, NotImplementedError)
 REMEDY = "Give ADM's VIRTUAL_imagenet256_labeled.npz, a folder of pictures, or the .json of a shard set"
 
 
@@ -50,7 +52,7 @@ class Reference:
                 wanted = min(count, shape[0] - start)
                 try:
                     data = file.read(wanted * one)
-                except (zipfile.BadZipFile, OSError, EOFError) as error:
+                except UNREADABLE as error:
                     raise ValueError(f"{self.path} is damaged: arr_0 is unreadable ({error}). Fetch it again") from None
                 if len(data) != wanted * one:
                     raise ValueError(f"{self.path} is damaged: arr_0 ends after image {start}. Fetch it again")
@@ -78,10 +80,10 @@ def read_reference(path: Path) -> Reference:
             if "arr_0" in names:
                 with archive.open("arr_0.npy") as file:
                     shape, dtype = _header(file, path)
-                if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or shape[1] != shape[2] or 0 in shape:
+                if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or shape[1] != shape[2] or min(shape) < 1:
                     raise ValueError(f"{path}: arr_0 is {dtype} {shape}, not uint8 (N, px, px, 3). {REMEDY}")
             numbers = {name: _numbers(archive, name, path) for name in names - {"arr_0"}}
-    except (zipfile.BadZipFile, OSError, EOFError) as error:
+    except UNREADABLE as error:
         raise ValueError(f"{path} is no readable .npz file ({error}). {REMEDY}") from None
     return Reference(
         path=path,
@@ -128,7 +130,7 @@ def _header(file: IO[bytes], path: Path) -> tuple[tuple[int, ...], np.dtype[Any]
         version = npy.read_magic(file)
         read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
         shape, fortran, dtype = read(file)
-    except ValueError as error:
+    except Exception as error:  # numpy's parser of damaged headers
         raise ValueError(f"{path} is damaged: arr_0 has no header ({error}). Fetch it again") from None
     if fortran:
         raise ValueError(f"{path}: arr_0 lies column by column. {REMEDY}")
@@ -139,7 +141,7 @@ def _numbers(archive: zipfile.ZipFile, name: str, path: Path) -> NDArray[np.floa
     with archive.open(f"{name}.npy") as file:
         try:
             numbers = npy.read_array(file, allow_pickle=False)
-        except ValueError as error:
+        except Exception as error:  # numpy's parser of damaged headers
             raise ValueError(f"{path}: {name} cannot be read ({error}). {REMEDY}") from None
     if numbers.shape != SHAPES[name] or numbers.dtype not in (np.float32, np.float64):
         raise ValueError(f"{path}: {name} is {numbers.dtype} {numbers.shape}, not floats {SHAPES[name]}. {REMEDY}")

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from zipar_train.evaluation.metrics import bits_per_code
-from zipar_train.evaluation.subjects import subjects, windows_of
+from zipar_train.evaluation.subjects import expected, subjects, windows_of
 from zipar_train.grid import Grid
 from zipar_train.loader import ShardLoader
 from zipar_train.masks import dense
@@ -89,7 +89,7 @@ def advise(
     if attention_images < 1 or (images is not None and images < 1):
         raise ValueError("--images must be at least 1")
     model, (_, _, device) = recipe.model, process()
-    manifest = read_manifest(shards, grid=model.raster, codes=model.codes, classes=model.classes)
+    manifest = read_manifest(shards, **expected(recipe))
     widest = model.raster.row_length
     powers = [2**k for k in range(widest.bit_length()) if 2**k < widest]
     wanted = windows_of(recipe, windows or [*powers, *recipe.evaluate.windows])
@@ -97,8 +97,8 @@ def advise(
     generator = subject.generator
     plans = {window: generator.plan(window) for window in wanted}
     loader = ShardLoader(shards, batch_size=recipe.evaluate.batch_size)
-    bar = tqdm(wanted, desc="bits", disable=not progress)
-    bits = {window: bits_per_code(generator, plans[window], loader, images=images) for window in bar}
+    with tqdm(wanted, desc="bits", disable=not progress) as bar:
+        bits = {window: bits_per_code(generator, plans[window], loader, images=images) for window in bar}
 
     count = min(attention_images, manifest.samples)
     small = ShardLoader(shards, batch_size=1)
@@ -252,7 +252,8 @@ def plot(advice: Advice, path: Path) -> None:
                 middle.plot(range(len(row.cut)), [100 * c for c in row.cut], "o-", ms=3, color=colour,
                             label=f"window {row.window}")  # fmt: skip
         middle.set(xlabel="layer", ylabel="attention on codes not drawn yet, %", ylim=(0, None))
-        middle.legend(frameon=False, fontsize=8)
+        if len(windows) > 1:
+            middle.legend(frameon=False, fontsize=8)
         shown = np.array(advice.attention, dtype=float)[:12]
         half = shown.shape[1] // 2
         image = right.imshow(100 * shown, cmap="magma_r", norm="log", aspect="auto", interpolation="nearest",

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import io
 from pathlib import Path
 
 from zipar_train.shards import is_url, read_manifest, read_shard
@@ -44,8 +45,12 @@ def _from_file(path: Path) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"evaluate.captions = {path}: cannot be read as UTF-8 ({error}). {REMEDY}") from None
     if path.suffix == ".txt":
-        return text.splitlines()
-    rows = list(csv.reader(text.splitlines(), delimiter="\t" if path.suffix == ".tsv" else ","))
+        return text.split("\n")
+    table, tabs = io.StringIO(text, newline=""), path.suffix == ".tsv"
+    try:
+        rows = list(csv.reader(table, delimiter="\t", quoting=csv.QUOTE_NONE) if tabs else csv.reader(table))
+    except csv.Error as error:
+        raise ValueError(f"evaluate.captions = {path}: no table ({error}). {REMEDY}") from None
     header = [name.strip().lower() for name in rows[0]] if rows else []
     column = next((header.index(name) for name in COLUMNS if name in header), None)
     if column is None:

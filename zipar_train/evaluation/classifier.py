@@ -53,17 +53,22 @@ class Classifier(nn.Module):
         return torch.cat(hits).float().mean().item()
 
 
-def pixels_of(loader: ShardLoader, tokenizer: Tokenizer, grid: tuple[int, int]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of (pixels uint8 (B, 3, px, px), labels (B,)) of a shard set."""
+def pixels_of(
+    loader: ShardLoader, tokenizer: Tokenizer, grid: tuple[int, int], *, size: int | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of (pixels uint8 (B, 3, px, px), labels (B,)) of a shard set; resized to `size`."""
     for batch in loader:
-        yield tokenizer.decode(batch.codes.view(-1, *grid)), batch.condition
+        yield tokenizer.decode(batch.codes.view(-1, *grid), size=size), batch.condition
 
 
-def trained(path: Path, loader: ShardLoader, tokenizer: Tokenizer, *, epochs: int = 20) -> Classifier:
+def trained(
+    path: Path, loader: ShardLoader, tokenizer: Tokenizer, *, size: int | None = None, epochs: int = 20
+) -> Classifier:
     """The classifier of a shard set: read from `path` if it was trained on the same shards, else trained and written.
 
     Args:
         path: a .safetensors file; `.shards` beside it names the shards it was trained on.
+        size: pixels each way that images are resized to.
 
     Raises:
         OSError: if it cannot be written.
@@ -71,9 +76,9 @@ def trained(path: Path, loader: ShardLoader, tokenizer: Tokenizer, *, epochs: in
     manifest = loader.manifest
     assert manifest.classes is not None
     classifier = Classifier(manifest.classes)
-    made_of = f"{manifest.checksum} {epochs}"
+    made_of = f"{manifest.checksum} {epochs} {size}"
     stamp = path.with_suffix(".shards")
-    if path.is_file() and stamp.is_file() and stamp.read_text() == made_of:
+    if path.is_file() and stamp.is_file() and stamp.read_bytes() == made_of.encode():
         try:
             classifier.load_state_dict(load_file(path))
             return classifier.eval()
@@ -85,7 +90,7 @@ def trained(path: Path, loader: ShardLoader, tokenizer: Tokenizer, *, epochs: in
         optimizer = torch.optim.AdamW(classifier.parameters(), weight_decay=0.05)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=epochs * len(loader))
         for _ in range(epochs):
-            for pixels, labels in pixels_of(loader, tokenizer, manifest.grid):
+            for pixels, labels in pixels_of(loader, tokenizer, manifest.grid, size=size):
                 loss = nn.functional.cross_entropy(classifier(pixels)[1], labels)
                 optimizer.zero_grad()
                 loss.backward()

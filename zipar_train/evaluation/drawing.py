@@ -96,7 +96,7 @@ class Drawing:
         return [range(start, min(start + self.batch_size, images)) for start in range(0, images, self.batch_size)]
 
     def path(self, batch: range) -> Path:
-        return self.folder / f"{batch.start:06d}-{batch.stop:06d}.npy"
+        return self.folder / f"{batch.start:06d}-{batch.stop:06d}.npz"
 
     def make(self, *, rank: int = 0, world: int = 1, progress: bool = True, words: str = "") -> None:
         """Draw this process's batches that are not there yet.
@@ -106,8 +106,7 @@ class Drawing:
             ValueError: for a batch too large for memory.
         """
         make_folder(self.folder)
-        if not (self.folder / "drawing.json").is_file():
-            write_whole(self.folder / "drawing.json", (json.dumps(self.settings, indent=1) + "\n").encode())
+        write_whole(self.folder / "drawing.json", (json.dumps(self.settings, indent=1) + "\n").encode())
         mine = self.batches[rank::world]
         left = [batch for batch in mine if self._read(batch) is None]
         times = []
@@ -120,9 +119,10 @@ class Drawing:
                 drawn = self.generator.draw(conditions, window=self.window, seed=self.seed, first=batch.start,
                                             released=self.released, batch_size=len(batch), pixels=False,
                                             **self.draw.model_dump())  # fmt: skip
-                times.append((perf_counter() - start) / len(batch))
+                if len(batch) == self.batch_size:
+                    times.append((perf_counter() - start) / len(batch))
                 buffer = io.BytesIO()
-                np.save(buffer, drawn.codes.numpy().astype(np.uint16))
+                np.savez(buffer, codes=drawn.codes.numpy().astype(np.uint16))  # whose archive holds a checksum
                 write_whole(self.path(batch), buffer.getvalue())
                 bar.update(len(batch))
         if len(times) > 1 and rank == 0:  # the first batch warms up
@@ -142,9 +142,10 @@ class Drawing:
     def speed(self) -> float | None:
         """Images a second as this process, or an earlier one, drew them."""
         try:
-            return float(json.loads((self.folder / "speed.json").read_bytes())["images_per_second"])
+            speed = float(json.loads((self.folder / "speed.json").read_bytes())["images_per_second"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
+        return speed if 0 < speed < float("inf") else None
 
     def codes(self) -> Iterator[Tensor]:
         """Batches of codes, int64 (B, H, W).
@@ -170,14 +171,17 @@ class Drawing:
 
     def write_npz(self) -> Path:
         """All images as one file for ADM's evaluator, beside the folder."""
-        path = self.folder.with_suffix(".npz")
-        write_images(path, self.pixels(), count=len(self.conditions), size=next(self.pixels()).shape[-1])
+        size = next(self.pixels()).shape[-1]
+        path = self.folder.with_name(f"{self.folder.name}-{size}px.npz")
+        write_images(path, self.pixels(), count=len(self.conditions), size=size)
         return path
 
     def write_png(self) -> Path:
-        """A folder of PNG, `000000.png` and so on, beside the folder."""
-        folder = self.folder.with_name(self.folder.name + "-png")
+        """A folder of these images alone as PNG, `000000.png` and so on, beside the folder."""
+        folder = self.folder.with_name(f"{self.folder.name}-{next(self.pixels()).shape[-1]}px")
         make_folder(folder)
+        for older in folder.glob("*.png"):
+            older.unlink()
         number = 0
         for block in tqdm(self.pixels(), total=len(self.batches), desc=folder.name, unit="batch", leave=False,
                           disable=None):  # fmt: skip
@@ -192,8 +196,9 @@ class Drawing:
         """A batch's codes, if they are there and whole."""
         grid = self.generator.drawing.grid
         try:
-            codes = np.load(self.path(batch), allow_pickle=False)
-        except (OSError, ValueError, EOFError):
+            with np.load(self.path(batch), allow_pickle=False) as file:
+                codes = file["codes"]
+        except Exception:  # damaged bytes fail in a dozen ways, and all have one remedy
             return None
         if codes.dtype != np.uint16 or codes.shape != (len(batch), grid.height, grid.width):
             return None

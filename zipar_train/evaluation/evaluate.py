@@ -19,7 +19,7 @@ from zipar_train.evaluation.protocol import Protocol, departures, warnings
 from zipar_train.evaluation.reference import Reference, open_reference
 from zipar_train.evaluation.results import Report, Row
 from zipar_train.evaluation.scores import Score, average, fidelity, over_seeds, share
-from zipar_train.evaluation.subjects import Subject, drawing, subjects, windows_of
+from zipar_train.evaluation.subjects import Subject, drawing, expected, subjects, windows_of
 from zipar_train.files import make_folder
 from zipar_train.loader import ShardLoader
 from zipar_train.models.vq import Tokenizer
@@ -93,7 +93,15 @@ def judge(recipe: Recipe, subject: Subject, *, out: Path, device: torch.device) 
     return Judge(
         size=size,
         extractor=extractor,
-        reference=open_reference(reference, extractor, tokenizer=tokenizer, size=size, batch_size=settings.batch_size),
+        reference=open_reference(
+            reference,
+            extractor,
+            tokenizer=tokenizer,
+            size=size,
+            batch_size=settings.batch_size,
+            grid=model.raster,
+            codes=model.codes,
+        ),
         classifier=classifier,
         accuracy=accuracy,
         clip=clip,
@@ -137,6 +145,10 @@ def evaluate(
     found = subjects(recipe, [*compare, checkpoint], device=device)
     baseline = found[0].name if compare else None
     judging = judge(recipe, found[0], out=out, device=device) if rank == 0 else None
+    if _there(recipe.data.val):
+        read_manifest(recipe.data.val, **expected(recipe))
+    if released and len(wanted) == 1:
+        raise ValueError("--released: next-token alone is drawn, which the released code does alike. Add --windows")
     cases = [(subject, window, False) for subject in found for window in wanted]
     if released:
         cases[len(wanted) : len(wanted)] = [(found[0], window, True) for window in wanted[1:]]
@@ -234,15 +246,15 @@ def _classifier(recipe: Recipe, tokenizer: Tokenizer, out: Path) -> tuple[Classi
     model, data = recipe.model, recipe.data
     if model.classes is None:
         raise ValueError("evaluate.features=classifier needs classes, and this model has captions: use inception")
-    _, manifest = (
-        read_manifest(path, grid=model.raster, codes=model.codes, classes=model.classes)
-        for path in (data.train, data.val)
-    )
+    _, manifest = (read_manifest(path, **expected(recipe)) for path in (data.train, data.val))
     classifier = trained(
-        out / "classifier.safetensors", ShardLoader(data.train, batch_size=32, shuffle=10000), tokenizer
+        out / "classifier.safetensors",
+        ShardLoader(data.train, batch_size=32, shuffle=10000),
+        tokenizer,
+        size=recipe.evaluate.size,
     )
     held_out = ShardLoader(data.val, batch_size=recipe.evaluate.batch_size)
-    return classifier, classifier.accuracy(pixels_of(held_out, tokenizer, manifest.grid))
+    return classifier, classifier.accuracy(pixels_of(held_out, tokenizer, manifest.grid, size=recipe.evaluate.size))
 
 
 def _bits(recipe: Recipe, found: Sequence[Subject], windows: Sequence[int]) -> dict[tuple[str, int], float]:
@@ -250,8 +262,6 @@ def _bits(recipe: Recipe, found: Sequence[Subject], windows: Sequence[int]) -> d
     if not _there(recipe.data.val):
         print(f"no bits a code: data.val = {recipe.data.val} is not there", file=sys.stderr)
         return {}
-    model = recipe.model
-    read_manifest(recipe.data.val, grid=model.raster, codes=model.codes, classes=model.classes)
     loader = ShardLoader(recipe.data.val, batch_size=recipe.evaluate.batch_size)
     return {
         (subject.name, window): bits_per_code(

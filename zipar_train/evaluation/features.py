@@ -4,17 +4,17 @@ Inception is torch-fidelity's port of the TensorFlow graph that ADM's evaluator 
 torch-fidelity, or read from a path.
 """
 
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.hub import get_dir
+from torch.hub import download_url_to_file, get_dir
 from torch.utils.data import Dataset
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
@@ -140,30 +140,28 @@ def inception(weights: str | None, *, device: torch.device) -> Extractor:
     Raises:
         ValueError: if there are none, or the file is something else.
     """
-    options: dict[str, Any] = {}
-    path = Path(get_dir()) / "checkpoints" / URL_INCEPTION_V3.rpartition("/")[2]
-    if weights is not None:
-        path, options = Path(weights), {"feature_extractor_weights_path": weights}
+    cached = Path(get_dir()) / "checkpoints" / URL_INCEPTION_V3.rpartition("/")[2]
+    path = Path(weights) if weights is not None else cached
+    key = f"evaluate.features_weights = {weights}" if weights is not None else str(cached)
+    if weights is None and not cached.is_file():
         try:
-            state = torch.load(path, weights_only=True, map_location="cpu")  # torch-fidelity would load anything
-        except Exception as error:  # of many classes
-            reason = str(error).strip().split("\n")[0]
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            download_url_to_file(URL_INCEPTION_V3, str(cached), progress=sys.stderr.isatty())
+        except OSError as error:
             raise ValueError(
-                f"evaluate.features_weights = {weights}: not a file of weights ({reason}). Fetch {URL_INCEPTION_V3}"
+                f"Inception's weights cannot be downloaded ({error}). Fetch {URL_INCEPTION_V3} where there is a "
+                "network, and set evaluate.features_weights to its path"
             ) from None
-        if not isinstance(state, dict) or "Mixed_7c.branch_pool.conv.weight" not in state:
-            raise ValueError(f"evaluate.features_weights = {weights}: not Inception's. Fetch {URL_INCEPTION_V3}")
-    extractor = Extractor(INCEPTION, "", options, device)
     try:
-        create_feature_extractor(INCEPTION, [extractor.layer("fid")], cuda=False, verbose=False, **options)
-    except (URLError, OSError) as error:
-        raise ValueError(
-            f"Inception's weights cannot be downloaded ({error}). Fetch {URL_INCEPTION_V3} where there is a network, "
-            "and set evaluate.features_weights to its path"
-        ) from None
+        state = torch.load(path, weights_only=True, map_location="cpu")  # torch-fidelity would load anything
+    except Exception as error:  # of many classes
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{key}: not a file of weights ({reason}). Remove it, and fetch {URL_INCEPTION_V3}") from None
+    if not isinstance(state, dict) or "Mixed_7c.branch_pool.conv.weight" not in state:
+        raise ValueError(f"{key}: not Inception's. Remove it, and fetch {URL_INCEPTION_V3}")
+    extractor = Extractor(INCEPTION, sha256(path), {"feature_extractor_weights_path": str(path)}, device)
+    try:
+        create_feature_extractor(INCEPTION, [extractor.layer("fid")], cuda=False, verbose=False, **extractor.options)
     except RuntimeError as error:
-        raise ValueError(
-            f"evaluate.features_weights = {weights}: not Inception's ({str(error).splitlines()[0]})"
-        ) from None
-    extractor.weights = sha256(path)
+        raise ValueError(f"{key}: not Inception's ({str(error).splitlines()[0]}). Fetch {URL_INCEPTION_V3}") from None
     return extractor

@@ -23,18 +23,19 @@ def bits_per_code(generator: Generator, plan: Plan, loader: ShardLoader, *, imag
     """Mean -log2 p(code) of given images under the plan's mask: exact, no sampling, no guidance.
 
     Args:
-        images: of the loader's, at most, to a batch; None: all.
+        images: the loader's first, at most; None: all.
     """
     family = generator.drawing
     mask, device = dense(plan, device=family.model.device), family.model.device
-    total = codes = 0.0
+    total, codes, counted = 0.0, 0, 0
     for batch in loader:
-        drawn = batch.codes.to(device)
-        logits = teacher_forced(family, plan, drawn, family.check(batch.condition), mask)
+        left = len(batch.codes) if images is None else images - counted
+        drawn = batch.codes[:left].to(device)
+        logits = teacher_forced(family, plan, drawn, family.check(batch.condition[:left]), mask)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         total += cross_entropy(logits.flatten(0, 1), drawn.flatten(), reduction="sum").double().item()
-        codes += drawn.numel()
-        if images is not None and codes >= images * drawn.shape[1]:
+        codes, counted = codes + drawn.numel(), counted + len(drawn)
+        if counted == images:
             break
     return total / codes / log(2)
 

@@ -72,6 +72,4 @@ def departures(protocol: Protocol, paper: Paper) -> list[str]:
 
 
 def _same(ours: object, theirs: object) -> bool:
-    if isinstance(ours, str) and isinstance(theirs, str):  # 'VIRTUAL_imagenet256_labeled.npz, ADM's statistics'
-        return ours.split(",")[0].lower() == theirs.split(",")[0].lower()
-    return ours == theirs
+    return ours == theirs or str(ours).lower().startswith(f"{theirs}, ".lower())  # a file, and what is taken of it

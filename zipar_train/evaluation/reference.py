@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch_fidelity.metric_fid import fid_features_to_statistics
 from torchvision.transforms.functional import pil_to_tensor
@@ -17,11 +17,13 @@ from zipar_train.evaluation import adm
 from zipar_train.evaluation.adm import Statistics
 from zipar_train.evaluation.features import Extractor, Features, Pictures
 from zipar_train.files import sha256
+from zipar_train.grid import Grid
 from zipar_train.loader import ShardLoader
 from zipar_train.models.vq import Tokenizer
-from zipar_train.shards import is_url
+from zipar_train.shards import is_url, read_manifest
 
 BLOCK = 64  # pictures in memory
+LEAST = 10  # pictures of a reference
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 VALIDATION = re.compile(r"(^|[^a-z])(val|valid|validation)([^a-z]|$)|ILSVRC2012_val", re.IGNORECASE)
 
@@ -45,7 +47,14 @@ class Reference:
 
 
 def open_reference(
-    source: str, extractor: Extractor, *, tokenizer: Tokenizer, size: int, batch_size: int = BLOCK
+    source: str,
+    extractor: Extractor,
+    *,
+    tokenizer: Tokenizer,
+    size: int,
+    batch_size: int = BLOCK,
+    grid: Grid | None = None,
+    codes: int | None = None,
 ) -> Reference:
     """Read a reference and take its features.
 
@@ -54,6 +63,7 @@ def open_reference(
         tokenizer: of a shard set's codes.
         size: pixels each way of the drawn images; larger pictures of a folder are cropped as ADM crops, shards' resized
             as drawn images are.
+        grid, codes: that a shard set's must be.
 
     Raises:
         ValueError: if it is none of these, is damaged or of another size; names it and the remedy.
@@ -62,6 +72,7 @@ def open_reference(
     if path.suffix == ".npz":
         return _from_adm(path, extractor, size=size)
     if path.suffix == ".json":
+        read_manifest(source, grid=grid, codes=codes)
         return _from_shards(source, extractor, tokenizer, size=size, batch_size=batch_size)
     if path.is_dir():
         return _from_folder(path, extractor, size=size)
@@ -82,6 +93,7 @@ def _from_adm(path: Path, extractor: Extractor, *, size: int) -> Reference:
         )
     features = None
     if file.images:
+        _enough(path, file.images)
         pictures = Pictures(lambda: file.blocks(BLOCK), file.images, words="reference")
         features = extractor(pictures, spatial=file.spatial is not None or file.pooled is None)
     return Reference(
@@ -100,10 +112,11 @@ def _from_shards(source: str, extractor: Extractor, tokenizer: Tokenizer, *, siz
         return ShardLoader(source, batch_size=batch_size)
 
     manifest = loader().manifest
-    if manifest.tokenizer is not None and tokenizer.sha256 not in (None, manifest.tokenizer):
+    _enough(source, manifest.samples)
+    if manifest.tokenizer is not None and tokenizer.sha256 != manifest.tokenizer:
         raise ValueError(
             f"evaluate.reference = {source}: its codes are of another tokenizer (sha256 {manifest.tokenizer[:8]}, the "
-            f"recipe's {(tokenizer.sha256 or '')[:8]}). Give shards made with this recipe"
+            f"recipe's {(tokenizer.sha256 or 'none')[:8]}). Give shards made with this recipe"
         )
 
     def blocks() -> Iterator[Tensor]:
@@ -124,8 +137,7 @@ def _from_shards(source: str, extractor: Extractor, tokenizer: Tokenizer, *, siz
 
 def _from_folder(path: Path, extractor: Extractor, *, size: int) -> Reference:
     files = sorted(file for file in path.rglob("*") if file.suffix.lower() in PICTURES)
-    if len(files) < 10:
-        raise ValueError(f"evaluate.reference = {path}: {len(files)} pictures. {adm.REMEDY}")
+    _enough(path, len(files))
 
     def blocks() -> Iterator[Tensor]:
         for start in range(0, len(files), BLOCK):
@@ -145,17 +157,23 @@ def _from_folder(path: Path, extractor: Extractor, *, size: int) -> Reference:
     )
 
 
+def _enough(source: str | Path, images: int) -> None:
+    if images < LEAST:
+        raise ValueError(f"evaluate.reference = {source}: {images} pictures; at least {LEAST} are needed. {adm.REMEDY}")
+
+
 def _picture(file: Path, size: int) -> Tensor:
     try:
         with Image.open(file) as image:
-            if min(image.size) < size:
-                raise ValueError(
-                    f"{file} has {image.width} x {image.height} pixels, the drawn images {size}: enlarging it would "
-                    "change the scores. Give pictures at least as large, or set evaluate.size"
-                )
-            return pil_to_tensor(centre_crop(image.convert("RGB"), size))
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+            picture = image.convert("RGB")
+    except Exception as error:  # of a dozen decoders
         raise ValueError(f"{file} is no readable picture ({error}): remove it or fetch it again") from None
+    if min(picture.size) < size:
+        raise ValueError(
+            f"{file} has {picture.width} x {picture.height} pixels, the drawn images {size}: enlarging it would "
+            "change the scores. Give pictures at least as large, or set evaluate.size"
+        )
+    return pil_to_tensor(centre_crop(picture, size))
 
 
 def _statistics(features: Features | None, extractor: Extractor) -> Statistics:

@@ -90,7 +90,8 @@ def columns(report: Report) -> list[tuple[str, Callable[[Row], str]]]:
 
 
 def _pm(score: Score, scale: float, digits: int) -> str:
-    return f"{score.mean * scale:.{digits}f} ± {score.std * scale:.{digits}f}"
+    spread = "" if score.std is None else f" ± {score.std * scale:.{digits}f}"
+    return f"{score.mean * scale:.{digits}f}{spread}"
 
 
 def table(report: Report) -> list[list[str]]:

@@ -1,8 +1,8 @@
 """Scores of drawn pictures from features, by torch-fidelity's own functions, each with its uncertainty.
 
-One seed says how far a score would move with other random numbers only through the images themselves: FID and sFID by
-leaving out each tenth of the drawn images in turn (jackknife), KID from the spread of its subsets, IS from its ten
-splits, shares of images (precision, recall, agreement) binomially, means (CLIP) by their standard error.
+One seed says how far a score would move with other random numbers only through the images themselves: FID by leaving
+out each tenth of the drawn images in turn (jackknife), KID from the spread of its subsets, IS from its ten splits,
+shares of images (precision, recall, agreement) binomially, means (CLIP) by their standard error, sFID not at all.
 """
 
 from math import sqrt
@@ -32,7 +32,7 @@ class Score(BaseModel):
     """A score and its standard deviation: over seeds, or, from one, as this file's first lines say."""
 
     mean: float
-    std: float
+    std: float | None  # None: not estimated
 
 
 def over_seeds(scores: list[Score]) -> Score:
@@ -52,7 +52,7 @@ def fidelity(drawn: Features, reference: Reference, extractor: Extractor) -> dic
         "isc": Score(mean=inception_score[KEY_METRIC_ISC_MEAN], std=inception_score[KEY_METRIC_ISC_STD] / sqrt(GROUPS)),
     }
     if drawn.spatial and reference.spatial:
-        scores["sfid"] = Score(mean=frechet(drawn.spatial.statistics(), reference.spatial), std=0.0)
+        scores["sfid"] = Score(mean=frechet(drawn.spatial.statistics(), reference.spatial), std=None)
     if reference.features is not None:
         real = reference.features.layers[extractor.layer("kid")]
         size = subset_size(len(drawn), len(real))

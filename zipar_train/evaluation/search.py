@@ -48,9 +48,9 @@ def search_guidance(
     Raises:
         ValueError: for a scale below 0, or as `evaluate` does.
     """
-    if wrong := [scale for scale in scales if not 0 <= scale < float("inf")]:
-        raise ValueError(f"--search-guidance: {wrong[0]:g} must be at least 0 and finite")
-    out = Path(out)
+    if wrong := [scale for scale in scales if not 0 <= scale <= 100]:
+        raise ValueError(f"--search-guidance: {wrong[0]:g} is no guidance scale: use 0 .. 100")
+    scales, out = sorted(set(scales)), Path(out)
     make_folder(out)
     rank, world, device = process()
     (subject,) = subjects(recipe, [checkpoint], device=device)
@@ -84,6 +84,6 @@ def lines(search: Search) -> list[str]:
     said.append("guidance  " + "  ".join(f"{f'window {w}':>15}" for w in windows) + "       mean")
     for scale in dict.fromkeys(t.guidance for t in search.tried):
         row = [t.score for t in search.tried if t.guidance == scale]
-        cells = [f"{f'{s.mean:.3f} ± {s.std:.3f}':>15}" for s in row]
+        cells = [f"{f'{s.mean:.3f} ± {s.std or 0:.3f}':>15}" for s in row]
         said.append(f"{scale:8g}  " + "  ".join(cells) + f"  {fmean(s.mean for s in row):9.3f}")
     return [*said, "", f"Best over these windows: --set draw.guidance={search.best:g}"]

@@ -37,11 +37,19 @@ def subjects(recipe: Recipe, paths: Sequence[str | Path], *, device: torch.devic
         name = name or (saved.recipe or recipe).name
         if name in {subject.name for subject in found}:
             name = f"{name}-{len(found) + 1}"
-        file = saved.path if saved.path.is_file() else next(saved.path.glob("*model.safetensors"))
+        files = (saved.path, saved.path / "model.safetensors", saved.path / "adapter_model.safetensors")
+        file = next(file for file in files if file.is_file())
         weights = sha256(file)
         generator = Generator(recipe, saved, device=device, dtype=dtype)
         found.append(Subject(name, generator, weights, f"{file}, sha256 {weights[:8]}"))
     return found
+
+
+def expected(recipe: Recipe) -> dict[str, Any]:
+    """What shards of the recipe's model must be, for `read_manifest`."""
+    model = recipe.model
+    captions = model.text is not None
+    return {"grid": model.raster, "codes": model.codes, "classes": model.classes, "captions": captions}
 
 
 def windows_of(recipe: Recipe, windows: Sequence[int] | None) -> list[int]:
