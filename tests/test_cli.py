@@ -103,8 +103,9 @@ def test_the_whole_story_through_the_command_line(cli, tmp_path):
     for name in ("pareto.png", "samples.png"):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
     words = (folder / "report.md").read_text()
-    assert "Not comparable with Inception FID" in words
-    assert report["features"] in words
+    assert "not comparable with Inception's" in words
+    assert report["protocol"]["features"] in words
+    assert "</html>" in (folder / "report.html").read_text()
     assert "| digits | 2 | 28 |" in (tmp_path / "exported" / "README.md").read_text()
 
 
@@ -164,7 +165,7 @@ BAD = [
     (["evaluate", "--recipe", "digits", "--checkpoint", "RUN", "DATA"], "does not fit the model of this recipe"),
     (
         ["evaluate", "--recipe", "digits", "--checkpoint", "RUN", "DATA", "--set", "model.classes=11"],
-        "number of classes 10",
+        "its model.classes is 10, here it is 11",
     ),
     (["evaluate", "--recipe", "digits", "--checkpoint", "RUN", "DATA", "TINY", "--out", "FILE/x"], "FILE/x"),
     (["export", "--checkpoint", "RUN", "--out", "FILE"], "already exists"),
