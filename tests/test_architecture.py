@@ -11,7 +11,8 @@ PACKAGE = Path(__file__).parent.parent / "zipar_train"
 ROOMS = [
     *("grid", "plan", "masks", "files", "picture", "sections", "recipe", "processes"),
     *("models.rope", "models.modeling_llamagen", "models.text", "models.layout", "models.lora", "models.published"),
-    *("models.vq16", "models.vq", "models.llamagen", "models.family", "models"),
+    "models.prompts",
+    *("models.vq16", "models.vq", "models.llamagen", "models.janus", "models.family", "models"),
     *("shards", "loader", "crops", "images", "tokenize", "importers", "check"),
     *("decoding.cache", "decoding.memory", "decoding.canvas", "decoding.capture", "decoding.packed", "decoding.body"),
     *("decoding.pixels", "decoding.sampling", "decoding.decoder", "decoding"),

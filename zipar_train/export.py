@@ -11,6 +11,7 @@ from transformers.utils import logging as transformers_logging
 
 from zipar_train.files import make_folder, sha256, write_whole
 from zipar_train.models import layout, lora
+from zipar_train.models.published import find
 from zipar_train.models.weights import Saved, read, restored
 from zipar_train.recipe import dump
 from zipar_train.sections import Recipe
@@ -62,7 +63,13 @@ def export(checkpoint: str | Path | Recipe, out: str | Path, *, to: Target = "hf
             peft.save_pretrained(aside)
             (aside / "base").write_text(saved.extra["base"])  # fingerprint of the weights that they belong to
         else:
-            restored(recipe.model, saved, dtype=None).model.save_pretrained(aside)
+            family, source = restored(recipe.model, saved, dtype=None), recipe.model.weights
+            family.published(source).save_pretrained(aside)
+            if recipe.model.words:  # what its tokenizer of text and its processor are
+                kinds = (".json", ".model", ".txt", ".jinja")
+                for file in find(str(source)).glob("*"):
+                    if file.suffix in kinds and "index" not in file.name and not (aside / file.name).exists():
+                        shutil.copy(file, aside / file.name)
         (aside / "recipe.yaml").write_text(dump(recipe), encoding="utf-8")
         (aside / "README.md").write_bytes(card)
         if out.is_dir():

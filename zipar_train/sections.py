@@ -17,6 +17,13 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Window = Annotated[int, Field(ge=1)]
 
 
+CONDITIONS = {  # family: what it is prompted by, and its sizes
+    "llamagen": ("classes", ("B", "L", "XL", "XXL", "3B")),
+    "llamagen-t2i": ("text", ("B", "L", "XL", "XXL", "3B")),
+    "janus": ("words", ("1B", "7B")),
+}
+
+
 class RecipeError(ValueError):
     """One or more mistakes in a recipe, a line each."""
 
@@ -33,11 +40,19 @@ class Text(Section):
     features: Positive  # width of a token's feature
 
 
+class Words(Section):
+    """Captions as prompts: token ids of a text model, left-padded."""
+
+    encoder: str  # the published checkpoint's tokenizer of text, hub id or folder
+    tokens: Positive  # the prompt's length, with what the model's format puts around a caption
+    vocabulary: Positive | None = None  # of the text model; null: the published
+
+
 class Model(Section):
     """The generator: a family at a size, its grid of codes, and where its weights come from."""
 
-    family: Literal["llamagen", "llamagen-t2i"]
-    size: Literal["B", "L", "XL", "XXL", "3B"] | None = None  # or depth, heads and width
+    family: Literal["llamagen", "llamagen-t2i", "janus"]
+    size: Literal["B", "L", "XL", "XXL", "3B", "1B", "7B"] | None = None  # or depth, heads and width
     depth: Positive | None = None  # layers
     heads: Positive | None = None
     width: Positive | None = None
@@ -45,7 +60,8 @@ class Model(Section):
     grid: Annotated[list[Positive], Field(min_length=2, max_length=2)]  # rows, columns of codes
     codes: Annotated[int, Field(ge=2, le=65536)]  # codebook size (shards store uint16)
     classes: Positive | None = None  # of a class-conditional family
-    text: Text | None = None  # of a text-conditional one
+    text: Text | None = None  # of a text-conditional one whose prompts are features
+    words: Words | None = None  # of one whose prompts are token ids
     tokenizer: Literal["palette", "vq16"] | None = None  # codes <-> pixels; null: codes only
     tokenizer_weights: str | None = None  # vq16: a published file, or owner/repo:file on the hub; null: random
     weights: str | None = None  # run folder, checkpoint, export, published file or owner/repo:file; null: random
@@ -60,9 +76,12 @@ class Model(Section):
             raise ValueError("size already fixes depth, heads and width: drop one or the other")
         if self.width and self.heads and (self.width % self.heads or self.width // self.heads % 4):
             raise ValueError(f"width {self.width} over {self.heads} heads: a head's width must be a multiple of 4")
-        wanted, other = ("text", "classes") if self.family == "llamagen-t2i" else ("classes", "text")
-        if getattr(self, wanted) is None or getattr(self, other) is not None:
-            raise ValueError(f"family {self.family} needs {wanted}, and no {other}")
+        wanted, sizes = CONDITIONS[self.family]
+        given = [name for name in ("classes", "text", "words") if getattr(self, name) is not None]
+        if given != [wanted]:
+            raise ValueError(f"family {self.family} needs {wanted}, and has {' and '.join(given) or 'none'}")
+        if self.size is not None and self.size not in sizes:
+            raise ValueError(f"family {self.family} has no size {self.size}: use {', '.join(sizes)}")
         return self
 
     @property
@@ -72,7 +91,13 @@ class Model(Section):
     @property
     def prompt(self) -> int:
         """Tokens before the first code."""
-        return self.text.tokens if self.text else 1
+        captions = self.text or self.words
+        return captions.tokens if captions else 1
+
+    @property
+    def captions(self) -> bool:
+        """Whether it is prompted by captions, not by classes."""
+        return self.classes is None
 
 
 class LoRA(Section):
@@ -218,9 +243,9 @@ class Recipe(Section):
             mistakes.append(
                 "tune.distill needs model.weights: random weights teach nothing. Set one or drop the other."
             )
-        if self.evaluate.clip and not self.model.text:
+        if self.evaluate.clip and not self.model.captions:
             mistakes.append("evaluate.clip scores captions, and this model is prompted by classes: set it to null.")
-        if self.evaluate.captions and not self.model.text:
+        if self.evaluate.captions and not self.model.captions:
             mistakes.append("evaluate.captions: this model is prompted by classes: set it to null.")
         if self.tune.lora and self.model.weights is None:
             mistakes.append(

@@ -30,7 +30,7 @@ def shards_check(
     for manifest in manifests:
         if model:
             read_manifest(
-                manifest, grid=model.raster, codes=model.codes, classes=model.classes, captions=bool(model.text)
+                manifest, grid=model.raster, codes=model.codes, classes=model.classes, captions=model.captions
             )
         found = check_shards(manifest, progress=lambda shards: tqdm(shards, desc="shards", leave=False))
         held, counts = found.manifest, found.per_class.values()

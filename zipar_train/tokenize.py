@@ -70,7 +70,7 @@ def tokenize(
     model = recipe.model
     if model.grid[0] != model.grid[1]:
         raise ValueError(f"model.grid = {model.grid}: images are cropped square, so rows and columns must be equal")
-    source = open_source(images, split, captions=model.text is not None)
+    source = open_source(images, split, captions=model.captions)
     if not source.keys:
         raise ValueError(f"--images {images} holds no pictures")
     if model.classes and source.classes is not None and source.classes != model.classes:

@@ -1,5 +1,6 @@
 """What is evaluated: a checkpoint as a generator with a name, and its drawings as the recipe asks for them."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,19 +38,25 @@ def subjects(recipe: Recipe, paths: Sequence[str | Path], *, device: torch.devic
         name = name or (saved.recipe or recipe).name
         if name in {subject.name for subject in found}:
             name = f"{name}-{len(found) + 1}"
-        files = (saved.path, saved.path / "model.safetensors", saved.path / "adapter_model.safetensors")
-        file = next(file for file in files if file.is_file())
-        weights = sha256(file)
+        weights, file = _checksum(saved.path)
         generator = Generator(recipe, saved, device=device, dtype=dtype)
         found.append(Subject(name, generator, weights, f"{file}, sha256 {weights[:8]}"))
     return found
 
 
+def _checksum(path: Path) -> tuple[str, Path]:
+    """Of a file; of a folder's one file, or of all its parts together; and what of."""
+    for file in (path, path / "model.safetensors", path / "adapter_model.safetensors"):
+        if file.is_file():
+            return sha256(file), file
+    parts = "".join(sha256(part) for part in sorted(path.glob("*.safetensors")))
+    return hashlib.sha256(parts.encode()).hexdigest(), path
+
+
 def expected(recipe: Recipe) -> dict[str, Any]:
     """What shards of the recipe's model must be, for `read_manifest`."""
     model = recipe.model
-    captions = model.text is not None
-    return {"grid": model.raster, "codes": model.codes, "classes": model.classes, "captions": captions}
+    return {"grid": model.raster, "codes": model.codes, "classes": model.classes, "captions": model.captions}
 
 
 def windows_of(recipe: Recipe, windows: Sequence[int] | None) -> list[int]:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from zipar_train.grid import Grid
 from zipar_train.masks import hide
@@ -23,6 +24,7 @@ from zipar_train.sections import Model
 FAMILIES = {  # name: module and class, imported when asked for
     "llamagen": ("zipar_train.models.llamagen", "LlamaGen"),
     "llamagen-t2i": ("zipar_train.models.llamagen", "LlamaGenT2I"),
+    "janus": ("zipar_train.models.janus", "Janus"),
 }
 
 
@@ -33,6 +35,17 @@ class Family(Protocol):
     model: PreTrainedModel  # a transformers model: save and load, adapters, checkpointing for free
     codes: int  # V
     prompt_length: int  # P
+
+    @staticmethod
+    def renamed(state: dict[str, Tensor]) -> dict[str, Tensor] | None:
+        """Tensors of a checkpoint in transformers' layout by the names of `model`; None if it is no such checkpoint."""
+
+    def published(self, source: str | None) -> PreTrainedModel:
+        """A model that plain transformers loads, with these weights; what draws nothing is as in checkpoint `source`.
+
+        Raises:
+            ValueError: if that is needed, and is no checkpoint of this family.
+        """
 
     @property
     def tokenizer(self) -> Tokenizer | None:
@@ -92,6 +105,10 @@ def build(
     family.model.to(dtype=dtype)  # type: ignore[call-arg]
     if empty:
         family.model.to_empty(device=device)
+    for part in family.model.modules():  # frequencies lie in no file, and are float32 whatever the weights are
+        if isinstance(part, LlamaRotaryEmbedding):
+            with torch.device("cpu" if str(device) == "meta" else device):
+                part.__init__(part.config)  # type: ignore[misc]
     return family
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
-from transformers import Cache
+from transformers import Cache, PreTrainedModel
 
 from zipar_train.models.layout import SIZES
 from zipar_train.models.modeling_llamagen import LlamaGenConfig, LlamaGenForCausalLM
@@ -26,6 +26,8 @@ class LlamaGen:
 
     The original trains with dropout 0.1 on tokens, residuals and feed-forwards; transformers' Llama has none.
     """
+
+    model: Any  # a transformers model
 
     def __init__(self, model: Model):
         depth, heads, width = SIZES[model.size] if model.size else (model.depth, model.heads, model.width)
@@ -47,6 +49,13 @@ class LlamaGen:
                 max_position_embeddings=self.prompt_length + self.grid.codes,
             )
         )
+
+    @staticmethod
+    def renamed(state: dict[str, Tensor]) -> dict[str, Tensor] | None:
+        return None  # published otherwise: layout.py
+
+    def published(self, source: str | None) -> PreTrainedModel:
+        return self.model
 
     @cached_property
     def tokenizer(self) -> Tokenizer | None:

@@ -1,6 +1,7 @@
 """Files of weights that others published: found on disk or on the hub, and read with nothing in them executed."""
 
 import argparse
+import json
 import pickle
 import re
 from pathlib import Path
@@ -13,11 +14,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 ENTRIES = ("model", "module", "state_dict")  # where trainers keep weights: LlamaGen's DDP script, DeepSpeed, Lightning
-_HUB = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+):(?P<file>[\w./-]+)")
+_HUB = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+):(?P<file>[\w./-]*)")
 
 
 def find(source: str | Path) -> Path:
-    """The path itself, or the local copy of `owner/repo:file` on the Hugging Face hub.
+    """The path itself, or the local copy of `owner/repo:file`, or of all of `owner/repo:`, on the Hugging Face hub.
 
     Raises:
         ValueError: if the hub does not give it; names the remedy.
@@ -26,15 +27,17 @@ def find(source: str | Path) -> Path:
     hub = _HUB.fullmatch(str(source))
     if path.exists() or not hub:
         return path
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import hf_hub_download, snapshot_download
 
     try:
+        if not hub["file"]:
+            return Path(snapshot_download(hub["repo"], allow_patterns=["*.safetensors", "*.json", "*.model", "*.txt"]))
         return Path(hf_hub_download(hub["repo"], hub["file"]))
     except Exception as error:  # of the hub, of its network, of the file system: a dozen classes, one remedy
         reason = str(error).strip().split("\n")[0]
         raise ValueError(
             f"{source} is not on disk and cannot be fetched from the hub ({reason}). "
-            f"Download {hub['file']} from huggingface.co/{hub['repo']} yourself and give its path"
+            f"Download {hub['file'] or 'it'} from huggingface.co/{hub['repo']} yourself and give its path"
         ) from error
 
 
@@ -70,6 +73,31 @@ def read_file(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a dictionary of tensors")
     return content
+
+
+def read_folder(path: Path, *, prefix: str = "") -> dict[str, Tensor]:
+    """The tensors of a checkpoint in transformers' layout whose names begin with `prefix`, mapped, not copied.
+
+    Raises:
+        ValueError: if the folder holds no safetensors, or its index names a file or a tensor that is not there.
+    """
+    index = path / "model.safetensors.index.json"
+    files = sorted(path.glob("*.safetensors"))
+    names: set[str] | None = None
+    if index.is_file():
+        try:
+            listed = json.loads(index.read_bytes())["weight_map"]
+            files, names = [path / name for name in sorted(set(listed.values()))], set(listed)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{index} is damaged ({error!r}). Download it again") from None
+        if strange := [file for file in files if file.parent != path]:
+            raise ValueError(f"{index} names {strange[0]}, outside its folder. Download it again")
+    if not files:
+        raise ValueError(f"{path} holds no .safetensors. Download the checkpoint's safetensors, not its .bin files")
+    state = {name: tensor for file in files for name, tensor in read_file(file).items()}
+    if names is not None and (missing := names - state.keys()):
+        raise ValueError(f"{path} lacks {sorted(missing)[0]}, which {index.name} lists. Download it again")
+    return {name: tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
 def tensors(content: dict[str, Any], *, entry: str | None = None, where: str | Path) -> dict[str, Tensor]:

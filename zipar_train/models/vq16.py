@@ -1,5 +1,7 @@
 """LlamaGen's VQ-16 image tokenizer as transformers' JanusVQVAE (tokenizer/tokenizer_image/vq_model.py)."""
 
+import hashlib
+import json
 import re
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from transformers import JanusVQVAE
 from transformers.models.janus.configuration_janus import JanusVQVAEConfig
 
 from zipar_train.files import sha256
-from zipar_train.models.published import find, read_file, tensors, unaccounted
+from zipar_train.models.published import find, read_file, read_folder, tensors, unaccounted
 
 STRIDE = 16  # pixels a code, each way
 CHUNK = 16  # images at once through the convolutions
@@ -98,6 +100,8 @@ def load_vq16(source: str | None, *, codes: int) -> VQ16:
     if source is None:
         return VQ16(_unit(JanusVQVAE(JanusVQVAEConfig(num_embeddings=codes))))
     path = find(source)
+    if path.is_dir():
+        return _of_checkpoint(path, codes)
     state = tensors(read_file(path), where=path)
     renamed = {_rename(name): tensor for name, tensor in state.items() if name != "quantize.codebook_used"}
     with torch.device("meta"):
@@ -118,6 +122,33 @@ def load_vq16(source: str | None, *, codes: int) -> VQ16:
             "Give the tokenizer that the model was trained with, or mend model.codes"
         )
     return tokenizer
+
+
+def _of_checkpoint(path: Path, codes: int) -> VQ16:
+    """The VQ-16 inside a Janus-Pro checkpoint in transformers' layout."""
+    prefix = "model.vqmodel."
+    state = {name.removeprefix(prefix): tensor for name, tensor in read_folder(path, prefix=prefix).items()}
+    try:
+        config = JanusVQVAEConfig(**json.loads((path / "config.json").read_bytes())["vq_config"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}/config.json describes no vq_config of Janus-Pro ({error!r})") from None
+    with torch.device("meta"):
+        model = JanusVQVAE(config)
+    model.to_empty(device="cpu")
+    if problems := unaccounted(state, model.state_dict()):
+        raise ValueError(f"{path} holds no VQ-16 of Janus-Pro. {problems}. Give the published checkpoint")
+    model.load_state_dict(state)
+    if config.num_embeddings != codes:
+        raise ValueError(f"{path} has a codebook of {config.num_embeddings} codes, the recipe's model one of {codes}")
+    return VQ16(_unit(model), sha256=fingerprint(state))
+
+
+def fingerprint(state: dict[str, torch.Tensor]) -> str:
+    """The checksum of tensors that have no file of their own."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        digest.update(name.encode() + state[name].contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _unit(model: JanusVQVAE) -> JanusVQVAE:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from zipar_train.models import layout, lora
 from zipar_train.models.family import Family, build
-from zipar_train.models.published import find, read_file, tensors, unaccounted
+from zipar_train.models.published import find, read_file, read_folder, tensors, unaccounted
 from zipar_train.recipe import load_recipe, parse
 from zipar_train.sections import Model, Recipe
 
@@ -37,7 +37,7 @@ def read(source: str | Path, *, entry: str | None = None) -> Saved:
     Nothing in the file is executed: `weights_only=True`, or safetensors.
 
     Args:
-        source: a path, or `owner/repo:file`.
+        source: a path, `owner/repo:file`, or `owner/repo:` for a checkpoint in transformers' layout.
         entry: of a published `.pt`, see `model.weights_entry` in the recipe.
 
     Raises:
@@ -52,6 +52,9 @@ def read(source: str | Path, *, entry: str | None = None) -> Saved:
                 state = {_lora_name(key): tensor for key, tensor in read_file(path / name).items()}
                 extra = {"base": (path / "base").read_text()} if (path / "base").is_file() else {}
                 return Saved(path, load_recipe(path / "recipe.yaml"), state, extra)
+        if (path / "config.json").is_file():  # in transformers' layout: published, or an export of several files
+            recipe = load_recipe(path / "recipe.yaml") if (path / "recipe.yaml").is_file() else None
+            return Saved(path, recipe, read_folder(path), {})
         raise ValueError(
             f"{path} holds neither checkpoints/last.ckpt nor an export (model.safetensors and recipe.yaml). "
             "Train it first with `zipar-train fit`, or give another folder"
@@ -88,6 +91,8 @@ def restored(
     family = build(model, dtype=dtype or torch.float32, device="meta" if dtype is None else device, empty=True)
     wanted, heads = family.model.state_dict(), family.model.config.num_attention_heads
     state = saved.state
+    if (renamed := family.renamed(state)) is not None:
+        saved, state = saved._replace(state=renamed), renamed
     if published := layout.is_published(state):
         wanted = layout.to_published(wanted, heads=heads, codes=model.codes)
     _account(saved, wanted, published)
@@ -131,9 +136,11 @@ def _with_adapters(model: Model, saved: Saved, **kwargs: Any) -> Family:
 
 
 def _same_model(saved: Saved, recipe: Recipe, model: Model) -> None:
-    for key in ("family", "grid", "codes", "classes", "text"):
+    for key in ("family", "grid", "codes", "classes", "text", "words"):
         theirs, ours = getattr(recipe.model, key), getattr(model, key)
-        if theirs != ours and not (key == "text" and theirs and ours and theirs.features == ours.features):
+        alike = key == "text" and theirs and ours and theirs.features == ours.features
+        alike = alike or (key == "words" and theirs and ours and theirs.vocabulary == ours.vocabulary)
+        if theirs != ours and not alike:
             raise ValueError(
                 f"{saved.path} is of another recipe ({recipe.name}): its model.{key} is {theirs}, here it "
                 f"is {ours}. Give a checkpoint of this recipe, or the recipe of this checkpoint"

@@ -73,7 +73,7 @@ def build_datamodule(recipe: Recipe) -> ShardDataModule:
         grid=model.raster,
         codes=model.codes,
         classes=model.classes,
-        captions=model.text is not None,
+        captions=model.captions,
     )
 
 

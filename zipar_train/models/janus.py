@@ -1,0 +1,121 @@
+"""Janus-Pro: a Llama that reads text and draws 24 x 24 codes of LlamaGen's VQ-16 (arXiv 2501.17811).
+
+Images have an embedding, an aligner and a head of their own beside the text model's; names and layers are those of
+transformers' JanusForConditionalGeneration, whose other parts (the vision tower, the text head) draw nothing and are
+left out.
+"""
+
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import JanusForConditionalGeneration, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers.models.janus.configuration_janus import JanusVQVAEConfig
+from transformers.models.janus.modeling_janus import JanusVQVAEAlignerMLP, JanusVQVAEHead
+
+from zipar_train.models.llamagen import LlamaGen
+from zipar_train.models.prompts import Prompter, Prompts
+from zipar_train.models.published import find
+from zipar_train.sections import Model
+
+SIZES = {"1B": (24, 16, 2048, 5632), "7B": (30, 32, 4096, 11008)}  # layers, heads, width, feed-forward
+VOCABULARY = 102400
+CODE = 8  # numbers of a code's embedding before the aligner
+START = "<begin_of_image>"
+ASK = "<|User|>: {}\n\n<|Assistant|>:" + START  # deepseek-ai/Janus, generation_inference.py
+LEFT_OUT = ("model.vision_model.", "model.aligner.", "model.vqmodel.", "lm_head.")
+
+
+class JanusImagesConfig(LlamaConfig):
+    """LlamaConfig of the text model plus the codebook's size."""
+
+    model_type = "janus-images"
+
+    def __init__(self, codes: int = 16384, **kw: Any):
+        self.codes = codes
+        super().__init__(**kw)
+
+
+class JanusImages(LlamaForCausalLM):
+    """A text model whose head predicts codes."""
+
+    config_class = JanusImagesConfig
+
+    def __init__(self, config: JanusImagesConfig):
+        super().__init__(config)
+        width = config.hidden_size
+        parts = JanusVQVAEConfig(
+            embed_dim=CODE, num_embeddings=config.codes, projection_dim=width, image_token_embed_dim=width
+        )
+        self.generation_embeddings = nn.Embedding(config.codes, CODE)
+        self.generation_aligner = JanusVQVAEAlignerMLP(parts)
+        self.lm_head = JanusVQVAEHead(parts)
+        self.post_init()
+
+
+class Janus(LlamaGen):
+    """Text-conditional, H x W codes without row ends."""
+
+    def __init__(self, model: Model):
+        depth, heads, width, feed_forward = SIZES[model.size] if model.size else (
+            model.depth, model.heads, model.width, model.feed_forward
+        )  # fmt: skip
+        assert model.words and depth and heads and width  # the recipe has checked it
+        self.section, self.grid, self.codes = model, model.raster, model.codes
+        self.prompt_length, self.words = model.prompt, Prompter(model.words, ask=ASK, keep=(START,))
+        self.model = JanusImages(
+            JanusImagesConfig(
+                codes=model.codes,
+                vocab_size=model.words.vocabulary or VOCABULARY,
+                num_hidden_layers=depth,
+                num_attention_heads=heads,
+                hidden_size=width,
+                intermediate_size=feed_forward or 4 * width,
+                max_position_embeddings=self.prompt_length + self.grid.codes,
+                rms_norm_eps=1e-6,
+                tie_word_embeddings=False,
+            )
+        )
+
+    @staticmethod
+    def renamed(state: dict[str, Tensor]) -> dict[str, Tensor] | None:
+        if "model.generation_embeddings.weight" not in state:
+            return None
+        return {ours: tensor for name, tensor in state.items() if (ours := _renamed(name))}
+
+    def published(self, source: str | None) -> PreTrainedModel:
+        folder = find(source or "")
+        if source is None or not (folder / "config.json").is_file():
+            raise ValueError(
+                f"model.weights = {source}: a Janus-Pro for transformers needs the vision tower and the text head of "
+                "the published checkpoint. Set model.weights to its folder, or to deepseek-community/Janus-Pro-1B:"
+            )
+        ours = self.model.state_dict()
+        whole = JanusForConditionalGeneration.from_pretrained(folder, dtype=self.model.dtype)
+        for name, tensor in whole.state_dict().items():
+            if mine := _renamed(name):
+                tensor.copy_(ours[mine])
+        return whole
+
+    def check(self, condition: Any) -> Prompts:
+        return self.words.check(condition, self.model.device)
+
+    def drop(self, condition: Prompts, where: Tensor) -> Prompts:
+        """Every word becomes padding that is seen, as in the original: `tokens[i, 1:-1] = pad_id`."""
+        return self.words.dropped(condition, where)
+
+    def prompt(self, condition: Prompts) -> Tensor:
+        return self.model.get_input_embeddings()(condition.ids)
+
+    def padding(self, condition: Prompts) -> Tensor | None:
+        return condition.padding
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        return self.model.generation_aligner(self.model.generation_embeddings(tokens))
+
+
+def _renamed(name: str) -> str | None:
+    """A published tensor's name in ours; None: it draws nothing."""
+    if name.startswith(LEFT_OUT):
+        return None
+    name = name.replace("model.language_model.", "model.", 1).replace("model.generation_head.", "lm_head.", 1)
+    return name.replace("model.generation_", "generation_", 1)

@@ -1,0 +1,87 @@
+"""Captions as token ids of a text model, left-padded to a fixed length."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from zipar_train.sections import Words
+
+
+class Prompts(NamedTuple):
+    """The condition of B images."""
+
+    ids: Tensor  # int64 (B, P)
+    padding: Tensor  # bool (B, P): no other token sees these
+
+
+class Prompter:
+    """Captions to prompts, by the tokenizer that a generator was published with, loaded when first used.
+
+    Args:
+        text: `encoder` is its hub id or folder, `tokens` the prompts' length.
+        ask: what a caption is put into, `{}` in its place.
+        keep: tokens that an unconditional prompt keeps, beside the first one.
+    """
+
+    def __init__(self, text: Words, *, ask: str, keep: Sequence[str]):
+        self.text, self.ask, self.keep = text, ask, keep
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        from transformers import AutoTokenizer
+
+        source = self.text.encoder
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source)
+        except Exception as error:  # of the hub, its network, and many tokenizers' own
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ValueError(
+                f"model.words.encoder = {source}: no tokenizer of text can be loaded ({reason}). Give the hub id or "
+                "the folder of the published checkpoint, with its tokenizer.json and tokenizer_config.json"
+            ) from None
+        unknown = tokenizer.unk_token_id
+        for token in self.keep:
+            if tokenizer.convert_tokens_to_ids(token) in (None, unknown):
+                raise ValueError(
+                    f"model.words.encoder = {source}: its tokenizer knows no {token!r}: it is of another model"
+                )
+        if tokenizer.pad_token_id is None or tokenizer.bos_token_id is None:
+            raise ValueError(f"model.words.encoder = {source}: its tokenizer lacks a padding token or a first token")
+        return tokenizer
+
+    def check(self, condition: Any, device: torch.device) -> Prompts:
+        """Captions, or what this has returned before, as prompts on the device.
+
+        Raises:
+            ValueError: for an empty caption, or one of more tokens than a prompt has.
+        """
+        if isinstance(condition, Prompts):
+            return Prompts(*(part.to(device) for part in condition))
+        if not isinstance(condition, Sequence) or isinstance(condition, str) or not len(condition):
+            raise ValueError(f"captions must be a list of texts, not {condition!r}")
+        first, length = self.tokenizer.bos_token_id, self.text.tokens
+        ids = torch.full((len(condition), length), self.tokenizer.pad_token_id)
+        padding = torch.ones(len(condition), length, dtype=torch.bool)
+        for row, caption in enumerate(condition):
+            if not isinstance(caption, str) or not caption.strip():
+                raise ValueError(f"caption {caption!r} is empty, or no text: say what to draw")
+            found = self.tokenizer(self.ask.format(caption.strip()), add_special_tokens=False).input_ids
+            found = [first, *found]
+            if len(found) > length:
+                raise ValueError(
+                    f"caption {caption[:60]!r}... takes {len(found)} tokens with what surrounds it, the prompt has "
+                    f"{length}: shorten it, or set model.words.tokens higher"
+                )
+            ids[row, length - len(found) :] = torch.tensor(found)
+            padding[row, length - len(found) :] = False
+        return Prompts(ids.to(device), padding.to(device))
+
+    def dropped(self, prompts: Prompts, where: Tensor) -> Prompts:
+        """The images `where`, bool (B,), without their words: padding tokens in their place, which are seen."""
+        kept = {self.tokenizer.bos_token_id, *map(self.tokenizer.convert_tokens_to_ids, self.keep)}
+        stays = torch.isin(prompts.ids, torch.tensor(sorted(kept), device=prompts.ids.device))
+        ids = prompts.ids.masked_fill(where[:, None] & ~stays, self.tokenizer.pad_token_id)
+        return Prompts(ids, prompts.padding)
