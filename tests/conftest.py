@@ -5,9 +5,11 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"  # tests run side by side, and tiny models gain nothing from a second thread
 
+import io
 import json
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -162,3 +164,47 @@ def clip(tmp_path_factory) -> Path:
     vision = {**small, "image_size": 32, "patch_size": 8}
     CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=12)).save_pretrained(folder)
     return folder
+
+
+def every_verb(run, folder: Path, recipe: str, model: list[str], *, checkpoint: Path, clip: Path, windows: list[int]):
+    """A shipped captioned recipe, made small, from pictures to an export, through the command line, in `folder`.
+
+    Args:
+        model: overrides that say the small model's shape.
+        checkpoint: its weights, image tokenizer and tokenizer of text.
+    """
+    words = ["a blue car", "a small red house", "a car", "red house"]
+    for split, count in (("train", 24), ("val", 12)):
+        with tarfile.open(folder / f"{split}.tar", "w") as tar:
+            for i in range(count):
+                buffer = io.BytesIO()
+                picture(i).save(buffer, "png")
+                for kind, data in (("png", buffer.getvalue()), ("txt", words[i % 4].encode())):
+                    member = tarfile.TarInfo(f"{i:04d}.{kind}")
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
+    (folder / "captions.txt").write_text("a blue car\nred house\n")
+    mix = ", ".join(f"{window}: 1" for window in windows)
+    settings = ["--recipe", recipe, *sets([
+        *model, f"model.tokenizer_weights={checkpoint}", f"model.weights={checkpoint}", f"zipar.windows={{{mix}}}",
+        f"data.train={folder}/shards/train.json", f"data.val={folder}/shards/val.json", "data.batch_size=8",
+        "data.workers=0", f"run={folder}/run", "tune.compile=false", "tune.attention=sdpa", "trainer.accelerator=cpu",
+        "trainer.val_check_interval=1.0", "trainer.precision=32-true", "trainer.limit_train_batches=2", "optim.lr=1e-2",
+        "log.wandb=disabled", f"evaluate.windows={windows}", "evaluate.images=10", "evaluate.batch_size=32",
+        f"evaluate.captions={folder}/captions.txt", f"evaluate.clip={clip}"])]  # fmt: skip
+
+    def succeeded(*arguments):
+        status, out, err = run(*arguments)
+        assert status == 0, err
+        return out
+
+    for split in ("train", "val"):
+        images = ["--images", folder / f"{split}.tar", "--split", split, "--out", folder / "shards"]
+        succeeded("tokenize", *settings, *images)
+    assert ", ".join(f"{window} (weight 1)" for window in windows) in succeeded("fit", *settings)
+    none = sets([f"data.val={folder}/none.json"])  # no reference: CLIP score alone
+    out = succeeded("evaluate", *settings, *none, "--checkpoint", folder / "run", "--compare", checkpoint)
+    assert "CLIP" in out and out.count("run ") >= len(windows)
+    window = str(windows[1])
+    succeeded("draw", "--checkpoint", folder / "run", "--caption", "a blue car", "--window", window, "--out", "car.png")
+    succeeded("export", "--checkpoint", folder / "run", "--to", "hf", "--out", "hf")

@@ -1,13 +1,11 @@
 """Janus-Pro against transformers' own image generation, from a checkpoint in the published layout."""
 
-import io
 import json
-import tarfile
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import picture, sets
+from conftest import every_verb
 from test_decode import drawn_and_seen
 from transformers import JanusConfig, JanusForConditionalGeneration
 
@@ -129,42 +127,10 @@ def test_names_and_counts_are_the_published():
 
 
 def test_from_pictures_to_a_checkpoint_for_transformers(checkpoint, clip, tmp_path, run):
-    """Every verb, through the real command line, at the shipped recipe's settings where size allows."""
-    words = ["a blue car", "a small red house", "a car", "red house"]
-    for split, count in (("train", 24), ("val", 12)):
-        with tarfile.open(tmp_path / f"{split}.tar", "w") as tar:
-            for i in range(count):
-                buffer = io.BytesIO()
-                picture(i).save(buffer, "png")
-                for kind, data in (("png", buffer.getvalue()), ("txt", words[i % 4].encode())):
-                    member = tarfile.TarInfo(f"{i:04d}.{kind}")
-                    member.size = len(data)
-                    tar.addfile(member, io.BytesIO(data))
-    (tmp_path / "captions.txt").write_text("a blue car\nred house\n")
-    recipe = ["--recipe", "janus-pro-1b", *sets([
-        "model.size=null", "model.depth=2", "model.heads=2", "model.width=16", "model.feed_forward=24",
-        "model.codes=24", "model.grid=[3,3]", f"model.words={{encoder: {checkpoint}, tokens: 12, vocabulary: 20}}",
-        f"model.tokenizer_weights={checkpoint}", f"model.weights={checkpoint}", "zipar.windows={3: 1, 2: 1, 1: 1}",
-        f"data.train={tmp_path}/shards/train.json", f"data.val={tmp_path}/shards/val.json", "data.batch_size=8",
-        "data.workers=0", f"run={tmp_path}/run", "tune.compile=false", "trainer.accelerator=cpu",
-        "trainer.val_check_interval=1.0", "trainer.precision=32-true", "trainer.limit_train_batches=2", "optim.lr=1e-2",
-        "log.wandb=disabled", "evaluate.windows=[3,2,1]", "evaluate.images=10",
-        f"evaluate.captions={tmp_path}/captions.txt", f"evaluate.clip={clip}"])]  # fmt: skip
-
-    def succeeded(*arguments):
-        status, out, err = run(*arguments)
-        assert status == 0, err
-        return out
-
-    for split in ("train", "val"):
-        images = ["--images", tmp_path / f"{split}.tar", "--split", split, "--out", tmp_path / "shards"]
-        succeeded("tokenize", *recipe, *images)
-    assert "windows 3 (weight 1), 2 (weight 1), 1 (weight 1)" in succeeded("fit", *recipe)
-    none = sets([f"data.val={tmp_path}/none.json"])  # no reference: CLIP score alone
-    out = succeeded("evaluate", *recipe, *none, "--checkpoint", tmp_path / "run", "--compare", checkpoint)
-    assert "CLIP" in out and out.count("run ") >= 3
-    succeeded("draw", "--checkpoint", tmp_path / "run", "--caption", "a blue car", "--window", "2", "--out", "car.png")
-    succeeded("export", "--checkpoint", tmp_path / "run", "--to", "hf", "--out", "hf")
+    model = ["model.size=null", "model.depth=2", "model.heads=2", "model.width=16", "model.feed_forward=24",
+             "model.codes=24", "model.grid=[3,3]",
+             f"model.words={{encoder: {checkpoint}, tokens: 12, vocabulary: 20}}"]  # fmt: skip
+    every_verb(run, tmp_path, "janus-pro-1b", model, checkpoint=checkpoint, clip=clip, windows=[3, 2, 1])
     before, after = (JanusForConditionalGeneration.from_pretrained(f) for f in (checkpoint, tmp_path / "hf"))
     changed = [n for n, t in after.state_dict().items() if not torch.equal(t, before.state_dict()[n])]
     assert changed and all(".language_model.layers." in name for name in changed)

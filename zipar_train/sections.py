@@ -21,7 +21,9 @@ CONDITIONS = {  # family: what it is prompted by, and its sizes
     "llamagen": ("classes", ("B", "L", "XL", "XXL", "3B")),
     "llamagen-t2i": ("text", ("B", "L", "XL", "XXL", "3B")),
     "janus": ("words", ("1B", "7B")),
+    "emu3": ("words", ("8B",)),
 }
+ROW_ENDS = ("emu3",)  # families whose rows end with a token
 
 
 class RecipeError(ValueError):
@@ -45,24 +47,27 @@ class Words(Section):
 
     encoder: str  # the published checkpoint's tokenizer of text, hub id or folder
     tokens: Positive  # the prompt's length, with what the model's format puts around a caption
+    positive: str = ""  # put after every caption
+    negative: str = ""  # what guidance leads away from; empty: no caption
     vocabulary: Positive | None = None  # of the text model; null: the published
 
 
 class Model(Section):
     """The generator: a family at a size, its grid of codes, and where its weights come from."""
 
-    family: Literal["llamagen", "llamagen-t2i", "janus"]
-    size: Literal["B", "L", "XL", "XXL", "3B", "1B", "7B"] | None = None  # or depth, heads and width
+    family: Literal["llamagen", "llamagen-t2i", "janus", "emu3"]
+    size: Literal["B", "L", "XL", "XXL", "3B", "1B", "7B", "8B"] | None = None  # or depth, heads and width
     depth: Positive | None = None  # layers
     heads: Positive | None = None
     width: Positive | None = None
+    key_heads: Positive | None = None  # heads of keys and values, where queries share them; null: heads
     feed_forward: Positive | None = None  # hidden width of the feed-forward; null: the family's rule
     grid: Annotated[list[Positive], Field(min_length=2, max_length=2)]  # rows, columns of codes
     codes: Annotated[int, Field(ge=2, le=65536)]  # codebook size (shards store uint16)
     classes: Positive | None = None  # of a class-conditional family
     text: Text | None = None  # of a text-conditional one whose prompts are features
     words: Words | None = None  # of one whose prompts are token ids
-    tokenizer: Literal["palette", "vq16"] | None = None  # codes <-> pixels; null: codes only
+    tokenizer: Literal["palette", "vq16", "emu3"] | None = None  # codes <-> pixels; null: codes only
     tokenizer_weights: str | None = None  # vq16: a published file, or owner/repo:file on the hub; null: random
     weights: str | None = None  # run folder, checkpoint, export, published file or owner/repo:file; null: random
     weights_entry: str | None = None  # an entry of a published .pt, `ema` say; null: the weights LlamaGen samples from
@@ -86,7 +91,7 @@ class Model(Section):
 
     @property
     def raster(self) -> Grid:
-        return Grid(self.grid[0], self.grid[1])
+        return Grid(self.grid[0], self.grid[1], self.family in ROW_ENDS)
 
     @property
     def prompt(self) -> int:

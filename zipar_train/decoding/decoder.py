@@ -113,7 +113,7 @@ class Decoder:
         if guided:
             null = family.drop(condition, torch.ones(images, dtype=torch.bool, device=prompt.device))
             prompt = torch.cat([prompt, family.prompt(null)])
-            padding = None if padding is None else torch.cat([padding, padding])
+            padding = None if padding is None else torch.cat([padding, family.padding(null)])  # type: ignore[list-item]
         if self.canvas is None or not self.canvas.fits(images, prompt):
             self.release()  # before memory is asked for anew
             self.canvas = Canvas(family, self.plan, images, prompt, padding, slots=self.visible.shape[1])

@@ -25,6 +25,7 @@ FAMILIES = {  # name: module and class, imported when asked for
     "llamagen": ("zipar_train.models.llamagen", "LlamaGen"),
     "llamagen-t2i": ("zipar_train.models.llamagen", "LlamaGenT2I"),
     "janus": ("zipar_train.models.janus", "Janus"),
+    "emu3": ("zipar_train.models.emu3", "Emu3"),
 }
 
 
@@ -36,8 +37,7 @@ class Family(Protocol):
     codes: int  # V
     prompt_length: int  # P
 
-    @staticmethod
-    def renamed(state: dict[str, Tensor]) -> dict[str, Tensor] | None:
+    def renamed(self, state: dict[str, Tensor]) -> dict[str, Tensor] | None:
         """Tensors of a checkpoint in transformers' layout by the names of `model`; None if it is no such checkpoint."""
 
     def published(self, source: str | None) -> PreTrainedModel:

@@ -76,8 +76,7 @@ class Janus(LlamaGen):
             )
         )
 
-    @staticmethod
-    def renamed(state: dict[str, Tensor]) -> dict[str, Tensor] | None:
+    def renamed(self, state: dict[str, Tensor]) -> dict[str, Tensor] | None:
         if "model.generation_embeddings.weight" not in state:
             return None
         return {ours: tensor for name, tensor in state.items() if (ours := _renamed(name))}

@@ -50,8 +50,7 @@ class LlamaGen:
             )
         )
 
-    @staticmethod
-    def renamed(state: dict[str, Tensor]) -> dict[str, Tensor] | None:
+    def renamed(self, state: dict[str, Tensor]) -> dict[str, Tensor] | None:
         return None  # published otherwise: layout.py
 
     def published(self, source: str | None) -> PreTrainedModel:

@@ -62,13 +62,19 @@ class Prompter:
             return Prompts(*(part.to(device) for part in condition))
         if not isinstance(condition, Sequence) or isinstance(condition, str) or not len(condition):
             raise ValueError(f"captions must be a list of texts, not {condition!r}")
-        first, length = self.tokenizer.bos_token_id, self.text.tokens
-        ids = torch.full((len(condition), length), self.tokenizer.pad_token_id)
-        padding = torch.ones(len(condition), length, dtype=torch.bool)
-        for row, caption in enumerate(condition):
+        for caption in condition:
             if not isinstance(caption, str) or not caption.strip():
                 raise ValueError(f"caption {caption!r} is empty, or no text: say what to draw")
-            found = self.tokenizer(self.ask.format(caption.strip()), add_special_tokens=False).input_ids
+        return self.framed([caption.strip() + self.text.positive for caption in condition], device)
+
+    def framed(self, captions: Sequence[str], device: torch.device) -> Prompts:
+        """Captions in the model's format, left-padded."""
+        first, length = self.tokenizer.bos_token_id, self.text.tokens
+        ids = torch.full((len(captions), length), self.tokenizer.pad_token_id)
+        padding = torch.ones(len(captions), length, dtype=torch.bool)
+        for row, caption in enumerate(captions):
+            before, after = self.ask.split("{}")
+            found = self.tokenizer(f"{before}{caption}{after}", add_special_tokens=False).input_ids
             found = [first, *found]
             if len(found) > length:
                 raise ValueError(
@@ -85,3 +91,9 @@ class Prompter:
         stays = torch.isin(prompts.ids, torch.tensor(sorted(kept), device=prompts.ids.device))
         ids = prompts.ids.masked_fill(where[:, None] & ~stays, self.tokenizer.pad_token_id)
         return Prompts(ids, prompts.padding)
+
+    def led_away(self, prompts: Prompts, where: Tensor) -> Prompts:
+        """The images `where` with the negative caption in place of theirs."""
+        null = self.framed([self.text.negative], prompts.ids.device)
+        at = where[:, None]
+        return Prompts(torch.where(at, null.ids, prompts.ids), torch.where(at, null.padding, prompts.padding))

@@ -67,4 +67,8 @@ def build_tokenizer(model: Model) -> Tokenizer | None:
         from zipar_train.models.vq16 import load_vq16
 
         return load_vq16(model.tokenizer_weights, codes=model.codes)
+    if model.tokenizer == "emu3":
+        from zipar_train.models.emu3_vq import load_emu3_vq
+
+        return load_emu3_vq(model.tokenizer_weights, codes=model.codes)
     return Palette.grey(model.codes) if model.tokenizer == "palette" else None

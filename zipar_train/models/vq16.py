@@ -147,7 +147,7 @@ def fingerprint(state: dict[str, torch.Tensor]) -> str:
     """The checksum of tensors that have no file of their own."""
     digest = hashlib.sha256()
     for name in sorted(state):
-        digest.update(name.encode() + state[name].contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(name.encode() + state[name].flatten().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

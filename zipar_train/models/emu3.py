@@ -1,0 +1,133 @@
+"""Emu3-Gen: a Llama of grouped queries over text and 32,768 image codes, a row-end token after every row.
+
+arXiv 2409.18869; baaivision/Emu3, emu3/mllm. Its vocabulary ends with the image codes; the row end stands eight before
+them. Only the codes' rows of the output head are kept: the others draw nothing.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Emu3ForConditionalGeneration, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from zipar_train.models.llamagen import LlamaGen
+from zipar_train.models.prompts import Prompter, Prompts
+from zipar_train.models.published import find
+from zipar_train.plan import ROW_END
+from zipar_train.sections import Model
+
+SIZES = {"8B": (32, 32, 8, 4096, 14336)}  # layers, heads, heads of keys, width, feed-forward: Emu3TextConfig's
+VOCABULARY = 184622
+BEFORE = 8  # of the first code's id stands <|extra_200|>, the row end: 151846 and 151854
+LEFT_OUT = ("model.vqmodel.", "vqmodel.")
+NAMES = (("text_model.model.", "model."), ("text_model.lm_head.", "lm_head."), ("model.text_model.", "model."))
+HEAD = "lm_head.weight"
+
+
+class Emu3ImagesConfig(LlamaConfig):
+    """LlamaConfig of the text model plus the codebook's size."""
+
+    model_type = "emu3-images"
+
+    def __init__(self, codes: int = 32768, **kw: Any):
+        self.codes = codes
+        super().__init__(**kw)
+
+
+class Emu3Images(LlamaForCausalLM):
+    """A text model whose head knows codes alone. The original trains with dropout 0.1 on residuals; this has none."""
+
+    config_class = Emu3ImagesConfig
+
+    def __init__(self, config: Emu3ImagesConfig):
+        super().__init__(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.codes, bias=False)
+        self.post_init()
+
+
+class Emu3(LlamaGen):
+    """Text-conditional, H x W codes with row ends."""
+
+    def __init__(self, model: Model):
+        assert model.words  # the recipe has checked it
+        if model.size:
+            depth, heads, keys, width, feed_forward = SIZES[model.size]
+        else:
+            assert model.depth and model.heads and model.width
+            depth, heads, keys, width = model.depth, model.heads, model.key_heads or model.heads, model.width
+            feed_forward = model.feed_forward or 4 * width
+        self.section, self.grid, self.codes = model, model.raster, model.codes
+        self.prompt_length = model.prompt
+        vocabulary = model.words.vocabulary or VOCABULARY
+        self.first, self.row_end = vocabulary - model.codes, vocabulary - model.codes - BEFORE
+        rows, columns = model.grid
+        self.words = Prompter(
+            model.words, ask=f"{{}}<|image start|>{rows}*{columns}<|image token|>", keep=("<|image start|>",)
+        )
+        self.model = Emu3Images(
+            Emu3ImagesConfig(
+                codes=model.codes,
+                vocab_size=vocabulary,
+                num_hidden_layers=depth,
+                num_attention_heads=heads,
+                num_key_value_heads=keys,
+                hidden_size=width,
+                intermediate_size=feed_forward,
+                max_position_embeddings=self.prompt_length + self.grid.height * self.grid.row_length,
+                rms_norm_eps=1e-5,
+                rope_parameters={"rope_type": "default", "rope_theta": 1000000.0},
+                tie_word_embeddings=False,
+            )
+        )
+
+    def renamed(self, state: dict[str, Tensor]) -> dict[str, Tensor] | None:
+        ours = {mine: tensor for name, tensor in state.items() if (mine := _renamed(name))}
+        if (
+            len(ours) == len(state) or "model.embed_tokens.weight" not in ours
+        ):  # with an image tokenizer: a published one
+            return None
+        if len(ours[HEAD]) == self.first + self.codes:
+            ours[HEAD] = ours[HEAD][self.first :]
+        return ours
+
+    def published(self, source: str | None) -> PreTrainedModel:
+        folder = find(source or "")
+        if source is None or not (folder / "config.json").is_file():
+            raise ValueError(
+                f"model.weights = {source}: an Emu3 for transformers needs the image tokenizer and the text rows of "
+                "the published checkpoint. Set model.weights to its folder, or to BAAI/Emu3-Gen-hf:"
+            )
+        ours = self.model.state_dict()
+        whole = Emu3ForConditionalGeneration.from_pretrained(folder, dtype=self.model.dtype)
+        for name, tensor in whole.state_dict().items():
+            if name == HEAD:
+                tensor[self.first :].copy_(ours[HEAD])
+            elif mine := _renamed(name):
+                tensor.copy_(ours[mine])
+        return whole
+
+    def check(self, condition: Any) -> Prompts:
+        return self.words.check(condition, self.model.device)
+
+    def drop(self, condition: Prompts, where: Tensor) -> Prompts:
+        """The negative prompt in place of the caption, as in the original (image_generation.py)."""
+        return self.words.led_away(condition, where)
+
+    def prompt(self, condition: Prompts) -> Tensor:
+        return self.model.get_input_embeddings()(condition.ids)
+
+    def padding(self, condition: Prompts) -> Tensor | None:
+        return condition.padding
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        return self.model.get_input_embeddings()(torch.where(tokens == ROW_END, self.row_end, tokens + self.first))
+
+
+def _renamed(name: str) -> str | None:
+    """A published tensor's name in ours, in a file or in transformers' model; None: it draws nothing."""
+    if name.startswith(LEFT_OUT):
+        return None
+    for theirs, ours in NAMES:
+        if name.startswith(theirs):
+            return ours + name.removeprefix(theirs)
+    return name
