@@ -133,6 +133,13 @@ def test_names_and_counts_are_the_published():
     assert passes[91] == 8100  # row ends cost no pass
 
 
+def test_a_tokenizer_of_another_vocabulary_is_refused(checkpoint):
+    words = section(checkpoint).words.model_copy(update={"vocabulary": len(TOKENS) + 1})
+    family = build(section(checkpoint).model_copy(update={"words": words}))
+    with pytest.raises(ValueError, match=rf"000000\|>' has the id {FIRST}, the model counts on {FIRST + 1}"):
+        family.check(CAPTIONS)
+
+
 def test_an_export_is_for_plain_transformers(checkpoint, tmp_path):
     family = restored(section(checkpoint), read(checkpoint))
     with torch.no_grad():

@@ -62,7 +62,10 @@ class Emu3(LlamaGen):
         self.first, self.row_end = vocabulary - model.codes, vocabulary - model.codes - BEFORE
         rows, columns = model.grid
         self.words = Prompter(
-            model.words, ask=f"{{}}<|image start|>{rows}*{columns}<|image token|>", keep=("<|image start|>",)
+            model.words,
+            ask=f"{{}}<|image start|>{rows}*{columns}<|image token|>",
+            keep=("<|image start|>",),
+            ids={"<|visual token 000000|>": self.first, "<|extra_200|>": self.row_end},
         )
         self.model = Emu3Images(
             Emu3ImagesConfig(

@@ -1,6 +1,6 @@
 """Captions as token ids of a text model, left-padded to a fixed length."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -24,10 +24,11 @@ class Prompter:
         text: `encoder` is its hub id or folder, `tokens` the prompts' length.
         ask: what a caption is put into, `{}` in its place.
         keep: tokens that an unconditional prompt keeps, beside the first one.
+        ids: tokens whose ids the model counts on.
     """
 
-    def __init__(self, text: Words, *, ask: str, keep: Sequence[str]):
-        self.text, self.ask, self.keep = text, ask, keep
+    def __init__(self, text: Words, *, ask: str, keep: Sequence[str], ids: Mapping[str, int] | None = None):
+        self.text, self.ask, self.keep, self.ids = text, ask, keep, ids or {}
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -47,6 +48,12 @@ class Prompter:
             if tokenizer.convert_tokens_to_ids(token) in (None, unknown):
                 raise ValueError(
                     f"model.words.encoder = {source}: its tokenizer knows no {token!r}: it is of another model"
+                )
+        for token, wanted in self.ids.items():
+            if (found := tokenizer.convert_tokens_to_ids(token)) != wanted:
+                raise ValueError(
+                    f"model.words.encoder = {source}: {token!r} has the id {found}, the model counts on {wanted}. It "
+                    "is of another model, or model.words.vocabulary or model.codes is not the checkpoint's"
                 )
         if tokenizer.pad_token_id is None or tokenizer.bos_token_id is None:
             raise ValueError(f"model.words.encoder = {source}: its tokenizer lacks a padding token or a first token")
