@@ -166,6 +166,18 @@ def clip(tmp_path_factory) -> Path:
     return folder
 
 
+def captioned_tar(path: Path, captions: list[str], count: int) -> None:
+    """Pictures with captions in turn, as a webdataset tar."""
+    with tarfile.open(path, "w") as tar:
+        for i in range(count):
+            buffer = io.BytesIO()
+            picture(i).save(buffer, "png")
+            for kind, data in (("png", buffer.getvalue()), ("txt", captions[i % len(captions)].encode())):
+                member = tarfile.TarInfo(f"{i:04d}.{kind}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+
+
 def every_verb(run, folder: Path, recipe: str, model: list[str], *, checkpoint: Path, clip: Path, windows: list[int]):
     """A shipped captioned recipe, made small, from pictures to an export, through the command line, in `folder`.
 
@@ -175,14 +187,7 @@ def every_verb(run, folder: Path, recipe: str, model: list[str], *, checkpoint: 
     """
     words = ["a blue car", "a small red house", "a car", "red house"]
     for split, count in (("train", 24), ("val", 12)):
-        with tarfile.open(folder / f"{split}.tar", "w") as tar:
-            for i in range(count):
-                buffer = io.BytesIO()
-                picture(i).save(buffer, "png")
-                for kind, data in (("png", buffer.getvalue()), ("txt", words[i % 4].encode())):
-                    member = tarfile.TarInfo(f"{i:04d}.{kind}")
-                    member.size = len(data)
-                    tar.addfile(member, io.BytesIO(data))
+        captioned_tar(folder / f"{split}.tar", words, count)
     (folder / "captions.txt").write_text("a blue car\nred house\n")
     mix = ", ".join(f"{window}: 1" for window in windows)
     settings = ["--recipe", recipe, *sets([

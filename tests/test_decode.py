@@ -283,3 +283,18 @@ def test_an_image_does_not_see_the_one_before():
     assert torch.equal(decoder([0, 1], numbers, draw), fresh)
     assert cache.keys.data_ptr() == memory
     assert torch.equal(decoder([1], numbers[1:], draw), fresh[1:])
+
+
+def check_captioned_theorem(family, captions, *, window: int, guidance: float, streamlined: bool) -> None:
+    """For a family prompted by token ids, in float64; unconditional prompts may be padded otherwise."""
+    if streamlined:
+        assert streamline(family.model)
+    prompts, images = family.check(captions), len(captions)
+    plan = Plan.zipar(family.grid, window=window, prompt=family.prompt_length)
+    codes, seen = drawn_and_seen(family, plan, Draw(guidance=guidance), prompts, images=images)
+    if guidance != 1:
+        null = family.drop(prompts, torch.ones(images, dtype=torch.bool))
+        codes, prompts = torch.cat([codes, codes]), type(prompts)(*map(torch.cat, zip(prompts, null, strict=True)))
+    with torch.no_grad():
+        forced = teacher_forced(family, plan, codes, prompts, dense(plan))
+    assert (forced - seen).abs().max() <= 1e-10 * forced.abs().max()

@@ -288,7 +288,7 @@ def test_guidance_is_searched(tiny, tmp_path, run):
     assert status == 2 and "leave --compare" in err
 
 
-def test_bits_are_of_as_many_images_as_is_said(shards):
+def test_bits_are_of_as_many_images_as_is_said():
     family = llamagen(8, 8)
 
     class Bare:

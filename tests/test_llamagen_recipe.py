@@ -1,13 +1,11 @@
 """`zipar-train fit --recipe llamagen-l`, tiny: from a published file and pictures to a published file."""
 
-import io
 import json
-import tarfile
 
 import original
 import pytest
 import torch
-from conftest import picture, sets
+from conftest import captioned_tar, picture, sets
 
 from zipar_train import load
 from zipar_train.evaluation.clip import Clip
@@ -89,14 +87,7 @@ def test_classes_from_end_to_end(tmp_path, run, vq, weights):
 def test_captions_from_end_to_end(tmp_path, run, vq, t5, clip, features):
     words = ["a blue car", "a small red house", "a car a house"]
     for split, count in (("train", 24), ("val", 6)):
-        with tarfile.open(tmp_path / f"{split}.tar", "w") as tar:
-            for i in range(count):
-                buffer = io.BytesIO()
-                picture(i).save(buffer, "png")
-                for kind, data in (("png", buffer.getvalue()), ("txt", words[i % 3].encode())):
-                    member = tarfile.TarInfo(f"{i:04d}.{kind}")
-                    member.size = len(data)
-                    tar.addfile(member, io.BytesIO(data))
+        captioned_tar(tmp_path / f"{split}.tar", words, count)
     weights = tmp_path / "t2i.pt"
     state = original.random_gpt(depth=2, width=24, codes=24, grid=3, features=6, prompt=4, dtype=torch.float32)
     torch.save({"model": state}, weights)

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -92,7 +92,15 @@ def evaluate(
         log_to_wandb(report, [file for file in files if file.suffix == ".png"])
 
 
-def _search(loaded, checkpoint, scales, windows, images, folder, json_file) -> None:  # type: ignore[no-untyped-def]
+def _search(
+    loaded: Any,
+    checkpoint: str,
+    scales: list[float],
+    windows: list[int] | None,
+    images: int,
+    folder: Path,
+    json_file: Path | None,
+) -> None:
     from zipar_train.evaluation.search import lines
     from zipar_train.evaluation.search import search_guidance as work
 

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 Statistics = dict[str, NDArray[np.floating[Any]]]  # mu, sigma
 SHAPES = {"mu": (2048,), "sigma": (2048, 2048), "mu_s": (2023,), "sigma_s": (2023, 2023)}
-UNREADABLE = (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, NotImplementedError)
+UNREADABLE = (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError)
 REMEDY = "Give ADM's VIRTUAL_imagenet256_labeled.npz, a folder of pictures, or the .json of a shard set"
 
 

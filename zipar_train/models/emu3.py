@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Emu3ForConditionalGeneration, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import Emu3ForConditionalGeneration, LlamaConfig, LlamaForCausalLM
 
-from zipar_train.models.llamagen import LlamaGen
+from zipar_train.models.captioned import Captioned
 from zipar_train.models.prompts import Prompter, Prompts
-from zipar_train.models.published import find
 from zipar_train.plan import ROW_END
 from zipar_train.sections import Model
 
@@ -45,8 +44,10 @@ class Emu3Images(LlamaForCausalLM):
         self.post_init()
 
 
-class Emu3(LlamaGen):
+class Emu3(Captioned):
     """Text-conditional, H x W codes with row ends."""
+
+    whole, hub, marks = Emu3ForConditionalGeneration, "BAAI/Emu3-Gen-hf:", ("text_model.", "model.text_model.")
 
     def __init__(self, model: Model):
         assert model.words  # the recipe has checked it
@@ -83,54 +84,18 @@ class Emu3(LlamaGen):
             )
         )
 
-    def renamed(self, state: dict[str, Tensor]) -> dict[str, Tensor] | None:
-        ours = {mine: tensor for name, tensor in state.items() if (mine := _renamed(name))}
-        if (
-            len(ours) == len(state) or "model.embed_tokens.weight" not in ours
-        ):  # with an image tokenizer: a published one
+    def own(self, name: str, tensor: Tensor) -> tuple[str, Tensor] | None:
+        if name.startswith(LEFT_OUT):
             return None
-        if len(ours[HEAD]) == self.first + self.codes:
-            ours[HEAD] = ours[HEAD][self.first :]
-        return ours
-
-    def published(self, source: str | None) -> PreTrainedModel:
-        folder = find(source or "")
-        if source is None or not (folder / "config.json").is_file():
-            raise ValueError(
-                f"model.weights = {source}: an Emu3 for transformers needs the image tokenizer and the text rows of "
-                "the published checkpoint. Set model.weights to its folder, or to BAAI/Emu3-Gen-hf:"
-            )
-        ours = self.model.state_dict()
-        whole = Emu3ForConditionalGeneration.from_pretrained(folder, dtype=self.model.dtype)
-        for name, tensor in whole.state_dict().items():
-            if name == HEAD:
-                tensor[self.first :].copy_(ours[HEAD])
-            elif mine := _renamed(name):
-                tensor.copy_(ours[mine])
-        return whole
-
-    def check(self, condition: Any) -> Prompts:
-        return self.words.check(condition, self.model.device)
+        for theirs, ours in NAMES:
+            if name.startswith(theirs):
+                name = ours + name.removeprefix(theirs)
+                break
+        return name, tensor[self.first :] if name == HEAD else tensor
 
     def drop(self, condition: Prompts, where: Tensor) -> Prompts:
         """The negative prompt in place of the caption, as in the original (image_generation.py)."""
         return self.words.led_away(condition, where)
 
-    def prompt(self, condition: Prompts) -> Tensor:
-        return self.model.get_input_embeddings()(condition.ids)
-
-    def padding(self, condition: Prompts) -> Tensor | None:
-        return condition.padding
-
     def embed(self, tokens: Tensor) -> Tensor:
         return self.model.get_input_embeddings()(torch.where(tokens == ROW_END, self.row_end, tokens + self.first))
-
-
-def _renamed(name: str) -> str | None:
-    """A published tensor's name in ours, in a file or in transformers' model; None: it draws nothing."""
-    if name.startswith(LEFT_OUT):
-        return None
-    for theirs, ours in NAMES:
-        if name.startswith(theirs):
-            return ours + name.removeprefix(theirs)
-    return name

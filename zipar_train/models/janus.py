@@ -8,13 +8,12 @@ left out.
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import JanusForConditionalGeneration, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import JanusForConditionalGeneration, LlamaConfig, LlamaForCausalLM
 from transformers.models.janus.configuration_janus import JanusVQVAEConfig
 from transformers.models.janus.modeling_janus import JanusVQVAEAlignerMLP, JanusVQVAEHead
 
-from zipar_train.models.llamagen import LlamaGen
+from zipar_train.models.captioned import Captioned
 from zipar_train.models.prompts import Prompter, Prompts
-from zipar_train.models.published import find
 from zipar_train.sections import Model
 
 SIZES = {"1B": (24, 16, 2048, 5632), "7B": (30, 32, 4096, 11008)}  # layers, heads, width, feed-forward
@@ -52,8 +51,11 @@ class JanusImages(LlamaForCausalLM):
         self.post_init()
 
 
-class Janus(LlamaGen):
+class Janus(Captioned):
     """Text-conditional, H x W codes without row ends."""
+
+    whole, hub = JanusForConditionalGeneration, "deepseek-community/Janus-Pro-1B:"
+    marks = ("model.language_model.", "model.generation_")
 
     def __init__(self, model: Model):
         depth, heads, width, feed_forward = SIZES[model.size] if model.size else (
@@ -76,45 +78,15 @@ class Janus(LlamaGen):
             )
         )
 
-    def renamed(self, state: dict[str, Tensor]) -> dict[str, Tensor] | None:
-        if "model.generation_embeddings.weight" not in state:
+    def own(self, name: str, tensor: Tensor) -> tuple[str, Tensor] | None:
+        if name.startswith(LEFT_OUT):
             return None
-        return {ours: tensor for name, tensor in state.items() if (ours := _renamed(name))}
-
-    def published(self, source: str | None) -> PreTrainedModel:
-        folder = find(source or "")
-        if source is None or not (folder / "config.json").is_file():
-            raise ValueError(
-                f"model.weights = {source}: a Janus-Pro for transformers needs the vision tower and the text head of "
-                "the published checkpoint. Set model.weights to its folder, or to deepseek-community/Janus-Pro-1B:"
-            )
-        ours = self.model.state_dict()
-        whole = JanusForConditionalGeneration.from_pretrained(folder, dtype=self.model.dtype)
-        for name, tensor in whole.state_dict().items():
-            if mine := _renamed(name):
-                tensor.copy_(ours[mine])
-        return whole
-
-    def check(self, condition: Any) -> Prompts:
-        return self.words.check(condition, self.model.device)
+        name = name.replace("model.language_model.", "model.", 1).replace("model.generation_head.", "lm_head.", 1)
+        return name.replace("model.generation_", "generation_", 1), tensor
 
     def drop(self, condition: Prompts, where: Tensor) -> Prompts:
         """Every word becomes padding that is seen, as in the original: `tokens[i, 1:-1] = pad_id`."""
         return self.words.dropped(condition, where)
 
-    def prompt(self, condition: Prompts) -> Tensor:
-        return self.model.get_input_embeddings()(condition.ids)
-
-    def padding(self, condition: Prompts) -> Tensor | None:
-        return condition.padding
-
     def embed(self, tokens: Tensor) -> Tensor:
         return self.model.generation_aligner(self.model.generation_embeddings(tokens))
-
-
-def _renamed(name: str) -> str | None:
-    """A published tensor's name in ours; None: it draws nothing."""
-    if name.startswith(LEFT_OUT):
-        return None
-    name = name.replace("model.language_model.", "model.", 1).replace("model.generation_head.", "lm_head.", 1)
-    return name.replace("model.generation_", "generation_", 1)

@@ -1,0 +1,55 @@
+"""What generators prompted by captions as token ids share: prompts, and checkpoints in transformers' layout."""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from zipar_train.models.llamagen import LlamaGen
+from zipar_train.models.prompts import Prompter, Prompts
+from zipar_train.models.published import find
+
+
+class Captioned(LlamaGen, ABC):
+    """A `Family` whose model is a Llama taken out of a larger one of transformers.
+
+    whole: the larger model's class. hub: where it is published. marks: how its tensors' names begin, and ours never do.
+    """
+
+    whole: type[PreTrainedModel]
+    hub: str
+    marks: tuple[str, ...]
+    words: Prompter
+
+    @abstractmethod
+    def own(self, name: str, tensor: Tensor) -> tuple[str, Tensor] | None:
+        """A published tensor's name in ours, and the rows of it that draw; None: it draws nothing."""
+
+    def renamed(self, state: dict[str, Tensor]) -> dict[str, Tensor] | None:
+        if not any(name.startswith(self.marks) for name in state):
+            return None
+        return dict(found for name, tensor in state.items() if (found := self.own(name, tensor)))
+
+    def published(self, source: str | None) -> PreTrainedModel:
+        folder = find(source or "")
+        if source is None or not (folder / "config.json").is_file():
+            raise ValueError(
+                f"model.weights = {source}: {self.whole.__name__} has parts that draw nothing, taken from the "
+                f"published checkpoint. Set model.weights to its folder, or to {self.hub}"
+            )
+        ours = self.model.state_dict()
+        whole = self.whole.from_pretrained(folder, dtype=self.model.dtype)
+        for name, tensor in whole.state_dict().items():
+            if found := self.own(name, tensor):
+                found[1].copy_(ours[found[0]])
+        return whole
+
+    def check(self, condition: Any) -> Prompts:
+        return self.words.check(condition, self.model.device)
+
+    def prompt(self, condition: Prompts) -> Tensor:
+        return self.model.get_input_embeddings()(condition.ids)
+
+    def padding(self, condition: Prompts) -> Tensor | None:
+        return condition.padding
