@@ -15,11 +15,13 @@ ROOMS = [
     *(
         "models.vq16",
         "models.emu3_vq",
+        "models.chameleon_vq",
         "models.vq",
         "models.llamagen",
         "models.captioned",
         "models.janus",
         "models.emu3",
+        "models.lumina",
     ),
     *("models.family", "models"),
     *("shards", "loader", "crops", "images", "tokenize", "importers", "check"),

@@ -124,3 +124,19 @@ def test_unknown_recipes_name_the_nearest():
 def test_differences_name_keys():
     a, b = load_recipe("digits"), load_recipe("digits", ["optim.lr=0.5", "log.project=x"])
     assert differences(a, b, ignore=("log",)) == ["optim.lr: 0.001 -> 0.5"]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "grid", "message"),
+    [
+        ("janus-pro-1b", "[24,16]", "grid [24, 16]: Janus-Pro's prompt names no size"),
+        ("lumina-mgpt-7b-768", "[48,47]", "grid [48, 47]: Lumina-mGPT's prompt counts sides in steps of 2 codes"),
+        ("emu3-gen", "[96,96]", "grid [96, 96]: 9,408 tokens with row ends and prompt, and Emu3 knows 9,216"),
+    ],
+)
+def test_grids_that_a_format_cannot_hold(recipe, grid, message):
+    windows = ["zipar.windows={8: 1}", "evaluate.windows=[8]"]
+    with pytest.raises(RecipeError) as error:
+        load_recipe(recipe, [*windows, f"model.grid={grid}"])
+    assert message in str(error.value)
+    load_recipe(recipe, [*windows, "model.grid=[24,24]"])

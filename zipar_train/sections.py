@@ -21,9 +21,11 @@ CONDITIONS = {  # family: what it is prompted by, and its sizes
     "llamagen": ("classes", ("B", "L", "XL", "XXL", "3B")),
     "llamagen-t2i": ("text", ("B", "L", "XL", "XXL", "3B")),
     "janus": ("words", ("1B", "7B")),
+    "lumina": ("words", ("7B",)),
     "emu3": ("words", ("8B",)),
 }
-ROW_ENDS = ("emu3",)  # families whose rows end with a token
+ROW_ENDS = ("emu3", "lumina")  # families whose rows end with a token
+EMU3_CONTEXT = 9216  # tokens that Emu3 was trained on: Emu3TextConfig
 
 
 class RecipeError(ValueError):
@@ -55,7 +57,7 @@ class Words(Section):
 class Model(Section):
     """The generator: a family at a size, its grid of codes, and where its weights come from."""
 
-    family: Literal["llamagen", "llamagen-t2i", "janus", "emu3"]
+    family: Literal["llamagen", "llamagen-t2i", "janus", "lumina", "emu3"]
     size: Literal["B", "L", "XL", "XXL", "3B", "1B", "7B", "8B"] | None = None  # or depth, heads and width
     depth: Positive | None = None  # layers
     heads: Positive | None = None
@@ -67,7 +69,7 @@ class Model(Section):
     classes: Positive | None = None  # of a class-conditional family
     text: Text | None = None  # of a text-conditional one whose prompts are features
     words: Words | None = None  # of one whose prompts are token ids
-    tokenizer: Literal["palette", "vq16", "emu3"] | None = None  # codes <-> pixels; null: codes only
+    tokenizer: Literal["palette", "vq16", "chameleon", "emu3"] | None = None  # codes <-> pixels; null: codes only
     tokenizer_weights: str | None = None  # vq16: a published file, or owner/repo:file on the hub; null: random
     weights: str | None = None  # run folder, checkpoint, export, published file or owner/repo:file; null: random
     weights_entry: str | None = None  # an entry of a published .pt, `ema` say; null: the weights LlamaGen samples from
@@ -87,7 +89,21 @@ class Model(Section):
             raise ValueError(f"family {self.family} needs {wanted}, and has {' and '.join(given) or 'none'}")
         if self.size is not None and self.size not in sizes:
             raise ValueError(f"family {self.family} has no size {self.size}: use {', '.join(sizes)}")
+        if problem := self._beyond():
+            raise ValueError(f"grid {self.grid}: {problem}")
         return self
+
+    def _beyond(self) -> str:
+        """Why the family's format cannot hold the grid, with a remedy; empty if it can."""
+        rows, columns = self.grid
+        if self.family == "lumina" and (rows % 2 or columns % 2):
+            return "Lumina-mGPT's prompt counts sides in steps of 2 codes, 32 pixels: use even numbers"
+        if self.family == "janus" and self.size and self.grid != [24, 24]:
+            return "Janus-Pro's prompt names no size, and it draws 24 x 24 codes alone: use [24, 24]"
+        tokens = self.prompt + rows * (columns + 1)
+        if self.family == "emu3" and self.size and tokens > EMU3_CONTEXT:
+            return f"{tokens:,} tokens with row ends and prompt, and Emu3 knows {EMU3_CONTEXT:,}: use a smaller grid"
+        return ""
 
     @property
     def raster(self) -> Grid:

@@ -1,4 +1,4 @@
-"""The layers of a `transformers` Llama for drawing: the same sums in a third of the operators.
+"""The layers of a `transformers` Llama or Chameleon for drawing: the same sums in a third of the operators.
 
 Queries, keys and values are one product, the feed-forward's gate and up another; norms are single operators. For frozen
 weights: no gradients, adapters merged.
@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
+from torch.nn.functional import layer_norm, rms_norm, scaled_dot_product_attention, silu
 from transformers import Cache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.models.chameleon.modeling_chameleon import ChameleonModel
 from transformers.models.llama.modeling_llama import LlamaModel
 
 from zipar_train.decoding.packed import LEAST, packed
@@ -24,6 +25,12 @@ class Layer(nn.Module):
         attention, mlp = layer.self_attn, layer.mlp
         self.head, self.scale, self.index = attention.head_dim, attention.scaling, attention.layer_idx
         self.heads, self.groups = heads, attention.num_key_value_groups
+        self.norms: tuple[Tensor, ...] | None = None  # of queries and keys: Chameleon's, numbers of each head
+        if hasattr(attention, "q_norm"):
+            both = (attention.q_norm, attention.k_norm)
+            self.norms = tuple(
+                torch.cat([getattr(part, name).detach() for part in both]) for name in ("weight", "bias")
+            )
         self.before, self.between = layer.input_layernorm, layer.post_attention_layernorm
         projections = (attention.q_proj, attention.k_proj, attention.v_proj)
         self.qkv = packed(torch.cat([projection.weight for projection in projections]), least=least)
@@ -36,6 +43,9 @@ class Layer(nn.Module):
         keys = self.heads // self.groups
         heads = self.qkv(norm(hidden, self.before)).view(rows, slots, -1, self.head)
         turning, value = heads.split([self.heads + keys, keys], dim=2)
+        if self.norms is not None:
+            weight, bias = self.norms
+            turning = layer_norm(turning, (self.head,)) * weight + bias
         turned = torch.addcmul(turning * cos, turning.roll(self.head // 2, -1), sin)
         query, key = turned.transpose(1, 2).split([self.heads, keys], dim=1)
         value = value.transpose(1, 2)
@@ -52,7 +62,7 @@ class Layer(nn.Module):
 class Body(nn.Module):
     """In the place of a LlamaModel, for calls with embeddings, positions and a dense mask."""
 
-    def __init__(self, llama: LlamaModel, *, least: int):
+    def __init__(self, llama: Any, *, least: int):
         super().__init__()
         self.embed_tokens, self.rotary_emb, self.norm = llama.embed_tokens, llama.rotary_emb, llama.norm
         self.layers = nn.ModuleList()
@@ -83,15 +93,17 @@ def norm(x: Tensor, module: nn.Module) -> Tensor:
 
 
 def streamline(model: PreTrainedModel, *, least: int = LEAST) -> bool:
-    """Give a stock Llama's frozen weights a Body, and its head the fastest order; leave any other model alone.
+    """Give frozen weights a Body, if they are a stock Llama's or Chameleon's, and their head the fastest order.
 
     The model draws as before, up to rounding, and can be neither trained nor saved any more.
 
     Returns:
-        Whether it was a stock Llama.
+        Whether it was a stock Llama or Chameleon.
     """
-    llama = model.base_model
-    if type(llama) is not LlamaModel or llama.config.hidden_act != "silu":
+    llama: Any = model.base_model
+    if type(llama) not in (LlamaModel, ChameleonModel) or llama.config.hidden_act != "silu":
+        return False
+    if getattr(llama.config, "swin_norm", False):  # the 34 B Chameleon's layers
         return False
     linears = [m for layer in llama.layers for name, m in layer.named_modules() if name.endswith("_proj")]
     if not all(type(linear) is nn.Linear and linear.bias is None for linear in linears):

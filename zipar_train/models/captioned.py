@@ -1,6 +1,7 @@
 """What generators prompted by captions as token ids share: prompts, and checkpoints in transformers' layout."""
 
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -39,11 +40,15 @@ class Captioned(LlamaGen, ABC):
                 f"published checkpoint. Set model.weights to its folder, or to {self.hub}"
             )
         ours = self.model.state_dict()
-        whole = self.whole.from_pretrained(folder, dtype=self.model.dtype)
+        whole = self.load_whole(folder)
         for name, tensor in whole.state_dict().items():
             if found := self.own(name, tensor):
                 found[1].copy_(ours[found[0]])
         return whole
+
+    def load_whole(self, folder: Path) -> PreTrainedModel:
+        """The published model of a folder, in our dtype."""
+        return self.whole.from_pretrained(folder, dtype=self.model.dtype)
 
     def check(self, condition: Any) -> Prompts:
         return self.words.check(condition, self.model.device)

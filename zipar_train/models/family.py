@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
+from transformers.models.chameleon.modeling_chameleon import ChameleonRotaryEmbedding
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from zipar_train.grid import Grid
@@ -25,6 +26,7 @@ FAMILIES = {  # name: module and class, imported when asked for
     "llamagen": ("zipar_train.models.llamagen", "LlamaGen"),
     "llamagen-t2i": ("zipar_train.models.llamagen", "LlamaGenT2I"),
     "janus": ("zipar_train.models.janus", "Janus"),
+    "lumina": ("zipar_train.models.lumina", "Lumina"),
     "emu3": ("zipar_train.models.emu3", "Emu3"),
 }
 
@@ -106,7 +108,7 @@ def build(
     if empty:
         family.model.to_empty(device=device)
     for part in family.model.modules():  # frequencies lie in no file, and are float32 whatever the weights are
-        if isinstance(part, LlamaRotaryEmbedding):
+        if isinstance(part, LlamaRotaryEmbedding | ChameleonRotaryEmbedding):
             with torch.device("cpu" if str(device) == "meta" else device):
                 part.__init__(part.config)  # type: ignore[misc]
     return family

@@ -24,11 +24,20 @@ class Prompter:
         text: `encoder` is its hub id or folder, `tokens` the prompts' length.
         ask: what a caption is put into, `{}` in its place.
         keep: tokens that an unconditional prompt keeps, beside the first one.
+        after: tokens that follow.
         ids: tokens whose ids the model counts on.
     """
 
-    def __init__(self, text: Words, *, ask: str, keep: Sequence[str], ids: Mapping[str, int] | None = None):
-        self.text, self.ask, self.keep, self.ids = text, ask, keep, ids or {}
+    def __init__(
+        self,
+        text: Words,
+        *,
+        ask: str,
+        keep: Sequence[str] = (),
+        after: Sequence[str] = (),
+        ids: Mapping[str, int] | None = None,
+    ):
+        self.text, self.ask, self.keep, self.after, self.ids = text, ask, keep, after, ids or {}
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -44,7 +53,7 @@ class Prompter:
                 "the folder of the published checkpoint, with its tokenizer.json and tokenizer_config.json"
             ) from None
         unknown = tokenizer.unk_token_id
-        for token in self.keep:
+        for token in (*self.keep, *self.after):
             if tokenizer.convert_tokens_to_ids(token) in (None, unknown):
                 raise ValueError(
                     f"model.words.encoder = {source}: its tokenizer knows no {token!r}: it is of another model"
@@ -82,7 +91,7 @@ class Prompter:
         for row, caption in enumerate(captions):
             before, after = self.ask.split("{}")
             found = self.tokenizer(f"{before}{caption}{after}", add_special_tokens=False).input_ids
-            found = [first, *found]
+            found = [first, *found, *map(self.tokenizer.convert_tokens_to_ids, self.after)]
             if len(found) > length:
                 raise ValueError(
                     f"caption {caption[:60]!r}... takes {len(found)} tokens with what surrounds it, the prompt has "
@@ -98,6 +107,11 @@ class Prompter:
         stays = torch.isin(prompts.ids, torch.tensor(sorted(kept), device=prompts.ids.device))
         ids = prompts.ids.masked_fill(where[:, None] & ~stays, self.tokenizer.pad_token_id)
         return Prompts(ids, prompts.padding)
+
+    def bare(self, prompts: Prompts, where: Tensor) -> Prompts:
+        """The images `where` with nothing but the tokens that follow the caption."""
+        words = torch.arange(prompts.ids.shape[1], device=prompts.ids.device) < prompts.ids.shape[1] - len(self.after)
+        return Prompts(prompts.ids, prompts.padding | (where[:, None] & words))
 
     def led_away(self, prompts: Prompts, where: Tensor) -> Prompts:
         """The images `where` with the negative caption in place of theirs."""

@@ -71,4 +71,8 @@ def build_tokenizer(model: Model) -> Tokenizer | None:
         from zipar_train.models.emu3_vq import load_emu3_vq
 
         return load_emu3_vq(model.tokenizer_weights, codes=model.codes)
+    if model.tokenizer == "chameleon":
+        from zipar_train.models.chameleon_vq import load_chameleon_vq
+
+        return load_chameleon_vq(model.tokenizer_weights, codes=model.codes)
     return Palette.grey(model.codes) if model.tokenizer == "palette" else None

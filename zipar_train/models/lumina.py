@@ -1,0 +1,134 @@
+"""Lumina-mGPT: Chameleon, a Llama with normalised queries and keys, that draws with a row-end token after every row.
+
+arXiv 2408.02657; Alpha-VLLM/Lumina-mGPT, lumina_mgpt/data/item_processor.py and inference_solver.py. transformers' own
+Chameleon bans the codes it could draw; here is its body, and of its output head the codes' rows alone.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import ChameleonConfig, ChameleonForConditionalGeneration, PreTrainedModel
+
+from zipar_train.models.captioned import Captioned
+from zipar_train.models.chameleon_vq import FIRST
+from zipar_train.models.prompts import Prompter, Prompts
+from zipar_train.models.published import read_folder
+from zipar_train.plan import ROW_END
+from zipar_train.sections import Model
+
+SIZES = {"7B": (32, 32, 4096, 11008)}  # layers, heads, width, feed-forward: ChameleonConfig's
+VOCABULARY = 65536
+ROW_END_AFTER = 8803 - 8196  # ids from the end of the codes to <reserved08799>
+START = "<racm3:break>"
+PATCH = 2  # codes, each way, of what the prompt counts an image's sides in
+LEFT_OUT = "model.vqmodel."
+HEAD = "lm_head.weight"
+
+
+def side(codes: int) -> str:
+    """The token that says how long a side of the image is."""
+    return f"<reserved{8800 + codes // PATCH:05d}>"
+
+
+class LuminaImagesConfig(ChameleonConfig):
+    """ChameleonConfig plus the codebook's size."""
+
+    model_type = "lumina-images"
+
+    def __init__(self, codes: int = 8192, **kw: Any):
+        self.codes = codes
+        super().__init__(**kw)
+
+
+class LuminaImages(ChameleonForConditionalGeneration):
+    """A Chameleon whose head knows codes alone, without its image tokenizer.
+
+    The original trains with dropout 0.05 and a z-loss; this has none.
+    """
+
+    config_class = LuminaImagesConfig
+
+    def __init__(self, config: LuminaImagesConfig):
+        super().__init__(config)
+        del self.model.vqmodel
+        self.lm_head = nn.Linear(config.hidden_size, config.codes, bias=False)
+        self.post_init()
+
+
+class Lumina(Captioned):
+    """Text-conditional, H x W codes with row ends."""
+
+    whole, hub = ChameleonForConditionalGeneration, "Alpha-VLLM/Lumina-mGPT-7B-768:"
+
+    def __init__(self, model: Model):
+        depth, heads, width, feed_forward = SIZES[model.size] if model.size else (
+            model.depth, model.heads, model.width, model.feed_forward
+        )  # fmt: skip
+        assert model.words and depth and heads and width  # the recipe has checked it
+        self.section, self.grid, self.codes = model, model.raster, model.codes
+        self.prompt_length, self.heads = model.prompt, heads
+        rows, columns = model.grid
+        after = FIRST + model.codes
+        self.row_end = after + ROW_END_AFTER
+        self.words = Prompter(
+            model.words,
+            ask=f"Generate an image of {16 * columns}x{16 * rows} according to the following prompt:\n"
+            "{}<reserved08706>",
+            after=(START, side(rows), side(columns)),
+            ids={"<eoss>": after, "<reserved08799>": self.row_end},
+        )
+        self.model = LuminaImages(
+            LuminaImagesConfig(
+                codes=model.codes,
+                vocab_size=model.words.vocabulary or VOCABULARY,
+                num_hidden_layers=depth,
+                num_attention_heads=heads,
+                num_key_value_heads=model.key_heads or heads,
+                hidden_size=width,
+                intermediate_size=feed_forward or 4 * width,
+                max_position_embeddings=self.prompt_length + self.grid.height * self.grid.row_length,
+                rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+                vocabulary_map={"<image>": FIRST - 1},  # no picture is ever read in
+                tie_word_embeddings=False,
+            )
+        )
+
+    def renamed(self, state: dict[str, Tensor]) -> dict[str, Tensor] | None:
+        """As published if the head knows words too: names are the same."""
+        if HEAD not in state or len(state[HEAD]) == self.codes:
+            return None
+        return dict(found for name, tensor in state.items() if (found := self.own(name, tensor)))
+
+    def own(self, name: str, tensor: Tensor) -> tuple[str, Tensor] | None:
+        if name.startswith(LEFT_OUT):
+            return None
+        return name, tensor[FIRST : FIRST + self.codes] if name == HEAD else self.of_each_head(name, tensor)
+
+    def of_each_head(self, name: str, tensor: Tensor) -> Tensor:
+        """A norm that heads share, in the authors' files, for each of them, as transformers has it."""
+        if ".q_norm." not in name and ".k_norm." not in name:
+            return tensor
+        heads = self.heads if ".q_norm." in name else self.model.config.num_key_value_heads
+        return tensor.repeat_interleave(heads // len(tensor), dim=0)
+
+    def load_whole(self, folder: Path) -> PreTrainedModel:
+        """The authors' files have norms that transformers does not load, and may have no image tokenizer."""
+        state = {name: self.of_each_head(name, tensor) for name, tensor in read_folder(folder).items()}
+        with torch.device("meta"):
+            whole: Any = self.whole(ChameleonConfig.from_pretrained(folder)).to(dtype=self.model.dtype)  # type: ignore[call-arg]
+        if not any(name.startswith(LEFT_OUT) for name in state):
+            del whole.model.vqmodel
+        whole.to_empty(device="cpu").load_state_dict(state)
+        return whole
+
+    def drop(self, condition: Prompts, where: Tensor) -> Prompts:
+        """Nothing but the start of the image and its size, as in the original (inference_solver.py).
+
+        The released ZipAR code has padding that is seen in place of the words.
+        """
+        return self.words.bare(condition, where)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        return self.model.get_input_embeddings()(torch.where(tokens == ROW_END, self.row_end, tokens + FIRST))
