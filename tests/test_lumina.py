@@ -253,8 +253,8 @@ def test_a_tokenizer_of_another_vocabulary_is_refused(checkpoint):
 def test_from_pictures_to_a_checkpoint_for_transformers(checkpoint, clip, tmp_path, run):
     words = f"{{encoder: {checkpoint}, tokens: 24, vocabulary: {SIZE}}}"
     model = ["model.size=null", "model.depth=2", "model.heads=4", "model.width=16", "model.feed_forward=24",
-             f"model.codes={CODES}", "model.grid=[4,4]", f"model.words={words}"]  # fmt: skip
-    every_verb(run, tmp_path, "lumina-mgpt-7b-768", model, checkpoint=checkpoint, clip=clip, windows=[5, 3, 2])
+             f"model.codes={CODES}", f"model.grid=[{HEIGHT},{WIDTH}]", f"model.words={words}"]  # fmt: skip
+    every_verb(run, tmp_path, "lumina-mgpt-7b-768", model, checkpoint=checkpoint, clip=clip, windows=[7, 3, 2])
     before = banless(checkpoint).state_dict()
     after = ChameleonForConditionalGeneration.from_pretrained(tmp_path / "hf").state_dict()
     names = [name for name in after if "vqmodel" not in name]

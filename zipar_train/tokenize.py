@@ -68,8 +68,6 @@ def tokenize(
         OSError: if a file cannot be written.
     """
     model = recipe.model
-    if model.grid[0] != model.grid[1]:
-        raise ValueError(f"model.grid = {model.grid}: images are cropped square, so rows and columns must be equal")
     source = open_source(images, split, captions=model.captions)
     if not source.keys:
         raise ValueError(f"--images {images} holds no pictures")
@@ -103,7 +101,7 @@ def tokenize(
         return Tokenized(finished, 0, 0.0, 0.0, {})
     encoder = TextEncoder(model.text) if features and model.text else None
 
-    work = _Work(source, [i for part in mine for i in parts[part]], model.grid[0] * tokenizer.stride, kind, layout)
+    work = _Work(source, [i for part in mine for i in parts[part]], tokenizer.stride, kind, layout)
     bar = tqdm(total=len(work), desc=f"{split} images", unit=" images", disable=not progress or rank != 0,
                mininterval=0.1 if sys.stderr.isatty() else 20)  # fmt: skip
     start, waiting = perf_counter(), _Waiting(
@@ -138,8 +136,9 @@ class _Row(NamedTuple):
 class _Work(Dataset):
     """The images of one process, cropped; what cannot be read is told, not raised."""
 
-    def __init__(self, source: Source, numbers: list[int], size: int, kind: Views, layout: Layout):
-        self.source, self.numbers, self.size, self.kind, self.layout = source, numbers, size, kind, layout
+    def __init__(self, source: Source, numbers: list[int], stride: int, kind: Views, layout: Layout):
+        self.source, self.numbers, self.kind, self.layout = source, numbers, kind, layout
+        self.height, self.width = (side * stride for side in layout.grid)
         self.views = {"one": 1, "flip": 2, "ten": 20}[kind]
 
     def __len__(self) -> int:
@@ -154,7 +153,7 @@ class _Work(Dataset):
                 raise ValueError(f"class {condition!r} is outside 0 .. {self.layout.classes - 1}")
             if not self.layout.classes and not isinstance(condition, str):
                 raise ValueError(f"{condition!r} is no caption")
-            return _Row(number, key, condition, views(image, self.size, self.kind))
+            return _Row(number, key, condition, views(image, self.height, self.width, self.kind))
         except Exception as error:  # a decoder's errors are of many classes, and one image must not stop the rest
             return _Row(number, key, reason=f"{type(error).__name__}: {error}")
 

@@ -84,6 +84,11 @@ def judge(recipe: Recipe, subject: Subject, *, out: Path, device: torch.device) 
         )
     if not is_url(reference) and not Path(reference).exists():
         raise ValueError(f"evaluate.reference = {reference}: no such file or folder. {REMEDY}")
+    if model.grid[0] != model.grid[1] and not reference.endswith(".json"):
+        raise ValueError(
+            f"evaluate.reference = {reference}: pictures are cropped square, and a grid of {model.raster} is not. Give "
+            "shards of this grid, made by `zipar-train tokenize`"
+        )
     classifier = accuracy = None
     if settings.features == "classifier":
         classifier, accuracy = _classifier(recipe, tokenizer, out)

@@ -173,7 +173,7 @@ def _picture(file: Path, size: int) -> Tensor:
             f"{file} has {picture.width} x {picture.height} pixels, the drawn images {size}: enlarging it would "
             "change the scores. Give pictures at least as large, or set evaluate.size"
         )
-    return pil_to_tensor(centre_crop(picture, size))
+    return pil_to_tensor(centre_crop(picture, size, size))
 
 
 def _statistics(features: Features | None, extractor: Extractor) -> Statistics:

@@ -86,7 +86,7 @@ def to_bytes(images: Tensor, *, size: int | None = None) -> Tensor:
     As LlamaGen (autoregressive/sample/sample_c2i_ddp.py): bicubic without antialiasing, on the floats, then cut off to
     bytes.
     """
-    if size is not None and size != images.shape[-1]:
+    if size is not None and images.shape[-2:] != (size, size):
         images = interpolate(images, size=(size, size), mode="bicubic")
     return (127.5 * images + 128).clamp(0, 255).to(torch.uint8)
 
