@@ -46,15 +46,17 @@ class StockLlama:
     def embed(self, tokens):
         return self.model.get_input_embeddings()(torch.where(tokens == ROW_END, self.codes, tokens))
 
-    def logits(self, embeddings, positions, mask, cache=None, *, wanted=None):
-        hidden = self.model.model(
+    def hidden(self, embeddings, positions, mask, cache=None):
+        return self.model.model(
             inputs_embeds=embeddings,
             position_ids=(positions + self.prompt_length)[None],
             attention_mask=mask,
             past_key_values=cache,
             use_cache=cache is not None,
         ).last_hidden_state
-        return self.model.lm_head(hidden if wanted is None else hidden[:, wanted])[..., : self.codes]
+
+    def head(self, hidden):
+        return self.model.lm_head(hidden)[..., : self.codes]
 
 
 def llamagen(height: int, width: int, *, codes: int = 7, classes: int = 3, seed: int = 0, dtype=torch.float64):

@@ -27,7 +27,7 @@ ROOMS = [
     *("shards", "loader", "crops", "images", "tokenize", "importers", "check"),
     *("decoding.cache", "decoding.memory", "decoding.canvas", "decoding.capture", "decoding.packed", "decoding.body"),
     *("decoding.pixels", "decoding.sampling", "decoding.decoder", "decoding"),
-    *("training.callbacks", "training.module", "training.datamodule", "training"),
+    *("training.callbacks", "training.loss", "training.module", "training.datamodule", "training"),
     "environment",
     *("evaluation.metrics", "evaluation.adm", "evaluation.features", "evaluation.classifier", "evaluation.drawing"),
     *("evaluation.captions", "evaluation.subjects", "evaluation.reference", "evaluation.scores", "evaluation.clip"),

@@ -144,7 +144,8 @@ def test_an_export_is_for_plain_transformers(checkpoint, tmp_path):
 def test_from_pictures_to_a_checkpoint_for_transformers(checkpoint, clip, tmp_path, run):
     words = f"{{encoder: {checkpoint}, tokens: 12, vocabulary: {len(TOKENS)}, positive: ' fine', negative: bad}}"
     model = ["model.size=null", "model.depth=2", "model.heads=4", "model.key_heads=2", "model.width=16",
-             "model.feed_forward=24", f"model.codes={CODES}", f"model.grid=[{HEIGHT},{WIDTH}]", f"model.words={words}"]  # fmt: skip
+             "model.feed_forward=24", f"model.codes={CODES}", f"model.grid=[{HEIGHT},{WIDTH}]",
+             f"model.words={words}"]  # fmt: skip
     every_verb(run, tmp_path, "emu3-gen", model, checkpoint=checkpoint, clip=clip, windows=[4, 3, 2])
     before, after = (Emu3ForConditionalGeneration.from_pretrained(f) for f in (checkpoint, tmp_path / "hf"))
     changed = [n for n, t in after.state_dict().items() if not torch.equal(t, before.state_dict()[n])]

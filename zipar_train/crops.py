@@ -29,7 +29,7 @@ def views(image: Image.Image, height: int, width: int, kind: Views) -> Tensor:
 
 
 def centre_crop(image: Image.Image, height: int, width: int) -> Image.Image:
-    """ADM's centre crop, for any shape: halve by box filter while twice too large, resize by bicubic, cut out the middle.
+    """ADM's centre crop, of any shape: halve by box filter while twice too large, resize by bicubic, cut.
 
     openai/guided-diffusion, guided_diffusion/image_datasets.py, center_crop_arr.
     """

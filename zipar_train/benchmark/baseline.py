@@ -54,7 +54,7 @@ def eager_loop(family: Family, condition: Any, uniforms: Tensor, draw: Draw, *, 
             mask = hide(mask, padding, slots=place)
         cache.aim(place, slots)
         with sdpa_kernel(SDPBackend.MATH):
-            logits = family.logits(embeddings, position, mask, cache)
+            logits = family.head(family.hidden(embeddings, position, mask, cache))
         if draw.guidance != 1:
             logits = guide(logits, draw.guidance)
         for column, i in enumerate(inputs):

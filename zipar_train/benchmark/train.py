@@ -11,7 +11,6 @@ import torch
 from lightning.fabric.utilities.throughput import get_available_flops
 from pydantic import BaseModel
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from zipar_train.benchmark.decode import conditions
@@ -22,6 +21,7 @@ from zipar_train.loader import Batch
 from zipar_train.models.family import Family, build
 from zipar_train.plan import Plan
 from zipar_train.sections import Recipe
+from zipar_train.training.loss import losses
 from zipar_train.training.module import ZipARModule
 
 CAUSAL, SDPA, FLEX = "causal", "sdpa", "flex_attention"
@@ -162,11 +162,10 @@ def _step(
 
     def loss() -> Tensor:
         if kind != CAUSAL:
-            return module.loss(data, condition, window)
+            return module.losses(data, condition, window)[0]
         embeddings = torch.cat([family.prompt(condition), family.embed(codes[:, :-1])], dim=1)
         hidden = family.model.base_model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
-        logits = family.model.get_output_embeddings()(hidden[:, -codes.shape[1] :])
-        return cross_entropy(logits.float().flatten(0, 1), codes.flatten())
+        return losses(family.head, hidden[:, -codes.shape[1] :], codes, size=family.codes)[0]
 
     def step() -> None:
         cuda = device.type == "cuda"

@@ -25,7 +25,7 @@ from zipar_train.evaluation.subjects import expected, subjects, windows_of
 from zipar_train.grid import Grid
 from zipar_train.loader import ShardLoader
 from zipar_train.masks import dense
-from zipar_train.models.family import teacher_forced
+from zipar_train.models.family import predictors
 from zipar_train.picture import write_figure
 from zipar_train.plan import NEVER, Plan
 from zipar_train.processes import process
@@ -156,7 +156,7 @@ def attention(family: Any, plan: Plan, batches: Iterator[Any], *, bar: tqdm) -> 
     with _observed(sums, plan), bar:
         for batch in batches:
             codes = batch.codes.to(family.model.device)
-            teacher_forced(family, plan, codes, family.check(batch.condition), mask)
+            predictors(family, plan, codes, family.check(batch.condition), mask)
             images += len(codes)
             bar.update(len(codes))
     return [sums[layer].cpu().numpy() / images for layer in sorted(sums)]

@@ -7,13 +7,13 @@ from time import perf_counter
 from typing import Any, TypeVar
 
 import torch
-from torch.nn.functional import cross_entropy
 
 from zipar_train.decoding.generator import Generator
 from zipar_train.loader import ShardLoader
 from zipar_train.masks import dense
-from zipar_train.models.family import teacher_forced
+from zipar_train.models.family import predictors
 from zipar_train.plan import Plan
+from zipar_train.training.loss import losses
 
 Key = TypeVar("Key")
 
@@ -31,9 +31,8 @@ def bits_per_code(generator: Generator, plan: Plan, loader: ShardLoader, *, imag
     for batch in loader:
         left = len(batch.codes) if images is None else images - counted
         drawn = batch.codes[:left].to(device)
-        logits = teacher_forced(family, plan, drawn, family.check(batch.condition[:left]), mask)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        total += cross_entropy(logits.flatten(0, 1), drawn.flatten(), reduction="sum").double().item()
+        hidden = predictors(family, plan, drawn, family.check(batch.condition[:left]), mask)
+        total += losses(family.head, hidden, drawn, size=family.codes)[0].double().item() * drawn.numel()
         codes, counted = codes + drawn.numel(), counted + len(drawn)
         if counted == images:
             break

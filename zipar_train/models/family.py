@@ -72,16 +72,8 @@ class Family(Protocol):
     def embed(self, tokens: Tensor) -> Tensor:
         """Input embeddings (B, S, D) of tokens (B, S): image codes 0 .. V-1, or ROW_END where the grid has row ends."""
 
-    def logits(
-        self,
-        embeddings: Tensor,
-        positions: Tensor,
-        mask: Any,
-        cache: Cache | None = None,
-        *,
-        wanted: Tensor | None = None,
-    ) -> Tensor:
-        """Logits over image codes, (B, S, V), or (B, K, V) of the K slots that are wanted.
+    def hidden(self, embeddings: Tensor, positions: Tensor, mask: Any, cache: Cache | None = None) -> Tensor:
+        """What the model's body makes of S slots, (B, S, D).
 
         Args:
             embeddings: (B, S, D).
@@ -89,8 +81,10 @@ class Family(Protocol):
             mask: who sees whom: dense (1 or B, 1, S, keys), bool, or 0 and -infinity in the embeddings' type; or a
                 BlockMask.
             cache: receives the keys and values, and returns all that the mask speaks of.
-            wanted: which of the S slots, int64 (K,); None: all.
         """
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits over image codes, (..., V), of hidden states (..., D)."""
 
 
 def build(
@@ -125,12 +119,17 @@ def teacher_forced(family: Family, plan: Plan, codes: Tensor, condition: Any, ma
     Returns:
         Logits (B, N, V) in raster order: row n is the prediction of code n.
     """
+    return family.head(predictors(family, plan, codes, condition, mask))
+
+
+def predictors(family: Family, plan: Plan, codes: Tensor, condition: Any, mask: Any) -> Tensor:
+    """The hidden states (B, N, D) that `teacher_forced` predicts from: all logits at once may be too many."""
     source, position, slots = _tables(plan, codes.device)
     tokens = torch.where(source >= 0, codes[:, source.clamp(min=0)], ROW_END)
     embeddings = torch.cat([family.prompt(condition), family.embed(tokens)], dim=1)
     if (padding := family.padding(condition)) is not None:
         mask = hide(mask, padding)
-    return family.logits(embeddings, position, mask)[:, slots]
+    return family.hidden(embeddings, position, mask)[:, slots]
 
 
 @lru_cache(maxsize=64)

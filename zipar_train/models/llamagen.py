@@ -83,26 +83,20 @@ class LlamaGen:
     def embed(self, tokens: Tensor) -> Tensor:
         return self.model.get_input_embeddings()(tokens)
 
-    def logits(
-        self,
-        embeddings: Tensor,
-        positions: Tensor,
-        mask: Any,
-        cache: Cache | None = None,
-        *,
-        wanted: Tensor | None = None,
-    ) -> Tensor:
+    def hidden(self, embeddings: Tensor, positions: Tensor, mask: Any, cache: Cache | None = None) -> Tensor:
         attention = "flex_attention" if isinstance(mask, BlockMask) else "sdpa"
         if self.model.config._attn_implementation != attention:  # flex would add a bool mask instead of applying it
             self.model.set_attn_implementation(attention)
-        hidden = self.model.model(
+        return self.model.model(
             inputs_embeds=embeddings,
             position_ids=(positions + self.prompt_length)[None],
             attention_mask=mask,
             past_key_values=cache,
             use_cache=cache is not None,
         ).last_hidden_state
-        return self.model.lm_head(hidden if wanted is None else hidden[:, wanted])
+
+    def head(self, hidden: Tensor) -> Tensor:
+        return self.model.lm_head(hidden)
 
 
 class LlamaGenT2I(LlamaGen):

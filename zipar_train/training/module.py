@@ -8,13 +8,13 @@ import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import kl_div, nll_loss
 from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
 
 from zipar_train.loader import Batch
 from zipar_train.masks import block, dense
-from zipar_train.models.family import Family, teacher_forced
+from zipar_train.models.family import Family, predictors
 from zipar_train.plan import Plan, StandIn
+from zipar_train.training.loss import losses
 
 GOLDEN = (sqrt(5) - 1) / 2
 
@@ -114,14 +114,19 @@ class ZipARModule(L.LightningModule):
         rng = np.random.default_rng([self.seed, epoch, batch, self.global_rank])
         return torch.from_numpy(rng.random(images) < self.label_dropout)
 
-    def predict(self, family: Family, batch: Batch, condition: Any, window: int) -> Tensor:
-        """Log-probabilities (B N, V), float32 or better, of what could stand at each place of a batch's images."""
-        logits = teacher_forced(family, self.plans[window], batch.codes, condition, self.mask(window)).flatten(0, 1)
-        return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+    def losses(
+        self, batch: Batch, condition: Any, window: int, *, teacher: Family | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Of a batch's codes under a window's plan, see `loss.losses`; the teacher predicts next tokens."""
 
-    def loss(self, batch: Batch, condition: Any, window: int) -> Tensor:
-        """Mean negative log-likelihood of a batch's codes under a window's plan, nats a code."""
-        return nll_loss(self.predict(self.family, batch, condition, window), batch.codes.flatten())
+        def states(family: Family, window: int) -> Tensor:
+            return predictors(family, self.plans[window], batch.codes, condition, self.mask(window))
+
+        other = None
+        if teacher:
+            with torch.no_grad():
+                other = (teacher.head, states(teacher, self.family.grid.row_length))
+        return losses(self.family.head, states(self.family, window), batch.codes, size=self.family.codes, teacher=other)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         window = self.draw_window(self.current_epoch, batch_idx)
@@ -131,12 +136,9 @@ class ZipARModule(L.LightningModule):
             int(np.random.default_rng([self.seed, self.current_epoch, batch_idx, self.global_rank, 1]).integers(2**63))
         )
         condition = self.family.drop(self.family.check(batch.condition), drop)
-        predicted = self.predict(self.family, batch, condition, window)
-        loss = nll_loss(predicted, batch.codes.flatten())
-        if self.teacher:
-            with torch.no_grad():
-                wanted = self.predict(self.teacher.family, batch, condition, self.family.grid.row_length)
-            divergence = kl_div(predicted, wanted, log_target=True, reduction="batchmean")
+        teacher = self.teacher.family if self.teacher else None
+        loss, divergence = self.losses(batch, condition, window, teacher=teacher)
+        if divergence is not None:
             self.log("train/cross_entropy", loss)
             self.log("train/divergence", divergence)
             loss = (1 - self.distill) * loss + self.distill * divergence
@@ -148,7 +150,7 @@ class ZipARModule(L.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         condition = self.family.check(batch.condition)
         for window in self.plans:
-            bits = self.loss(batch, condition, window) / log(2)
+            bits = self.losses(batch, condition, window)[0] / log(2)
             self.log(f"val/bits_w{window}", bits, batch_size=len(batch.codes), sync_dist=True, prog_bar=True)
 
     @property
