@@ -64,9 +64,12 @@ def plan(
     window: Annotated[int | None, typer.Option(help="The window to map and draw; the recipe's smallest.")] = None,
     windows: Annotated[str | None, typer.Option(help="Windows of the table, for example 24,16,8.")] = None,
     png: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the pass map and the mask.")] = None,
+    gib: Annotated[
+        float | None, typer.Option(min=0, help="Memory of a device that it should fit into; this machine's GPU's.")
+    ] = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Show what each window takes: passes, reduction, width, and when each code is drawn. Needs no weights."""
+    """Show what each window takes, when each code is drawn, and the memory that it needs. Needs no weights."""
     from zipar_train.plan import Plan
     from zipar_train.recipe import load_recipe
 
@@ -102,9 +105,18 @@ def plan(
 
         draw_plan(shown, png)
         print(f"\n{png}")
+    from zipar_train.training.memory import advice, predict, room_here
+
+    found = predict(loaded)
+    print("\n" + "\n".join(found.lines()))
+    room = room_here() if gib is None else gib * 2**30
+    told = advice(loaded, found, room) if room else []
+    if room:
+        print("\n" + "\n".join(told or [f"It fits into {room / 2**30:.1f} GiB."]))
     if json_file:
         write_json(json_file, {"recipe": loaded.name, "grid": [grid.height, grid.width], "windows": rows,
-                               "map": {"window": shown.window, "drawn": drawn.tolist()}})  # fmt: skip
+                               "map": {"window": shown.window, "drawn": drawn.tolist()},
+                               "memory": {**found.model_dump(), "advice": told}})  # fmt: skip
 
 
 @app.command()

@@ -19,10 +19,9 @@ from zipar_train.decoding.decoder import Decoder
 from zipar_train.decoding.memory import Peak, make_room
 from zipar_train.decoding.sampling import uniforms
 from zipar_train.environment import environment
-from zipar_train.models.family import Family, build
-from zipar_train.models.prompts import Prompts
+from zipar_train.models.family import Family, build, conditions
 from zipar_train.plan import Plan
-from zipar_train.sections import Model, Recipe
+from zipar_train.sections import Recipe
 
 OURS, PLAIN, COMPILED = "zipar-train", "zipar-train, plain", "zipar-train, compiled"
 EAGER, STOCK = "eager loop, as released", "transformers generate"
@@ -212,13 +211,3 @@ def _nothing(codes: Tensor) -> None:
 
 def _agreement(codes: Tensor | None, plain: Tensor | None) -> float | None:
     return None if codes is None or plain is None else float((codes == plain).float().mean())
-
-
-def conditions(model: Model, images: int) -> Any:
-    """B conditions for a recipe's model: classes in turn, or captions of random features."""
-    if model.text:
-        return [torch.randn(model.text.tokens, model.text.features) for _ in range(images)]
-    if model.words:
-        ids = torch.randint(model.words.vocabulary or 1000, (images, model.words.tokens))
-        return Prompts(ids, torch.zeros_like(ids, dtype=torch.bool))
-    return [k % (model.classes or 1) for k in range(images)]

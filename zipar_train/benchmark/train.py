@@ -13,12 +13,11 @@ from pydantic import BaseModel
 from torch import Tensor
 from tqdm import tqdm
 
-from zipar_train.benchmark.decode import conditions
 from zipar_train.benchmark.floor import Work, measure, wait
 from zipar_train.decoding.memory import Peak
 from zipar_train.environment import environment
 from zipar_train.loader import Batch
-from zipar_train.models.family import Family, build
+from zipar_train.models.family import Family, build, conditions
 from zipar_train.plan import Plan
 from zipar_train.sections import Recipe
 from zipar_train.training.loss import losses

@@ -143,8 +143,7 @@ class Decoder:
         )  # once for all layers
         canvas.cache.aim(slots, shape.keys)
         wanted, target = self.drawing[drawing] - canvas.slot, self.target[drawing]
-        hidden = family.hidden(embeddings, self.position[slots], bias, canvas.cache)
-        logits = family.head(hidden[:, wanted])
+        logits = family.head(family.hidden(embeddings, self.position[slots], bias, canvas.cache)[:, wanted])
         drawn = sample(
             (guide(logits, draw.guidance) if draw.guidance != 1 else logits).flatten(0, 1),
             canvas.uniforms[:, target].flatten(),

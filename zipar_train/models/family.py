@@ -18,6 +18,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from zipar_train.grid import Grid
 from zipar_train.masks import hide
+from zipar_train.models.prompts import Prompts
 from zipar_train.models.vq import Tokenizer
 from zipar_train.plan import ROW_END, Plan
 from zipar_train.sections import Model
@@ -139,3 +140,13 @@ def _tables(plan: Plan, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     slots = drawing[plan.target[drawing].argsort()]
     source = torch.tensor(plan.source[plan.prompt :], device=device)
     return source, torch.tensor(plan.position, device=device), torch.tensor(slots, device=device)
+
+
+def conditions(model: Model, images: int) -> Any:
+    """B conditions that mean nothing, for measurements: classes in turn, or captions at random."""
+    if model.text:
+        return [torch.randn(model.text.tokens, model.text.features) for _ in range(images)]
+    if model.words:
+        ids = torch.randint(model.words.vocabulary or 1000, (images, model.words.tokens))
+        return Prompts(ids, torch.zeros_like(ids, dtype=torch.bool))
+    return [k % (model.classes or 1) for k in range(images)]

@@ -11,13 +11,16 @@ MARK = "lora_"  # in the name of every adapter tensor, and of no other
 
 
 def adapt(model: PreTrainedModel, lora: LoRA) -> None:
-    """Put fresh adapters, drawn from torch's generator, into a model in place: they alone are trained, its class stays.
+    """Put fresh adapters, drawn from torch's generator, into a model in place; they alone are trained, in float32.
 
     Raises:
         ValueError: if no layer has one of the names in `targets`.
     """
     try:
         model.add_adapter(config(lora))
+        for name, parameter in model.named_parameters():  # PEFT gives them the type of the weights beside them
+            if MARK in name:
+                parameter.data = parameter.data.float()
     except ValueError as error:
         raise ValueError(
             f"tune.lora.targets = {lora.targets}: PEFT refuses ({str(error).split('. ')[0]}). LlamaGen's linear layers "

@@ -175,14 +175,18 @@ class ZipARModule(L.LightningModule):
         for part in {"state_dict", "current_model_state"} & checkpoint.keys():
             checkpoint[part] = frozen | checkpoint[part]
 
-    def configure_optimizers(self) -> Any:
+    def optimizer(self) -> torch.optim.AdamW:
+        """On a GPU in one kernel, which is faster and needs no copies."""
         trained = [p for p in self.model.parameters() if p.requires_grad]
         groups = [
             {"params": [p for p in trained if p.ndim >= 2], "weight_decay": self.weight_decay},
             {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
         ]
-        optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=self.betas)
-        steps = self.trainer.estimated_stepping_batches
+        fused = all(p.device.type == "cuda" for p in trained)
+        return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, fused=fused or None)
+
+    def configure_optimizers(self) -> Any:
+        optimizer, steps = self.optimizer(), self.trainer.estimated_stepping_batches
         if steps == inf:
             raise ValueError("trainer: the schedule needs an end. Set trainer.max_epochs or trainer.max_steps")
         warmup = round(self.warmup * steps)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -15,7 +16,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from zipar_train.files import make_folder, write_whole
 from zipar_train.models import lora
-from zipar_train.models.family import build
+from zipar_train.models.family import Family, build
 from zipar_train.models.weights import last_checkpoint, read, restored
 from zipar_train.recipe import differences, dump
 from zipar_train.sections import Recipe
@@ -30,20 +31,32 @@ def build_module(recipe: Recipe, *, weights: bool = True) -> ZipARModule:
     Args:
         weights: load them; a checkpoint that holds them all brings its own.
     """
-    model, tune, optim = recipe.model, recipe.tune, recipe.optim
+    model, tune = recipe.model, recipe.tune
     saved = None
     if model.weights is not None and (weights or tune.lora or tune.distill):
         saved = read(model.weights, entry=model.weights_entry)
-    family = restored(model, saved) if saved else build(model)
+    dtype = frozen_dtype(recipe) if tune.lora else torch.float32
+    family = restored(model, saved, dtype=dtype) if saved else build(model)
+    teacher = restored(model, saved, dtype=frozen_dtype(recipe)) if saved and tune.distill else None
+    module = module_of(recipe, family, teacher)
+    module.base = lora.fingerprint(saved.state) if saved and (tune.lora or tune.distill) else None
+    return module
+
+
+def module_of(recipe: Recipe, family: Family, teacher: Family | None = None) -> ZipARModule:
+    """The recipe's training of a family that has its weights."""
+    tune, optim = recipe.tune, recipe.optim
     if tune.lora:
         lora.adapt(family.model, tune.lora)
     if tune.recompute:
-        family.model.gradient_checkpointing_enable({"use_reentrant": False})
+        with warnings.catch_warnings():  # ours to mend at transformers 6
+            warnings.filterwarnings("ignore", message=".*gradient_checkpointing_enable.*")
+            family.model.gradient_checkpointing_enable({"use_reentrant": False})
     if tune.compile:
         family.model.model.compile()  # in place: names of weights stay
-    module = ZipARModule(
+    return ZipARModule(
         family,
-        teacher=restored(model, saved) if saved and tune.distill else None,
+        teacher=teacher,
         distill=tune.distill,
         windows=recipe.zipar.windows,
         stand_in=recipe.zipar.stand_in,
@@ -56,8 +69,21 @@ def build_module(recipe: Recipe, *, weights: bool = True) -> ZipARModule:
         schedule=optim.schedule,
         attention=tune.attention,
     )
-    module.base = lora.fingerprint(saved.state) if saved and (tune.lora or tune.distill) else None
-    return module
+
+
+def frozen_dtype(recipe: Recipe) -> torch.dtype:
+    """Of weights that are not trained: half the memory where every product rounds them to bfloat16 anyway."""
+    return torch.bfloat16 if _precision(recipe).startswith("bf16") else torch.float32
+
+
+def autocast(recipe: Recipe, device: str) -> torch.autocast:
+    """What Lightning's precision plugin does around a step."""
+    kind = torch.float16 if _precision(recipe).startswith("16") else torch.bfloat16
+    return torch.autocast(device, kind, enabled=_precision(recipe).endswith("mixed"))
+
+
+def _precision(recipe: Recipe) -> str:
+    return str(recipe.trainer.get("precision") or "32-true")
 
 
 def build_datamodule(recipe: Recipe) -> ShardDataModule:
@@ -233,4 +259,3 @@ def quiet() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-    warnings.filterwarnings("ignore", message=".*gradient_checkpointing_enable.*")  # ours to mend at transformers 6

@@ -1,0 +1,119 @@
+"""The memory that is predicted, against what real steps take."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import sets
+
+from zipar_train.recipe import load_recipe
+from zipar_train.training.memory import GIB, Alive, advice, predict
+
+SHAPE = ["model.size=null", "model.depth=4", "model.heads=8", "model.width=512", "model.tokenizer=null",
+         "model.tokenizer_weights=null", "model.classes=10", "trainer.precision=32-true", "tune.compile=false",
+         "optim.ema=null", "data.batch_size=3"]  # fmt: skip
+LORA = ["model.weights=x", "tune.lora={rank: 8, alpha: 8, targets: [q_proj, v_proj]}"]
+MEASURE = """
+import re, sys, torch
+from zipar_train.loader import Batch
+from zipar_train.models.family import build, conditions
+from zipar_train.recipe import load_recipe
+from zipar_train.training.trainer import module_of
+recipe = load_recipe("llamagen-l", sys.argv[1:])
+def most():
+    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
+def step(module, family, images):
+    codes = torch.randint(family.codes, (images, family.grid.codes))
+    condition = family.check(conditions(recipe.model, images))
+    module.losses(Batch(codes, condition), condition, min(recipe.zipar.windows))[0].backward()
+small = recipe.model.model_copy(update={"depth": 1, "heads": 1, "width": 8, "grid": [2, 2]})
+warm = build(small)  # what libraries take at their first use
+torch.optim.AdamW(warm.model.parameters()).step()
+open("/proc/self/clear_refs", "w").write("5")
+before = most()
+family = build(recipe.model)
+module = module_of(recipe, family)
+family.model.train()
+optimizer = module.optimizer()
+for _ in range(2):
+    step(module, family, recipe.data.batch_size)
+    optimizer.step()
+    optimizer.zero_grad()
+print(most() - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize("more", [[], LORA, ["tune.recompute=true"]])
+def test_a_step_takes_what_was_predicted(more):
+    """In a process of its own, whose allocator gives back at once what is freed: it wastes nothing then."""
+    found = predict(load_recipe("llamagen-l", [*SHAPE, *more])).train
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, *SHAPE, *more], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    measured = int(done.stdout)
+    assert abs(found.total / measured - 1) < 0.1, (found, measured)
+
+
+def test_counts_are_of_what_is_alive():
+    alive = Alive()
+    with alive:
+        a = torch.zeros(1000)
+        b = a + a
+        assert (alive.now, alive.most) == (8000, 8000)
+        a.view(10, 100).add_(1)  # no memory of its own
+        del b
+        assert alive.now == 4000
+        torch.zeros(500)
+    assert (alive.now, alive.most) == (4000, 8000)
+
+
+def test_numbers_follow_the_recipe():
+    def of(*overrides):
+        return predict(load_recipe("llamagen-b", ["trainer.precision=bf16-mixed", "data.batch_size=2", *overrides]))
+
+    plain = of("optim.ema=null")
+    count = plain.parameters
+    assert plain.trained == count == 110_888_448  # LlamaGen-B, as published
+    assert 0 <= plain.train.weights - 4 * count < 1e6  # and tables of frequencies
+    assert plain.train.gradients == 4 * count and abs(plain.train.optimizer - 8 * count) < 4096
+    assert of("optim.ema=0.99").train.average == plain.train.weights
+    assert of("tune.recompute=true").train.activations < 0.5 * plain.train.activations
+    more = of("optim.ema=null", "data.batch_size=4").train
+    assert 1.5 < more.activations / plain.train.activations < 2.2
+    adapters = of(*LORA)
+    assert adapters.train.weights < 0.6 * plain.train.weights  # bfloat16
+    assert adapters.trained == 12 * 2 * 2 * 8 * 768 and adapters.train.gradients == 4 * adapters.trained
+    taught = of("model.weights=x", "tune.distill=0.5").train
+    assert abs(taught.teacher / plain.train.weights - 0.5) < 0.01
+    drawn = plain.draw
+    assert (
+        drawn.cache == 2 * 2 * drawn.images * 12 * 598 * 768 * 2
+    )  # rows, keys and values, layers, slots, width, bytes
+
+
+def test_advice_makes_it_fit():
+    overrides = ["data.batch_size=16", "evaluate.batch_size=200", "trainer.precision=bf16-mixed"]
+    recipe = load_recipe("llamagen-b", overrides)
+    found, room = predict(recipe), 6 * GIB
+    told = advice(recipe, found, room)
+    assert len(told) == 2 and advice(recipe, found, 1000 * GIB) == []
+    changes = [word.rstrip(".,") for line in told for word in line.split() if "batch_size=" in word]
+    mended = load_recipe("llamagen-b", [*overrides, *changes])
+    assert advice(mended, predict(mended), room) == []
+
+
+def test_the_plan_tells_memory(run, tmp_path):
+    file = tmp_path / "plan.json"
+    arguments = ["plan", "--recipe", "llamagen-l", *sets([*SHAPE, "data.batch_size=64"])]
+    status, out, err = run(*arguments, "--gib", "8", "--json", file)
+    assert status == 0, err
+    memory = json.loads(file.read_text())["memory"]
+    assert memory["train"]["images"] == 64 and memory["parameters"] > 1e7
+    assert "Try --set data.batch_size=" in out and memory["advice"]
+    assert "It fits into 800.0 GiB." in run(*arguments, "--gib", "800")[1]
