@@ -45,7 +45,7 @@ def test_help_is_quick_and_needs_no_torch(cli):
 
 
 def test_plan_prints_the_papers_counts_and_draws(run, tmp_path):
-    status, out, _ = run("plan", "--recipe", "llamagen-l", "--png", "plan.png", "--json", "plan.json")
+    status, out, _ = run("plan", "--recipe", "llamagen-l", "--png", "plan.png", "--json", "plan.json", "--no-memory")
     assert status == 0
     table = {int(line.split()[0]): line.split() for line in out.split("\n") if line.strip()[:2].strip().isdigit()}
     assert table[16][1:4] == ["400", "30.6%", "2"]
@@ -60,7 +60,7 @@ def test_plan_and_recipes_need_no_torch(cli):
     import subprocess
 
     code = (
-        "import sys; sys.argv = ['zipar-train', 'plan', '--recipe', 'llamagen-l']\n"
+        "import sys; sys.argv = ['zipar-train', 'plan', '--recipe', 'llamagen-l', '--no-memory']\n"
         "from zipar_train.cli import main\n"
         "try: main()\n"
         "except SystemExit as end: assert not end.code\n"

@@ -64,6 +64,7 @@ def plan(
     window: Annotated[int | None, typer.Option(help="The window to map and draw; the recipe's smallest.")] = None,
     windows: Annotated[str | None, typer.Option(help="Windows of the table, for example 24,16,8.")] = None,
     png: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the pass map and the mask.")] = None,
+    memory: Annotated[bool, typer.Option(help="Tell what training and drawing take, in some ten seconds.")] = True,
     gib: Annotated[
         float | None, typer.Option(min=0, help="Memory of a device that it should fit into; this machine's GPU's.")
     ] = None,
@@ -105,18 +106,20 @@ def plan(
 
         draw_plan(shown, png)
         print(f"\n{png}")
-    from zipar_train.training.memory import advice, predict, room_here
+    record: dict[str, Any] = {"recipe": loaded.name, "grid": [grid.height, grid.width], "windows": rows,
+              "map": {"window": shown.window, "drawn": drawn.tolist()}}  # fmt: skip
+    if memory:
+        from zipar_train.training.memory import advice, predict, room_here
 
-    found = predict(loaded)
-    print("\n" + "\n".join(found.lines()))
-    room = room_here() if gib is None else gib * 2**30
-    told = advice(loaded, found, room) if room else []
-    if room:
-        print("\n" + "\n".join(told or [f"It fits into {room / 2**30:.1f} GiB."]))
+        found = predict(loaded)
+        print("\n" + "\n".join(found.lines()))
+        room = room_here() if gib is None else gib * 2**30
+        told = advice(loaded, found, room) if room else []
+        if room:
+            print("\n" + "\n".join(told or [f"It fits into {room / 2**30:.1f} GiB."]))
+        record["memory"] = {**found.model_dump(), "advice": told}
     if json_file:
-        write_json(json_file, {"recipe": loaded.name, "grid": [grid.height, grid.width], "windows": rows,
-                               "map": {"window": shown.window, "drawn": drawn.tolist()},
-                               "memory": {**found.model_dump(), "advice": told}})  # fmt: skip
+        write_json(json_file, record)
 
 
 @app.command()
