@@ -24,6 +24,7 @@ from zipar_train.loader import Batch, ShardLoader
 from zipar_train.models.weights import read
 from zipar_train.recipe import load_recipe
 from zipar_train.training.callbacks import Checkpoint, Stopped
+from zipar_train.training.module import units
 from zipar_train.training.trainer import build_trainer, fit
 
 
@@ -140,14 +141,47 @@ def test_resuming_is_exact_with_short_epochs_and_gathered_gradients(tiny, tmp_pa
     assert states_equal(read(tmp_path / "whole").state, read(tmp_path / "broken").state)
 
 
-def test_two_processes_share_an_epoch(tiny, tmp_path):
-    """DDP through the console script, on the CPU: half the steps, one checkpoint, lines told once."""
-    overrides = quick(tiny, tmp_path, "run", "trainer.max_epochs=1", "trainer.devices=2", "trainer.strategy=ddp")
-    script = [str(Path(sys.executable).parent / "zipar-train"), "fit", "--recipe", "digits-base", *sets(overrides)]
-    done = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr
-    assert read(tmp_path / "run").extra["global_step"] == 23
-    assert done.stdout.count("epoch 1, step 23") == 1
+def test_two_processes_share_an_epoch_and_with_fsdp_the_weights(tiny, tmp_path):
+    """Through the console script, on the CPU: half the steps, one checkpoint, lines told once; killed and resumed."""
+    script = str(Path(sys.executable).parent / "zipar-train")
+
+    def two(strategy, *more):
+        overrides = quick(tiny, tmp_path, strategy, "trainer.devices=2", f"trainer.strategy={strategy}")
+        verb = [
+            script,
+            "fit",
+            "--recipe",
+            "digits-base",
+            *sets([*overrides, "trainer.max_epochs=1", "checkpoint_every=3"]),
+        ]
+        alone = os.environ | {"OMP_NUM_THREADS": "1"}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen([*verb, *more], cwd=tmp_path, env=alone, start_new_session=True, **pipes)
+
+    def finished(process):
+        out, err = process.communicate(timeout=200)
+        assert process.returncode == 0, err
+        return out
+
+    assert finished(two("ddp")).count("epoch 1, step 23") == 1
+    killed = two("fsdp")
+    wait_for(tmp_path / "fsdp" / "checkpoints" / "last.ckpt", killed)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.communicate()
+    assert read(tmp_path / "fsdp").extra["global_step"] < 23
+    finished(two("fsdp", "--resume"))
+    whole, shared = (read(tmp_path / name) for name in ("ddp", "fsdp"))
+    assert whole.extra["global_step"] == shared.extra["global_step"] == 23
+    assert whole.state.keys() == shared.state.keys()
+    assert max((whole.state[name] - shared.state[name]).abs().max() for name in whole.state) < 1e-5
+
+
+def test_fsdp_shares_every_weight_and_keeps_no_average(tiny, tmp_path):
+    family = llamagen(4, 4)
+    shared = {parameter for unit in units(family.model) for parameter in unit.parameters()}
+    assert shared == set(family.model.parameters())
+    with pytest.raises(ValueError, match="optim.ema: averages are not kept under trainer.strategy = fsdp"):
+        fit(load_recipe("digits-base", quick(tiny, tmp_path, "x", "trainer.strategy=fsdp", "optim.ema=0.9")))
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -47,7 +47,7 @@ print(most() - before)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-@pytest.mark.parametrize("more", [[], LORA, ["tune.recompute=true"]])
+@pytest.mark.parametrize("more", [[], [*LORA, "tune.recompute=true"]])
 def test_a_step_takes_what_was_predicted(more):
     """In a process of its own, whose allocator gives back at once what is freed: it wastes nothing then."""
     found = predict(load_recipe("llamagen-l", [*SHAPE, *more])).train
@@ -117,3 +117,14 @@ def test_the_plan_tells_memory(run, tmp_path):
     assert memory["train"]["images"] == 64 and memory["parameters"] > 1e7
     assert "Try --set data.batch_size=" in out and memory["advice"]
     assert "It fits into 800.0 GiB." in run(*arguments, "--gib", "800")[1]
+
+
+def test_fsdp_shares_what_is_kept():
+    shape = [*SHAPE, "tune.recompute=true"]
+    alone = predict(load_recipe("llamagen-l", shape)).train
+    shared = predict(load_recipe("llamagen-l", [*shape, "trainer.strategy=fsdp", "trainer.devices=4"])).train
+    kept = [memory.weights + memory.optimizer + memory.gradients for memory in (alone, shared)]
+    unit = 4 * 16384 * 512  # the output head; the embedding has 11 rows more
+    assert 0 <= kept[1] - (kept[0] / 4 + 2 * unit) < 2 * 4 * 12 * 512
+    assert abs((alone.total - shared.total) - (kept[0] - kept[1])) < 8
+    assert shared.activations == alone.activations

@@ -65,6 +65,8 @@ class ShardDataModule(L.LightningDataModule):
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         self.position = state_dict
+        if self.loader is not None:  # under FSDP, checkpoints are read after the schedule has asked
+            self.loader.load_state_dict(state_dict)
 
     def _loader(self, manifest: str | Path, shuffle: int) -> ShardLoader:
         share = Share(self.trainer.global_rank, self.trainer.world_size) if self.trainer else Share()

@@ -22,7 +22,8 @@ from zipar_train.loader import Batch
 from zipar_train.models.family import Family, build, conditions
 from zipar_train.plan import Plan
 from zipar_train.sections import Recipe
-from zipar_train.training.trainer import autocast, frozen_dtype, module_of
+from zipar_train.training.module import units
+from zipar_train.training.trainer import autocast, devices, frozen_dtype, module_of
 
 PARTS = ("weights", "optimizer", "average", "teacher", "gradients", "cache", "activations", "total")
 GIB = 2**30
@@ -92,6 +93,8 @@ def drawing(recipe: Recipe, family: Family) -> Memory:
 def training(recipe: Recipe, family: Family) -> tuple[Memory, int]:
     """Of a step, and the number of parameters it trains.
 
+    Under FSDP devices have their share, and two units whole: the one at work, and the next.
+
     Args:
         family: on the meta device; it is used up.
     """
@@ -130,15 +133,19 @@ def training(recipe: Recipe, family: Family) -> tuple[Memory, int]:
             loss.backward()
             optimizer.step()
     average = weights if recipe.optim.ema else 0
+    gradients = sum(p.numel() * p.dtype.itemsize for p in trained)
+    whole, largest = weights + state + gradients, max(map(_bytes, units(family.model)))
+    shared = whole // devices(recipe) + 2 * largest if recipe.trainer.get("strategy") == "fsdp" else whole
+    part = shared / whole
     return Memory(
         images=images,
-        weights=weights,
-        optimizer=state,
+        weights=int(weights * part),
+        optimizer=int(state * part),
         average=average,
         teacher=beside,
-        gradients=sum(p.numel() * p.dtype.itemsize for p in trained),
+        gradients=int(gradients * part),
         activations=activations,
-        total=alive.most + average,
+        total=alive.most + average + shared - whole,
     ), sum(p.numel() for p in trained)
 
 
@@ -157,6 +164,8 @@ def advice(recipe: Recipe, found: Prediction, room: float) -> list[str]:
             how = "--set tune.recompute=true, which makes activations again in the backward pass"
         elif recipe.tune.lora is None and train.gradients + train.optimizer > 0.2 * train.total:
             how = "adapters alone: --set tune.lora={...}, which have next to no gradients and optimizer state"
+        elif recipe.trainer.get("strategy") != "fsdp" and train.weights > train.activations:
+            how = "to share the weights among devices: --set trainer.strategy=fsdp --set trainer.devices=N"
         else:
             how = "a larger device, a smaller model or grid"
         told.append(f"Training takes {train.total / GIB:.1f} GiB of {room / GIB:.1f}. Try {how}.")

@@ -7,8 +7,10 @@ from typing import Any, Literal
 import lightning as L
 import numpy as np
 import torch
-from torch import Tensor
-from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from transformers import PreTrainedModel, get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
 
 from zipar_train.loader import Batch
 from zipar_train.masks import block, dense
@@ -28,6 +30,17 @@ class Teacher:
 
     def __deepcopy__(self, memo: Any) -> "Teacher":
         return self
+
+
+def units(model: PreTrainedModel) -> list[nn.Module]:
+    """What FSDP shares as one: the layers of the body and the other parts that have weights.
+
+    Not the body, as embeddings are taken from it before it is called.
+    """
+    body: Any = model.base_model
+    parts = [*body.layers, *(part for part in body.children() if part is not body.layers)]
+    parts += [part for part in model.children() if part is not body]
+    return [part for part in parts if any(True for _ in part.parameters())]
 
 
 class ZipARModule(L.LightningModule):
@@ -87,6 +100,8 @@ class ZipARModule(L.LightningModule):
         self.lr, self.betas, self.weight_decay, self.warmup, self.schedule = lr, betas, weight_decay, warmup, schedule
         self.attention = attention
         self.masks: dict[tuple[int, torch.device], Any] = {}
+        self.sharded = False
+        self.strict_loading = all(p.requires_grad for p in self.model.parameters())  # see `frozen`
         self.base: str | None = None  # fingerprint of the weights that adapters or distillation started from
 
     def mask(self, window: int) -> Any:
@@ -96,6 +111,15 @@ class ZipARModule(L.LightningModule):
             make = block if self.attention == "flex_attention" else dense
             self.masks[key] = make(self.plans[window], device=self.device)
         return self.masks[key]
+
+    def configure_model(self) -> None:
+        """Under FSDP, share the weights among devices: each part that is called as one is a unit."""
+        if self._trainer is None or not isinstance(self._trainer.strategy, ModelParallelStrategy) or self.sharded:
+            return
+        assert self.device_mesh is not None
+        for unit in units(self.model):
+            fully_shard(unit, mesh=self.device_mesh["data_parallel"], reshard_after_forward=True)
+        self.sharded = True
 
     def on_fit_start(self) -> None:
         if self.teacher:

@@ -11,6 +11,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -122,10 +123,23 @@ def build_trainer(recipe: Recipe, *, data: dict[str, str] | None = None) -> L.Tr
     arguments: dict[str, Any] = {"enable_model_summary": False, **recipe.trainer}
     arguments |= {"enable_checkpointing": False, "default_root_dir": recipe.run, "callbacks": callbacks}
     arguments["enable_progress_bar"] = watched
+    if arguments.get("strategy") == "fsdp":
+        if recipe.optim.ema is not None:
+            raise ValueError("optim.ema: averages are not kept under trainer.strategy = fsdp. Set it to null")
+        arguments["strategy"] = ModelParallelStrategy(
+            data_parallel_size=devices(recipe), tensor_parallel_size=1, save_distributed_checkpoint=False
+        )
     try:
         return L.Trainer(**arguments, logger=CSVLogger(recipe.run, name="logs"))
     except (MisconfigurationException, TypeError, ValueError) as error:
         raise ValueError(f"trainer: Lightning refuses the recipe's arguments {recipe.trainer}: {error}") from error
+
+
+def devices(recipe: Recipe) -> int:
+    """How many the recipe's trainer runs on, over all nodes."""
+    asked = recipe.trainer.get("devices", "auto")
+    here = len(asked) if isinstance(asked, list) else int(asked) if str(asked).isdigit() else torch.cuda.device_count()
+    return max(1, here) * int(recipe.trainer.get("num_nodes", 1))
 
 
 def wandb_logger(recipe: Recipe, job: str) -> Any:
