@@ -112,6 +112,7 @@ def test_names_and_counts_are_the_published():
     """Built on no device, against transformers' model at its default, published sizes."""
     with torch.device("meta"):
         theirs = Emu3ForConditionalGeneration(Emu3Config(vocabulary_map={"<|extra_200|>": 151846}))
+    assert sum(p.numel() for name, p in theirs.named_parameters() if "vqmodel" not in name) == 8_492_011_520  # 8.49 B
     ours = build(load_recipe("emu3-gen").model, device="meta", empty=True)
     renamed, mine = ours.renamed(theirs.state_dict()), ours.model.state_dict()
     assert {n: t.shape for n, t in renamed.items()} == {n: t.shape for n, t in mine.items()}

@@ -154,6 +154,7 @@ def test_names_and_counts_are_the_published(name, raster, passes):
     """Built on no device, against transformers' model at its default, published sizes."""
     with torch.device("meta"):
         theirs = ChameleonForConditionalGeneration(ChameleonConfig(vocabulary_map={"<image>": 8711}))
+    assert sum(p.numel() for p in theirs.parameters()) == 7_043_090_432  # 7.04 B
     ours = build(load_recipe(f"lumina-mgpt-7b-{name}").model, device="meta", empty=True)
     renamed, mine = ours.renamed(theirs.state_dict()), ours.model.state_dict()
     assert {n: t.shape for n, t in renamed.items()} == {n: t.shape for n, t in mine.items()}
