@@ -144,7 +144,7 @@ def digests(folder: Path) -> dict[str, str]:
     return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
-def test_one_process_two_and_two_killed_halfway_draw_the_same_bytes(tiny, tmp_path):
+def test_one_process_and_two_killed_halfway_draw_the_same_bytes(tiny, tmp_path):
     fit(load_recipe("digits-base", [*tiny, "trainer.max_epochs=1", "trainer.limit_train_batches=5"]))
     more = ["evaluate.images=64", "evaluate.batch_size=2", "evaluate.windows=[8,2]"]
     verb = ["evaluate", "--recipe", "digits-base", *sets([*tiny, *more]), "--checkpoint", tmp_path / "run", "--out"]
@@ -166,13 +166,9 @@ def test_one_process_two_and_two_killed_halfway_draw_the_same_bytes(tiny, tmp_pa
     finish(start("one", 1))
     expected = digests(tmp_path / "one")
     assert len(expected) == 2 * 32
-    for out in ("two", "killed"):  # the classifier need not be trained three times
-        (tmp_path / out).mkdir()
-        for name in ("classifier.safetensors", "classifier.shards"):
-            shutil.copy(tmp_path / "one" / name, tmp_path / out / name)
-    finish(start("two", 2))
-    assert digests(tmp_path / "two") == expected
-
+    (tmp_path / "killed").mkdir()
+    for name in ("classifier.safetensors", "classifier.shards"):  # which need not be trained again
+        shutil.copy(tmp_path / "one" / name, tmp_path / "killed" / name)
     running = start("killed", 2)
     deadline = time.monotonic() + 120
     while len(digests(tmp_path / "killed")) < 9 and time.monotonic() < deadline:

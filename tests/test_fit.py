@@ -176,12 +176,10 @@ def test_two_processes_share_an_epoch_and_with_fsdp_the_weights(tiny, tmp_path):
     assert max((whole.state[name] - shared.state[name]).abs().max() for name in whole.state) < 1e-5
 
 
-def test_fsdp_shares_every_weight_and_keeps_no_average(tiny, tmp_path):
+def test_fsdp_shares_every_weight():
     family = llamagen(4, 4)
-    shared = {parameter for unit in units(family.model) for parameter in unit.parameters()}
-    assert shared == set(family.model.parameters())
-    with pytest.raises(ValueError, match="optim.ema: averages are not kept under trainer.strategy = fsdp"):
-        fit(load_recipe("digits-base", quick(tiny, tmp_path, "x", "trainer.strategy=fsdp", "optim.ema=0.9")))
+    shared = [parameter for unit in units(family.model) for parameter in unit.parameters()]
+    assert set(shared) == set(family.model.parameters()) and len(shared) == len(set(shared))
 
 
 @pytest.mark.parametrize("workers", [0, 2])

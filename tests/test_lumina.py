@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.functional import interpolate, silu
 from transformers import ChameleonConfig, ChameleonForConditionalGeneration
 
-from zipar_train import Plan, load
+from zipar_train import Plan, ZipARModule, load
 from zipar_train.decoding.decoder import Decoder
 from zipar_train.models.chameleon_vq import VQGAN, load_chameleon_vq
 from zipar_train.models.family import build
@@ -265,3 +265,32 @@ def test_from_pictures_to_a_checkpoint_for_transformers(checkpoint, clip, tmp_pa
     assert not any("vqmodel" in n for f in (tmp_path / "hf").glob("*.safetensors") for n in load_file(f))
     again, tuned = load(tmp_path / "hf"), load(tmp_path / "run")
     assert torch.equal(again.draw(CAPTIONS, window=3).codes, tuned.draw(CAPTIONS, window=3).codes)
+
+
+def test_everything_trained_is_exported_and_norms_do_not_decay(checkpoint, tmp_path):
+    family = restored(section(checkpoint), read(checkpoint))
+    decays, others = ZipARModule(family, windows={7: 1}).optimizer().param_groups
+    assert decays["weight_decay"] > others["weight_decay"] == 0
+    norms = {p for name, p in family.model.named_parameters() if "norm" in name}
+    assert norms == set(others["params"]) and norms.isdisjoint(decays["params"])
+    with torch.no_grad():
+        for parameter in family.model.parameters():
+            parameter.fill_(7)
+    whole = family.published(str(checkpoint))
+    assert whole.model.rotary_emb.inv_freq[0] == 1  # it works as it is, too
+    whole.save_pretrained(tmp_path)
+    state = ChameleonForConditionalGeneration.from_pretrained(tmp_path).state_dict()
+    before = banless(checkpoint).state_dict()
+    for name, tensor in state.items():
+        if name == "lm_head.weight":
+            assert (tensor[4:END] == 7).all() and torch.equal(tensor[END:], before[name][END:])
+        elif "vqmodel" not in name:
+            assert (tensor == 7).all(), name
+
+
+def test_a_folder_of_another_model_is_named(checkpoint, tmp_path):
+    family = restored(section(checkpoint), read(checkpoint))
+    (tmp_path / "config.json").write_bytes((checkpoint / "config.json").read_bytes())
+    save_file({"model.norm.weight": torch.zeros(16)}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="is no checkpoint of ChameleonForConditionalGeneration. .* missing"):
+        family.published(str(tmp_path))

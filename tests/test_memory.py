@@ -11,6 +11,7 @@ from conftest import sets
 
 from zipar_train.recipe import load_recipe
 from zipar_train.training.memory import GIB, Alive, advice, predict
+from zipar_train.training.trainer import build_module
 
 SHAPE = ["model.size=null", "model.depth=4", "model.heads=8", "model.width=512", "model.tokenizer=null",
          "model.tokenizer_weights=null", "model.classes=10", "trainer.precision=32-true", "tune.compile=false",
@@ -90,7 +91,7 @@ def test_numbers_follow_the_recipe():
     assert adapters.train.weights < 0.6 * plain.train.weights  # bfloat16
     assert adapters.trained == 12 * 2 * 2 * 8 * 768 and adapters.train.gradients == 4 * adapters.trained
     taught = of("model.weights=x", "tune.distill=0.5").train
-    assert abs(taught.teacher / plain.train.weights - 0.5) < 0.01
+    assert taught.teacher == plain.train.weights
     drawn = plain.draw
     assert (
         drawn.cache == 2 * 2 * drawn.images * 12 * 598 * 768 * 2
@@ -119,12 +120,32 @@ def test_the_plan_tells_memory(run, tmp_path):
     assert "It fits into 800.0 GiB." in run(*arguments, "--gib", "800")[1]
 
 
-def test_fsdp_shares_what_is_kept():
-    shape = [*SHAPE, "tune.recompute=true"]
-    alone = predict(load_recipe("llamagen-l", shape)).train
-    shared = predict(load_recipe("llamagen-l", [*shape, "trainer.strategy=fsdp", "trainer.devices=4"])).train
-    kept = [memory.weights + memory.optimizer + memory.gradients for memory in (alone, shared)]
+@pytest.mark.parametrize("more", [[], ["tune.recompute=true"]])
+def test_fsdp_shares_what_is_kept(more):
+    def of(*overrides):
+        return predict(load_recipe("llamagen-l", [*SHAPE, *more, *overrides])).train
+
+    alone, few, many = of(), *(of("trainer.strategy=fsdp", f"trainer.devices={n}") for n in (2, 64))
     unit = 4 * 16384 * 512  # the output head; the embedding has 11 rows more
-    assert 0 <= kept[1] - (kept[0] / 4 + 2 * unit) < 2 * 4 * 12 * 512
-    assert abs((alone.total - shared.total) - (kept[0] - kept[1])) < 8
-    assert shared.activations == alone.activations
+    for shared, devices in ((few, 2), (many, 64)):
+        assert abs(shared.weights - (alone.weights / devices + 2 * unit)) < 2 * 4 * 12 * 512
+        assert abs(shared.optimizer - alone.optimizer / devices) < 8
+        assert abs(shared.gradients - alone.gradients / devices) < 8
+        assert shared.activations == alone.activations
+        assert shared.total >= shared.weights + shared.optimizer + shared.activations
+    assert many.total < few.total < alone.total
+
+
+@pytest.mark.parametrize(("kind", "bytes"), [("32", 4), ("bf16-mixed", 4), ("bf16-true", 2), ("64-true", 8)])
+def test_weights_are_of_lightnings_precision(kind, bytes):
+    recipe = load_recipe("llamagen-l", [*SHAPE, f"trainer.precision={kind}"])
+    found = predict(recipe)
+    assert abs(found.train.weights / found.parameters - bytes) < 0.1
+    assert {p.dtype.itemsize for p in build_module(recipe.model_copy(update={"model": recipe.model.model_copy(
+        update={"weights": None})})).parameters()} == {bytes}  # fmt: skip
+
+
+def test_short_names_of_precisions_are_the_long():
+    short, long = (predict(load_recipe("llamagen-l", [*SHAPE, f"trainer.precision={kind}"])).train
+                   for kind in ("bf16", "bf16-mixed"))  # fmt: skip
+    assert short == long

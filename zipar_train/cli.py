@@ -66,7 +66,7 @@ def plan(
     png: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the pass map and the mask.")] = None,
     memory: Annotated[bool, typer.Option(help="Tell what training and drawing take, in some ten seconds.")] = True,
     gib: Annotated[
-        float | None, typer.Option(min=0, help="Memory of a device that it should fit into; this machine's GPU's.")
+        float | None, typer.Option(min=0.001, help="Memory of a device that it should fit into; this machine's GPU's.")
     ] = None,
     json_file: JsonOption = None,
 ) -> None:
@@ -114,8 +114,8 @@ def plan(
         found = predict(loaded)
         print("\n" + "\n".join(found.lines()))
         room = room_here() if gib is None else gib * 2**30
-        told = advice(loaded, found, room) if room else []
-        if room:
+        told = [] if room is None else advice(loaded, found, room)
+        if room is not None:
             print("\n" + "\n".join(told or [f"It fits into {room / 2**30:.1f} GiB."]))
         record["memory"] = {**found.model_dump(), "advice": told}
     if json_file:

@@ -70,7 +70,7 @@ class Model(Section):
     text: Text | None = None  # of a text-conditional one whose prompts are features
     words: Words | None = None  # of one whose prompts are token ids
     tokenizer: Literal["palette", "vq16", "chameleon", "emu3"] | None = None  # codes <-> pixels; null: codes only
-    tokenizer_weights: str | None = None  # vq16: a published file, or owner/repo:file on the hub; null: random
+    tokenizer_weights: str | None = None  # a published file or folder, or owner/repo:file on the hub; null: random
     weights: str | None = None  # run folder, checkpoint, export, published file or owner/repo:file; null: random
     weights_entry: str | None = None  # an entry of a published .pt, `ema` say; null: the weights LlamaGen samples from
 
@@ -272,6 +272,8 @@ class Recipe(Section):
             mistakes.append(
                 "tune.lora needs model.weights: adapters of random weights mend nothing. Set one or drop the other."
             )
+        if self.trainer.get("strategy") == "fsdp":
+            mistakes += self._not_shared()
         for key, value in self.trainer.items():
             if key in _OURS:
                 mistakes.append(f"trainer.{key} = {value!r}: zipar-train sets this itself. {_OURS[key]}")
@@ -283,6 +285,18 @@ class Recipe(Section):
         if mistakes:
             raise ValueError("\n".join(mistakes))
         return self
+
+    def _not_shared(self) -> list[str]:
+        """Why the weights cannot be shared among devices."""
+        devices, nodes = self.trainer.get("devices"), self.trainer.get("num_nodes", 1)
+        mistakes = []
+        if self.optim.ema is not None:
+            mistakes.append("optim.ema: averages are not kept under trainer.strategy = fsdp: set it to null.")
+        if not isinstance(devices, int | list) or devices in (0, -1, []) or isinstance(devices, bool):
+            mistakes.append(f"trainer.devices = {devices!r}: trainer.strategy = fsdp needs their number on a node.")
+        if not isinstance(nodes, int) or nodes < 1:
+            mistakes.append(f"trainer.num_nodes = {nodes!r}: trainer.strategy = fsdp needs their number, 1 or more.")
+        return mistakes
 
 
 _OURS = {

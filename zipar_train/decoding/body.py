@@ -18,7 +18,7 @@ from zipar_train.decoding.packed import LEAST, packed
 
 
 class Layer(nn.Module):
-    """One layer, (R, K, D) to (R, K, D), of a LlamaDecoderLayer's weights."""
+    """One layer, (R, K, D) to (R, K, D), of a LlamaDecoderLayer's or ChameleonDecoderLayer's weights."""
 
     def __init__(self, layer: Any, *, heads: int, least: int):
         super().__init__()

@@ -86,7 +86,7 @@ def judge(recipe: Recipe, subject: Subject, *, out: Path, device: torch.device) 
         raise ValueError(f"evaluate.reference = {reference}: no such file or folder. {REMEDY}")
     if model.grid[0] != model.grid[1] and not reference.endswith(".json"):
         raise ValueError(
-            f"evaluate.reference = {reference}: pictures are cropped square, and a grid of {model.raster} is not. Give "
+            f"evaluate.reference = {reference}: its pictures are square, and a grid of {model.raster} is not. Give "
             "shards of this grid, made by `zipar-train tokenize`"
         )
     classifier = accuracy = None

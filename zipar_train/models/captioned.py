@@ -15,20 +15,23 @@ from zipar_train.models.published import find
 class Captioned(LlamaGen, ABC):
     """A `Family` whose model is a Llama taken out of a larger one of transformers.
 
-    whole: the larger model's class. hub: where it is published. marks: how its tensors' names begin, and ours never do.
+    whole: the larger model's class. hub: where it is published.
     """
 
     whole: type[PreTrainedModel]
     hub: str
-    marks: tuple[str, ...]
     words: Prompter
 
     @abstractmethod
     def own(self, name: str, tensor: Tensor) -> tuple[str, Tensor] | None:
-        """A published tensor's name in ours, and the rows of it that draw; None: it draws nothing."""
+        """A published tensor's name in ours, and a view of the rows that draw; None: it draws nothing."""
+
+    @abstractmethod
+    def is_whole(self, state: dict[str, Tensor]) -> bool:
+        """Whether tensors have the larger model's names and shapes, not ours."""
 
     def renamed(self, state: dict[str, Tensor]) -> dict[str, Tensor] | None:
-        if not any(name.startswith(self.marks) for name in state):
+        if not self.is_whole(state):
             return None
         return dict(found for name, tensor in state.items() if (found := self.own(name, tensor)))
 

@@ -22,7 +22,7 @@ from zipar_train.models.vq16 import to_bytes
 CHUNK = 4  # images at once through the convolutions
 WEIGHTS, VOCABULARY = "vqgan.ckpt", "text_tokenizer.json"
 MARK = "IMGIMG"  # how the vocabulary's names of codes begin; the codebook's row follows in letters, A for 0, and a Z
-FIRST = 4  # the least id of a code: the three before are <s>, <pad>, </s> and one more
+FIRST = 4  # the least id of a code: four special tokens come before
 
 
 class VQGAN(ChameleonVQVAE):

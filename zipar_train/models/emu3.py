@@ -47,7 +47,7 @@ class Emu3Images(LlamaForCausalLM):
 class Emu3(Captioned):
     """Text-conditional, H x W codes with row ends."""
 
-    whole, hub, marks = Emu3ForConditionalGeneration, "BAAI/Emu3-Gen-hf:", ("text_model.", "model.text_model.")
+    whole, hub = Emu3ForConditionalGeneration, "BAAI/Emu3-Gen-hf:"
 
     def __init__(self, model: Model):
         assert model.words  # the recipe has checked it
@@ -83,6 +83,9 @@ class Emu3(Captioned):
                 tie_word_embeddings=False,
             )
         )
+
+    def is_whole(self, state: dict[str, Tensor]) -> bool:
+        return any(name.startswith(("text_model.", "model.text_model.")) for name in state)
 
     def own(self, name: str, tensor: Tensor) -> tuple[str, Tensor] | None:
         if name.startswith(LEFT_OUT):

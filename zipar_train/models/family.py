@@ -13,12 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
-from transformers.models.chameleon.modeling_chameleon import ChameleonRotaryEmbedding
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from zipar_train.grid import Grid
 from zipar_train.masks import hide
 from zipar_train.models.prompts import Prompts
+from zipar_train.models.published import allocate, find_frequencies
 from zipar_train.models.vq import Tokenizer
 from zipar_train.plan import ROW_END, Plan
 from zipar_train.sections import Model
@@ -101,11 +100,9 @@ def build(
         family: Family = getattr(import_module(module), name)(model)
     family.model.to(dtype=dtype)  # type: ignore[call-arg]
     if empty:
-        family.model.to_empty(device=device)
-    for part in family.model.modules():  # frequencies lie in no file, and are float32 whatever the weights are
-        if isinstance(part, LlamaRotaryEmbedding | ChameleonRotaryEmbedding):
-            with torch.device("cpu" if str(device) == "meta" else device):
-                part.__init__(part.config)  # type: ignore[misc]
+        allocate(family.model, device=device)
+    else:
+        find_frequencies(family.model, device=device)
     return family
 
 

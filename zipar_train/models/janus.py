@@ -55,7 +55,6 @@ class Janus(Captioned):
     """Text-conditional, H x W codes without row ends."""
 
     whole, hub = JanusForConditionalGeneration, "deepseek-community/Janus-Pro-1B:"
-    marks = ("model.language_model.", "model.generation_")
 
     def __init__(self, model: Model):
         depth, heads, width, feed_forward = SIZES[model.size] if model.size else (
@@ -77,6 +76,9 @@ class Janus(Captioned):
                 tie_word_embeddings=False,
             )
         )
+
+    def is_whole(self, state: dict[str, Tensor]) -> bool:
+        return any(name.startswith(("model.language_model.", "model.generation_")) for name in state)
 
     def own(self, name: str, tensor: Tensor) -> tuple[str, Tensor] | None:
         if name.startswith(LEFT_OUT):

@@ -23,7 +23,7 @@ def adapt(model: PreTrainedModel, lora: LoRA) -> None:
                 parameter.data = parameter.data.float()
     except ValueError as error:
         raise ValueError(
-            f"tune.lora.targets = {lora.targets}: PEFT refuses ({str(error).split('. ')[0]}). LlamaGen's linear layers "
+            f"tune.lora.targets = {lora.targets}: PEFT refuses ({str(error).split('. ')[0]}). Linear layers "
             "are q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj and down_proj"
         ) from error
 

@@ -14,7 +14,7 @@ from transformers import ChameleonConfig, ChameleonForConditionalGeneration, Pre
 from zipar_train.models.captioned import Captioned
 from zipar_train.models.chameleon_vq import FIRST
 from zipar_train.models.prompts import Prompter, Prompts
-from zipar_train.models.published import read_folder
+from zipar_train.models.published import allocate, read_folder, unaccounted
 from zipar_train.plan import ROW_END
 from zipar_train.sections import Model
 
@@ -95,11 +95,8 @@ class Lumina(Captioned):
             )
         )
 
-    def renamed(self, state: dict[str, Tensor]) -> dict[str, Tensor] | None:
-        """As published if the head knows words too: names are the same."""
-        if HEAD not in state or len(state[HEAD]) == self.codes:
-            return None
-        return dict(found for name, tensor in state.items() if (found := self.own(name, tensor)))
+    def is_whole(self, state: dict[str, Tensor]) -> bool:
+        return HEAD in state and len(state[HEAD]) > self.codes  # it knows words too: names are the same
 
     def own(self, name: str, tensor: Tensor) -> tuple[str, Tensor] | None:
         if name.startswith(LEFT_OUT):
@@ -111,7 +108,7 @@ class Lumina(Captioned):
         if ".q_norm." not in name and ".k_norm." not in name:
             return tensor
         heads = self.heads if ".q_norm." in name else self.model.config.num_key_value_heads
-        return tensor.repeat_interleave(heads // len(tensor), dim=0)
+        return tensor if len(tensor) == heads else tensor.repeat_interleave(heads // len(tensor), dim=0)
 
     def load_whole(self, folder: Path) -> PreTrainedModel:
         """The authors' files have norms that transformers does not load, and may have no image tokenizer."""
@@ -120,7 +117,10 @@ class Lumina(Captioned):
             whole: Any = self.whole(ChameleonConfig.from_pretrained(folder)).to(dtype=self.model.dtype)  # type: ignore[call-arg]
         if not any(name.startswith(LEFT_OUT) for name in state):
             del whole.model.vqmodel
-        whole.to_empty(device="cpu").load_state_dict(state)
+        if problems := unaccounted(state, whole.state_dict()):
+            raise ValueError(f"{folder} is no checkpoint of {self.whole.__name__}. {problems}. Give the published one")
+        allocate(whole, device="cpu")
+        whole.load_state_dict(state)
         return whole
 
     def drop(self, condition: Prompts, where: Tensor) -> Prompts:

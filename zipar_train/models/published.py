@@ -11,7 +11,7 @@ from zipfile import is_zipfile
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 ENTRIES = ("model", "module", "state_dict")  # where trainers keep weights: LlamaGen's DDP script, DeepSpeed, Lightning
 _HUB = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+):(?P<file>[\w./-]*)")
@@ -117,6 +117,20 @@ def tensors(content: dict[str, Any], *, entry: str | None = None, where: str | P
             f"{where} is no file of weights: {strange[0]} is not a tensor. An entry can be named by model.weights_entry"
         )
     return {name: tensor for name, tensor in state.items() if name != "freqs_cis"}  # a table, not a weight
+
+
+def allocate(model: nn.Module, *, device: torch.device | str) -> None:
+    """Memory for a model of the meta device, for weights that come from a file."""
+    model.to_empty(device=device)
+    find_frequencies(model, device=device)
+
+
+def find_frequencies(model: nn.Module, *, device: torch.device | str) -> None:
+    """Rotary embeddings' tables anew: they lie in no file, and are float32 whatever the weights are."""
+    for part in model.modules():
+        if hasattr(part, "inv_freq") and hasattr(part, "config"):
+            with torch.device("cpu" if str(device) == "meta" else device):
+                part.__init__(part.config)  # type: ignore[misc]
 
 
 def unaccounted(state: dict[str, Tensor], wanted: dict[str, Tensor]) -> str:

@@ -62,10 +62,13 @@ class VQ16:
             return torch.cat([to_bytes(self.images(chunk).float(), size=size) for chunk in codes.split(CHUNK)])
 
     @torch.inference_mode()
-    def rounding(self, device: torch.device) -> float:
-        """What bfloat16 makes to a pixel: root mean square over two images of random codes, in grey levels of 255."""
+    def rounding(self, device: torch.device, *, side: int = 16) -> float:
+        """What bfloat16 makes to a pixel: root mean square, in grey levels of 255.
+
+        Over two images of random codes, `side` each way; measured once on a device.
+        """
         if device not in self.roundings:
-            codes = torch.randint(self.codes, (2, 16, 16), generator=torch.Generator().manual_seed(0)).to(device)
+            codes = torch.randint(self.codes, (2, side, side), generator=torch.Generator().manual_seed(0)).to(device)
             exact = self.images(codes).clamp(-1, 1)
             with torch.autocast(device.type, torch.bfloat16):
                 rounded = self.images(codes).float().clamp(-1, 1)

@@ -35,16 +35,16 @@ def losses(
         teacher: its head and its hidden states, (B, N, D').
         at_once: most logits made at a time.
     """
-    codes, rows = codes.flatten(), max(1, at_once // size)
+    codes, most = codes.flatten(), max(1, at_once // size)
     states = (hidden.flatten(0, 1), teacher[1].flatten(0, 1) if teacher else None)
     other = teacher[0] if teacher else None
-    if len(codes) <= rows:
+    if len(codes) <= most:
         return _part(head, other, codes, *states)
     nlls, divergences = [], []
-    for start in range(0, len(codes), rows):
-        part = [None if x is None else x[start : start + rows] for x in (codes, *states)]
+    for start in range(0, len(codes), most):
+        part = [None if x is None else x[start : start + most] for x in (codes, *states)]
         nll, divergence = checkpoint(_part, head, other, *part, use_reentrant=False)
-        share = len(codes[start : start + rows]) / len(codes)
+        share = len(codes[start : start + most]) / len(codes)
         nlls.append(share * nll)
         if divergence is not None:
             divergences.append(share * divergence)

@@ -1,7 +1,7 @@
 """The memory a recipe takes of a device, told from shapes alone: a training step on tensors that hold nothing.
 
 The step is the real one under PyTorch's FakeTensorMode, and what is alive at each moment is counted. What allocators
-waste and the device's own libraries take is not in it; torch.compile and FlexAttention take somewhat less.
+waste and the device's own libraries take is not in it, nor what torch.compile and FlexAttention spare.
 """
 
 import weakref
@@ -23,7 +23,7 @@ from zipar_train.models.family import Family, build, conditions
 from zipar_train.plan import Plan
 from zipar_train.sections import Recipe
 from zipar_train.training.module import units
-from zipar_train.training.trainer import autocast, devices, frozen_dtype, module_of
+from zipar_train.training.trainer import devices, module_of, precision, weights_dtype
 
 PARTS = ("weights", "optimizer", "average", "teacher", "gradients", "cache", "activations", "total")
 GIB = 2**30
@@ -40,7 +40,7 @@ class Memory(BaseModel):
     gradients: int = 0  # once all are there
     cache: int = 0  # keys and values
     activations: int  # at the forward pass's end
-    total: int  # the most at any moment: activations go as gradients come
+    total: int  # the most at any moment; the loss's backward pass has more alive than either end
 
 
 class Prediction(BaseModel):
@@ -93,15 +93,16 @@ def drawing(recipe: Recipe, family: Family) -> Memory:
 def training(recipe: Recipe, family: Family) -> tuple[Memory, int]:
     """Of a step, and the number of parameters it trains.
 
-    Under FSDP devices have their share, and two units whole: the one at work, and the next.
+    Under FSDP devices have their share, and the unit at work whole, with its gradients.
 
     Args:
         family: on the meta device; it is used up.
     """
     tune = recipe.tune.model_copy(update={"compile": False, "attention": "sdpa"})
     recipe = recipe.model_copy(update={"tune": tune})
-    family.model.to(dtype=frozen_dtype(recipe) if tune.lora else torch.float32)  # type: ignore[call-arg]
-    teacher = build(recipe.model, dtype=frozen_dtype(recipe), device="meta", empty=True) if tune.distill else None
+    dtype, kind = weights_dtype(recipe), precision(recipe)
+    family.model.to(dtype=dtype)  # type: ignore[call-arg]
+    teacher = build(recipe.model, dtype=dtype, device="meta", empty=True) if tune.distill else None
     module, images = module_of(recipe, family, teacher), recipe.data.batch_size
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     for each in (family, teacher):
@@ -110,22 +111,25 @@ def training(recipe: Recipe, family: Family) -> tuple[Memory, int]:
     condition = family.check(conditions(recipe.model, images))
     with fake:
         codes = torch.randint(family.codes, (images, family.grid.codes))
-        optimizer, alive = module.optimizer(), Alive()
+        optimizer, trained = module.optimizer(), [p for p in family.model.parameters() if p.requires_grad]
+        for group in optimizer.param_groups:
+            group["foreach"] = True  # as on a GPU
+        alive = Alive(trained)
         alive.add([*family.model.parameters(), *family.model.buffers()])
         weights = alive.now
         if teacher:
             alive.add([*teacher.model.parameters(), *teacher.model.buffers()])
         beside = alive.now - weights
-        trained = [p for p in family.model.parameters() if p.requires_grad]
         with alive:
             for parameter in trained:  # a first step, so that the optimizer has its state
                 parameter.grad = torch.zeros_like(parameter)
             optimizer.step()
             optimizer.zero_grad()
             state = alive.now - weights - beside
-            alive.most = alive.now
+            alive.most, alive.gradients = alive.now, 0
             family.model.train()
-            with autocast(recipe, "cpu"):
+            half = torch.float16 if kind == "16-mixed" else torch.bfloat16
+            with torch.autocast("cpu", half, enabled=kind.endswith("mixed"), cache_enabled=False):  # as Lightning does
                 batch = Batch(codes, condition)
                 loss, divergence = module.losses(batch, condition, min(recipe.zipar.windows), teacher=teacher)
                 loss = loss if divergence is None else loss + divergence
@@ -133,19 +137,20 @@ def training(recipe: Recipe, family: Family) -> tuple[Memory, int]:
             loss.backward()
             optimizer.step()
     average = weights if recipe.optim.ema else 0
-    gradients = sum(p.numel() * p.dtype.itemsize for p in trained)
-    whole, largest = weights + state + gradients, max(map(_bytes, units(family.model)))
-    shared = whole // devices(recipe) + 2 * largest if recipe.trainer.get("strategy") == "fsdp" else whole
-    part = shared / whole
+    gradients, total = sum(p.numel() * p.dtype.itemsize for p in trained), alive.most + average
+    if recipe.trainer.get("strategy") == "fsdp":
+        part, whole = 1 / devices(recipe), 2 * max(map(_bytes, units(family.model)))
+        total -= int((1 - part) * (weights + state + alive.gradients)) - whole
+        weights, state, gradients = int(part * weights) + whole, int(part * state), int(part * gradients)
     return Memory(
         images=images,
-        weights=int(weights * part),
-        optimizer=int(state * part),
+        weights=weights,
+        optimizer=state,
         average=average,
         teacher=beside,
-        gradients=int(gradients * part),
+        gradients=gradients,
         activations=activations,
-        total=alive.most + average + shared - whole,
+        total=total,
     ), sum(p.numel() for p in trained)
 
 
@@ -164,8 +169,9 @@ def advice(recipe: Recipe, found: Prediction, room: float) -> list[str]:
             how = "--set tune.recompute=true, which makes activations again in the backward pass"
         elif recipe.tune.lora is None and train.gradients + train.optimizer > 0.2 * train.total:
             how = "adapters alone: --set tune.lora={...}, which have next to no gradients and optimizer state"
-        elif recipe.trainer.get("strategy") != "fsdp" and train.weights > train.activations:
-            how = "to share the weights among devices: --set trainer.strategy=fsdp --set trainer.devices=N"
+        elif recipe.trainer.get("strategy") != "fsdp" and kept + train.gradients > train.activations:
+            how = "to share weights among N devices: --set trainer.strategy=fsdp --set trainer.devices=N"
+            how += " --set optim.ema=null" if recipe.optim.ema else ""
         else:
             how = "a larger device, a smaller model or grid"
         told.append(f"Training takes {train.total / GIB:.1f} GiB of {room / GIB:.1f}. Try {how}.")
@@ -187,11 +193,12 @@ def room_here() -> float | None:
 
 
 class Alive(TorchDispatchMode):
-    """Counts the bytes of tensors that exist: `now`, and at `most`."""
+    """Counts the bytes of tensors that exist, `now` and at `most`, and of parameters' gradients among the latter."""
 
-    def __init__(self) -> None:
+    def __init__(self, parameters: Iterable[Tensor] = ()) -> None:
         super().__init__()
-        self.now = self.most = 0
+        self.parameters = list(parameters)
+        self.now = self.most = self.gradients = 0
         self.known = WeakIdKeyDictionary()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -204,7 +211,10 @@ class Alive(TorchDispatchMode):
             if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage()) not in self.known:
                 self.known[storage] = None
                 self.now += storage.nbytes()
-                self.most = max(self.most, self.now)
+                if self.now > self.most:
+                    self.most = self.now
+                    there = (p.grad for p in self.parameters if p.grad is not None)
+                    self.gradients = sum(grad.untyped_storage().nbytes() for grad in there)
                 weakref.finalize(storage, self._gone, storage.nbytes())
 
     def _gone(self, size: int) -> None:

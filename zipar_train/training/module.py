@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
 from transformers import PreTrainedModel, get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
 
 from zipar_train.loader import Batch
@@ -101,7 +100,6 @@ class ZipARModule(L.LightningModule):
         self.attention = attention
         self.masks: dict[tuple[int, torch.device], Any] = {}
         self.sharded = False
-        self.strict_loading = all(p.requires_grad for p in self.model.parameters())  # see `frozen`
         self.base: str | None = None  # fingerprint of the weights that adapters or distillation started from
 
     def mask(self, window: int) -> Any:
@@ -116,9 +114,14 @@ class ZipARModule(L.LightningModule):
         """Under FSDP, share the weights among devices: each part that is called as one is a unit."""
         if self._trainer is None or not isinstance(self._trainer.strategy, ModelParallelStrategy) or self.sharded:
             return
+        from torch.distributed.fsdp import fully_shard, share_comm_ctx
+
         assert self.device_mesh is not None
-        for unit in units(self.model):
+        shared = units(self.model)
+        for unit in shared:
             fully_shard(unit, mesh=self.device_mesh["data_parallel"], reshard_after_forward=True)
+        share_comm_ctx(shared)  # type: ignore[arg-type]  # one unit's gradients whole at a time, not all of them
+        self.strict_loading = all(p.requires_grad for p in self.model.parameters())  # see `frozen`; `fit` checks names
         self.sharded = True
 
     def on_fit_start(self) -> None:
@@ -141,7 +144,12 @@ class ZipARModule(L.LightningModule):
     def losses(
         self, batch: Batch, condition: Any, window: int, *, teacher: Family | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Of a batch's codes under a window's plan, see `loss.losses`; the teacher predicts next tokens."""
+        """Means over the codes of B images under a window's plan, nats, see `loss.losses`; None without a teacher.
+
+        Args:
+            condition: of the images, checked.
+            teacher: predicts next tokens, whatever the window.
+        """
 
         def states(family: Family, window: int) -> Tensor:
             return predictors(family, self.plans[window], batch.codes, condition, self.mask(window))
@@ -200,14 +208,14 @@ class ZipARModule(L.LightningModule):
             checkpoint[part] = frozen | checkpoint[part]
 
     def optimizer(self) -> torch.optim.AdamW:
-        """On a GPU in one kernel, which is faster and needs no copies."""
+        """AdamW, which decays matrices alone: not biases, nor norms, of which some have a row for each head."""
+        matrices = {part.weight for part in self.model.modules() if isinstance(part, nn.Linear | nn.Embedding)}
         trained = [p for p in self.model.parameters() if p.requires_grad]
         groups = [
-            {"params": [p for p in trained if p.ndim >= 2], "weight_decay": self.weight_decay},
-            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+            {"params": [p for p in trained if p in matrices], "weight_decay": self.weight_decay},
+            {"params": [p for p in trained if p not in matrices], "weight_decay": 0.0},
         ]
-        fused = all(p.device.type == "cuda" for p in trained)
-        return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, fused=fused or None)
+        return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas)
 
     def configure_optimizers(self) -> Any:
         optimizer, steps = self.optimizer(), self.trainer.estimated_stepping_batches

@@ -36,9 +36,9 @@ def build_module(recipe: Recipe, *, weights: bool = True) -> ZipARModule:
     saved = None
     if model.weights is not None and (weights or tune.lora or tune.distill):
         saved = read(model.weights, entry=model.weights_entry)
-    dtype = frozen_dtype(recipe) if tune.lora else torch.float32
-    family = restored(model, saved, dtype=dtype) if saved else build(model)
-    teacher = restored(model, saved, dtype=frozen_dtype(recipe)) if saved and tune.distill else None
+    dtype = weights_dtype(recipe)
+    family = restored(model, saved, dtype=dtype) if saved else build(model, dtype=dtype)
+    teacher = restored(model, saved, dtype=dtype) if saved and tune.distill else None
     module = module_of(recipe, family, teacher)
     module.base = lora.fingerprint(saved.state) if saved and (tune.lora or tune.distill) else None
     return module
@@ -72,19 +72,22 @@ def module_of(recipe: Recipe, family: Family, teacher: Family | None = None) -> 
     )
 
 
-def frozen_dtype(recipe: Recipe) -> torch.dtype:
-    """Of weights that are not trained: half the memory where every product rounds them to bfloat16 anyway."""
-    return torch.bfloat16 if _precision(recipe).startswith("bf16") else torch.float32
+def weights_dtype(recipe: Recipe) -> torch.dtype:
+    """Of the weights in training: float32, or what trainer.precision makes of them.
+
+    Under adapters and bf16-mixed precision bfloat16, as large models are published and drawn from: half the memory, and
+    sums between layers are rounded to it too.
+    """
+    kind = precision(recipe)
+    if kind == "bf16-true" or (recipe.tune.lora and kind == "bf16-mixed"):
+        return torch.bfloat16
+    return {"16-true": torch.float16, "64-true": torch.float64}.get(kind, torch.float32)
 
 
-def autocast(recipe: Recipe, device: str) -> torch.autocast:
-    """What Lightning's precision plugin does around a step."""
-    kind = torch.float16 if _precision(recipe).startswith("16") else torch.bfloat16
-    return torch.autocast(device, kind, enabled=_precision(recipe).endswith("mixed"))
-
-
-def _precision(recipe: Recipe) -> str:
-    return str(recipe.trainer.get("precision") or "32-true")
+def precision(recipe: Recipe) -> str:
+    """trainer.precision by Lightning's full names."""
+    kind = str(recipe.trainer.get("precision") or "32-true")
+    return {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "64": "64-true"}.get(kind, kind)
 
 
 def build_datamodule(recipe: Recipe) -> ShardDataModule:
@@ -124,8 +127,6 @@ def build_trainer(recipe: Recipe, *, data: dict[str, str] | None = None) -> L.Tr
     arguments |= {"enable_checkpointing": False, "default_root_dir": recipe.run, "callbacks": callbacks}
     arguments["enable_progress_bar"] = watched
     if arguments.get("strategy") == "fsdp":
-        if recipe.optim.ema is not None:
-            raise ValueError("optim.ema: averages are not kept under trainer.strategy = fsdp. Set it to null")
         arguments["strategy"] = ModelParallelStrategy(
             data_parallel_size=devices(recipe), tensor_parallel_size=1, save_distributed_checkpoint=False
         )
@@ -136,10 +137,9 @@ def build_trainer(recipe: Recipe, *, data: dict[str, str] | None = None) -> L.Tr
 
 
 def devices(recipe: Recipe) -> int:
-    """How many the recipe's trainer runs on, over all nodes."""
-    asked = recipe.trainer.get("devices", "auto")
-    here = len(asked) if isinstance(asked, list) else int(asked) if str(asked).isdigit() else torch.cuda.device_count()
-    return max(1, here) * int(recipe.trainer.get("num_nodes", 1))
+    """That weights are shared among under FSDP, over all nodes."""
+    asked = recipe.trainer["devices"]
+    return (len(asked) if isinstance(asked, list) else asked) * recipe.trainer.get("num_nodes", 1)
 
 
 def wandb_logger(recipe: Recipe, job: str) -> Any:
@@ -215,6 +215,9 @@ def fit(recipe: Recipe, *, resume: bool = False) -> Path:
     data = build_datamodule(recipe)
     L.seed_everything(recipe.seed, workers=True, verbose=False)
     module = build_module(recipe, weights=checkpoint is None)
+    learnt = {name.removeprefix("model.") for name, p in module.named_parameters() if p.requires_grad}
+    if checkpoint and (missing := learnt - read(checkpoint).state.keys()):
+        raise ValueError(f"{checkpoint} lacks {sorted(missing)[0]}: it is damaged, or of another version. Start again")
     train, val = data.manifests
     trainer = build_trainer(
         recipe,
@@ -273,3 +276,4 @@ def quiet() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*overrides the configure_model.*")  # ours does nothing without FSDP
