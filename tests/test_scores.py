@@ -22,7 +22,7 @@ from zipar_train.evaluation.reference import open_reference
 from zipar_train.evaluation.scores import Moments, fidelity
 from zipar_train.models.vq import Palette
 
-CPU, COUNT = torch.device("cpu"), 16
+CPU, COUNT = torch.device("cpu"), 12
 
 
 @pytest.fixture(autouse=True)

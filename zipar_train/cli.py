@@ -20,6 +20,7 @@ from zipar_train.options import (
     write_json,
 )
 from zipar_train.shards_cli import shards_app
+from zipar_train.sweep_cli import sweep
 
 app = typer.Typer(
     name="zipar-train",
@@ -34,6 +35,7 @@ app.add_typer(shards_app, name="shards")
 app.command()(bench)
 app.command()(evaluate)
 app.command()(advise)
+app.command()(sweep)
 
 
 def main() -> None:
@@ -177,11 +179,16 @@ def fit(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run folder's checkpoint, if it has one.")
     ] = False,
+    more: Annotated[list[str], typer.Argument(metavar="[KEY=VALUE]...", help="As --set: for W&B's agents.")] = [],  # noqa: B006
 ) -> None:
     """Train a recipe into its run folder. Ctrl-C finishes the step, keeps a checkpoint and stops."""
     from zipar_train.recipe import load_recipe
 
+    overrides = [*overrides, *more]
     loaded = load_recipe(recipe, overrides)
+    if "WANDB_SWEEP_ID" in os.environ and "WANDB_RUN_ID" in os.environ:  # an agent's: a folder for each of its runs
+        overrides.append(f"run={loaded.run}-{os.environ['WANDB_SWEEP_ID']}/{os.environ['WANDB_RUN_ID']}")
+        loaded = load_recipe(recipe, overrides)
     from zipar_train.training.callbacks import Stopped
     from zipar_train.training.trainer import fit as work
 

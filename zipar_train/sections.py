@@ -154,6 +154,7 @@ class Data(Section):
     workers: Annotated[int, Field(ge=0)] = 0  # loader processes per device
     shuffle: Positive = 10000  # samples in the shuffle buffer
     label_dropout: Share = 0.1  # share of labels or captions replaced by none, for guidance
+    val_windows: Annotated[list[Window], Field(min_length=1)] | None = None  # of held-out bits; null: those trained
 
 
 class Optim(Section):
@@ -232,6 +233,8 @@ class Paper(Section):
 class Log(Section):
     wandb: Literal["online", "offline", "disabled"] = "offline"
     project: str = "zipar-train"
+    group: str | None = None  # of W&B's runs; null: the recipe's name
+    tags: list[str] = []
 
 
 class Recipe(Section):
@@ -256,7 +259,11 @@ class Recipe(Section):
         widest = self.model.raster.row_length
         mistakes = [
             f"{key} = {window}: wider than a row of {widest} codes. Use 1 .. {widest}."
-            for key, windows in (("zipar.windows", self.zipar.windows), ("evaluate.windows", self.evaluate.windows))
+            for key, windows in (
+                ("zipar.windows", self.zipar.windows),
+                ("data.val_windows", self.data.val_windows or []),
+                ("evaluate.windows", self.evaluate.windows),
+            )
             for window in windows
             if window > widest
         ]

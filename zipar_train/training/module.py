@@ -1,6 +1,6 @@
 """The training step: next-token cross-entropy under the plan of one of a mix of windows."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import inf, log, sqrt
 from typing import Any, Literal
 
@@ -54,6 +54,7 @@ class ZipARModule(L.LightningModule):
     Args:
         family: the generator; its `model` is trained.
         windows: weight of each window in the mix; the grid's row length means next-token.
+        val_windows: that validation tells bits a code at; None: those of the mix, and next-token.
         teacher: the untouched model, for distillation: it is neither trained nor saved.
         distill: share of the loss that is KL(teacher's next-token distribution || ours), 0 .. 1; the rest is the
             cross-entropy with the codes.
@@ -71,6 +72,7 @@ class ZipARModule(L.LightningModule):
         family: Family,
         *,
         windows: Mapping[int, float],
+        val_windows: Sequence[int] | None = None,
         stand_in: StandIn = "nearest",
         teacher: Family | None = None,
         distill: float = 0.0,
@@ -91,8 +93,11 @@ class ZipARModule(L.LightningModule):
         self.family, self.model = family, family.model
         self.plans = {
             window: Plan.zipar(family.grid, window=window, stand_in=stand_in, prompt=family.prompt_length)
-            for window in sorted({*windows, family.grid.row_length}, reverse=True)
+            for window in sorted({*windows, *(val_windows or ()), family.grid.row_length}, reverse=True)
         }
+        self.val_windows = (
+            list(val_windows) if val_windows else [*sorted({*windows, family.grid.row_length}, reverse=True)]
+        )
         self.windows = dict(windows)
         self.teacher, self.distill = Teacher(teacher) if teacher and distill else None, distill
         self.label_dropout, self.seed = label_dropout, seed
@@ -181,7 +186,7 @@ class ZipARModule(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         condition = self.family.check(batch.condition)
-        for window in self.plans:
+        for window in self.val_windows:
             bits = self.losses(batch, condition, window)[0] / log(2)
             self.log(f"val/bits_w{window}", bits, batch_size=len(batch.codes), sync_dist=True, prog_bar=True)
 

@@ -60,6 +60,7 @@ def module_of(recipe: Recipe, family: Family, teacher: Family | None = None) -> 
         teacher=teacher,
         distill=tune.distill,
         windows=recipe.zipar.windows,
+        val_windows=recipe.data.val_windows,
         stand_in=recipe.zipar.stand_in,
         label_dropout=recipe.data.label_dropout,
         seed=recipe.seed,
@@ -160,7 +161,8 @@ def wandb_logger(recipe: Recipe, job: str) -> Any:
         logger = WandbLogger(
             project=recipe.log.project,
             name=f"{recipe.name}-{job}",
-            group=recipe.name,
+            group=recipe.log.group or recipe.name,
+            tags=recipe.log.tags,
             job_type=job,
             save_dir=recipe.run,
             offline=recipe.log.wandb == "offline",

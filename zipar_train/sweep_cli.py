@@ -1,0 +1,40 @@
+"""The verb `sweep`."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from zipar_train.options import JsonOption, RecipeOption, SetOption, write_json
+
+
+def sweep(
+    recipe: RecipeOption,
+    grid: Annotated[Path, typer.Option(metavar="FILE", help="In W&B's sweep syntax; recipes/sweeps has some.")],
+    overrides: SetOption = [],  # noqa: B006
+    out: Annotated[Path | None, typer.Option(help="The sweep's folder; beside the recipe's run.")] = None,
+    count: Annotated[
+        int | None, typer.Option(min=1, help="Trials at most; a random sweep needs it or run_cap.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of a random sweep's draws.")] = 0,
+    jobs: Annotated[int, typer.Option(min=1, help="Trials at once.")] = 1,
+    gpus: Annotated[str | None, typer.Option(help="0,1,3: a trial on each at once, instead of --jobs.")] = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Train a recipe once for each trial of a sweep, without a server. Run again, it goes on where it stopped."""
+    from zipar_train.sweep import draw, lines, run
+
+    try:
+        outcome, folder = run(recipe, grid, out=out, overrides=overrides, count=count, seed=seed, jobs=jobs,
+                              gpus=gpus.split(",") if gpus else ())  # fmt: skip
+    except KeyboardInterrupt:
+        print("\nzipar-train: stopped; run the same command again to go on", file=sys.stderr)
+        raise typer.Exit(130) from None
+    if outcome.trials:
+        draw(outcome, folder / "sweep.png")
+    print("\n".join(lines(outcome, folder)))
+    if json_file:
+        write_json(json_file, outcome.model_dump())
+    if outcome.failed:
+        raise typer.Exit(1)
