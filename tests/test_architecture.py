@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "zipar_train"
 ROOMS = [
-    *("grid", "plan", "masks", "files", "picture", "sections", "recipe", "processes"),
+    *("grid", "plan", "masks", "files", "checkpoints", "picture", "sections", "recipe", "processes"),
     *("models.rope", "models.modeling_llamagen", "models.text", "models.layout", "models.lora", "models.published"),
     "models.prompts",
     *(
@@ -27,15 +27,8 @@ ROOMS = [
     *("shards", "loader", "crops", "images", "tokenize", "importers", "check"),
     *("decoding.cache", "decoding.memory", "decoding.canvas", "decoding.capture", "decoding.packed", "decoding.body"),
     *("decoding.pixels", "decoding.sampling", "decoding.decoder", "decoding"),
-    *(
-        "training.callbacks",
-        "training.loss",
-        "training.module",
-        "training.datamodule",
-        "training.trainer",
-        "training.memory",
-        "training",
-    ),
+    *("training.guard", "training.loss", "training.module", "training.datamodule"),
+    *("training.callbacks", "training.meter", "training.trainer", "training.fit", "training.memory", "training"),
     "environment",
     *("evaluation.metrics", "evaluation.adm", "evaluation.features", "evaluation.classifier", "evaluation.drawing"),
     *("evaluation.captions", "evaluation.subjects", "evaluation.reference", "evaluation.scores", "evaluation.clip"),

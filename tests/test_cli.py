@@ -16,7 +16,7 @@ from zipar_train.models.weights import read
 def trained(shards, tmp_path_factory):
     """A tiny run folder, one epoch."""
     from zipar_train.recipe import load_recipe
-    from zipar_train.training.trainer import fit
+    from zipar_train.training.fit import fit
 
     folder = tmp_path_factory.mktemp("trained") / "digits-base"
     data = [f"data.train={shards}/train.json", f"data.val={shards}/val.json"]

@@ -179,6 +179,9 @@ def fit(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run folder's checkpoint, if it has one.")
     ] = False,
+    allow: Annotated[
+        list[str], typer.Option("--allow", metavar="KEY", help="May differ from the recipe that made the run folder.")
+    ] = [],  # noqa: B006
     more: Annotated[list[str], typer.Argument(metavar="[KEY=VALUE]...", help="As --set: for W&B's agents.")] = [],  # noqa: B006
 ) -> None:
     """Train a recipe into its run folder. Ctrl-C finishes the step, keeps a checkpoint and stops."""
@@ -190,13 +193,14 @@ def fit(
         overrides.append(f"run={loaded.run}-{os.environ['WANDB_SWEEP_ID']}/{os.environ['WANDB_RUN_ID']}")
         loaded = load_recipe(recipe, overrides)
     from zipar_train.training.callbacks import Stopped
-    from zipar_train.training.trainer import fit as work
+    from zipar_train.training.fit import fit as work
+    from zipar_train.training.fit import requeue
 
     try:
-        print(work(loaded, resume=resume))
+        print(work(loaded, resume=resume, allow=allow))
     except Stopped as stop:
         again = " ".join(["zipar-train fit --recipe", recipe, *(f"--set '{o}'" for o in overrides), "--resume"])
-        print(f"\nzipar-train: {stop}. Continue with: {again}", file=sys.stderr)
+        print(f"\nzipar-train: {stop}. " + (requeue(stop) or f"Continue with: {again}"), file=sys.stderr)
         raise typer.Exit(128 + stop.signum) from None
 
 

@@ -150,20 +150,31 @@ class ZipAR(Section):
 class Data(Section):
     train: str  # a manifest of shards, .json: a path or a URL
     val: str
-    batch_size: Positive  # images per device and step
+    batch_size: Positive  # images on a device at once; at most, where optim.batch is given
     workers: Annotated[int, Field(ge=0)] = 0  # loader processes per device
     shuffle: Positive = 10000  # samples in the shuffle buffer
     label_dropout: Share = 0.1  # share of labels or captions replaced by none, for guidance
+    damaged: Literal["stop", "skip"] = "stop"  # what to do about shards and samples that cannot be read
     val_windows: Annotated[list[Window], Field(min_length=1)] | None = None  # of held-out bits; null: those trained
 
 
 class Optim(Section):
     lr: Annotated[float, Field(gt=0)]  # peak learning rate
+    batch: Positive | None = None  # images a step over all devices; null: data.batch_size on each
     betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = [0.9, 0.95]
     weight_decay: Annotated[float, Field(ge=0)] = 0.05  # on matrices alone
     warmup: Share = 0.02  # share of all steps
     schedule: Literal["cosine", "constant"] = "cosine"
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None  # decay of the averaged weights
+
+
+class Health(Section):
+    """What a run does about steps that would harm it; what is skipped is counted and named."""
+
+    gradients: Literal["stop", "skip"] = "stop"  # that are not finite, or a loss that is not
+    spike: Annotated[float, Field(gt=1)] | None = None  # a leap: a loss so many times the recent median; null: none is
+    on_spike: Literal["stop", "skip"] = "stop"
+    stalled: Annotated[float, Field(gt=0)] | None = 60.0  # seconds without a batch before that is told; null: never
 
 
 class Draw(Section):
@@ -243,11 +254,14 @@ class Recipe(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     run: str  # the folder this run writes
     checkpoint_every: Positive | None = None  # optimizer steps between checkpoints; null: epoch ends only
+    checkpoint_keep: Positive = 1  # newest checkpoints that stay
+    checkpoint_best: str | None = None  # val/bits_w8, say: best.ckpt is that of its least value; null: none
     model: Model
     zipar: ZipAR
     data: Data
     tune: Tune = Tune()
     optim: Optim
+    health: Health = Health()
     trainer: dict[str, Any] = {}  # any argument of lightning.Trainer
     draw: Draw = Draw()
     evaluate: Evaluate
@@ -267,6 +281,10 @@ class Recipe(Section):
             for window in windows
             if window > widest
         ]
+        if self.checkpoint_best not in (None, *(bits := [f"val/bits_w{window}" for window in self.val_windows])):
+            mistakes.append(f"checkpoint_best = {self.checkpoint_best!r}: use one of {', '.join(bits)}, or null.")
+        if self.optim.batch and "accumulate_grad_batches" in self.trainer:
+            mistakes.append("trainer.accumulate_grad_batches: optim.batch says how large a step is. Drop one of them.")
         if self.tune.distill and self.model.weights is None:
             mistakes.append(
                 "tune.distill needs model.weights: random weights teach nothing. Set one or drop the other."
@@ -292,6 +310,11 @@ class Recipe(Section):
         if mistakes:
             raise ValueError("\n".join(mistakes))
         return self
+
+    @property
+    def val_windows(self) -> list[int]:
+        """Windows that validation tells bits at: those trained and next-token, if data.val_windows does not say."""
+        return self.data.val_windows or sorted({*self.zipar.windows, self.model.raster.row_length}, reverse=True)
 
     def _not_shared(self) -> list[str]:
         """Why the weights cannot be shared among devices."""

@@ -16,7 +16,7 @@ import tarfile
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import fsspec
 import numpy as np
@@ -204,11 +204,14 @@ def read_manifest(
     return manifest
 
 
-def read_shard(manifest: str | Path, shard: Shard, layout: Layout) -> Iterator[Sample]:
+def read_shard(
+    manifest: str | Path, shard: Shard, layout: Layout, *, bad: list[ValueError] | None = None
+) -> Iterator[Sample]:
     """The samples of one shard, in their order on disk.
 
     Args:
         manifest: where the manifest lies; the shard lies beside it.
+        bad: takes up what is wrong with samples, which are then left out; None: it is raised.
 
     Raises:
         ValueError: if the file is not the one the manifest lists, or a sample is not what it should be; names both.
@@ -225,23 +228,31 @@ def read_shard(manifest: str | Path, shard: Shard, layout: Layout) -> Iterator[S
     found = 0
     try:
         for raw in group_by_keys(tar_file_expander([{"url": path, "stream": io.BytesIO(data)}])):
-            where = f"{path}, sample {raw['__key__']}"
-            try:
-                codes = np.load(io.BytesIO(raw["codes.npy"]), allow_pickle=False)
-                condition = int(raw["cls"]) if layout.classes else raw["txt"].decode()
-                features = (
-                    np.load(io.BytesIO(raw["features.npy"]), allow_pickle=False) if "features.npy" in raw else None
-                )
-            except (KeyError, ValueError, EOFError) as error:
-                raise ValueError(f"{where}: not readable ({error}). Make the shard again") from error
-            sample = Sample(raw["__key__"], codes, condition, features)
-            _check(sample, layout, where=where)
             found += 1
-            yield sample
+            try:
+                sample = _sample(raw, layout, where=f"{path}, sample {raw['__key__']}")
+            except ValueError as error:
+                if bad is None:
+                    raise
+                bad.append(error)
+            else:
+                yield sample
     except tarfile.TarError as error:
         raise ValueError(f"{path} is not a readable tar file ({error}). Copy or make it again") from error
     if found != shard.samples:
         raise ValueError(f"{path} holds {found} samples, but its manifest lists {shard.samples}. Make it again")
+
+
+def _sample(raw: dict[str, Any], layout: Layout, *, where: str) -> Sample:
+    try:
+        codes = np.load(io.BytesIO(raw["codes.npy"]), allow_pickle=False)
+        condition = int(raw["cls"]) if layout.classes else raw["txt"].decode()
+        features = np.load(io.BytesIO(raw["features.npy"]), allow_pickle=False) if "features.npy" in raw else None
+    except (KeyError, ValueError, EOFError) as error:
+        raise ValueError(f"{where}: not readable ({error}). Make the shard again") from error
+    sample = Sample(raw["__key__"], codes, condition, features)
+    _check(sample, layout, where=where)
+    return sample
 
 
 def is_url(path: str | Path) -> bool:
