@@ -35,7 +35,10 @@ ROOMS = [
     *("evaluation.protocol", "evaluation.results", "evaluation.evaluate", "evaluation.search", "evaluation.plots"),
     *("evaluation.page", "evaluation.report", "evaluation.advise", "evaluation"),
     *("benchmark.floor", "benchmark.baseline", "benchmark.decode", "benchmark.train", "benchmark.report", "benchmark"),
-    *("export", "trials", "sweep", "options", "shards_cli", "bench_cli", "evaluate_cli", "sweep_cli", "cli"),
+    *("export", "trials", "sweep"),
+    *("doctor.rows", "doctor.report", "doctor.packages", "doctor.devices", "doctor.attention", "doctor.disk"),
+    *("doctor.tracking", "doctor.recipes", "doctor.sources", "doctor.examine", "doctor"),
+    *("options", "shards_cli", "bench_cli", "evaluate_cli", "sweep_cli", "doctor_cli", "cli"),
 ]
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py" and "recipes" not in p.parts)
 
@@ -88,6 +91,7 @@ def test_files_are_short_and_say_what_they_are():
         ("zipar_train.plan", ["torch"]),
         ("zipar_train.decoding.generator", ["wandb", "webdataset", "torch_fidelity", "matplotlib", "lightning"]),
         ("zipar_train.training.trainer", ["wandb", "webdataset"]),
+        ("zipar_train.doctor.examine", ["torch", "lightning", "transformers", "wandb", "packaging", "psutil"]),
     ],
 )
 def test_optional_packages_may_be_missing(module, absent):

@@ -8,6 +8,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from zipar_train.bench_cli import bench
+from zipar_train.doctor_cli import doctor
 from zipar_train.evaluate_cli import advise, evaluate
 from zipar_train.options import (
     EitherCheckpointOption,
@@ -36,6 +37,7 @@ app.command()(bench)
 app.command()(evaluate)
 app.command()(advise)
 app.command()(sweep)
+app.command()(doctor)
 
 
 def main() -> None:

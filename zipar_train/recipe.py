@@ -122,7 +122,7 @@ _Loader.add_implicit_resolver(
 )
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
-_SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
+SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
 
 
 def _expand(value: Any, key: str, mistakes: list[str]) -> Any:
@@ -135,7 +135,7 @@ def _expand(value: Any, key: str, mistakes: list[str]) -> Any:
 
     def replace(match: re.Match[str]) -> str:
         name, default = match.groups()
-        if _SECRET.search(name):
+        if SECRET.search(name):
             mistakes.append(f"{key} = {value!r}: a recipe is written into run folders; keep ${name} out of it.")
         elif (found := os.environ.get(name, default)) is not None:
             return found
