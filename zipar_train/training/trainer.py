@@ -13,7 +13,6 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from zipar_train.files import make_folder, write_whole
 from zipar_train.models import lora
@@ -127,13 +126,13 @@ def build_trainer(recipe: Recipe, *, data: dict[str, str] | None = None) -> L.Tr
     arguments: dict[str, Any] = {"enable_model_summary": False, **recipe.trainer}
     arguments |= {"enable_checkpointing": False, "default_root_dir": recipe.run, "callbacks": callbacks}
     arguments["enable_progress_bar"] = watched
-    if arguments.get("strategy") == "fsdp":
-        arguments["strategy"] = ModelParallelStrategy(
-            data_parallel_size=devices(recipe), tensor_parallel_size=1, save_distributed_checkpoint=False
-        )
     try:
+        if arguments.get("strategy") == "fsdp":
+            arguments["strategy"] = ModelParallelStrategy(
+                data_parallel_size=devices(recipe), tensor_parallel_size=1, save_distributed_checkpoint=False
+            )
         return L.Trainer(**arguments, logger=CSVLogger(recipe.run, name="logs"))
-    except (MisconfigurationException, TypeError, ValueError) as error:
+    except Exception as error:  # of Lightning, its plugins, and packages that an accelerator asks for
         raise ValueError(f"trainer: Lightning refuses the recipe's arguments {recipe.trainer}: {error}") from error
 
 
