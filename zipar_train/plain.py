@@ -9,7 +9,7 @@ import yaml
 
 from zipar_train.wording import cut
 
-LARGEST = 2**17  # characters of a file
+LARGEST = 2**18  # characters of a file
 MOST = 20_000  # values in it, those behind an alias as often as it stands there
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")  # no path holds these, and YAML can escape them
 

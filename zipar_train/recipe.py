@@ -168,7 +168,7 @@ def explain(problem: Any) -> list[str]:
     path, given = ".".join(cut(part, length=60) for part in problem["loc"]), problem["input"]
     if problem["type"] == "value_error":  # our own validators, which say it all
         lines = str(problem["ctx"]["error"]).split("\n")
-        if path and not isinstance(given, dict):
+        if path and (not isinstance(given, dict) or problem["loc"][0] == "trainer"):  # a section says no more
             return [f"{path} = {shown(given)}: {lines[0]}."]
         return [f"{path}: {line}." for line in lines] if path else lines
     if problem["type"] == "missing":

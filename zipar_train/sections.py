@@ -14,12 +14,15 @@ PARAMETERS = 10**11  # most of a model given by its shape
 Positive = Annotated[int, Field(ge=1, le=10**9)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Window = Annotated[int, Field(ge=1, le=SIDE + 1)]
+Windows = Annotated[list[Window], Field(min_length=1, max_length=128)]
+Weight = Annotated[float, Field(ge=1e-4, le=1e4)]
 Side = Annotated[int, Field(ge=1, le=SIDE)]
 Heads = Annotated[int, Field(ge=1, le=1024)]
 Vocabulary = Annotated[int, Field(ge=1, le=2**20)]
 Tokens = Annotated[int, Field(ge=1, le=4096)]
 Batch = Annotated[int, Field(ge=1, le=2**16)]
-Source = Annotated[str, Field(min_length=1, max_length=4096)]  # a path, a URL, or an id on a hub
+Source = Annotated[str, Field(min_length=1, max_length=1024)]  # a path, a URL, or an id on a hub
+Name = Annotated[str, Field(min_length=1, max_length=128)]
 
 
 CONDITIONS = {  # family: what it is prompted by, and its sizes
@@ -55,8 +58,8 @@ class Words(Section):
 
     encoder: Source  # the published checkpoint's tokenizer of text, hub id or folder
     tokens: Tokens  # the prompt's length, with what the model's format puts around a caption
-    positive: str = ""  # put after every caption
-    negative: str = ""  # what guidance leads away from; empty: no caption
+    positive: Annotated[str, Field(max_length=4096)] = ""  # put after every caption
+    negative: Annotated[str, Field(max_length=4096)] = ""  # what guidance leads away from; empty: no caption
     vocabulary: Vocabulary | None = None  # of the text model; null: the published
 
 
@@ -80,7 +83,7 @@ class Model(Section):
     tokenizer: Literal["palette", "vq16", "chameleon", "emu3"] | None = None  # codes <-> pixels; null: codes only
     tokenizer_weights: Source | None = None  # a published file or folder, or owner/repo:file on the hub; null: random
     weights: Source | None = None  # run folder, checkpoint, export, published file or owner/repo:file; null: random
-    weights_entry: str | None = None  # an entry of a published .pt, `ema` say; null: the weights LlamaGen samples from
+    weights_entry: Name | None = None  # an entry of a published .pt, `ema` say; null: the weights LlamaGen samples from
 
     @model_validator(mode="after")
     def _complete(self) -> "Model":
@@ -156,7 +159,7 @@ class LoRA(Section):
     rank: Annotated[int, Field(ge=1, le=4096)]
     alpha: Annotated[int, Field(ge=1, le=10**6)]  # an update is scaled by alpha / rank
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    targets: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]  # names of linear layers
+    targets: Annotated[list[Name], Field(min_length=1, max_length=128)]  # names of linear layers
 
 
 class Tune(Section):
@@ -172,9 +175,7 @@ class Tune(Section):
 class ZipAR(Section):
     """The windows trained for, and what stands in for codes not yet drawn."""
 
-    windows: Annotated[
-        dict[Window, Annotated[float, Field(ge=1e-4, le=1e4)]], Field(min_length=1)
-    ]  # window: weight in the mix
+    windows: Annotated[dict[Window, Weight], Field(min_length=1, max_length=128)]  # window: weight in the mix
     stand_in: Literal["nearest", "released"] = "nearest"
 
 
@@ -185,7 +186,7 @@ class Data(Section):
     workers: Annotated[int, Field(ge=0, le=256)] = 0  # loader processes per device
     shuffle: Annotated[int, Field(ge=1, le=10**7)] = 10000  # samples in the shuffle buffer
     label_dropout: Share = 0.1  # share of labels or captions replaced by none, for guidance
-    val_windows: Annotated[list[Window], Field(min_length=1)] | None = None  # of held-out bits; null: those trained
+    val_windows: Windows | None = None  # of held-out bits; null: those trained
 
 
 class Optim(Section):
@@ -215,9 +216,9 @@ class Draw(Section):
 class Evaluate(Section):
     """What is drawn to be scored, and what it is compared with."""
 
-    windows: Annotated[list[Window], Field(min_length=1)]
+    windows: Windows
     images: Annotated[int, Field(ge=10, le=10**6)]  # drawn per window, checkpoint and seed
-    seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**63)]], Field(min_length=1)] = [0]
+    seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**63)]], Field(min_length=1, max_length=1000)] = [0]
     batch_size: Batch = 64  # images drawn at once
     classes: Literal["random", "balanced"] = "random"  # of the images: at random, or in turn
     captions: Source | None = None  # a .csv, .tsv or .txt file, or a `datasets` id; null: those of data.val
@@ -239,16 +240,16 @@ class PaperProtocol(Section):
     """How published scores were measured; null: not said."""
 
     images: Positive | None = None
-    conditions: str | None = None
+    conditions: Source | None = None
     size: Annotated[int, Field(ge=1, le=2**16)] | None = None
-    reference: str | None = None
-    features: str | None = None
-    clip: str | None = None
+    reference: Source | None = None
+    features: Source | None = None
+    clip: Source | None = None
     guidance: Annotated[float, Field(ge=0, le=1000)] | None = None
     temperature: Annotated[float, Field(ge=0, le=1000)] | None = None
     top_k: Annotated[int, Field(ge=0, le=65536)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    dtype: str | None = None
+    dtype: Source | None = None
 
 
 class PaperRow(Section):
@@ -262,21 +263,21 @@ class PaperRow(Section):
 class Paper(Section):
     """Published scores, to stand beside ours."""
 
-    source: str
+    source: Source
     protocol: PaperProtocol = PaperProtocol()
-    rows: Annotated[list[PaperRow], Field(min_length=1)]
+    rows: Annotated[list[PaperRow], Field(min_length=1, max_length=128)]
 
 
 class Log(Section):
     wandb: Literal["online", "offline", "disabled"] = "offline"
-    project: str = "zipar-train"
-    group: str | None = None  # of W&B's runs; null: the recipe's name
-    tags: list[str] = []
+    project: Name = "zipar-train"
+    group: Name | None = None  # of W&B's runs; null: the recipe's name
+    tags: Annotated[list[Name], Field(max_length=100)] = []
 
 
 class Recipe(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
-    about: str  # one line for `zipar-train recipes`
+    about: Annotated[str, Field(max_length=2000)]  # one line for `zipar-train recipes`
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     run: Source  # the folder this run writes
     checkpoint_every: Positive | None = None  # optimizer steps between checkpoints; null: epoch ends only

@@ -67,6 +67,12 @@ def _try_out(value: Any) -> Any:
     raise ValueError("give true, false, or a number of batches from 0")
 
 
+def _deterministic(value: Any) -> Any:
+    if value is None or isinstance(value, bool) or value == "warn":
+        return value
+    raise ValueError("give true, false or warn")
+
+
 Some = Annotated[Any, AfterValidator(partial(_batches, least=1))]
 Batches = Annotated[Any, AfterValidator(partial(_batches, least=0))]
 
@@ -103,7 +109,7 @@ class TrainerArguments(TypedDict, total=False):
     accumulate_grad_batches: Annotated[int, Field(ge=1, le=10**6)]
     gradient_clip_val: Annotated[float, Field(ge=0, le=10**6)] | None
     gradient_clip_algorithm: Literal["norm", "value"] | None
-    deterministic: Literal[True, False, "warn"] | None
+    deterministic: Annotated[Any, AfterValidator(_deterministic)]
     benchmark: Switch
     inference_mode: bool
     use_distributed_sampler: bool
