@@ -3,6 +3,7 @@
 ZIPAR_FUZZ=5000 runs that many examples of each kind, others each time.
 """
 
+import copy
 import os
 import time
 from contextlib import contextmanager
@@ -157,8 +158,6 @@ def at(data, path):
 @st.composite
 def spoilt_values(draw, sources, *, values=VALUES):
     """Plain data with some values replaced, removed, moved, doubled or under another key."""
-    import copy
-
     data = copy.deepcopy(draw(st.sampled_from(sources)))
     for _ in range(draw(st.integers(1, 3))):
         known = places(data)
@@ -167,7 +166,7 @@ def spoilt_values(draw, sources, *, values=VALUES):
         path = draw(st.sampled_from(known))
         kind = draw(st.sampled_from(["replace", "replace", "replace", "delete", "move", "double", "key", "other"]))
         if kind == "replace":
-            put(data, path, draw(values))
+            put(data, path, copy.deepcopy(draw(values)))
         elif kind == "delete":
             taken(data, path)
         elif kind == "move":

@@ -101,7 +101,7 @@ SWITCH, YES = ([None, True, False], [1, "true", 0.0, []]), ([True, False], [None
 LIMIT = ([None, -1, 1, 10**9], [0, -2, -7, 10**9 + 1, 1.0, "abc", True, []])
 TRAINER = {  # argument of lightning.Trainer: values it may have, and values it may not
     "accelerator": (["auto", "cpu", "gpu", "cuda", "mps", "tpu"], ["hpu", "", None, 1, True, ["cpu"]]),
-    "strategy": (["auto", "ddp", "ddp_spawn"], ["dp", "deepspeed", "", None, 1, ["ddp"], {}]),
+    "strategy": (["auto", "ddp"], ["dp", "ddp_notebook", "deepspeed", "", None, 1, ["ddp"], {}]),
     "devices": (["auto", -1, 1, 128, "1", "-1", "0,1", "3,", [0], [0, 7]],
                 [0, -5, 129, 1.0, "", "0", "x", "1,,2", [], [0, 0], [-1], [0.5], [True], None, True, {}]),
     "num_nodes": ([1, 10000], [0, -1, 10001, None, 1.0, "1", True]),
@@ -131,7 +131,7 @@ TRAINER = {  # argument of lightning.Trainer: values it may have, and values it 
     "benchmark": SWITCH,
     "inference_mode": YES,
     "use_distributed_sampler": YES,
-    "profiler": ([None, "simple", "advanced", "pytorch", "xla"], ["", "x", True, 1]),
+    "profiler": ([None, "simple", "advanced", "pytorch"], ["", "xla", True, 1]),
     "detect_anomaly": YES,
     "barebones": YES,
     "sync_batchnorm": YES,

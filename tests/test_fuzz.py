@@ -4,9 +4,11 @@
 """
 
 import contextlib
+import copy
 import io
 import json
 import os
+import resource
 import sys
 
 import lightning as L
@@ -17,7 +19,7 @@ from conftest import TINY
 from fuzzing import JUNK, ODD, VALUES, examples, in_time, spoilt_text, spoilt_values
 from hypothesis import given
 from hypothesis import strategies as st
-from ranges import TRAINER, beyond
+from ranges import RANGES, TRAINER, beyond
 
 from zipar_train import cli, plain
 from zipar_train.plan import Plan
@@ -213,13 +215,70 @@ def test_what_is_accepted_and_small_can_be_made(file, tmp_path, data):
             build_module(recipe)
 
 
+def widths(draw_from):
+    """A number within a range: an end, or anything between."""
+    low, high = draw_from.low, draw_from.high
+    between = st.integers(low, high) if draw_from.whole else st.floats(low, high)
+    return (st.sampled_from(draw_from.inside()) | between).filter(lambda value: value in draw_from)
+
+
+NUMBERS = [st.tuples(st.just(path.replace("*", "0").replace("windows.0", "windows.8")), widths(found))
+           for path, found in RANGES.items() if "#" not in path]  # fmt: skip
+CHOICES = {
+    "tune.recompute": [True, False],
+    "tune.attention": ["sdpa", "flex_attention"],
+    "zipar.stand_in": ["nearest", "released"],
+    "trainer.precision": ["32", "16", "bf16", "16-true", "bf16-true", "64-true", 64, None],
+    "model.tokenizer": [None, "palette", "vq16"],
+    "evaluate.dtype": ["float32", "bfloat16", None],
+}
+CHANGES = NUMBERS + [st.tuples(st.just(path), st.sampled_from(values)) for path, values in CHOICES.items()]
+LESS = ["tune.compile=false", "tune.distill=0"]
+
+
+def set_at(data, path, value):
+    *sections, last = [int(part) if part.isdigit() else part for part in path.split(".")]
+    for part in sections:
+        inside = data.get(part) if isinstance(data, dict) else data[part] if part < len(data) else None
+        if not isinstance(inside, dict | list):
+            return
+        data = inside
+    if isinstance(data, dict) or last < len(data):
+        data[last] = value
+
+
+@examples(40)
+@given(name=st.sampled_from(list(PLAIN)), numbers=st.lists(st.one_of(CHANGES), min_size=1, max_size=4))
+def test_numbers_within_their_ranges_are_planned(file, name, numbers):
+    data = copy.deepcopy(PLAIN[name])
+    for path, value in numbers:
+        set_at(data, path, value)
+    file.write_text(yaml.dump(data, Dumper=Odd))
+    if judged(file):
+        planned(file, "--no-memory")
+
+
+@examples(3, share=0.05)
+@given(name=st.sampled_from(list(PLAIN)), numbers=st.lists(st.one_of(CHANGES), min_size=1, max_size=4))
+def test_memory_of_numbers_within_their_ranges_is_told(file, name, numbers):
+    data = copy.deepcopy(PLAIN[name])
+    data["model"] |= {"depth": 1, "heads": 2, "width": 16, "size": None}
+    for path, value in numbers:
+        set_at(data, path, value)
+    file.write_text(yaml.dump(data, Dumper=Odd))
+    recipe = judged(file, LESS)
+    if recipe and (recipe.model.depth or 0) < 8:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        planned(file, *(part for override in LESS for part in ("--set", override)))
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 3 * 2**20, "it took more than 3 GiB"
+
+
 SMALL = ["model.depth=1", "model.heads=2", "model.width=16", "model.feed_forward=null", "model.size=null"]
 
 
 @examples(3, share=0.02)
 @given(data=spoilt_values([PLAIN["digits-base"], PLAIN["llamagen-xl-t2i"], PLAIN["emu3-gen"], PLAIN["janus-pro-1b"]]))
 def test_memory_is_told_for_whatever_is_accepted(file, data):
-    data["model"] = {**PLAIN[data["name"]]["model"]} if data.get("name") in PLAIN else data.get("model")
     file.write_bytes(yaml.dump(data, Dumper=Odd).encode("utf-8", "surrogatepass"))
     if judged(file, SMALL):
         planned(file, *(part for override in SMALL for part in ("--set", override)))

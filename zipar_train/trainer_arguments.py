@@ -83,8 +83,7 @@ class TrainerArguments(TypedDict, total=False):
     __pydantic_config__ = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)  # type: ignore[misc]
 
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"]
-    strategy: Literal["auto", "ddp", "ddp_spawn", "ddp_fork", "ddp_notebook", "ddp_find_unused_parameters_false",
-                      "ddp_find_unused_parameters_true", "single_device", "fsdp"]  # fmt: skip
+    strategy: Literal["auto", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true", "fsdp"]
     devices: Annotated[Any, AfterValidator(_devices)]
     num_nodes: Annotated[int, Field(ge=1, le=10**4)]
     precision: Literal["32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true", "transformer-engine",
@@ -113,7 +112,7 @@ class TrainerArguments(TypedDict, total=False):
     benchmark: Switch
     inference_mode: bool
     use_distributed_sampler: bool
-    profiler: Literal["simple", "advanced", "pytorch", "xla"] | None
+    profiler: Literal["simple", "advanced", "pytorch"] | None
     detect_anomaly: bool
     barebones: bool
     sync_batchnorm: bool
