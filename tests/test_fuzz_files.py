@@ -88,6 +88,39 @@ def test_shards_with_spoilt_bytes(sets, data):
     looked_at(path, layout)
 
 
+FIELDS = [
+    b"0",
+    b"1",
+    b"2",
+    b"5",
+    b"7",
+    b"L",
+    b"K",
+    b"S",
+    b"g",
+    b"x",
+    b"-1",
+    b"\0",
+    b"\xff" * 12,
+    b"\x80" + b"\xff" * 11,
+]
+
+
+@examples(150)
+@given(data=st.data())
+def test_tars_with_spoilt_headers(sets, data):
+    path, whole, layout = sets
+    blocks = [whole[at : at + 512] for at in range(0, len(whole), 512)]
+    heads = [number for number, block in enumerate(blocks) if block[257:262] == b"ustar"]
+    for _ in range(data.draw(st.integers(1, 3))):
+        number, at = data.draw(st.sampled_from(heads)), data.draw(st.sampled_from([0, 2, 100, 124, 156, 257, 345]))
+        field = data.draw(st.sampled_from(FIELDS) | st.binary(min_size=1, max_size=12))
+        head = blocks[number]
+        blocks[number] = summed((head[:at] + field + head[at + len(field) :])[:512])
+    listed(path, b"".join(blocks))
+    looked_at(path, layout)
+
+
 def npy(header, body=b"\0" * 12, *, magic=b"\x93NUMPY\x01\x00"):
     text = header.encode() if isinstance(header, str) else header
     return magic + struct.pack("<H", len(text)) + text + body
@@ -178,11 +211,17 @@ def sized(data, size):
         if 0 <= size < 8**11
         else (b"\x80" if size >= 0 else b"\xff") + size.to_bytes(11, "big", signed=size < 0)
     )
-    head = bytearray(data[:512])
-    head[124:136] = said
-    head[148:156] = b" " * 8
-    head[148:156] = b"%06o\0 " % sum(head)
-    return bytes(head) + data[512:]
+    return summed(data[:124] + said + data[136:512]) + data[512:]
+
+
+def summed(head):
+    """A tar's header with its checksum."""
+    head = head[:148] + b" " * 8 + head[156:512]
+    return head[:148] + b"%06o\0 " % sum(head) + head[156:]
+
+
+def typed_as(data, kind):
+    return data[:156] + kind.encode() + data[157:]
 
 
 A, B = [("a.codes.npy", GOOD), ("a.cls", b"1")], [("b.codes.npy", GOOD), ("b.cls", b"2")]
@@ -208,6 +247,10 @@ TARS = {
     "a gigantic file": (sized(WHOLE, 2**33 - 1), "unexpected end of data"),
     "a file of more than there is": (sized(WHOLE, 2**80), "not a readable tar file"),
     "a file of less than nothing": (sized(WHOLE, -512), "a file of -512 bytes"),
+    **{
+        f"a header {kind} of less than nothing": (sized(typed_as(WHOLE, kind), -512), "not a readable tar file")
+        for kind in "LKxgX"
+    },
     "a size that is none": (
         tar((typed("a.cls", tarfile.REGTYPE, pax_headers={"size": "-99999"}), b"1")),
         "not a readable",
