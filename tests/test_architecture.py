@@ -9,7 +9,8 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "zipar_train"
 ROOMS = [
-    *("grid", "plan", "masks", "files", "checkpoints", "picture", "sections", "recipe", "processes"),
+    *("grid", "plan", "masks", "files", "checkpoints", "picture", "wording", "plain", "trainer_arguments"),
+    *("section", "paper", "sections", "recipe", "processes"),
     *("models.rope", "models.modeling_llamagen", "models.text", "models.layout", "models.lora", "models.published"),
     "models.prompts",
     *(
@@ -24,7 +25,7 @@ ROOMS = [
         "models.lumina",
     ),
     *("models.family", "models"),
-    *("shards", "loader", "crops", "images", "tokenize", "importers", "check"),
+    *("foreign", "shards", "loader", "crops", "images", "tokenize", "importers", "check"),
     *("decoding.cache", "decoding.memory", "decoding.canvas", "decoding.capture", "decoding.packed", "decoding.body"),
     *("decoding.pixels", "decoding.sampling", "decoding.decoder", "decoding"),
     *("training.guard", "training.loss", "training.module", "training.datamodule"),

@@ -20,7 +20,7 @@ from zipar_train.doctor.report import Report
 from zipar_train.doctor.rows import Asked, Check, guarded, hidden, note, ok, problem
 from zipar_train.masks import dense
 from zipar_train.recipe import load_recipe
-from zipar_train.training.trainer import fit
+from zipar_train.training.fit import fit
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 PATIENT = ["--patience", "200"]  # tests run side by side

@@ -9,7 +9,8 @@ import yaml
 from zipar_train.models.family import build
 from zipar_train.plan import Plan
 from zipar_train.recipe import differences, dump, load_recipe, parse, shipped
-from zipar_train.sections import RecipeError, trainer_arguments
+from zipar_train.sections import RecipeError
+from zipar_train.trainer_arguments import trainer_arguments
 
 
 @pytest.mark.parametrize("name", shipped())
@@ -60,7 +61,7 @@ MISTAKES = [
     (["model.heads=5"], "model: width 96 over 5 heads"),
     (["zipar.windows={9: 1}"], "zipar.windows = 9: wider than a row of 8 codes. Use 1 .. 8."),
     (["zipar.windows={0: 1}"], "zipar.windows"),
-    (["zipar.windows={4: 0}"], "zipar.windows.4 = 0: input should be greater than 0"),
+    (["zipar.windows={4: 0}"], "zipar.windows.4 = 0: input should be greater than or equal to 0.0001"),
     (["evaluate.windows=[8, 10]"], "evaluate.windows = 10: wider than a row of 8 codes"),
     (["evaluate.seeds=[3, 3]"], "the same images twice would be taken for a spread"),
     (["evaluate.clip=x"], "evaluate.clip scores captions, and this model is prompted by classes"),

@@ -38,7 +38,8 @@ def claimed(folder: Path) -> Iterator[None]:
     """
     import fcntl  # what Windows lacks
 
-    with open(folder / ".claimed", "a+") as file:
+    path = folder / ".claimed"
+    with open(path, "a+") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not inherited by loader processes, which may live longer
         except BlockingIOError:
@@ -47,7 +48,10 @@ def claimed(folder: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
-        yield
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def make_folder(path: Path) -> None:

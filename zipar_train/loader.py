@@ -305,7 +305,7 @@ def _collate(chunk: list[tuple[Any, Any, str]]) -> Batch:
     condition: Any = list(conditions)
     if isinstance(conditions[0], int):
         condition = torch.tensor(conditions)
-    elif isinstance(conditions[0], np.ndarray):
+    elif all(isinstance(each, np.ndarray) for each in conditions):
         condition = [torch.from_numpy(features) for features in conditions]
     return Batch(torch.from_numpy(np.stack(codes).astype(np.int64)), condition, list(keys))
 

@@ -4,6 +4,7 @@ import io
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 
 from zipar_train.files import write_whole
 from zipar_train.plan import NEVER, Plan
@@ -21,7 +22,7 @@ def draw_plan(plan: Plan, path: str | Path) -> None:
         ValueError: for an ending that is no picture format.
         OSError: if the file cannot be written.
     """
-    drawn, visible = plan.drawn(), plan.visible().astype(int)
+    drawn, visible = plan.drawn(), plan.visible().astype(np.int8)
     visible[:, plan.expires != NEVER] *= 2
     with plt.rc_context({"font.size": 10}):
         figure, (left, right) = plt.subplots(1, 2, figsize=(12, 6), layout="constrained")

@@ -7,14 +7,19 @@ mistake is reported at once, with its key, value and remedy.
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any, get_args
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from zipar_train.sections import Recipe, RecipeError, nearest
+from zipar_train import plain
+from zipar_train.sections import Recipe, RecipeError
+from zipar_train.wording import cut, nearest, shown
+
+TOLD = 50  # mistakes at once
 
 
 def recipe_folder() -> Path:
@@ -60,9 +65,9 @@ def load_recipe(recipe: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     """
     path = find(recipe)
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        raise RecipeError(f"{path} is not readable YAML: {error}") from error
+        raw = plain.read(path, loader=plain.Recipes)
+    except ValueError as error:
+        raise RecipeError(str(error)) from None
     if not isinstance(raw, dict):
         raise RecipeError(f"{path} holds no sections: a recipe starts with `name:`; see `zipar-train recipes`.")
     for override in overrides:
@@ -74,21 +79,23 @@ def parse(raw: dict[str, Any], *, where: str) -> Recipe:
     """Check plain data as a recipe; `where` names its origin in errors."""
     mistakes: list[str] = []
     try:
-        raw = _expand(raw, "", mistakes)
-    except RecursionError as error:
-        raise RecipeError(f"{where}: nested too deeply, or an anchor that holds itself") from error
+        raw = _expand(raw, "", mistakes, count())
+    except RecursionError:
+        raise RecipeError(f"{where}: nested too deeply, too large, or an anchor that holds itself") from None
     try:
         recipe = Recipe.model_validate(raw)
     except ValidationError as error:
-        mistakes += [line for problem in error.errors() for line in explain(problem)]
+        for problem in error.errors(include_url=False)[:TOLD]:
+            mistakes += explain(problem)
     if mistakes:
-        raise RecipeError(f"{where}: {len(mistakes)} mistake{'s' * (len(mistakes) > 1)}\n  " + "\n  ".join(mistakes))
+        told = [cut(mistake) for mistake in mistakes[:TOLD]] + ["and more"] * (len(mistakes) > TOLD)
+        raise RecipeError(f"{where}: {len(mistakes)} mistake{'s' * (len(mistakes) > 1)}\n  " + "\n  ".join(told))
     return recipe
 
 
 def dump(recipe: Recipe) -> str:
     """The recipe as YAML, complete and resolved."""
-    return yaml.safe_dump(recipe.model_dump(), sort_keys=False, allow_unicode=True)
+    return yaml.dump(recipe.model_dump(), Dumper=plain.Dumper, sort_keys=False, allow_unicode=True)
 
 
 def differences(a: Recipe, b: Recipe, *, ignore: Iterable[str] = ()) -> list[str]:
@@ -106,83 +113,82 @@ def differences(a: Recipe, b: Recipe, *, ignore: Iterable[str] = ()) -> list[str
 # The small print
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe YAML that refuses a key given twice and reads 1e-4 as the number people mean."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+_WHOLE = re.compile(r"[0-9]{1,9}")
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^{}]*))?\}")
 SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
 
 
-def _expand(value: Any, key: str, mistakes: list[str]) -> Any:
+def _expand(value: Any, key: str, mistakes: list[str], met: Iterator[int]) -> Any:
+    if next(met) > plain.MOST:
+        raise RecursionError
     if isinstance(value, dict):
-        return {k: _expand(v, f"{key}.{k}".lstrip("."), mistakes) for k, v in value.items()}
+        return {k: _expand(v, f"{key}.{cut(k, length=60)}".lstrip("."), mistakes, met) for k, v in value.items()}
     if isinstance(value, list):
-        return [_expand(v, f"{key}.{i}", mistakes) for i, v in enumerate(value)]
+        return [_expand(v, f"{key}.{i}", mistakes, met) for i, v in enumerate(value)]
     if not isinstance(value, str):
         return value
+    if plain.unprintable(value):
+        mistakes.append(f"{key} = {shown(value)}: it holds a character that cannot be printed. Remove it.")
 
     def replace(match: re.Match[str]) -> str:
         name, default = match.groups()
         if SECRET.search(name):
-            mistakes.append(f"{key} = {value!r}: a recipe is written into run folders; keep ${name} out of it.")
+            mistakes.append(f"{key} = {shown(value)}: a recipe is written into run folders; keep ${name} out of it.")
         elif (found := os.environ.get(name, default)) is not None:
             return found
         else:
-            mistakes.append(
-                f"{key} = {value!r}: the environment variable {name} is not set. Set it, or write ${{{name}:-default}}."
-            )
-        return ""
+            told = f"{key} = {shown(value)}: the environment variable {name} is not set"
+            mistakes.append(f"{told}. Set it, or write ${{{name}:-default}}.")
+        return name
 
-    return _VARIABLE.sub(replace, value)
+    expanded = _VARIABLE.sub(replace, value)
+    if "${" in expanded:
+        mistakes.append(f"{key} = {shown(value)}: write variables as ${{NAME}}, or ${{NAME:-default}} without braces.")
+    return expanded
 
 
 def _override(raw: dict[Any, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise RecipeError(f"--set {override!r}: write it as key.path=value, for example --set optim.lr=1e-4")
+        raise RecipeError(f"--set {shown(override)}: write it as key.path=value, for example --set optim.lr=1e-4")
     try:
-        value = yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise RecipeError(f"--set {override!r}: the value is not YAML: {error}") from error
-    *sections, last = [int(part) if part.isdigit() else part for part in key.split(".")]
+        value = plain.parse(text, loader=plain.Recipes)
+    except ValueError as error:
+        raise RecipeError(f"--set {shown(override)}: the value is not YAML: {error}") from None
+    *sections, last = [int(part) if _WHOLE.fullmatch(part) else part for part in key.split(".")]
     for section in sections:
         raw = raw.setdefault(section, {})
         if not isinstance(raw, dict):
-            raise RecipeError(f"--set {override!r}: {section} is a value, not a section with keys below it")
+            raise RecipeError(f"--set {shown(override)}: {section} is a value, not a section with keys below it")
     raw[last] = value
 
 
 def explain(problem: Any) -> list[str]:
     """One pydantic error as lines of `key = value: what is wrong, and the remedy`."""
-    path = ".".join(str(part) for part in problem["loc"])
+    path, given = ".".join(cut(part, length=60) for part in problem["loc"]), problem["input"]
     if problem["type"] == "value_error":  # our own validators, which say it all
         lines = str(problem["ctx"]["error"]).split("\n")
+        if path and (not isinstance(given, dict) or problem["loc"][0] == "trainer"):  # a section says no more
+            return [f"{path} = {shown(given)}: {lines[0]}."]
         return [f"{path}: {line}." for line in lines] if path else lines
     if problem["type"] == "missing":
         return [f"{path}: missing. Add it; `zipar-train recipes` names complete examples."]
     if problem["type"] == "extra_forbidden":
         *sections, last = problem["loc"]
-        section: Any = Recipe
-        for part in sections:
-            section = section.model_fields[part].annotation
-            section = next(
-                (kind for kind in get_args(section) if kind is not type(None)), section
-            )  # of an optional one
         prefix = "".join(f"{part}." for part in sections)
-        return [f"{path} = {problem['input']!r}: unknown key." + nearest(prefix, str(last), list(section.model_fields))]
-    return [f"{path} = {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}."]
+        return [f"{path} = {shown(given)}: unknown key." + nearest(prefix, str(last), _keys(sections))]
+    return [f"{path or 'the recipe'} = {shown(given)}: {problem['msg'][0].lower()}{problem['msg'][1:]}."]
+
+
+def _keys(path: list[str | int]) -> list[str]:
+    """Of a section."""
+    section: Any = Recipe
+    for part in path:
+        if isinstance(part, str):
+            section = section.model_fields[part].annotation
+        while not (isinstance(section, type) and issubclass(section, BaseModel)):  # an optional one, or a list of them
+            section = next(kind for kind in get_args(section) if kind is not type(None))
+    return list(section.model_fields)
 
 
 def _flat(value: Any, key: str = "") -> dict[str, Any]:

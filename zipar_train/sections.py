@@ -1,20 +1,30 @@
 """What a recipe may say: its sections, their units and ranges, and the rules across them. Imports no torch."""
 
-import ast
-import difflib
-import importlib.util
-from collections.abc import Iterable
-from functools import cache
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from zipar_train.grid import Grid
+from zipar_train.paper import Paper
+from zipar_train.section import (
+    Batch,
+    Heads,
+    Name,
+    Positive,
+    Section,
+    Share,
+    Side,
+    Source,
+    Tokens,
+    Vocabulary,
+    Weight,
+    Window,
+    Windows,
+)
+from zipar_train.trainer_arguments import TrainerArguments, disagreements
 
-Positive = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Window = Annotated[int, Field(ge=1)]
+CODES = 2**14  # most codes of an image: 128 x 128
+PARAMETERS = 10**11  # most of a model given by its shape
 
 
 CONDITIONS = {  # family: what it is prompted by, and its sizes
@@ -26,32 +36,29 @@ CONDITIONS = {  # family: what it is prompted by, and its sizes
 }
 ROW_ENDS = ("emu3", "lumina")  # families whose rows end with a token
 EMU3_CONTEXT = 9216  # tokens that Emu3 was trained on: Emu3TextConfig
+BESIDE = {"emu3": (8, 184622), "lumina": (612, 65536)}  # ids a vocabulary has beside codes, and of the published
 
 
 class RecipeError(ValueError):
     """One or more mistakes in a recipe, a line each."""
 
 
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, protected_namespaces=())
-
-
 class Text(Section):
     """Captions as prompts: features of a T5 encoder, left-padded."""
 
-    encoder: str | None = None  # a transformers T5, hub id or folder; null: the shards hold features
-    tokens: Positive  # the prompt's length
-    features: Positive  # width of a token's feature
+    encoder: Source | None = None  # a transformers T5, hub id or folder; null: the shards hold features
+    tokens: Tokens  # the prompt's length
+    features: Annotated[int, Field(ge=1, le=2**16)]  # width of a token's feature
 
 
 class Words(Section):
     """Captions as prompts: token ids of a text model, left-padded."""
 
-    encoder: str  # the published checkpoint's tokenizer of text, hub id or folder
-    tokens: Positive  # the prompt's length, with what the model's format puts around a caption
-    positive: str = ""  # put after every caption
-    negative: str = ""  # what guidance leads away from; empty: no caption
-    vocabulary: Positive | None = None  # of the text model; null: the published
+    encoder: Source  # the published checkpoint's tokenizer of text, hub id or folder
+    tokens: Tokens  # the prompt's length, with what the model's format puts around a caption
+    positive: Annotated[str, Field(max_length=4096)] = ""  # put after every caption
+    negative: Annotated[str, Field(max_length=4096)] = ""  # what guidance leads away from; empty: no caption
+    vocabulary: Vocabulary | None = None  # of the text model; null: the published
 
 
 class Model(Section):
@@ -59,30 +66,38 @@ class Model(Section):
 
     family: Literal["llamagen", "llamagen-t2i", "janus", "lumina", "emu3"]
     size: Literal["B", "L", "XL", "XXL", "3B", "1B", "7B", "8B"] | None = None  # or depth, heads and width
-    depth: Positive | None = None  # layers
-    heads: Positive | None = None
-    width: Positive | None = None
-    key_heads: Positive | None = None  # heads of keys and values, where queries share them; null: heads
-    feed_forward: Positive | None = None  # hidden width of the feed-forward; null: the family's rule
-    grid: Annotated[list[Positive], Field(min_length=2, max_length=2)]  # rows, columns of codes
+    depth: Annotated[int, Field(ge=1, le=256)] | None = None  # layers
+    heads: Heads | None = None
+    width: Annotated[int, Field(ge=1, le=2**16)] | None = None
+    key_heads: Heads | None = None  # heads of keys and values, where queries share them; null: heads
+    feed_forward: Annotated[int, Field(ge=1, le=2**20)] | None = (
+        None  # hidden width of the feed-forward; null: the family's rule
+    )
+    grid: Annotated[list[Side], Field(min_length=2, max_length=2)]  # rows, columns of codes
     codes: Annotated[int, Field(ge=2, le=65536)]  # codebook size (shards store uint16)
-    classes: Positive | None = None  # of a class-conditional family
+    classes: Vocabulary | None = None  # of a class-conditional family
     text: Text | None = None  # of a text-conditional one whose prompts are features
     words: Words | None = None  # of one whose prompts are token ids
     tokenizer: Literal["palette", "vq16", "chameleon", "emu3"] | None = None  # codes <-> pixels; null: codes only
-    tokenizer_weights: str | None = None  # a published file or folder, or owner/repo:file on the hub; null: random
-    weights: str | None = None  # run folder, checkpoint, export, published file or owner/repo:file; null: random
-    weights_entry: str | None = None  # an entry of a published .pt, `ema` say; null: the weights LlamaGen samples from
+    tokenizer_weights: Source | None = None  # a published file or folder, or owner/repo:file on the hub; null: random
+    weights: Source | None = None  # run folder, checkpoint, export, published file or owner/repo:file; null: random
+    weights_entry: Name | None = None  # an entry of a published .pt, `ema` say; null: the weights LlamaGen samples from
 
     @model_validator(mode="after")
     def _complete(self) -> "Model":
-        shape = (self.depth, self.heads, self.width)
+        shape, rest = (self.depth, self.heads, self.width), (self.key_heads, self.feed_forward)
         if self.size is None and None in shape:
             raise ValueError("give either size, or depth, heads and width")
-        if self.size is not None and shape != (None, None, None):
-            raise ValueError("size already fixes depth, heads and width: drop one or the other")
+        if self.size is not None and {*shape, *rest} != {None}:
+            raise ValueError("size already fixes depth, heads and width, key_heads and feed_forward: drop these or it")
         if self.width and self.heads and (self.width % self.heads or self.width // self.heads % 4):
             raise ValueError(f"width {self.width} over {self.heads} heads: a head's width must be a multiple of 4")
+        if self.key_heads and self.family not in BESIDE:
+            raise ValueError(f"key_heads {self.key_heads}: family {self.family} has a key for every query. Drop it")
+        if self.key_heads and self.heads and self.heads % self.key_heads:
+            raise ValueError(f"key_heads {self.key_heads}: {self.heads} heads cannot share them evenly")
+        if (parameters := self._parameters()) > PARAMETERS:
+            raise ValueError(f"{parameters:.1e} parameters by its shape, more than {PARAMETERS:.0e}: make it smaller")
         wanted, sizes = CONDITIONS[self.family]
         given = [name for name in ("classes", "text", "words") if getattr(self, name) is not None]
         if given != [wanted]:
@@ -91,11 +106,17 @@ class Model(Section):
             raise ValueError(f"family {self.family} has no size {self.size}: use {', '.join(sizes)}")
         if problem := self._beyond():
             raise ValueError(f"grid {self.grid}: {problem}")
+        beside, published = BESIDE.get(self.family, (0, 0))
+        ids = (self.words and self.words.vocabulary) or published
+        if beside and ids < self.codes + beside:
+            raise ValueError(f"codes {self.codes}: words.vocabulary {ids} cannot hold them and {beside} ids more")
         return self
 
     def _beyond(self) -> str:
         """Why the family's format cannot hold the grid, with a remedy; empty if it can."""
         rows, columns = self.grid
+        if rows * columns > CODES:
+            return f"{rows * columns:,} codes, more than {CODES:,}: use a smaller grid"
         if self.family == "lumina" and (rows % 2 or columns % 2):
             return "Lumina-mGPT's prompt counts sides in steps of 2 codes, 32 pixels: use even numbers"
         if self.family == "janus" and self.size and self.grid != [24, 24]:
@@ -104,6 +125,15 @@ class Model(Section):
         if self.family == "emu3" and self.size and tokens > EMU3_CONTEXT:
             return f"{tokens:,} tokens with row ends and prompt, and Emu3 knows {EMU3_CONTEXT:,}: use a smaller grid"
         return ""
+
+    def _parameters(self) -> int:
+        """Of a model given by its shape, roughly; 0 if it is given by its size."""
+        if self.depth is None or self.width is None:
+            return 0
+        words = (self.classes or 0) + (self.text.features if self.text else 0)
+        words += (self.words.vocabulary or BESIDE.get(self.family, (0, 102400))[1]) if self.words else 0
+        layer = 4 * self.width + 3 * (self.feed_forward or 4 * self.width)
+        return self.width * (self.depth * layer + 2 * self.codes + words)
 
     @property
     def raster(self) -> Grid:
@@ -124,10 +154,10 @@ class Model(Section):
 class LoRA(Section):
     """Low-rank adapters instead of all weights (PEFT)."""
 
-    rank: Positive
-    alpha: Positive  # an update is scaled by alpha / rank
+    rank: Annotated[int, Field(ge=1, le=4096)]
+    alpha: Annotated[int, Field(ge=1, le=10**6)]  # an update is scaled by alpha / rank
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    targets: Annotated[list[str], Field(min_length=1)]  # names of linear layers
+    targets: Annotated[list[Name], Field(min_length=1, max_length=128)]  # names of linear layers
 
 
 class Tune(Section):
@@ -143,26 +173,28 @@ class Tune(Section):
 class ZipAR(Section):
     """The windows trained for, and what stands in for codes not yet drawn."""
 
-    windows: Annotated[dict[Window, Annotated[float, Field(gt=0)]], Field(min_length=1)]  # window: weight in the mix
+    windows: Annotated[dict[Window, Weight], Field(min_length=1, max_length=128)]  # window: weight in the mix
     stand_in: Literal["nearest", "released"] = "nearest"
 
 
 class Data(Section):
-    train: str  # a manifest of shards, .json: a path or a URL
-    val: str
-    batch_size: Positive  # images on a device at once; at most, where optim.batch is given
-    workers: Annotated[int, Field(ge=0)] = 0  # loader processes per device
-    shuffle: Positive = 10000  # samples in the shuffle buffer
+    train: Source  # a manifest of shards, .json: a path or a URL
+    val: Source
+    batch_size: Batch  # images on a device at once; at most, where optim.batch is given
+    workers: Annotated[int, Field(ge=0, le=256)] = 0  # loader processes per device
+    shuffle: Annotated[int, Field(ge=1, le=10**7)] = 10000  # samples in the shuffle buffer
     label_dropout: Share = 0.1  # share of labels or captions replaced by none, for guidance
     damaged: Literal["stop", "skip"] = "stop"  # what to do about shards and samples that cannot be read
-    val_windows: Annotated[list[Window], Field(min_length=1)] | None = None  # of held-out bits; null: those trained
+    val_windows: Windows | None = None  # of held-out bits; null: those trained
 
 
 class Optim(Section):
-    lr: Annotated[float, Field(gt=0)]  # peak learning rate
-    batch: Positive | None = None  # images a step over all devices; null: data.batch_size on each
+    lr: Annotated[float, Field(gt=0, le=10)]  # peak learning rate
+    batch: Annotated[int, Field(ge=1, le=2**20)] | None = (
+        None  # images a step on all devices; null: data.batch_size each
+    )
     betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = [0.9, 0.95]
-    weight_decay: Annotated[float, Field(ge=0)] = 0.05  # on matrices alone
+    weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.05  # on matrices alone
     warmup: Share = 0.02  # share of all steps
     schedule: Literal["cosine", "constant"] = "cosine"
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None  # decay of the averaged weights
@@ -172,35 +204,41 @@ class Health(Section):
     """What a run does about steps that would harm it; what is skipped is counted and named."""
 
     gradients: Literal["stop", "skip"] = "stop"  # that are not finite, or a loss that is not
-    spike: Annotated[float, Field(gt=1)] | None = None  # a leap: a loss so many times the recent median; null: none is
+    spike: Annotated[float, Field(gt=1, le=1e6)] | None = None  # a loss so many times the recent median; null: none
     on_spike: Literal["stop", "skip"] = "stop"
-    stalled: Annotated[float, Field(gt=0)] | None = 60.0  # seconds without a batch before that is told; null: never
+    stalled: Annotated[float, Field(gt=0, le=86400)] | None = 60.0  # seconds without a batch before that is told
+
+
+def _temperature(value: float) -> float:
+    if 0 < value < 1e-3:
+        raise ValueError("give 0 for the most probable code, or at least 0.001: less leaves no finite numbers")
+    return value
 
 
 class Draw(Section):
     """How codes are sampled, everywhere images are drawn."""
 
-    guidance: Annotated[float, Field(ge=0)] = 1.0  # classifier-free; 1: none
-    temperature: Annotated[float, Field(ge=0)] = 1.0  # 0: the most probable code
-    top_k: Annotated[int, Field(ge=0)] = 0  # 0: no cut
+    guidance: Annotated[float, Field(ge=0, le=1000)] = 1.0  # classifier-free; 1: none
+    temperature: Annotated[float, Field(ge=0, le=1000), AfterValidator(_temperature)] = 1.0  # 0: the most probable code
+    top_k: Annotated[int, Field(ge=0, le=65536)] = 0  # 0: no cut
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0  # 1: no cut
 
 
 class Evaluate(Section):
     """What is drawn to be scored, and what it is compared with."""
 
-    windows: Annotated[list[Window], Field(min_length=1)]
-    images: Annotated[int, Field(ge=10)]  # drawn per window, checkpoint and seed
-    seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**63)]], Field(min_length=1)] = [0]
-    batch_size: Annotated[int, Field(ge=1, le=2**16)] = 64  # images drawn at once
+    windows: Windows
+    images: Annotated[int, Field(ge=10, le=10**6)]  # drawn per window, checkpoint and seed
+    seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**63)]], Field(min_length=1, max_length=1000)] = [0]
+    batch_size: Batch = 64  # images drawn at once
     classes: Literal["random", "balanced"] = "random"  # of the images: at random, or in turn
-    captions: str | None = None  # a .csv, .tsv or .txt file, or a `datasets` id; null: those of data.val
+    captions: Source | None = None  # a .csv, .tsv or .txt file, or a `datasets` id; null: those of data.val
     size: Annotated[int, Field(ge=8, le=2048)] | None = None  # pixels each way, resized by bicubic; null: as drawn
     dtype: Literal["float32", "bfloat16"] | None = None  # null: bfloat16 on a GPU, float32 on a CPU
     features: Literal["inception", "classifier"] = "inception"  # classifier: a small one, of data.train
-    features_weights: str | None = None  # a path of Inception's weights; null: torch-fidelity downloads them
-    reference: str | None = None  # a folder of pictures, a manifest of shards, ADM's .npz; null: data.val
-    clip: str | None = None  # a CLIP, hub id or folder: a score for captions; null: none
+    features_weights: Source | None = None  # a path of Inception's weights; null: torch-fidelity downloads them
+    reference: Source | None = None  # a folder of pictures, a manifest of shards, ADM's .npz; null: data.val
+    clip: Source | None = None  # a CLIP, hub id or folder: a score for captions; null: none
 
     @model_validator(mode="after")
     def _once(self) -> "Evaluate":
@@ -209,52 +247,20 @@ class Evaluate(Section):
         return self
 
 
-class PaperProtocol(Section):
-    """How published scores were measured; null: not said."""
-
-    images: Positive | None = None
-    conditions: str | None = None
-    size: Positive | None = None
-    reference: str | None = None
-    features: str | None = None
-    clip: str | None = None
-    guidance: float | None = None
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    dtype: str | None = None
-
-
-class PaperRow(Section):
-    window: Window
-    passes: Positive
-    seconds: Annotated[float, Field(gt=0)] | None = None  # an image, batch 1
-    fid: float | None = None
-    clip: float | None = None
-
-
-class Paper(Section):
-    """Published scores, to stand beside ours."""
-
-    source: str
-    protocol: PaperProtocol = PaperProtocol()
-    rows: Annotated[list[PaperRow], Field(min_length=1)]
-
-
 class Log(Section):
     wandb: Literal["online", "offline", "disabled"] = "offline"
-    project: str = "zipar-train"
-    group: str | None = None  # of W&B's runs; null: the recipe's name
-    tags: list[str] = []
+    project: Name = "zipar-train"
+    group: Name | None = None  # of W&B's runs; null: the recipe's name
+    tags: Annotated[list[Name], Field(max_length=100)] = []
 
 
 class Recipe(Section):
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    about: str  # one line for `zipar-train recipes`
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+    about: Annotated[str, Field(max_length=2000)]  # one line for `zipar-train recipes`
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    run: str  # the folder this run writes
+    run: Source  # the folder this run writes
     checkpoint_every: Positive | None = None  # optimizer steps between checkpoints; null: epoch ends only
-    checkpoint_keep: Positive = 1  # newest checkpoints that stay
+    checkpoint_keep: Annotated[int, Field(ge=1, le=1000)] = 1  # newest checkpoints that stay
     checkpoint_best: str | None = None  # val/bits_w8, say: best.ckpt is that of its least value; null: none
     model: Model
     zipar: ZipAR
@@ -262,7 +268,7 @@ class Recipe(Section):
     tune: Tune = Tune()
     optim: Optim
     health: Health = Health()
-    trainer: dict[str, Any] = {}  # any argument of lightning.Trainer
+    trainer: TrainerArguments = {}  # any argument of lightning.Trainer
     draw: Draw = Draw()
     evaluate: Evaluate
     paper: Paper | None = None
@@ -297,16 +303,9 @@ class Recipe(Section):
             mistakes.append(
                 "tune.lora needs model.weights: adapters of random weights mend nothing. Set one or drop the other."
             )
-        if self.trainer.get("strategy") == "fsdp":
-            mistakes += self._not_shared()
-        for key, value in self.trainer.items():
-            if key in _OURS:
-                mistakes.append(f"trainer.{key} = {value!r}: zipar-train sets this itself. {_OURS[key]}")
-            elif key not in trainer_arguments():
-                mistakes.append(
-                    f"trainer.{key} = {value!r}: not an argument of lightning.Trainer."
-                    + nearest("trainer.", key, trainer_arguments())
-                )
+        if self.trainer.get("strategy") == "fsdp" and self.optim.ema is not None:
+            mistakes.append("optim.ema: averages are not kept under trainer.strategy = fsdp: set it to null.")
+        mistakes += disagreements(self.trainer)
         if mistakes:
             raise ValueError("\n".join(mistakes))
         return self
@@ -315,43 +314,3 @@ class Recipe(Section):
     def val_windows(self) -> list[int]:
         """Windows that validation tells bits at: those trained and next-token, if data.val_windows does not say."""
         return self.data.val_windows or sorted({*self.zipar.windows, self.model.raster.row_length}, reverse=True)
-
-    def _not_shared(self) -> list[str]:
-        """Why the weights cannot be shared among devices."""
-        devices, nodes = self.trainer.get("devices"), self.trainer.get("num_nodes", 1)
-        mistakes = []
-        if self.optim.ema is not None:
-            mistakes.append("optim.ema: averages are not kept under trainer.strategy = fsdp: set it to null.")
-        if not isinstance(devices, int | list) or devices in (0, -1, []) or isinstance(devices, bool):
-            mistakes.append(f"trainer.devices = {devices!r}: trainer.strategy = fsdp needs their number on a node.")
-        if not isinstance(nodes, int) or nodes < 1:
-            mistakes.append(f"trainer.num_nodes = {nodes!r}: trainer.strategy = fsdp needs their number, 1 or more.")
-        return mistakes
-
-
-_OURS = {
-    "callbacks": "In Python, add yours to the trainer that zipar_train.training.trainer.build_trainer returns.",
-    "logger": "See log.wandb; a CSV log is always written.",
-    "default_root_dir": "See run.",
-    "enable_checkpointing": "See checkpoint_every.",
-}
-
-
-@cache
-def trainer_arguments() -> tuple[str, ...]:
-    """Names of lightning.Trainer's arguments, read from its source so that torch stays unimported."""
-    spec = importlib.util.find_spec("lightning")
-    if spec is None or spec.origin is None:
-        raise RecipeError("lightning is not installed: pip install 'lightning>=2.6.4'")
-    source = Path(spec.origin).parent / "pytorch" / "trainer" / "trainer.py"
-    for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ClassDef) and node.name == "Trainer":
-            init = next(n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__")
-            return tuple(argument.arg for argument in init.args.kwonlyargs)
-    raise RecipeError(f"no Trainer class in {source}: this lightning is not supported")
-
-
-def nearest(prefix: str, name: str, names: Iterable[str]) -> str:
-    """The end of an error: which of the known names was meant."""
-    close = difflib.get_close_matches(name, list(names), 1, 0.5)
-    return f" Did you mean {prefix}{close[0]}?" if close else f" Known: {', '.join(names)}."

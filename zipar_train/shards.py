@@ -12,7 +12,6 @@ import hashlib
 import io
 import os
 import shutil
-import tarfile
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -24,7 +23,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from zipar_train.files import make_folder, write_whole
+from zipar_train.foreign import array, grouped
 from zipar_train.grid import Grid
+from zipar_train.section import Side, Vocabulary
+from zipar_train.wording import cut, shown
 
 
 class Sample(NamedTuple):
@@ -35,30 +37,30 @@ class Sample(NamedTuple):
 
 
 class Shard(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    name: str
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    name: str = Field(min_length=1, max_length=255)
     samples: int = Field(ge=1, lt=2**31)
-    sha256: str
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
 
 
 class Layout(BaseModel):
     """What every sample of a shard set is like. `grid` is rows and columns of codes; `classes` None: captions."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     source: str
-    grid: tuple[int, int]
-    codes: int
-    classes: int | None = None
+    grid: tuple[Side, Side]
+    codes: int = Field(ge=1, le=2**16)
+    classes: Vocabulary | None = None
     views: str = "one"  # of each image, in words
     tokenizer: str | None = None  # SHA-256 of its file
     features: bool = False  # of captions, stored beside them
-    images: int | None = None  # that the source had, unreadable ones included
+    images: int | None = Field(default=None, ge=0)  # that the source had, unreadable ones included
 
 
 class Manifest(Layout):
     """What is in a shard set."""
 
-    skipped: int = 0  # images that could not be read
+    skipped: int = Field(default=0, ge=0)  # images that could not be read
     shards: tuple[Shard, ...]
 
     @property
@@ -142,7 +144,7 @@ def _check(sample: Sample, layout: Layout, *, where: str) -> None:
     codes, grid = sample.codes, layout.grid
     if codes.ndim != 3 or not len(codes) or codes.shape[1:] != tuple(grid):
         raise ValueError(f"{where}: codes of shape {codes.shape}, not (views, {grid[0]}, {grid[1]})")
-    if not np.issubdtype(codes.dtype, np.integer):
+    if codes.dtype.kind not in "ui":
         raise ValueError(f"{where}: codes of type {codes.dtype}, not integers")
     if codes.max() >= layout.codes or codes.min() < 0:
         outside = codes[(codes < 0) | (codes >= layout.codes)]
@@ -151,8 +153,15 @@ def _check(sample: Sample, layout: Layout, *, where: str) -> None:
         )
     if layout.classes and not (isinstance(sample.condition, int) and 0 <= sample.condition < layout.classes):
         raise ValueError(f"{where}: class {sample.condition} is outside 0 .. {layout.classes - 1}")
-    if sample.features is not None and (sample.features.ndim != 2 or sample.features.dtype.kind != "f"):
-        raise ValueError(f"{where}: features of shape {sample.features.shape} and type {sample.features.dtype}")
+    if (features := sample.features) is None:
+        return
+    if layout.classes or features.ndim != 2 or not features.size or features.dtype.kind != "f":
+        raise ValueError(
+            f"{where}: features of shape {features.shape} and type {features.dtype}, not (tokens, width) of a caption"
+        )
+    with np.errstate(over="ignore"):
+        if not np.isfinite(features.astype(np.float16)).all():
+            raise ValueError(f"{where}: features that are not all finite in float16")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -182,7 +191,12 @@ def read_manifest(
             f"no shards at {path}: make them with `zipar-train tokenize`, "
             "or set data.train and data.val to the manifests (.json) you have"
         ) from None
-    except (OSError, ValidationError, UnicodeDecodeError) as error:
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(map(str, first["loc"]))
+        said = f"{key} = {shown(first['input'])}: {first['msg']}" if key else first["msg"]
+        raise ValueError(f"{path} is not a manifest of shards: {cut(said)}") from None
+    except OSError as error:
         raise ValueError(f"{path} is not a manifest of shards: {error}") from error
     if not manifest.samples:
         raise ValueError(f"{path} lists no samples: make the shards again with `zipar-train tokenize`")
@@ -216,8 +230,6 @@ def read_shard(
     Raises:
         ValueError: if the file is not the one the manifest lists, or a sample is not what it should be; names both.
     """
-    from webdataset.tariterators import group_by_keys, tar_file_expander
-
     path = beside(manifest, shard.name)
     try:
         data = _read(path)
@@ -226,30 +238,27 @@ def read_shard(
     if hashlib.sha256(data).hexdigest() != shard.sha256:
         raise ValueError(f"{path} is damaged: its checksum is not the manifest's. Copy or make it again")
     found = 0
-    try:
-        for raw in group_by_keys(tar_file_expander([{"url": path, "stream": io.BytesIO(data)}])):
-            found += 1
-            try:
-                sample = _sample(raw, layout, where=f"{path}, sample {raw['__key__']}")
-            except ValueError as error:
-                if bad is None:
-                    raise
-                bad.append(error)
-            else:
-                yield sample
-    except tarfile.TarError as error:
-        raise ValueError(f"{path} is not a readable tar file ({error}). Copy or make it again") from error
+    for raw in grouped(data, path):
+        found += 1
+        try:
+            sample = _sample(raw, layout, where=f"{path}, sample {raw['__key__']}")
+        except ValueError as error:
+            if bad is None:
+                raise
+            bad.append(error)
+        else:
+            yield sample
     if found != shard.samples:
         raise ValueError(f"{path} holds {found} samples, but its manifest lists {shard.samples}. Make it again")
 
 
 def _sample(raw: dict[str, Any], layout: Layout, *, where: str) -> Sample:
     try:
-        codes = np.load(io.BytesIO(raw["codes.npy"]), allow_pickle=False)
+        codes = array(raw["codes.npy"])
         condition = int(raw["cls"]) if layout.classes else raw["txt"].decode()
-        features = np.load(io.BytesIO(raw["features.npy"]), allow_pickle=False) if "features.npy" in raw else None
-    except (KeyError, ValueError, EOFError) as error:
-        raise ValueError(f"{where}: not readable ({error}). Make the shard again") from error
+        features = array(raw["features.npy"]) if "features.npy" in raw else None
+    except Exception as error:  # a parser of foreign bytes fails in a dozen ways
+        raise ValueError(f"{where}: not readable ({cut(error, length=200)}). Make the shard again") from error
     sample = Sample(raw["__key__"], codes, condition, features)
     _check(sample, layout, where=where)
     return sample

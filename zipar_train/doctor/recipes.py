@@ -7,7 +7,7 @@ from pathlib import Path
 from zipar_train.doctor.devices import available, bf16_speed, device
 from zipar_train.doctor.disk import nearest
 from zipar_train.doctor.rows import Asked, Check, Row, note, ok, problem, size
-from zipar_train.recipe import differences, load_recipe, recipe_folder, shipped
+from zipar_train.recipe import load_recipe, recipe_folder, shipped
 from zipar_train.sections import Recipe
 
 NEAR = 0.9  # of a device's memory: allocators and libraries want the rest
@@ -36,8 +36,9 @@ def given(asked: Asked) -> Recipe:
 
 def run_folder(asked: Asked) -> Iterator[Row]:
     """What `fit` would find there, and refuse."""
-    from zipar_train.models.weights import last_checkpoint, read
-    from zipar_train.training.trainer import HARMLESS
+    from zipar_train.checkpoints import last_checkpoint
+    from zipar_train.models.weights import read
+    from zipar_train.training.fit import harmful
 
     recipe = given(asked)
     run = Path(recipe.run)
@@ -48,7 +49,7 @@ def run_folder(asked: Asked) -> Iterator[Row]:
     saved = read(checkpoint)
     if saved.recipe is None:
         yield problem("run", f"{checkpoint} carries no recipe: it is no run of zipar-train", ELSEWHERE)
-    elif changed := differences(saved.recipe, recipe, ignore=HARMLESS):
+    elif changed := harmful(saved.recipe, recipe):
         yield problem("run", f"{run} was made by another recipe: {'; '.join(changed)}", ELSEWHERE)
     else:
         step = saved.extra.get("global_step", "unknown")

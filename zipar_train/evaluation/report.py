@@ -11,8 +11,8 @@ from zipar_train.evaluation.plots import pareto, plot_samples
 from zipar_train.evaluation.results import SCORES, Report, Row
 from zipar_train.evaluation.scores import Score
 from zipar_train.files import make_folder, write_whole
+from zipar_train.paper import Paper
 from zipar_train.picture import write_figure
-from zipar_train.sections import Paper
 
 NEXT_TOKEN = "next-token"
 

@@ -9,9 +9,10 @@ from typing import Any
 from zipfile import is_zipfile
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from zipar_train.wording import cut
 
 ENTRIES = ("model", "module", "state_dict")  # where trainers keep weights: LlamaGen's DDP script, DeepSpeed, Lightning
 HUB = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+):(?P<file>[\w./-]*)")
@@ -54,8 +55,8 @@ def read_file(path: Path) -> dict[str, Any]:
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path} is damaged ({error}). Copy or export it again") from error
+        except Exception as error:  # a parser of foreign bytes fails in a dozen ways
+            raise ValueError(f"{path} is damaged ({cut(error)}). Copy or export it again") from error
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
@@ -88,7 +89,7 @@ def read_folder(path: Path, *, prefix: str = "") -> dict[str, Tensor]:
         try:
             listed = json.loads(index.read_bytes())["weight_map"]
             files, names = [path / name for name in sorted(set(listed.values()))], set(listed)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{index} is damaged ({error!r}). Download it again") from None
         if strange := [file for file in files if file.parent != path]:
             raise ValueError(f"{index} names {strange[0]}, outside its folder. Download it again")

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import warnings
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import lightning as L
@@ -45,8 +45,13 @@ def fit(recipe: Recipe, *, resume: bool = False, allow: Sequence[str] = ()) -> P
     quiet()
     run = Path(recipe.run)
     write_folder(run)
-    with claimed(folder(run)) if rank_zero_only.rank == 0 else nullcontext():  # type: ignore[attr-defined]
-        return _fit(recipe, run, resume=resume, allow=allow)
+    try:
+        with claimed(folder(run)) if rank_zero_only.rank == 0 else nullcontext():  # type: ignore[attr-defined]
+            return _fit(recipe, run, resume=resume, allow=allow)
+    finally:
+        with suppress(OSError):  # nothing is left of a run that did not begin
+            folder(run).rmdir()
+            run.rmdir()
 
 
 def _fit(recipe: Recipe, run: Path, *, resume: bool, allow: Sequence[str]) -> Path:
@@ -98,6 +103,13 @@ def _fit(recipe: Recipe, run: Path, *, resume: bool, allow: Sequence[str]) -> Pa
     if last_checkpoint(run) is None:
         raise ValueError(f"{run}: nothing was trained. It was stopped at its start, or recipe.trainer allows no step")
     return folder(run) / "last.ckpt"
+
+
+def harmful(made_by: Recipe, recipe: Recipe, allow: Sequence[str] = ()) -> list[str]:
+    """What keeps a recipe from continuing a run that another one made, in words."""
+    harmless = HARMLESS + (SHARED if recipe.optim.batch and made_by.optim.batch else ())
+    meant = [key for key in allow if not key.startswith(FIXED)]
+    return differences(made_by, recipe, ignore=(*harmless, *meant))
 
 
 def to_continue(recipe: Recipe, run: Path, allow: Sequence[str]) -> tuple[Path | None, int | None]:
@@ -161,6 +173,7 @@ def write_folder(run: Path) -> None:
     try:
         make_folder(folder(run))
         write_whole(folder(run) / ".tried", b"")
+        (folder(run) / ".tried").unlink(missing_ok=True)
     except OSError as error:
         raise ValueError(
             f"run = {run}: cannot be written ({error}). Choose another folder with --set run=FOLDER"

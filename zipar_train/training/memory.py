@@ -108,8 +108,9 @@ def training(recipe: Recipe, family: Family) -> tuple[Memory, int]:
     for each in (family, teacher):
         if each:
             _hold_nothing(each.model, fake)
-    condition = family.check(conditions(recipe.model, images))
+    one = family.check(conditions(recipe.model, 1))
     with fake:
+        condition = _repeated(one, images)
         codes = torch.randint(family.codes, (images, family.grid.codes))
         optimizer, trained = module.optimizer(), [p for p in family.model.parameters() if p.requires_grad]
         for group in optimizer.param_groups:
@@ -223,6 +224,13 @@ class Alive(TorchDispatchMode):
 
 def _bytes(model: nn.Module) -> int:
     return sum(t.numel() * t.dtype.itemsize for t in (*model.parameters(), *model.buffers()))
+
+
+def _repeated(condition: Any, images: int) -> Any:
+    """The condition of one image as that of many, of no memory."""
+    if isinstance(condition, Tensor):
+        return torch.zeros((images, *condition.shape[1:]), dtype=condition.dtype)
+    return type(condition)(*(_repeated(part, images) for part in condition))
 
 
 def _hold_nothing(model: nn.Module, fake: FakeTensorMode) -> None:

@@ -10,7 +10,6 @@ import torch
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.callbacks import EMAWeightAveraging, TQDMProgressBar
 from lightning.pytorch.strategies import ModelParallelStrategy
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from zipar_train.models import lora
 from zipar_train.models.family import Family, build
@@ -152,16 +151,16 @@ def build_trainer(recipe: Recipe, *, data: dict[str, str] | None = None, step: i
     arguments: dict[str, Any] = {"enable_model_summary": False, **recipe.trainer}
     arguments |= {"enable_checkpointing": False, "default_root_dir": recipe.run, "callbacks": callbacks}
     arguments["enable_progress_bar"] = watched
-    if arguments.get("strategy") == "fsdp":
-        arguments["strategy"] = ModelParallelStrategy(
-            data_parallel_size=devices(recipe), tensor_parallel_size=1, save_distributed_checkpoint=False
-        )
-    plugins = [*(arguments.pop("plugins", None) or []), checkpoint.io]
+    plugins: list[Any] = [checkpoint.io]
     if SLURMEnvironment.detect():
         plugins.append(SLURMEnvironment(auto_requeue=False))  # see `Checkpoint`, which keeps no second file
     try:
+        if arguments.get("strategy") == "fsdp":
+            arguments["strategy"] = ModelParallelStrategy(
+                data_parallel_size=devices(recipe), tensor_parallel_size=1, save_distributed_checkpoint=False
+            )
         trainer = L.Trainer(**arguments, plugins=plugins, logger=Log(recipe.run, name="logs"))
-    except (MisconfigurationException, TypeError, ValueError) as error:
+    except Exception as error:  # of Lightning, its plugins, and packages that an accelerator asks for
         raise ValueError(f"trainer: Lightning refuses the recipe's arguments {recipe.trainer}: {error}") from error
     trainer.accumulate_grad_batches = dealt(recipe, trainer.world_size)[1]
     return trainer

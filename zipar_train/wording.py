@@ -1,0 +1,35 @@
+"""How errors show values and names that came from outside: as they are, cut short where they are long."""
+
+import difflib
+from collections.abc import Iterable
+from reprlib import Repr
+from typing import Any
+
+_short = Repr()
+_short.maxstring = _short.maxother = 300
+_short.maxlong = 60
+_short.maxdict = _short.maxlist = _short.maxset = _short.maxtuple = 12
+_short.maxlevel = 4
+
+
+def shown(value: Any) -> str:
+    """A value as Python writes it."""
+    try:
+        return _short.repr(value)
+    except ValueError:  # Python writes no more than 4300 digits
+        return "a number of thousands of digits"
+
+
+def cut(text: Any, *, length: int = 1000) -> str:
+    """What `str` makes of it, its beginning."""
+    try:
+        whole = str(text)
+    except ValueError:
+        return shown(text)
+    return whole if len(whole) <= length else f"{whole[:length]}..."
+
+
+def nearest(prefix: str, name: str, names: Iterable[str]) -> str:
+    """The end of an error: which of the known names was meant."""
+    close = difflib.get_close_matches(name, list(names), 1, 0.5)
+    return f" Did you mean {prefix}{close[0]}?" if close else f" Known: {', '.join(names)}."
