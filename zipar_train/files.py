@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+CLAIM = ".claimed"  # the file that says so
+
 
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file beside its place and rename it there: it appears whole or not at all.
@@ -38,8 +40,7 @@ def claimed(folder: Path) -> Iterator[None]:
     """
     import fcntl  # what Windows lacks
 
-    path = folder / ".claimed"
-    with open(path, "a+") as file:
+    with open(folder / CLAIM, "a+") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not inherited by loader processes, which may live longer
         except BlockingIOError:
@@ -48,10 +49,7 @@ def claimed(folder: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
+        yield
 
 
 def make_folder(path: Path) -> None:

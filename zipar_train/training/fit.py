@@ -13,7 +13,7 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_only
 
 from zipar_train.checkpoints import damage, folder, last_checkpoint, newest_first
-from zipar_train.files import claimed, make_folder, write_whole
+from zipar_train.files import CLAIM, claimed, make_folder, write_whole
 from zipar_train.models.weights import read
 from zipar_train.recipe import differences, dump
 from zipar_train.sections import Recipe
@@ -44,14 +44,17 @@ def fit(recipe: Recipe, *, resume: bool = False, allow: Sequence[str] = ()) -> P
     """
     quiet()
     run = Path(recipe.run)
+    made = [place for place in (folder(run), *folder(run).parents) if not place.exists()]
     write_folder(run)
     try:
         with claimed(folder(run)) if rank_zero_only.rank == 0 else nullcontext():  # type: ignore[attr-defined]
             return _fit(recipe, run, resume=resume, allow=allow)
     finally:
         with suppress(OSError):  # nothing is left of a run that did not begin
-            folder(run).rmdir()
-            run.rmdir()
+            if made and not newest_first(run):
+                (folder(run) / CLAIM).unlink()
+            for place in made:
+                place.rmdir()
 
 
 def _fit(recipe: Recipe, run: Path, *, resume: bool, allow: Sequence[str]) -> Path:
