@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "zipar_train"
 ROOMS = [
-    *("grid", "plan", "masks", "files", "picture", "sections", "recipe", "processes"),
+    *("grid", "plan", "masks", "files", "history", "picture", "sections", "recipe", "processes", "environment"),
     *("models.rope", "models.modeling_llamagen", "models.text", "models.layout", "models.lora", "models.published"),
     "models.prompts",
     *(
@@ -32,11 +32,12 @@ ROOMS = [
         "training.loss",
         "training.module",
         "training.datamodule",
+        "training.samples",
+        "training.tracking",
         "training.trainer",
         "training.memory",
         "training",
     ),
-    "environment",
     *("evaluation.metrics", "evaluation.adm", "evaluation.features", "evaluation.classifier", "evaluation.drawing"),
     *("evaluation.captions", "evaluation.subjects", "evaluation.reference", "evaluation.scores", "evaluation.clip"),
     *("evaluation.protocol", "evaluation.results", "evaluation.evaluate", "evaluation.search", "evaluation.plots"),

@@ -233,8 +233,11 @@ class Paper(Section):
 class Log(Section):
     wandb: Literal["online", "offline", "disabled"] = "offline"
     project: str = "zipar-train"
+    name: str | None = None  # of W&B's run; null: the recipe's name and what is done
     group: str | None = None  # of W&B's runs; null: the recipe's name
     tags: list[str] = []
+    images: Positive | None = None  # drawn for W&B at every validation, at the smallest trained window and next-token
+    artifacts: bool = False  # upload the last checkpoint at the end of fit, and where a signal stops it
 
 
 class Recipe(Section):
@@ -279,6 +282,8 @@ class Recipe(Section):
             mistakes.append(
                 "tune.lora needs model.weights: adapters of random weights mend nothing. Set one or drop the other."
             )
+        if self.log.images and self.model.tokenizer is None:
+            mistakes.append("log.images: codes have no pixels without model.tokenizer. Set it, or log.images to null.")
         if self.trainer.get("strategy") == "fsdp":
             mistakes += self._not_shared()
         for key, value in self.trainer.items():
@@ -299,6 +304,8 @@ class Recipe(Section):
         mistakes = []
         if self.optim.ema is not None:
             mistakes.append("optim.ema: averages are not kept under trainer.strategy = fsdp: set it to null.")
+        if self.log.images:
+            mistakes.append("log.images: no device has the weights under trainer.strategy = fsdp: set it to null.")
         if not isinstance(devices, int | list) or devices in (0, -1, []) or isinstance(devices, bool):
             mistakes.append(f"trainer.devices = {devices!r}: trainer.strategy = fsdp needs their number on a node.")
         if not isinstance(nodes, int) or nodes < 1:

@@ -1,7 +1,6 @@
 """A recipe, run: its model, data and Lightning Trainer, put together."""
 
 import logging
-import os
 import sys
 import warnings
 from pathlib import Path
@@ -24,6 +23,7 @@ from zipar_train.sections import Recipe
 from zipar_train.training.callbacks import Checkpoint, Lines
 from zipar_train.training.datamodule import ShardDataModule
 from zipar_train.training.module import ZipARModule
+from zipar_train.training.tracking import tracked
 
 
 def build_module(recipe: Recipe, *, weights: bool = True) -> ZipARModule:
@@ -143,40 +143,6 @@ def devices(recipe: Recipe) -> int:
     return (len(asked) if isinstance(asked, list) else asked) * recipe.trainer.get("num_nodes", 1)
 
 
-def wandb_logger(recipe: Recipe, job: str) -> Any:
-    """A started W&B run, online or offline, its files in the run folder; the caller finishes it.
-
-    Raises:
-        ValueError: if wandb is not installed, or refuses to start.
-    """
-    os.environ.setdefault("WANDB_SILENT", "true")  # one line of ours instead of its dozen
-    try:
-        import wandb
-        from lightning.pytorch.loggers import WandbLogger
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"log.wandb = {recipe.log.wandb}: wandb is not installed. pip install wandb, or --set log.wandb=disabled"
-        ) from error
-    try:
-        logger = WandbLogger(
-            project=recipe.log.project,
-            name=f"{recipe.name}-{job}",
-            group=recipe.log.group or recipe.name,
-            tags=recipe.log.tags,
-            job_type=job,
-            save_dir=recipe.run,
-            offline=recipe.log.wandb == "offline",
-            config=recipe.model_dump(),
-        )
-        _ = logger.experiment  # starts it, so that what can go wrong does so here
-        return logger
-    except (wandb.errors.Error, OSError) as error:
-        raise ValueError(
-            f"log.wandb = {recipe.log.wandb}: W&B does not start ({error}). "
-            "`wandb login`, or --set log.wandb=offline, or --set log.wandb=disabled"
-        ) from error
-
-
 HARMLESS = (  # keys that may differ on resuming: no loss depends on them
     *("about", "run", "checkpoint_every", "draw", "evaluate", "log"),
     *("trainer.log_every_n_steps", "trainer.enable_progress_bar", "trainer.enable_model_summary"),
@@ -237,17 +203,8 @@ def fit(recipe: Recipe, *, resume: bool = False) -> Path:
         f"{recipe.name}: {recipe.model.family}, {parameters:.1f} M parameters{share}, {module.family.grid} codes, "
         f"windows {windows}; {train.samples:,} images to train on, {val.samples:,} held out."
     )
-    logger = None
-    if recipe.log.wandb != "disabled":
-        logger = wandb_logger(recipe, "fit")
-        trainer.loggers = [*trainer.loggers, logger]
-    if recipe.log.wandb == "offline":
-        rank_zero_print(f"W&B offline: `wandb sync {run}/wandb/offline-run-*` uploads it.")
-    try:
+    with tracked(trainer, recipe, resume=resume):
         trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
-    finally:
-        if logger is not None:
-            logger.experiment.finish()
     if last_checkpoint(run) is None:
         raise ValueError(f"{run}: nothing was trained. It was stopped at its start, or recipe.trainer allows no step")
     return run / "checkpoints" / "last.ckpt"
