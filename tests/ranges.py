@@ -86,6 +86,7 @@ RANGES = {  # path: range; * is an entry of a list or a mapping, # a mapping's k
     "evaluate.seeds.*": Range(0, 2**63 - 1),
     "evaluate.batch_size": Range(1, 65536),
     "evaluate.size": Range(8, 2048),
+    "log.images": Range(1, 1024),
     "paper.protocol.images": Range(1, 10**9),
     "paper.protocol.size": Range(1, 65536),
     "paper.protocol.guidance": real(0, 1000),

@@ -9,8 +9,8 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "zipar_train"
 ROOMS = [
-    *("grid", "plan", "masks", "files", "checkpoints", "picture", "wording", "plain", "trainer_arguments"),
-    *("section", "paper", "sections", "recipe", "processes"),
+    *("grid", "plan", "masks", "files", "checkpoints", "history", "picture", "wording", "plain", "trainer_arguments"),
+    *("section", "paper", "sections", "recipe", "processes", "environment"),
     *("models.rope", "models.modeling_llamagen", "models.text", "models.layout", "models.lora", "models.published"),
     "models.prompts",
     *(
@@ -29,8 +29,8 @@ ROOMS = [
     *("decoding.cache", "decoding.memory", "decoding.canvas", "decoding.capture", "decoding.packed", "decoding.body"),
     *("decoding.pixels", "decoding.sampling", "decoding.decoder", "decoding"),
     *("training.guard", "training.loss", "training.module", "training.datamodule"),
-    *("training.callbacks", "training.meter", "training.trainer", "training.fit", "training.memory", "training"),
-    "environment",
+    *("training.callbacks", "training.meter", "training.samples", "training.tracking"),
+    *("training.trainer", "training.fit", "training.memory", "training"),
     *("evaluation.metrics", "evaluation.adm", "evaluation.features", "evaluation.classifier", "evaluation.drawing"),
     *("evaluation.captions", "evaluation.subjects", "evaluation.reference", "evaluation.scores", "evaluation.clip"),
     *("evaluation.protocol", "evaluation.results", "evaluation.evaluate", "evaluation.search", "evaluation.plots"),

@@ -164,7 +164,10 @@ def test_two_processes_share_an_epoch_and_with_fsdp_the_weights(tiny, tmp_path):
         assert process.returncode == 0, err
         return out
 
-    assert finished(two("ddp")).count("epoch 1, step 23") == 1
+    watched = sets(["log.wandb=offline", "log.images=3"])  # by the first process alone
+    assert finished(two("ddp", *watched)).count("epoch 1, step 23") == 1
+    (run,) = (tmp_path / "ddp" / "wandb").glob("offline-run-*")
+    assert len(list(run.rglob("*.png"))) == 2 * 3
     killed = two("fsdp")
     wait_for(tmp_path / "fsdp" / "checkpoints" / "last.ckpt", killed)
     os.killpg(killed.pid, signal.SIGKILL)
@@ -303,13 +306,6 @@ def test_only_matrices_decay_and_the_schedule_warms_up_and_ends_at_zero(tiny_rec
     assert {p.ndim for p in decay["params"]} == {2}
     assert {p.ndim for p in rest["params"]} == {1}
     assert (decay["weight_decay"], rest["weight_decay"]) == (0.1, 0.0)
-
-
-def test_wandb_offline_keeps_a_run_in_the_folder(tiny, tmp_path):
-    pytest.importorskip("wandb")
-    overrides = [o for o in quick(tiny, tmp_path, "run", "trainer.max_epochs=1") if not o.startswith("log.")]
-    fit(load_recipe("digits-base", [*overrides, "log.wandb=offline"]))
-    assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
 
 
 def test_arguments_that_lightning_refuses_are_named(tiny):

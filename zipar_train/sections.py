@@ -250,8 +250,11 @@ class Evaluate(Section):
 class Log(Section):
     wandb: Literal["online", "offline", "disabled"] = "offline"
     project: Name = "zipar-train"
+    name: Name | None = None  # of W&B's run; null: the recipe's name and what is done
     group: Name | None = None  # of W&B's runs; null: the recipe's name
     tags: Annotated[list[Name], Field(max_length=100)] = []
+    images: Annotated[int, Field(ge=1, le=1024)] | None = None  # drawn at every validation, at two windows; null: none
+    artifacts: bool = False  # upload the last checkpoint at the end of fit, and where a signal stops it
 
 
 class Recipe(Section):
@@ -303,8 +306,12 @@ class Recipe(Section):
             mistakes.append(
                 "tune.lora needs model.weights: adapters of random weights mend nothing. Set one or drop the other."
             )
+        if self.log.images and self.model.tokenizer is None:
+            mistakes.append("log.images: codes have no pixels without model.tokenizer. Set it, or log.images to null.")
         if self.trainer.get("strategy") == "fsdp" and self.optim.ema is not None:
             mistakes.append("optim.ema: averages are not kept under trainer.strategy = fsdp: set it to null.")
+        if self.trainer.get("strategy") == "fsdp" and self.log.images:
+            mistakes.append("log.images: no device has the weights under trainer.strategy = fsdp: set it to null.")
         mistakes += disagreements(self.trainer)
         if mistakes:
             raise ValueError("\n".join(mistakes))

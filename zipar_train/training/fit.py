@@ -18,7 +18,8 @@ from zipar_train.models.weights import read
 from zipar_train.recipe import differences, dump
 from zipar_train.sections import Recipe
 from zipar_train.training.callbacks import Stopped
-from zipar_train.training.trainer import build_datamodule, build_module, build_trainer, wandb_logger
+from zipar_train.training.tracking import tracked
+from zipar_train.training.trainer import build_datamodule, build_module, build_trainer
 
 HARMLESS = (  # keys that may differ on resuming: no loss depends on them
     *("about", "run", "checkpoint_every", "checkpoint_keep", "checkpoint_best", "draw", "evaluate", "log", "health"),
@@ -90,19 +91,12 @@ def _fit(recipe: Recipe, run: Path, *, resume: bool, allow: Sequence[str]) -> Pa
     if trainer.accumulate_grad_batches > 1:
         shares.append(f"{trainer.accumulate_grad_batches} batches")
     rank_zero_print(f"A step is {' x '.join(shares)}.")
-    logger = None
-    if recipe.log.wandb != "disabled":
-        logger = wandb_logger(recipe, "fit")
-        trainer.loggers = [*trainer.loggers, logger]
-    if recipe.log.wandb == "offline":
-        rank_zero_print(f"W&B offline: `wandb sync {run}/wandb/offline-run-*` uploads it.")
-    try:
-        trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
-    finally:
-        for each in trainer.loggers:
-            each.save()
-        if logger is not None:
-            logger.experiment.finish()
+    with tracked(trainer, recipe, resume=resume):
+        try:
+            trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+        finally:
+            for logger in trainer.loggers:
+                logger.save()
     if last_checkpoint(run) is None:
         raise ValueError(f"{run}: nothing was trained. It was stopped at its start, or recipe.trainer allows no step")
     return folder(run) / "last.ckpt"

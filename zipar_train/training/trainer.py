@@ -1,6 +1,5 @@
 """A recipe, run: its model, data and Lightning Trainer, put together."""
 
-import os
 import sys
 import warnings
 from typing import Any
@@ -170,37 +169,3 @@ def devices(recipe: Recipe) -> int:
     """That weights are shared among under FSDP, over all nodes."""
     asked = recipe.trainer["devices"]
     return (len(asked) if isinstance(asked, list) else asked) * recipe.trainer.get("num_nodes", 1)
-
-
-def wandb_logger(recipe: Recipe, job: str) -> Any:
-    """A started W&B run, online or offline, its files in the run folder; the caller finishes it.
-
-    Raises:
-        ValueError: if wandb is not installed, or refuses to start.
-    """
-    os.environ.setdefault("WANDB_SILENT", "true")  # one line of ours instead of its dozen
-    try:
-        import wandb
-        from lightning.pytorch.loggers import WandbLogger
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"log.wandb = {recipe.log.wandb}: wandb is not installed. pip install wandb, or --set log.wandb=disabled"
-        ) from error
-    try:
-        logger = WandbLogger(
-            project=recipe.log.project,
-            name=f"{recipe.name}-{job}",
-            group=recipe.log.group or recipe.name,
-            tags=recipe.log.tags,
-            job_type=job,
-            save_dir=recipe.run,
-            offline=recipe.log.wandb == "offline",
-            config=recipe.model_dump(),
-        )
-        _ = logger.experiment  # starts it, so that what can go wrong does so here
-        return logger
-    except (wandb.errors.Error, OSError) as error:
-        raise ValueError(
-            f"log.wandb = {recipe.log.wandb}: W&B does not start ({error}). "
-            "`wandb login`, or --set log.wandb=offline, or --set log.wandb=disabled"
-        ) from error
