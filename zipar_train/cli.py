@@ -196,13 +196,13 @@ def fit(
         loaded = load_recipe(recipe, overrides)
     from zipar_train.training.callbacks import Stopped
     from zipar_train.training.fit import fit as work
-    from zipar_train.training.fit import requeue
+    from zipar_train.training.fit import rank_zero_print, requeue
 
     try:
-        print(work(loaded, resume=resume, allow=allow))
+        rank_zero_print(str(work(loaded, resume=resume, allow=allow)))
     except Stopped as stop:
         again = " ".join(["zipar-train fit --recipe", recipe, *(f"--set '{o}'" for o in overrides), "--resume"])
-        print(f"\nzipar-train: {stop}. " + (requeue(stop) or f"Continue with: {again}"), file=sys.stderr)
+        rank_zero_print(f"\nzipar-train: {stop}. " + (requeue(stop) or f"Continue with: {again}"), file=sys.stderr)
         raise typer.Exit(128 + stop.signum) from None
 
 

@@ -137,6 +137,8 @@ class Checkpoint(L.Callback):
             logger.save()
         aside = self.folder / "next.ckpt"  # under its name when it is known to be whole, on every node
         trainer.save_checkpoint(aside)
+        if not trainer.is_global_zero:
+            self.saved = trainer.global_step
         if not trainer.is_global_zero or self._told():
             return
         try:

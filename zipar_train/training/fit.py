@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_only
@@ -157,8 +158,8 @@ def requeue(stop: Stopped) -> str:
 
 
 @rank_zero_only
-def rank_zero_print(line: str) -> None:
-    print(line, flush=True)
+def rank_zero_print(line: str, file: Any = None) -> None:
+    print(line, file=file, flush=True)
 
 
 def write_folder(run: Path) -> None:
