@@ -25,6 +25,7 @@ from zipar_train.models.weights import read
 from zipar_train.recipe import load_recipe
 from zipar_train.training.callbacks import Checkpoint, Stopped
 from zipar_train.training.fit import fit
+from zipar_train.training.meter import flops
 from zipar_train.training.module import units
 from zipar_train.training.trainer import build_trainer
 
@@ -321,3 +322,16 @@ def test_a_generator_of_trained_weights_equals_the_trained_module(tiny_recipe):
     a, b = first.draw([1, 2, 3], window=2), second.draw([1, 2, 3], window=2)
     assert torch.equal(a.codes, b.codes)
     assert torch.equal(a.pixels, b.pixels)
+
+
+def test_operations_are_those_that_torch_counts():
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    family = llamagen(4, 4)
+    plan = Plan.zipar(family.grid, window=2)
+    batch = Batch(torch.randint(7, (1, 16)), torch.tensor([0]))
+    module = ZipARModule(family, windows={2: 1})
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        module.losses(batch, batch.condition, 2)[0].backward()
+    assert flops(family, plan) == pytest.approx(counter.get_total_flops(), rel=0.02)

@@ -27,11 +27,12 @@ def flops(family: Family, plan: Plan, *, trained: float = 1.0) -> float:
     Args:
         trained: share of the weights that get gradients.
     """
-    body: Any = family.model.base_model
-    head = family.model.get_output_embeddings()
-    weights = sum(part.weight.numel() for part in body.modules() if isinstance(part, nn.Linear))
+    body, head = (
+        sum(part.weight.numel() for part in module.modules() if isinstance(part, nn.Linear))
+        for module in (family.model.base_model, family.model.get_output_embeddings())
+    )
+    products = 2 * body * len(plan) + 2 * head * family.grid.codes
     config = family.model.config.get_text_config()
-    products = 2 * weights * len(plan) + (2 * head.weight.numel() * family.grid.codes if head is not None else 0)
     width = config.num_attention_heads * getattr(config, "head_dim", config.hidden_size // config.num_attention_heads)
     attention = 4 * len(plan) ** 2 * width * config.num_hidden_layers
     return (2 + trained) * products + 3 * attention
