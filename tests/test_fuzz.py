@@ -98,7 +98,7 @@ def file(tmp_path):
     return tmp_path / "spoilt.yaml"
 
 
-@examples(150)
+@examples(100)
 @given(text=spoilt_text(list(TEXTS.values())))
 def test_recipes_with_spoilt_lines(file, text):
     file.write_bytes(text.encode("utf-8", "surrogatepass"))
