@@ -193,7 +193,8 @@ def every_verb(run, folder: Path, recipe: str, model: list[str], *, checkpoint: 
     settings = ["--recipe", recipe, *sets([
         *model, f"model.tokenizer_weights={checkpoint}", f"model.weights={checkpoint}", f"zipar.windows={{{mix}}}",
         f"data.train={folder}/shards/train.json", f"data.val={folder}/shards/val.json", "data.batch_size=8",
-        "data.workers=0", f"run={folder}/run", "tune.compile=false", "tune.attention=sdpa", "trainer.accelerator=cpu",
+        "data.workers=0", "optim.batch=8",
+        f"run={folder}/run", "tune.compile=false", "tune.attention=sdpa", "trainer.accelerator=cpu",
         "trainer.val_check_interval=1.0", "trainer.precision=32-true", "trainer.limit_train_batches=2", "optim.lr=1e-2",
         "log.wandb=disabled", f"evaluate.windows={windows}", "evaluate.images=10", "evaluate.batch_size=32",
         f"evaluate.captions={folder}/captions.txt", f"evaluate.clip={clip}"])]  # fmt: skip

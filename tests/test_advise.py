@@ -14,7 +14,7 @@ from zipar_train.evaluation.advise import _by_offset, advise, attention, cut_off
 from zipar_train.grid import Grid
 from zipar_train.loader import Batch
 from zipar_train.recipe import load_recipe
-from zipar_train.training.trainer import fit
+from zipar_train.training.fit import fit
 
 
 @pytest.mark.parametrize("row_end", [False, True])

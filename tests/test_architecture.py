@@ -9,8 +9,8 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "zipar_train"
 ROOMS = [
-    *("grid", "plan", "masks", "files", "picture", "wording", "plain", "trainer_arguments", "sections"),
-    *("recipe", "processes"),
+    *("grid", "plan", "masks", "files", "checkpoints", "history", "picture", "wording", "plain", "trainer_arguments"),
+    *("section", "paper", "sections", "recipe", "processes", "environment"),
     *("models.rope", "models.modeling_llamagen", "models.text", "models.layout", "models.lora", "models.published"),
     "models.prompts",
     *(
@@ -28,22 +28,18 @@ ROOMS = [
     *("foreign", "shards", "loader", "crops", "images", "tokenize", "importers", "check"),
     *("decoding.cache", "decoding.memory", "decoding.canvas", "decoding.capture", "decoding.packed", "decoding.body"),
     *("decoding.pixels", "decoding.sampling", "decoding.decoder", "decoding"),
-    *(
-        "training.callbacks",
-        "training.loss",
-        "training.module",
-        "training.datamodule",
-        "training.trainer",
-        "training.memory",
-        "training",
-    ),
-    "environment",
+    *("training.guard", "training.loss", "training.module", "training.datamodule"),
+    *("training.callbacks", "training.meter", "training.samples", "training.tracking"),
+    *("training.trainer", "training.fit", "training.memory", "training"),
     *("evaluation.metrics", "evaluation.adm", "evaluation.features", "evaluation.classifier", "evaluation.drawing"),
     *("evaluation.captions", "evaluation.subjects", "evaluation.reference", "evaluation.scores", "evaluation.clip"),
     *("evaluation.protocol", "evaluation.results", "evaluation.evaluate", "evaluation.search", "evaluation.plots"),
     *("evaluation.page", "evaluation.report", "evaluation.advise", "evaluation"),
     *("benchmark.floor", "benchmark.baseline", "benchmark.decode", "benchmark.train", "benchmark.report", "benchmark"),
-    *("export", "trials", "sweep", "options", "shards_cli", "bench_cli", "evaluate_cli", "sweep_cli", "cli"),
+    *("export", "trials", "sweep"),
+    *("doctor.rows", "doctor.report", "doctor.packages", "doctor.devices", "doctor.attention", "doctor.disk"),
+    *("doctor.tracking", "doctor.recipes", "doctor.sources", "doctor.examine", "doctor"),
+    *("options", "shards_cli", "bench_cli", "evaluate_cli", "sweep_cli", "doctor_cli", "cli"),
 ]
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py" and "recipes" not in p.parts)
 
@@ -96,6 +92,7 @@ def test_files_are_short_and_say_what_they_are():
         ("zipar_train.plan", ["torch"]),
         ("zipar_train.decoding.generator", ["wandb", "webdataset", "torch_fidelity", "matplotlib", "lightning"]),
         ("zipar_train.training.trainer", ["wandb", "webdataset"]),
+        ("zipar_train.doctor.examine", ["torch", "lightning", "transformers", "wandb", "packaging", "psutil"]),
     ],
 )
 def test_optional_packages_may_be_missing(module, absent):

@@ -21,7 +21,7 @@ from zipar_train.models.family import build
 from zipar_train.models.weights import Saved
 from zipar_train.recipe import load_recipe
 from zipar_train.sections import Draw
-from zipar_train.training.trainer import fit
+from zipar_train.training.fit import fit
 
 
 @pytest.fixture

@@ -152,7 +152,7 @@ def test_compared_checkpoints_have_their_gap_closed(shards, tmp_path, tiny):
     from zipar_train.evaluation.evaluate import evaluate
     from zipar_train.evaluation.report import findings, markdown
     from zipar_train.recipe import load_recipe
-    from zipar_train.training.trainer import fit
+    from zipar_train.training.fit import fit
 
     paths = []
     for name, lr in (("slow", "1e-3"), ("fast", "3e-2")):
@@ -206,7 +206,7 @@ PAPER = ("paper={source: 'a paper, table 1', protocol: {images: 50000, condition
 def test_the_protocol_is_guarded(tiny, tmp_path, run):
     """What departs from a published protocol is said; the released baseline has rows of its own."""
     from zipar_train.recipe import load_recipe
-    from zipar_train.training.trainer import fit
+    from zipar_train.training.fit import fit
 
     fit(load_recipe("digits-base", [*tiny, "trainer.max_epochs=1"]))
     more = [*tiny, PAPER, "evaluate.batch_size=5"]
@@ -266,7 +266,7 @@ def test_a_departure_is_each_difference_and_nothing_else():
 
 def test_guidance_is_searched(tiny, tmp_path, run):
     from zipar_train.recipe import load_recipe
-    from zipar_train.training.trainer import fit
+    from zipar_train.training.fit import fit
 
     fit(load_recipe("digits-base", [*tiny, "trainer.max_epochs=4", "optim.lr=1e-2"]))
     arguments = ["evaluate", "--recipe", "digits-base", *sets(tiny), "--checkpoint", tmp_path / "run", "--windows", "2"]

@@ -10,7 +10,7 @@ from zipar_train import load
 from zipar_train.export import export
 from zipar_train.models.weights import read
 from zipar_train.recipe import load_recipe
-from zipar_train.training.trainer import fit
+from zipar_train.training.fit import fit
 
 ALONE = """
 import sys, torch

@@ -26,7 +26,8 @@ def small(tmp_path, vq, weights, *more):
             "model.codes=24", "model.grid=[3,3]", f"model.weights={weights}", f"model.tokenizer_weights={vq}",
             "zipar.windows={3: 1, 2: 1, 1: 1}", "evaluate.windows=[3,2,1]", "evaluate.images=10",
             f"data.train={tmp_path}/shards/train.json",
-            f"data.val={tmp_path}/shards/val.json", "data.batch_size=8", "data.workers=0", f"run={tmp_path}/run",
+            f"data.val={tmp_path}/shards/val.json", "data.batch_size=8", "optim.batch=8",
+            "data.workers=0", f"run={tmp_path}/run",
             "trainer.accelerator=cpu", "trainer.val_check_interval=1.0", "tune.compile=false", "log.wandb=disabled",
             *more]  # fmt: skip
 

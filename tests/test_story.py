@@ -6,7 +6,7 @@ from zipar_train import load
 from zipar_train.evaluation.metrics import bits_per_code
 from zipar_train.loader import ShardLoader
 from zipar_train.recipe import load_recipe
-from zipar_train.training.trainer import fit
+from zipar_train.training.fit import fit
 
 SMALL = ["log.wandb=disabled", "model.depth=3", "model.width=64", "model.feed_forward=128", "trainer.accelerator=cpu"]
 

@@ -12,7 +12,8 @@ from zipar_train import load
 from zipar_train.export import export
 from zipar_train.models.weights import read, restored
 from zipar_train.recipe import load_recipe
-from zipar_train.training.trainer import build_module, fit
+from zipar_train.training.fit import fit
+from zipar_train.training.trainer import build_module
 
 LORA = "tune.lora={rank: 4, alpha: 8, targets: [q_proj, v_proj, down_proj]}"
 

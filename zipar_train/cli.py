@@ -8,6 +8,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from zipar_train.bench_cli import bench
+from zipar_train.doctor_cli import doctor
 from zipar_train.evaluate_cli import advise, evaluate
 from zipar_train.options import (
     EitherCheckpointOption,
@@ -36,6 +37,7 @@ app.command()(bench)
 app.command()(evaluate)
 app.command()(advise)
 app.command()(sweep)
+app.command()(doctor)
 
 
 def main() -> None:
@@ -179,6 +181,9 @@ def fit(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run folder's checkpoint, if it has one.")
     ] = False,
+    allow: Annotated[
+        list[str], typer.Option("--allow", metavar="KEY", help="May differ from the recipe that made the run folder.")
+    ] = [],  # noqa: B006
     more: Annotated[list[str], typer.Argument(metavar="[KEY=VALUE]...", help="As --set: for W&B's agents.")] = [],  # noqa: B006
 ) -> None:
     """Train a recipe into its run folder. Ctrl-C finishes the step, keeps a checkpoint and stops."""
@@ -190,13 +195,14 @@ def fit(
         overrides.append(f"run={loaded.run}-{os.environ['WANDB_SWEEP_ID']}/{os.environ['WANDB_RUN_ID']}")
         loaded = load_recipe(recipe, overrides)
     from zipar_train.training.callbacks import Stopped
-    from zipar_train.training.trainer import fit as work
+    from zipar_train.training.fit import fit as work
+    from zipar_train.training.fit import rank_zero_print, requeue
 
     try:
-        print(work(loaded, resume=resume))
+        rank_zero_print(str(work(loaded, resume=resume, allow=allow)))
     except Stopped as stop:
         again = " ".join(["zipar-train fit --recipe", recipe, *(f"--set '{o}'" for o in overrides), "--resume"])
-        print(f"\nzipar-train: {stop}. Continue with: {again}", file=sys.stderr)
+        rank_zero_print(f"\nzipar-train: {stop}. " + (requeue(stop) or f"Continue with: {again}"), file=sys.stderr)
         raise typer.Exit(128 + stop.signum) from None
 
 

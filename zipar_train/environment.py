@@ -5,28 +5,41 @@ import subprocess
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
-def environment(device: torch.device) -> dict[str, str]:
+def environment(device: "torch.device") -> dict[str, str]:
     """What the numbers were made with."""
-    packages = {}
-    for name in ("zipar-train", "torch", "lightning", "transformers", "torch-fidelity"):
-        try:
-            packages[name] = version(name)
-        except PackageNotFoundError:
-            packages[name] = "not installed"
+    import torch
+
     hardware = (
         torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     )
     return {
         "device": hardware,
         "python": platform.python_version(),
-        **packages,
+        **versions("zipar-train", "torch", "lightning", "transformers", "torch-fidelity"),
         "revision": revision(),
-        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+        "date": today(),
     }
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Of packages by their names, or 'not installed'."""
+    found = {}
+    for name in packages:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def today() -> str:
+    return datetime.now(timezone.utc).strftime("%Y-%m-%d")
 
 
 def revision() -> str:

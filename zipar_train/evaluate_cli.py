@@ -88,8 +88,7 @@ def evaluate(
     print("\n".join(["", *map(str, [*files, *images])]))
     if json_file:
         write_json(json_file, report.model_dump())
-    if loaded.log.wandb != "disabled":
-        log_to_wandb(report, [file for file in files if file.suffix == ".png"])
+    log_to_wandb(report, [file for file in files if file.suffix == ".png"])
 
 
 def _search(

@@ -3,8 +3,12 @@
 import hashlib
 import os
 import secrets
-from contextlib import suppress
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+CLAIM = ".claimed"  # the file that says so
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -24,6 +28,28 @@ def write_whole(path: Path, data: bytes) -> None:
         with suppress(OSError):
             aside.unlink()
         raise OSError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Hold a folder against other processes, on this machine or others; a process that dies lets go of it.
+
+    Raises:
+        ValueError: if another holds it; says who.
+        OSError: if the folder cannot be written.
+    """
+    import fcntl  # what Windows lacks
+
+    with open(folder / CLAIM, "a+") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not inherited by loader processes, which may live longer
+        except BlockingIOError:
+            file.seek(0)
+            raise ValueError(f"{folder}: {file.read().strip() or 'another process'} is at work in it") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
 
 
 def make_folder(path: Path) -> None:

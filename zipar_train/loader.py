@@ -1,25 +1,40 @@
-"""Shards to batches: one epoch an iteration, every sample once, in a seeded order that can be resumed."""
+"""Shards to batches: one epoch an iteration, in a seeded order that any number of processes shares and can resume.
+
+An epoch is a sequence of steps of B images, the same whoever reads them: rank r of R takes its R-th part of every step,
+and of that part each loader process its own. The order is made of numbers alone, before anything is read: the shards in
+a seeded order, cut into `lanes` that are shuffled apart and fill the same places of every step. So a process reads the
+shards of its own places, and a resumed one none that it has passed.
+"""
 
 import random
 import signal
-from collections.abc import Iterable, Iterator
+import sys
+import threading
+from bisect import bisect
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import accumulate, islice
 from math import ceil
 from pathlib import Path
-from typing import Any, NamedTuple
+from time import perf_counter
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from zipar_train.shards import Manifest, read_manifest, read_shard
+from zipar_train.shards import Manifest, Sample, read_manifest, read_shard
+
+LANES = 64  # at most: each keeps a shard open
+
+Damaged = Literal["stop", "skip"]
 
 
 class Batch(NamedTuple):
     codes: torch.Tensor  # int64 (B, N), raster order
     condition: Any  # classes int64 (B,), or B captions: str, or their features (n, F)
+    keys: list[str] = []  # of the B images: shard/sample
 
 
 @dataclass
@@ -30,71 +45,136 @@ class Share:
     of: int = 1
 
 
+class _Part(NamedTuple):
+    """What a reader has of a step: a batch, which may be empty, and what it found damaged since the last."""
+
+    batch: Batch | None
+    damaged: dict[str, int]  # in words: samples
+
+
 @dataclass
 class _Epoch(IterableDataset):
-    """The samples of one rank in one epoch, in order, as batches of `size`; loader workers split them evenly."""
+    """One rank's part of the steps of an epoch; loader processes split each part evenly."""
 
     path: str | Path
     manifest: Manifest
     seed: int
     epoch: int
     shuffle: int
+    step: int  # images
     share: Share
-    size: int
+    first: int  # step to begin with
+    damaged: Damaged
 
-    def __iter__(self) -> Iterator[Batch | ValueError]:
+    def __post_init__(self) -> None:
+        self.shards = list(self.manifest.shards)
+        self.found: dict[str, int] = {}
+        if self.shuffle > 1:
+            random.Random(f"{self.seed}-{self.epoch}").shuffle(self.shards)
+        self.starts = [0, *accumulate(shard.samples for shard in self.shards)]
+        self.steps = ceil(self.starts[-1] / self.step)
+        most = min(len(self.shards), LANES) if self.shuffle > 1 else 1  # one lane: the order on disk
+        self.lanes = next(lanes for lanes in range(most, 0, -1) if self.step % lanes == 0)
+        self.width = self.step // self.lanes  # places of a step that a lane fills
+
+    def __iter__(self) -> Iterator[_Part | ValueError]:
+        worker = get_worker_info()
+        part, parts = (worker.id, worker.num_workers) if worker else (0, 1)
         try:
-            yield from self._batches()
+            lanes = self._lanes(part, parts)
+            for step in range(self.first, self.steps):
+                low, high = self._places(step, part, parts)
+                chunk = [next(lanes[place // self.width]) for place in range(low, high)]
+                found, self.found = self.found, {}
+                yield _Part(_collate(chunk) if chunk else None, found)
         except ValueError as error:  # handed over as it is: a loader process would wrap it in its traceback
             yield error
 
-    def _batches(self) -> Iterator[Batch]:
-        total, worker = self.manifest.samples, get_worker_info()
-        mine = ceil(total / self.share.of)  # the same on every rank; the last wraps round to the first samples
-        start = self.share.index * mine
-        part, parts = (worker.id, worker.num_workers) if worker else (0, 1)
-        start, stop = start + mine * part // parts, start + mine * (part + 1) // parts
-        samples: Iterator[Any] = chain(self._range(start, stop), self._range(start - total, stop - total))
-        if self.shuffle > 1:
-            samples = _shuffled(
-                samples, max(1, self.shuffle // parts), random.Random(f"{self.seed}-{self.epoch}-{start}")
-            )
-        while chunk := list(islice(samples, self.size)):
-            yield _collate(chunk)
+    def _places(self, step: int, part: int, parts: int) -> tuple[int, int]:
+        """Of a step, those that loader process `part` of `parts` of this rank fills."""
+        images = self.step if self.shuffle > 1 else min(self.step, self.starts[-1] - step * self.step)
+        low = min(images * self.share.index // self.share.of, images - 1)
+        high = max(images * (self.share.index + 1) // self.share.of, low + 1)  # a rank without images would wait
+        return low + (high - low) * part // parts, low + (high - low) * (part + 1) // parts
 
-    def _range(self, start: int, stop: int) -> Iterator[tuple[NDArray[Any], Any]]:
-        """What there is of samples start .. stop of the epoch's sequence: the shards in a seeded order, in a row."""
-        shards = list(self.manifest.shards)
-        if self.shuffle > 1:
-            random.Random(f"{self.seed}-{self.epoch}").shuffle(shards)
-        at = 0
-        for shard in shards:
-            low, high = max(start - at, 0), min(stop - at, shard.samples)
-            if low < high:
-                samples = read_shard(self.path, shard, self.manifest)
-                for number, sample in enumerate(islice(samples, low, high), at + low):
-                    views = len(sample.codes)
-                    view = 0
-                    if views > 1 and self.shuffle > 1:
-                        view = random.Random(f"{self.seed}-{self.epoch}-{number}").randrange(views)
-                    yield (
-                        sample.codes[view].reshape(-1).copy(),
-                        sample.condition if sample.features is None else sample.features,
-                    )
-            at += shard.samples
+    def _lanes(self, part: int, parts: int) -> dict[int, Iterator[tuple[Any, Any, str]]]:
+        """The samples for this reader's places, by the lane that they come from."""
+        width, lanes = self.width, self.lanes
+        wanted: dict[int, list[int]] = {}  # lane: numbers of samples, in the order of their places
+        for lane in range(lanes):
+            low, high = self._places(0, part, parts)
+            if self.shuffle > 1 and not (lane * width < high and low < (lane + 1) * width):
+                continue
+            start, stop = (self.starts[-1] * at // lanes for at in (lane, lane + 1))
+            order = range(start, start + self.steps * width if self.shuffle > 1 else stop)  # beyond stop: once more
+            rng = random.Random(f"{self.seed}-{self.epoch}-{start}")
+            numbers = enumerate(_shuffled(order, max(1, self.shuffle // lanes), rng) if self.shuffle > 1 else order)
+            mine = wanted[lane] = []
+            for step in range(self.steps):
+                low, high = self._places(step, part, parts)
+                for at, number in islice(numbers, width):
+                    if step >= self.first and low <= lane * width + at - step * width < high:
+                        mine.append(start + (number - start) % (stop - start))
+        return {lane: self._read(numbers) for lane, numbers in wanted.items()}
+
+    def _read(self, numbers: list[int]) -> Iterator[tuple[Any, Any, str]]:
+        """Codes, condition and key of samples by their numbers in the epoch's sequence, each shard read once."""
+        held: dict[int, Any] = {}
+        ahead = iter(sorted(set(numbers)))
+        left = Counter(numbers)
+        shard, samples = -1, []  # type: ignore[var-annotated]
+        for number in numbers:
+            while number not in held:
+                read = next(ahead)
+                if read >= self.starts[shard + 1] or shard < 0:
+                    shard = bisect(self.starts, read) - 1
+                    samples = self._samples(shard)
+                held[read] = self._view(read, samples[(read - self.starts[shard]) % len(samples)])
+            yield held[number]
+            left[number] -= 1
+            if not left[number]:
+                del held[number]
+
+    def _samples(self, index: int) -> list[tuple[str, Sample]]:
+        """Those of a shard, with their keys; where damage is skipped, of the next one that can be read."""
+        for shard in self.shards[index:] + self.shards[:index]:
+            bad: list[ValueError] | None = [] if self.damaged == "skip" else None
+            try:
+                found = [(f"{shard.name}/{s.key}", s) for s in read_shard(self.path, shard, self.manifest, bad=bad)]
+            except ValueError as error:
+                if bad is None:
+                    raise
+                self.found[str(error)] = shard.samples
+                continue
+            self.found |= {str(error): 1 for error in bad or ()}
+            if found:
+                return found
+        raise ValueError(f"{self.path}: none of its shards can be read. Copy or make them again")
+
+    def _view(self, number: int, keyed: tuple[str, Sample]) -> tuple[Any, Any, str]:
+        key, sample = keyed
+        views, view = len(sample.codes), 0
+        if views > 1 and self.shuffle > 1:
+            view = random.Random(f"{self.seed}-{self.epoch}-{number}").randrange(views)
+        condition = sample.condition if sample.features is None else sample.features
+        return sample.codes[view].reshape(-1).copy(), condition, key
 
 
 class ShardLoader:
     """A train or validation loader: one epoch an iteration, every sample once, with a position to save and restore.
 
-    With R ranks the samples are dealt in equal parts; if R does not divide them, up to R - 1 are seen twice.
+    The last step of a shuffled epoch is filled up, so that all steps are alike: up to `step` - 1 samples are seen
+    twice. In the order on disk the last batch is short, and shared by the ranks as evenly as can be.
 
     Args:
         manifest: path or URL of the shard set.
         batch_size: images a batch, on this rank.
-        shuffle: samples in the shuffle buffers of all workers together; 1 keeps the order on disk, and each image's
+        step: images of an optimizer step, over all ranks, which batches are cut from; None: a batch on each rank.
+        shuffle: samples in the shuffle buffers of all lanes together; 1 keeps the order on disk, and each image's
             first view.
         workers: loader processes.
+        damaged: what to do about shards and samples that cannot be read: stop, or skip and count them in `damaged`.
+        stalled: seconds without a batch before that is told, on standard error; None: never.
     """
 
     def __init__(
@@ -102,53 +182,117 @@ class ShardLoader:
         manifest: str | Path,
         *,
         batch_size: int,
+        step: int | None = None,
         seed: int = 0,
         shuffle: int = 1,
         workers: int = 0,
         share: Share | None = None,
+        damaged: Damaged = "stop",
+        stalled: float | None = None,
     ):
         self.path, self.manifest = manifest, read_manifest(manifest)
-        self.batch_size, self.seed, self.shuffle, self.workers = batch_size, seed, shuffle, workers
         self.share = share or Share()
+        self.batch_size, self.step = batch_size, step or batch_size * self.share.of
+        assert self.step % (batch_size * self.share.of) == 0
+        self.seed, self.shuffle, self.workers, self.stalled = seed, shuffle, workers, stalled
+        self.skip: Damaged = damaged
         self.epoch = self.batches = 0  # the position: batches already given out of this epoch
         self.resumed = False
+        self.waited = 0.0  # seconds, for batches
+        self.damaged: dict[str, int] = {}  # what this rank has skipped, in words: samples
+
+    @property
+    def batches_a_step(self) -> int:
+        return self.step // self.share.of // self.batch_size
 
     def __len__(self) -> int:
-        return ceil(ceil(self.manifest.samples / self.share.of) / self.batch_size)
+        return ceil(self.manifest.samples / self.step) * self.batches_a_step
 
     def __iter__(self) -> Iterator[Batch]:
         if self.batches and not self.resumed:  # the last iteration was left early
             self._next_epoch()
         self.resumed = False
-        samples = _Epoch(
-            self.path, self.manifest, self.seed, self.epoch, self.shuffle, self.share, size=self.batch_size
-        )
-        stream = DataLoader(samples, batch_size=None, num_workers=self.workers, worker_init_fn=deaf)
-        for batch in islice(_rebatched(stream, self.batch_size), self.batches, None):
+        for batch in self._cut(self.batches // self.batches_a_step):
             self.batches += 1
             if self.batches == len(self):  # before the last batch leaves: no one may ask for a next one
                 self._next_epoch()
             yield batch
 
+    def _cut(self, first: int) -> Iterator[Batch]:
+        """Batches, from a step on."""
+        epoch = _Epoch(self.path, self.manifest, self.seed, self.epoch, self.shuffle, self.step, self.share, first,
+                       self.skip)  # fmt: skip
+        readers = min(self.workers, self.step // self.share.of)
+        stream = self._parts(epoch, readers)
+        for _ in range(first, epoch.steps):
+            parts = [part for part in islice(stream, max(1, readers)) if part]
+            whole = parts[0] if len(parts) == 1 else _joined(parts)
+            for start in range(0, len(whole.codes), self.batch_size):
+                cut = slice(start, start + self.batch_size)
+                yield Batch(whole.codes[cut], whole.condition[cut], whole.keys[cut])
+
+    def _parts(self, epoch: _Epoch, readers: int) -> Iterator[Batch | None]:
+        """What the readers have, in turn; raises the errors they met."""
+        since, timer = perf_counter(), self._watched()
+        try:
+            for part in DataLoader(epoch, batch_size=None, num_workers=readers, worker_init_fn=deaf):
+                timer.cancel()
+                self.waited += perf_counter() - since
+                if isinstance(part, ValueError):
+                    raise part
+                for words, samples in part.damaged.items():
+                    if words not in self.damaged:
+                        print(f"skipped: {words} ({samples:,} samples)", file=sys.stderr, flush=True)
+                self.damaged |= part.damaged
+                yield part.batch
+                since, timer = perf_counter(), self._watched()
+        except RuntimeError as error:  # of DataLoader, whose process died
+            raise ValueError(
+                f"{self.path}: a loader process died ({str(error).splitlines()[0]}). Where memory ran out, lower "
+                "data.workers or data.shuffle"
+            ) from error
+        finally:
+            timer.cancel()
+
+    def _watched(self) -> threading.Timer:
+        """Tells of a batch that does not come, unless it is cancelled."""
+
+        def tell() -> None:
+            print(
+                f"{self.path}: no batch for {self.stalled:g} s (epoch {self.epoch}, batch {self.batches}). A slow disk "
+                f"or network, or too few loader processes: data.workers = {self.workers}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+        timer = threading.Timer(self.stalled or 0, tell)
+        timer.daemon = True
+        if self.stalled is not None:
+            timer.start()
+        return timer
+
     def _next_epoch(self) -> None:
         self.epoch, self.batches = self.epoch + 1, 0
 
     def state_dict(self) -> dict[str, int]:
-        return {"epoch": self.epoch, "batches": self.batches}
+        """The position in steps, which any number of ranks counts alike."""
+        return {"epoch": self.epoch, "steps": self.batches // self.batches_a_step}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self.epoch, self.batches, self.resumed = state["epoch"], state["batches"], True
+        self.epoch, self.batches, self.resumed = state["epoch"], state["steps"] * self.batches_a_step, True
 
 
 def deaf(worker: int) -> None:
-    """Loader processes leave signals to the process that trains: Ctrl-C always, SIGTERM the first time."""
+    """Loader processes leave signals to the process that trains: Ctrl-C always, others the first time."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda signum, frame: signal.signal(signum, signal.SIG_DFL))
+    for each in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(each, lambda signum, frame: signal.signal(signum, signal.SIG_DFL))
 
 
-def _shuffled(samples: Iterator[Any], size: int, rng: random.Random) -> Iterator[Any]:
-    buffer = list(islice(samples, size))
-    for sample in samples:
+def _shuffled(samples: range, size: int, rng: random.Random) -> Iterator[int]:
+    """As a buffer of `size` shuffles a stream."""
+    buffer = list(samples[:size])
+    for sample in samples[size:]:
         i = rng.randrange(size)
         buffer[i], out = sample, buffer[i]
         yield out
@@ -156,35 +300,17 @@ def _shuffled(samples: Iterator[Any], size: int, rng: random.Random) -> Iterator
     yield from buffer
 
 
-def _collate(chunk: list[tuple[NDArray[Any], Any]]) -> Batch:
-    codes, conditions = zip(*chunk, strict=True)
+def _collate(chunk: list[tuple[Any, Any, str]]) -> Batch:
+    codes, conditions, keys = zip(*chunk, strict=True)
     condition: Any = list(conditions)
     if isinstance(conditions[0], int):
         condition = torch.tensor(conditions)
     elif all(isinstance(each, np.ndarray) for each in conditions):
         condition = [torch.from_numpy(features) for features in conditions]
-    return Batch(torch.from_numpy(np.stack(codes).astype(np.int64)), condition)
+    return Batch(torch.from_numpy(np.stack(codes).astype(np.int64)), condition, list(keys))
 
 
-def _rebatched(stream: Iterable[Batch | ValueError], size: int) -> Iterator[Batch]:
-    """Batches of one size from workers whose own last batches are short; raises the errors they met."""
-    rest: Batch | None = None
-    for batch in stream:
-        if isinstance(batch, ValueError):
-            raise batch
-        if rest is not None:
-            batch = _joined(rest, batch)
-        rest = None
-        while len(batch.codes) >= size:
-            yield Batch(batch.codes[:size], batch.condition[:size])
-            batch = Batch(batch.codes[size:], batch.condition[size:])
-        if len(batch.codes):
-            rest = batch
-    if rest is not None:
-        yield rest
-
-
-def _joined(a: Batch, b: Batch) -> Batch:
-    lists = isinstance(a.condition, list)
-    condition = a.condition + b.condition if lists else torch.cat([a.condition, b.condition])
-    return Batch(torch.cat([a.codes, b.codes]), condition)
+def _joined(parts: list[Batch]) -> Batch:
+    conditions: list[Any] = [part.condition for part in parts]
+    condition: Any = sum(conditions, []) if isinstance(conditions[0], list) else torch.cat(conditions)
+    return Batch(torch.cat([part.codes for part in parts]), condition, sum((part.keys for part in parts), []))

@@ -115,7 +115,7 @@ def differences(a: Recipe, b: Recipe, *, ignore: Iterable[str] = ()) -> list[str
 
 _WHOLE = re.compile(r"[0-9]{1,9}")
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^{}]*))?\}")
-_SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
+SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
 
 
 def _expand(value: Any, key: str, mistakes: list[str], met: Iterator[int]) -> Any:
@@ -132,7 +132,7 @@ def _expand(value: Any, key: str, mistakes: list[str], met: Iterator[int]) -> An
 
     def replace(match: re.Match[str]) -> str:
         name, default = match.groups()
-        if _SECRET.search(name):
+        if SECRET.search(name):
             mistakes.append(f"{key} = {shown(value)}: a recipe is written into run folders; keep ${name} out of it.")
         elif (found := os.environ.get(name, default)) is not None:
             return found

@@ -2,28 +2,30 @@
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from zipar_train.grid import Grid
+from zipar_train.paper import Paper
+from zipar_train.section import (
+    Batch,
+    Heads,
+    Name,
+    Positive,
+    Section,
+    Share,
+    Side,
+    Source,
+    Tokens,
+    Vocabulary,
+    Weight,
+    Window,
+    Windows,
+)
 from zipar_train.trainer_arguments import TrainerArguments, disagreements
 
-SIDE = 1024  # most rows, and most columns, of codes
 CODES = 2**14  # most codes of an image: 128 x 128
 PARAMETERS = 10**11  # most of a model given by its shape
 LOGITS = 2**35  # most of a step on a device: 2,048 images of 24 x 24 codes out of 16,384
-
-Positive = Annotated[int, Field(ge=1, le=10**9)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Window = Annotated[int, Field(ge=1, le=SIDE + 1)]
-Windows = Annotated[list[Window], Field(min_length=1, max_length=128)]
-Weight = Annotated[float, Field(ge=1e-4, le=1e4)]
-Side = Annotated[int, Field(ge=1, le=SIDE)]
-Heads = Annotated[int, Field(ge=1, le=1024)]
-Vocabulary = Annotated[int, Field(ge=1, le=2**20)]
-Tokens = Annotated[int, Field(ge=1, le=4096)]
-Batch = Annotated[int, Field(ge=1, le=2**16)]
-Source = Annotated[str, Field(min_length=1, max_length=1024)]  # a path, a URL, or an id on a hub
-Name = Annotated[str, Field(min_length=1, max_length=128)]
 
 
 CONDITIONS = {  # family: what it is prompted by, and its sizes
@@ -40,10 +42,6 @@ BESIDE = {"emu3": (8, 184622), "lumina": (612, 65536)}  # ids a vocabulary has b
 
 class RecipeError(ValueError):
     """One or more mistakes in a recipe, a line each."""
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, protected_namespaces=())
 
 
 class Text(Section):
@@ -183,20 +181,33 @@ class ZipAR(Section):
 class Data(Section):
     train: Source  # a manifest of shards, .json: a path or a URL
     val: Source
-    batch_size: Batch  # images per device and step
+    batch_size: Batch  # images on a device at once; at most, where optim.batch is given
     workers: Annotated[int, Field(ge=0, le=256)] = 0  # loader processes per device
     shuffle: Annotated[int, Field(ge=1, le=10**7)] = 10000  # samples in the shuffle buffer
     label_dropout: Share = 0.1  # share of labels or captions replaced by none, for guidance
+    damaged: Literal["stop", "skip"] = "stop"  # what to do about shards and samples that cannot be read
     val_windows: Windows | None = None  # of held-out bits; null: those trained
 
 
 class Optim(Section):
     lr: Annotated[float, Field(gt=0, le=10)]  # peak learning rate
+    batch: Annotated[int, Field(ge=1, le=2**20)] | None = (
+        None  # images a step on all devices; null: data.batch_size each
+    )
     betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = [0.9, 0.95]
     weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.05  # on matrices alone
     warmup: Share = 0.02  # share of all steps
     schedule: Literal["cosine", "constant"] = "cosine"
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None  # decay of the averaged weights
+
+
+class Health(Section):
+    """What a run does about steps that would harm it; what is skipped is counted and named."""
+
+    gradients: Literal["stop", "skip"] = "stop"  # that are not finite, or a loss that is not
+    spike: Annotated[float, Field(gt=1, le=1e6)] | None = None  # a loss so many times the recent median; null: none
+    on_spike: Literal["stop", "skip"] = "stop"
+    stalled: Annotated[float, Field(gt=0, le=86400)] | None = 60.0  # seconds without a batch before that is told
 
 
 def _temperature(value: float) -> float:
@@ -237,43 +248,14 @@ class Evaluate(Section):
         return self
 
 
-class PaperProtocol(Section):
-    """How published scores were measured; null: not said."""
-
-    images: Positive | None = None
-    conditions: Source | None = None
-    size: Annotated[int, Field(ge=1, le=2**16)] | None = None
-    reference: Source | None = None
-    features: Source | None = None
-    clip: Source | None = None
-    guidance: Annotated[float, Field(ge=0, le=1000)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=1000)] | None = None
-    top_k: Annotated[int, Field(ge=0, le=65536)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    dtype: Source | None = None
-
-
-class PaperRow(Section):
-    window: Window
-    passes: Positive
-    seconds: Annotated[float, Field(gt=0, le=10**6)] | None = None  # an image, batch 1
-    fid: Annotated[float, Field(ge=0, le=10**4)] | None = None
-    clip: Annotated[float, Field(ge=0, le=100)] | None = None
-
-
-class Paper(Section):
-    """Published scores, to stand beside ours."""
-
-    source: Source
-    protocol: PaperProtocol = PaperProtocol()
-    rows: Annotated[list[PaperRow], Field(min_length=1, max_length=128)]
-
-
 class Log(Section):
     wandb: Literal["online", "offline", "disabled"] = "offline"
     project: Name = "zipar-train"
+    name: Name | None = None  # of W&B's run; null: the recipe's name and what is done
     group: Name | None = None  # of W&B's runs; null: the recipe's name
     tags: Annotated[list[Name], Field(max_length=100)] = []
+    images: Annotated[int, Field(ge=1, le=1024)] | None = None  # drawn at every validation, at two windows; null: none
+    artifacts: bool = False  # upload the last checkpoint at the end of fit, and where a signal stops it
 
 
 class Recipe(Section):
@@ -282,11 +264,14 @@ class Recipe(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     run: Source  # the folder this run writes
     checkpoint_every: Positive | None = None  # optimizer steps between checkpoints; null: epoch ends only
+    checkpoint_keep: Annotated[int, Field(ge=1, le=1000)] = 1  # newest checkpoints that stay
+    checkpoint_best: str | None = None  # val/bits_w8, say: best.ckpt is that of its least value; null: none
     model: Model
     zipar: ZipAR
     data: Data
     tune: Tune = Tune()
     optim: Optim
+    health: Health = Health()
     trainer: TrainerArguments = {}  # any argument of lightning.Trainer
     draw: Draw = Draw()
     evaluate: Evaluate
@@ -311,6 +296,10 @@ class Recipe(Section):
                 f"data.batch_size = {self.data.batch_size}: {logits:.0e} logits a step, more than {LOGITS:.0e}. "
                 "Make it smaller, and trainer.accumulate_grad_batches larger."
             )
+        if self.checkpoint_best not in (None, *(bits := [f"val/bits_w{window}" for window in self.val_windows])):
+            mistakes.append(f"checkpoint_best = {self.checkpoint_best!r}: use one of {', '.join(bits)}, or null.")
+        if self.optim.batch and "accumulate_grad_batches" in self.trainer:
+            mistakes.append("trainer.accumulate_grad_batches: optim.batch says how large a step is. Drop one of them.")
         if self.tune.distill and self.model.weights is None:
             mistakes.append(
                 "tune.distill needs model.weights: random weights teach nothing. Set one or drop the other."
@@ -323,9 +312,18 @@ class Recipe(Section):
             mistakes.append(
                 "tune.lora needs model.weights: adapters of random weights mend nothing. Set one or drop the other."
             )
+        if self.log.images and self.model.tokenizer is None:
+            mistakes.append("log.images: codes have no pixels without model.tokenizer. Set it, or log.images to null.")
         if self.trainer.get("strategy") == "fsdp" and self.optim.ema is not None:
             mistakes.append("optim.ema: averages are not kept under trainer.strategy = fsdp: set it to null.")
+        if self.trainer.get("strategy") == "fsdp" and self.log.images:
+            mistakes.append("log.images: no device has the weights under trainer.strategy = fsdp: set it to null.")
         mistakes += disagreements(self.trainer)
         if mistakes:
             raise ValueError("\n".join(mistakes))
         return self
+
+    @property
+    def val_windows(self) -> list[int]:
+        """Windows that validation tells bits at: those trained and next-token, if data.val_windows does not say."""
+        return self.data.val_windows or sorted({*self.zipar.windows, self.model.raster.row_length}, reverse=True)

@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import fsspec
 import numpy as np
@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from zipar_train.files import make_folder, write_whole
 from zipar_train.foreign import array, grouped
 from zipar_train.grid import Grid
-from zipar_train.sections import Side, Vocabulary
+from zipar_train.section import Side, Vocabulary
 from zipar_train.wording import cut, shown
 
 
@@ -39,7 +39,7 @@ class Sample(NamedTuple):
 class Shard(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     name: str = Field(min_length=1, max_length=255)
-    samples: int = Field(ge=1, lt=2**31)
+    samples: int = Field(ge=1, le=10**6)
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
 
 
@@ -218,11 +218,14 @@ def read_manifest(
     return manifest
 
 
-def read_shard(manifest: str | Path, shard: Shard, layout: Layout) -> Iterator[Sample]:
+def read_shard(
+    manifest: str | Path, shard: Shard, layout: Layout, *, bad: list[ValueError] | None = None
+) -> Iterator[Sample]:
     """The samples of one shard, in their order on disk.
 
     Args:
         manifest: where the manifest lies; the shard lies beside it.
+        bad: takes up what is wrong with samples, which are then left out; None: it is raised.
 
     Raises:
         ValueError: if the file is not the one the manifest lists, or a sample is not what it should be; names both.
@@ -236,19 +239,29 @@ def read_shard(manifest: str | Path, shard: Shard, layout: Layout) -> Iterator[S
         raise ValueError(f"{path} is damaged: its checksum is not the manifest's. Copy or make it again")
     found = 0
     for raw in grouped(data, path):
-        where = f"{path}, sample {raw['__key__']}"
-        try:
-            codes = array(raw["codes.npy"])
-            condition = int(raw["cls"]) if layout.classes else raw["txt"].decode()
-            features = array(raw["features.npy"]) if "features.npy" in raw else None
-        except Exception as error:  # a parser of foreign bytes fails in a dozen ways
-            raise ValueError(f"{where}: not readable ({cut(error, length=200)}). Make the shard again") from error
-        sample = Sample(raw["__key__"], codes, condition, features)
-        _check(sample, layout, where=where)
         found += 1
-        yield sample
+        try:
+            sample = _sample(raw, layout, where=f"{path}, sample {raw['__key__']}")
+        except ValueError as error:
+            if bad is None:
+                raise
+            bad.append(error)
+        else:
+            yield sample
     if found != shard.samples:
         raise ValueError(f"{path} holds {found} samples, but its manifest lists {shard.samples}. Make it again")
+
+
+def _sample(raw: dict[str, Any], layout: Layout, *, where: str) -> Sample:
+    try:
+        codes = array(raw["codes.npy"])
+        condition = int(raw["cls"]) if layout.classes else raw["txt"].decode()
+        features = array(raw["features.npy"]) if "features.npy" in raw else None
+    except Exception as error:  # a parser of foreign bytes fails in a dozen ways
+        raise ValueError(f"{where}: not readable ({cut(error, length=200)}). Make the shard again") from error
+    sample = Sample(raw["__key__"], codes, condition, features)
+    _check(sample, layout, where=where)
+    return sample
 
 
 def is_url(path: str | Path) -> bool:

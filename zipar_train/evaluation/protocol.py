@@ -2,7 +2,7 @@
 
 from pydantic import BaseModel
 
-from zipar_train.sections import Paper
+from zipar_train.paper import Paper
 
 
 class Protocol(BaseModel):

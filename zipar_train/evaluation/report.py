@@ -1,6 +1,7 @@
 """An evaluation in words: columns, sentences, Markdown; and its files, `report.html` the one to read."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
@@ -11,8 +12,8 @@ from zipar_train.evaluation.plots import pareto, plot_samples
 from zipar_train.evaluation.results import SCORES, Report, Row
 from zipar_train.evaluation.scores import Score
 from zipar_train.files import make_folder, write_whole
+from zipar_train.paper import Paper
 from zipar_train.picture import write_figure
-from zipar_train.sections import Paper
 
 NEXT_TOKEN = "next-token"
 
@@ -240,15 +241,18 @@ def markdown(report: Report) -> str:
 def log_to_wandb(report: Report, pictures: Iterable[Path]) -> None:
     """One W&B run with the table and the pictures, online or offline as the recipe says."""
     from zipar_train.recipe import parse
-    from zipar_train.training.trainer import wandb_logger
+    from zipar_train.training.tracking import start
 
-    logger = wandb_logger(parse(report.recipe, where="the report's recipe"), "evaluate")
+    recipe = parse(report.recipe, where="the report's recipe")
+    run = start(recipe, "evaluate", config={"environment": report.environment})
+    if run is None:
+        return
     flat = [_flat(row) for row in report.rows]
-    logger.log_table("evaluation", columns=list(flat[0]), data=[list(row.values()) for row in flat])
     for picture in pictures:
         with Image.open(picture) as image:
-            logger.log_image(picture.stem, [image.copy()])
-    logger.experiment.finish()
+            run.log_image(picture.stem, [image.copy()])
+    table = partial(run.table, "evaluation", list(flat[0]), [list(row.values()) for row in flat])
+    run.finish(last={"table": table})
 
 
 def _flat(row: Row) -> dict[str, float | str | None]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from zipar_train.wording import cut
 
 ENTRIES = ("model", "module", "state_dict")  # where trainers keep weights: LlamaGen's DDP script, DeepSpeed, Lightning
-_HUB = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+):(?P<file>[\w./-]*)")
+HUB = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+):(?P<file>[\w./-]*)")
 
 
 def find(source: str | Path) -> Path:
@@ -25,7 +25,7 @@ def find(source: str | Path) -> Path:
         ValueError: if the hub does not give it; names the remedy.
     """
     path = Path(source)
-    hub = _HUB.fullmatch(str(source))
+    hub = HUB.fullmatch(str(source))
     if path.exists() or not hub:
         return path
     from huggingface_hub import hf_hub_download, snapshot_download

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from zipar_train.checkpoints import last_checkpoint
 from zipar_train.models import layout, lora
 from zipar_train.models.family import Family, build
 from zipar_train.models.published import find, read_file, read_folder, tensors, unaccounted
@@ -23,12 +24,6 @@ class Saved(NamedTuple):
     def adapter(self) -> bool:
         """Whether these are low-rank adapters alone, which need the weights that their recipe started from."""
         return self.recipe is not None and self.recipe.tune.lora is not None and all(lora.MARK in n for n in self.state)
-
-
-def last_checkpoint(run: str | Path) -> Path | None:
-    """The checkpoint of a run folder, if it has one."""
-    path = Path(run) / "checkpoints" / "last.ckpt"
-    return path if path.is_file() else None
 
 
 def read(source: str | Path, *, entry: str | None = None) -> Saved:

@@ -6,7 +6,7 @@ from typing import Any
 import lightning as L
 
 from zipar_train.grid import Grid
-from zipar_train.loader import ShardLoader, Share
+from zipar_train.loader import Damaged, ShardLoader, Share
 from zipar_train.shards import read_manifest
 
 
@@ -15,7 +15,9 @@ class ShardDataModule(L.LightningDataModule):
 
     Args:
         train, val: manifests, see `zipar_train.shards`.
-        batch_size: images per device and step.
+        batch_size: images a batch on a device.
+        step: images of an optimizer step over all devices, whatever their number; None: a batch on each.
+        damaged, stalled: of the training shards, see `ShardLoader`.
         grid, codes, classes, captions: what the model expects of the shards.
 
     Raises:
@@ -28,9 +30,12 @@ class ShardDataModule(L.LightningDataModule):
         val: str | Path,
         *,
         batch_size: int,
+        step: int | None = None,
         workers: int = 0,
         shuffle: int = 10000,
         seed: int = 0,
+        damaged: Damaged = "stop",
+        stalled: float | None = None,
         grid: Grid | None = None,
         codes: int | None = None,
         classes: int | None = None,
@@ -39,37 +44,39 @@ class ShardDataModule(L.LightningDataModule):
         super().__init__()
         self.train, self.val = train, val
         self.batch_size, self.workers, self.shuffle, self.seed = batch_size, workers, shuffle, seed
+        self.step, self.damaged, self.stalled = step, damaged, stalled
         self.loader: ShardLoader | None = None
         self.position: dict[str, int] | None = None
         expected: dict[str, Any] = {"grid": grid, "codes": codes, "classes": classes, "captions": captions}
         self.manifests = [read_manifest(path, **expected) for path in (train, val)]
 
     def train_dataloader(self) -> ShardLoader:
-        self.loader = self._loader(self.train, self.shuffle)
+        self.loader = self._loader(
+            self.train, shuffle=self.shuffle, step=self.step, damaged=self.damaged, stalled=self.stalled
+        )
         if self.position is not None:
             self.loader.load_state_dict(self.position)
         return self.loader
 
     def val_dataloader(self) -> ShardLoader:
-        return self._loader(self.val, 1)
+        return self._loader(self.val)
 
     # Lightning 2.6 also saves a loader's own state, but does not restore it once the schedule has asked the Trainer for
     # its number of steps, which sets the loaders up before the loops; a data module's state is restored in time.
 
     def state_dict(self) -> dict[str, int]:
         assert self.loader is not None and self.trainer is not None
-        position = self.loader.state_dict()
-        if position["batches"] >= self.trainer.num_training_batches:  # an epoch shortened by limit_train_batches
-            return {"epoch": position["epoch"] + 1, "batches": 0}
-        return position
+        if self.loader.batches >= self.trainer.num_training_batches:  # an epoch shortened by limit_train_batches
+            return {"epoch": self.loader.epoch + 1, "steps": 0}
+        return self.loader.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         self.position = state_dict
         if self.loader is not None:  # under FSDP, checkpoints are read after the schedule has asked
             self.loader.load_state_dict(state_dict)
 
-    def _loader(self, manifest: str | Path, shuffle: int) -> ShardLoader:
+    def _loader(self, manifest: str | Path, **more: Any) -> ShardLoader:
         share = Share(self.trainer.global_rank, self.trainer.world_size) if self.trainer else Share()
         return ShardLoader(
-            manifest, batch_size=self.batch_size, seed=self.seed, shuffle=shuffle, workers=self.workers, share=share
+            manifest, batch_size=self.batch_size, seed=self.seed, workers=self.workers, share=share, **more
         )

@@ -165,7 +165,9 @@ def advice(recipe: Recipe, found: Prediction, room: float) -> list[str]:
         images = int((room - fixed) / (train.activations / train.images))
         if 1 <= images < train.images:
             again = ceil(train.images / images)
-            how = f"--set data.batch_size={images}, and --set trainer.accumulate_grad_batches={again} for the same step"
+            how = f"--set data.batch_size={images}"
+            if recipe.optim.batch is None:
+                how += f", and --set trainer.accumulate_grad_batches={again} for the same step"
         elif not recipe.tune.recompute:
             how = "--set tune.recompute=true, which makes activations again in the backward pass"
         elif recipe.tune.lora is None and train.gradients + train.optimizer > 0.2 * train.total:

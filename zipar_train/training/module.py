@@ -1,23 +1,33 @@
 """The training step: next-token cross-entropy under the plan of one of a mix of windows."""
 
+import sys
 from collections.abc import Mapping, Sequence
-from math import inf, log, sqrt
+from math import inf, isfinite, log, nan, sqrt
 from typing import Any, Literal
 
 import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import get_total_norm
 from transformers import PreTrainedModel, get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
 
 from zipar_train.loader import Batch
 from zipar_train.masks import block, dense
 from zipar_train.models.family import Family, predictors
 from zipar_train.plan import Plan, StandIn
+from zipar_train.training.guard import Guard, among
 from zipar_train.training.loss import losses
 
 GOLDEN = (sqrt(5) - 1) / 2
+
+
+@rank_zero_only
+def rank_zero_tell(words: str) -> None:
+    print(words, file=sys.stderr, flush=True)
 
 
 class Teacher:
@@ -48,8 +58,8 @@ class ZipARModule(L.LightningModule):
     Usable with any Lightning Trainer and any loader of `Batch`es.
 
     Each step trains one window of the mix. The sequence of windows is a golden-ratio walk over the weights, so that
-    even a short run sees them in their shares; it and label dropout depend on (seed, epoch, batch) alone, so that a
-    resumed run repeats an uninterrupted one.
+    even a short run sees them in their shares; it and label dropout depend on (seed, epoch, step) alone, so that a
+    resumed run repeats an uninterrupted one, and several devices one.
 
     Args:
         family: the generator; its `model` is trained.
@@ -62,6 +72,7 @@ class ZipARModule(L.LightningModule):
         warmup: share of all steps over which the learning rate rises.
         schedule: "cosine" (to zero) or "constant" after that.
         attention: the mask's form: dense for "sdpa", a BlockMask for "flex_attention" (GPU only).
+        guard: looks at each step before it is taken; None: nobody does.
 
     Raises:
         ValueError: if a window does not fit the grid, or a choice is unknown.
@@ -84,6 +95,7 @@ class ZipARModule(L.LightningModule):
         warmup: float = 0.02,
         schedule: Literal["cosine", "constant"] = "cosine",
         attention: Literal["sdpa", "flex_attention"] = "sdpa",
+        guard: Guard | None = None,
     ):
         super().__init__()
         if schedule not in ("cosine", "constant"):
@@ -102,7 +114,12 @@ class ZipARModule(L.LightningModule):
         self.teacher, self.distill = Teacher(teacher) if teacher and distill else None, distill
         self.label_dropout, self.seed = label_dropout, seed
         self.lr, self.betas, self.weight_decay, self.warmup, self.schedule = lr, betas, weight_decay, warmup, schedule
-        self.attention = attention
+        self.attention, self.guard = attention, guard
+        self.parts: list[Tensor] = []  # losses of the batches of a step
+        self.keys: list[str] = []  # of their images
+        self.window, self.loss = 0, nan  # of the last step, over all devices
+        self.told: dict[str, float] = {}  # of it, for logs
+        self.metered = False  # a `Meter` writes it into them
         self.masks: dict[tuple[int, torch.device], Any] = {}
         self.sharded = False
         self.base: str | None = None  # fingerprint of the weights that adapters or distillation started from
@@ -135,16 +152,25 @@ class ZipARModule(L.LightningModule):
         if self.attention == "flex_attention" and self.device.type != "cuda":
             raise ValueError(f"tune.attention = flex_attention has no backward pass on {self.device}: use sdpa there")
 
-    def draw_window(self, epoch: int, batch: int) -> int:
+    def draw_window(self, epoch: int, step: int) -> int:
         """The window that a training step uses."""
         start = np.random.default_rng([self.seed, epoch]).random()
         shares = np.cumsum(list(self.windows.values()))
-        return list(self.windows)[int(np.searchsorted(shares, (start + batch * GOLDEN) % 1 * shares[-1], side="right"))]
+        return list(self.windows)[int(np.searchsorted(shares, (start + step * GOLDEN) % 1 * shares[-1], side="right"))]
 
-    def draw_dropout(self, epoch: int, batch: int, images: int) -> Tensor:
-        """Which images of a batch lose their condition, bool (B,)."""
-        rng = np.random.default_rng([self.seed, epoch, batch, self.global_rank])
-        return torch.from_numpy(rng.random(images) < self.label_dropout)
+    def draw_dropout(self, epoch: int, step: int, places: range) -> Tensor:
+        """Which images of a step lose their condition, by their places in it, bool (B,)."""
+        rng = np.random.default_rng([self.seed, epoch, step])
+        return torch.from_numpy(rng.random(places.stop)[places.start :] < self.label_dropout)
+
+    def places(self, batch_idx: int, images: int) -> tuple[int, range]:
+        """The step of its epoch that a batch belongs to, and the places that its images have there.
+
+        So the same image is treated alike, whatever the number of devices and of batches a step.
+        """
+        step, part = divmod(batch_idx, self.trainer.accumulate_grad_batches)
+        start = (self.global_rank * self.trainer.accumulate_grad_batches + part) * images
+        return step, range(start, start + images)
 
     def losses(
         self, batch: Batch, condition: Any, window: int, *, teacher: Family | None = None
@@ -166,23 +192,59 @@ class ZipARModule(L.LightningModule):
         return losses(self.family.head, states(self.family, window), batch.codes, size=self.family.codes, teacher=other)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        window = self.draw_window(self.current_epoch, batch_idx)
-        drop = self.draw_dropout(self.current_epoch, batch_idx, len(batch.codes)).to(self.device)
+        epoch, (step, places) = self.current_epoch, self.places(batch_idx, len(batch.codes))
+        self.window = self.draw_window(epoch, step)
+        drop = self.draw_dropout(epoch, step, places).to(self.device)
         # the dropout of adapters draws from torch's own generator: the same after a resume, another on each rank
         torch.manual_seed(
-            int(np.random.default_rng([self.seed, self.current_epoch, batch_idx, self.global_rank, 1]).integers(2**63))
+            int(np.random.default_rng([self.seed, epoch, batch_idx, self.global_rank, 1]).integers(2**63))
         )
         condition = self.family.drop(self.family.check(batch.condition), drop)
         teacher = self.teacher.family if self.teacher else None
-        loss, divergence = self.losses(batch, condition, window, teacher=teacher)
+        loss, divergence = self.losses(batch, condition, self.window, teacher=teacher)
+        parts = [loss]
         if divergence is not None:
-            self.log("train/cross_entropy", loss)
-            self.log("train/divergence", divergence)
             loss = (1 - self.distill) * loss + self.distill * divergence
-        self.log("train/loss", loss, prog_bar=True)
-        self.log("train/window", float(window))
-        self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+            parts = [loss, parts[0], divergence]
+        self.parts.append(torch.stack([part.detach() for part in parts]))
+        self.keys += batch.keys
         return loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Tell of the step over all devices; let the guard keep it from the weights."""
+        mean = self.trainer.strategy.reduce(torch.stack(self.parts).mean(dim=0), reduce_op="mean")
+        norm: Any = get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        self.loss, *others, norm = [float(value) for value in torch.cat([mean.flatten(), norm.flatten()])]
+        keys, self.parts, self.keys = self.keys, [], []
+        told = {"loss": self.loss, **dict(zip(("cross_entropy", "divergence"), others, strict=False)), "gradient": norm,
+                "window": float(self.window), "lr": optimizer.param_groups[0]["lr"]}  # fmt: skip
+        self.told = {f"train/{name}": value for name, value in told.items()}
+        if self.guard is not None:
+            self._guarded(self.guard, norm, keys)
+            self.told["train/skipped"] = float(self.guard.skipped)
+        for name, value in self.told.items():
+            self.log(name, value, prog_bar=name == "train/loss", logger=not self.metered and bool(self.trainer.loggers))
+
+    def _guarded(self, guard: Guard, norm: float, keys: list[str]) -> None:
+        scaled = self.trainer.precision == "16-mixed" and isfinite(self.loss)  # the scaler looks for its scale
+        verdict = None if scaled and not isfinite(norm) else guard.verdict(self.loss, norm)
+        if verdict is None:
+            return
+        what, why = verdict
+        if self.trainer.world_size > 1:
+            everyones: list[Any] = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(everyones, keys)
+            keys = [key for one in everyones for key in one]
+        words = f"step {self.global_step + 1}: {why}. Its images: {among(keys)}"
+        if what == "stop":
+            raise ValueError(
+                f"{words}. The weights have not taken it, and the last checkpoint is older. Lower optim.lr, mend the "
+                "data, or let such steps be left out: health.gradients, health.on_spike = skip"
+            )
+        for parameter in self.model.parameters():
+            parameter.grad = None  # which the optimizer passes over, its averages and decay too
+        rank_zero_tell(f"skipped: {words} ({guard.skipped:,} steps so far)")
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         condition = self.family.check(batch.condition)
@@ -199,6 +261,7 @@ class ZipARModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         frozen, checkpoint["base"] = self.frozen, self.base
+        checkpoint["guard"] = self.guard.state_dict() if self.guard else None
         for part in {"state_dict", "current_model_state"} & checkpoint.keys():  # averaged weights, and today's
             checkpoint[part] = {name: tensor for name, tensor in checkpoint[part].items() if name not in frozen}
 
@@ -208,6 +271,8 @@ class ZipARModule(L.LightningModule):
                 "the run was trained on other weights than model.weights holds now: their fingerprint is "
                 f"{checkpoint.get('base')}, here it is {self.base}. Put those weights back"
             )
+        if self.guard and checkpoint.get("guard"):
+            self.guard.load_state_dict(checkpoint["guard"])
         frozen = self.frozen
         for part in {"state_dict", "current_model_state"} & checkpoint.keys():
             checkpoint[part] = frozen | checkpoint[part]

@@ -1,27 +1,23 @@
 """A recipe, run: its model, data and Lightning Trainer, put together."""
 
-import logging
-import os
 import sys
 import warnings
-from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.callbacks import EMAWeightAveraging, TQDMProgressBar
-from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
-from lightning.pytorch.utilities import rank_zero_only
 
-from zipar_train.files import make_folder, write_whole
 from zipar_train.models import lora
 from zipar_train.models.family import Family, build
-from zipar_train.models.weights import last_checkpoint, read, restored
-from zipar_train.recipe import differences, dump
+from zipar_train.models.weights import read, restored
 from zipar_train.sections import Recipe
-from zipar_train.training.callbacks import Checkpoint, Lines
+from zipar_train.training.callbacks import Checkpoint, Lines, Log
 from zipar_train.training.datamodule import ShardDataModule
+from zipar_train.training.guard import Guard
+from zipar_train.training.meter import Meter
 from zipar_train.training.module import ZipARModule
 
 
@@ -59,7 +55,7 @@ def module_of(recipe: Recipe, family: Family, teacher: Family | None = None) -> 
         teacher=teacher,
         distill=tune.distill,
         windows=recipe.zipar.windows,
-        val_windows=recipe.data.val_windows,
+        val_windows=recipe.val_windows,
         stand_in=recipe.zipar.stand_in,
         label_dropout=recipe.data.label_dropout,
         seed=recipe.seed,
@@ -69,6 +65,7 @@ def module_of(recipe: Recipe, family: Family, teacher: Family | None = None) -> 
         warmup=optim.warmup,
         schedule=optim.schedule,
         attention=tune.attention,
+        guard=Guard(gradients=recipe.health.gradients, spike=recipe.health.spike, on_spike=recipe.health.on_spike),
     )
 
 
@@ -90,16 +87,23 @@ def precision(recipe: Recipe) -> str:
     return {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "64": "64-true"}.get(kind, kind)
 
 
-def build_datamodule(recipe: Recipe) -> ShardDataModule:
-    """The recipe's shards, checked against its model."""
-    data, model = recipe.data, recipe.model
+def build_datamodule(recipe: Recipe, *, world: int = 1) -> ShardDataModule:
+    """The recipe's shards, checked against its model, for a number of devices.
+
+    Raises:
+        ValueError: if the shards do not fit, or the devices cannot share a step.
+    """
+    data, model, (batch_size, accumulated) = recipe.data, recipe.model, dealt(recipe, world)
     return ShardDataModule(
         data.train,
         data.val,
-        batch_size=data.batch_size,
+        batch_size=batch_size,
+        step=batch_size * accumulated * world,
         workers=data.workers,
         shuffle=data.shuffle,
         seed=recipe.seed,
+        damaged=data.damaged,
+        stalled=recipe.health.stalled,
         grid=model.raster,
         codes=model.codes,
         classes=model.classes,
@@ -107,174 +111,61 @@ def build_datamodule(recipe: Recipe) -> ShardDataModule:
     )
 
 
-def build_trainer(recipe: Recipe, *, data: dict[str, str] | None = None) -> L.Trainer:
+def dealt(recipe: Recipe, world: int) -> tuple[int, int]:
+    """How a step is dealt among `world` devices: images of a batch, and batches that each device accumulates.
+
+    Raises:
+        ValueError: if it cannot be; names numbers that would do.
+    """
+    most, step = recipe.data.batch_size, recipe.optim.batch
+    if step is None:
+        return most, recipe.trainer.get("accumulate_grad_batches") or 1
+    if step % world:
+        fewer, more = step // world * world, (step // world + 1) * world
+        devices = [n for n in range(1, step + 1) if step % n == 0 and n <= 2 * world][-6:]
+        raise ValueError(
+            f"optim.batch = {step} images cannot be shared by {world} devices. Use {', '.join(map(str, devices))} "
+            f"devices, or --set optim.batch={more}" + (f" or {fewer}" if fewer else "")
+        )
+    batch = max(n for n in range(1, min(most, step // world) + 1) if step // world % n == 0)
+    return batch, step // world // batch
+
+
+def build_trainer(recipe: Recipe, *, data: dict[str, str] | None = None, step: int | None = None) -> L.Trainer:
     """Lightning's Trainer as the recipe's `trainer` section says, with a CSV log and our checkpoints.
 
     Args:
         data: what is trained on and held out, in words; checkpoints keep it for model cards.
+        step: of the checkpoint that the run continues from.
 
     Raises:
-        ValueError: if Lightning refuses an argument; says which.
+        ValueError: if Lightning refuses an argument, or a step cannot be dealt among the devices; says which.
     """
     watched = sys.stderr.isatty() and recipe.trainer.get("enable_progress_bar", True)
     callbacks: list[L.Callback] = [TQDMProgressBar() if watched else Lines()]
     if recipe.optim.ema is not None:
         callbacks.append(EMAWeightAveraging(decay=recipe.optim.ema))
-    callbacks.append(
-        Checkpoint(recipe, every=recipe.checkpoint_every, data=data)
-    )  # last: it saves what the others have done
+    checkpoint = Checkpoint(recipe, data=data, step=step)
+    callbacks += [Meter(), checkpoint]  # last: it saves what the others have done
     arguments: dict[str, Any] = {"enable_model_summary": False, **recipe.trainer}
     arguments |= {"enable_checkpointing": False, "default_root_dir": recipe.run, "callbacks": callbacks}
     arguments["enable_progress_bar"] = watched
+    plugins: list[Any] = [checkpoint.io]
+    if SLURMEnvironment.detect():
+        plugins.append(SLURMEnvironment(auto_requeue=False))  # see `Checkpoint`, which keeps no second file
     try:
         if arguments.get("strategy") == "fsdp":
             arguments["strategy"] = ModelParallelStrategy(
                 data_parallel_size=devices(recipe), tensor_parallel_size=1, save_distributed_checkpoint=False
             )
-        return L.Trainer(**arguments, logger=CSVLogger(recipe.run, name="logs"))
+        trainer = L.Trainer(**arguments, plugins=plugins, logger=Log(recipe.run, name="logs"))
     except Exception as error:  # of Lightning, its plugins, and packages that an accelerator asks for
         raise ValueError(f"trainer: Lightning refuses the recipe's arguments {recipe.trainer}: {error}") from error
+    trainer.accumulate_grad_batches = dealt(recipe, trainer.world_size)[1]
+    return trainer
 
 
 def devices(recipe: Recipe) -> int:
     """That weights are shared among under FSDP, over all nodes."""
     asked = recipe.trainer["devices"]
     return (len(asked) if isinstance(asked, list) else asked) * recipe.trainer.get("num_nodes", 1)
-
-
-def wandb_logger(recipe: Recipe, job: str) -> Any:
-    """A started W&B run, online or offline, its files in the run folder; the caller finishes it.
-
-    Raises:
-        ValueError: if wandb is not installed, or refuses to start.
-    """
-    os.environ.setdefault("WANDB_SILENT", "true")  # one line of ours instead of its dozen
-    try:
-        import wandb
-        from lightning.pytorch.loggers import WandbLogger
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"log.wandb = {recipe.log.wandb}: wandb is not installed. pip install wandb, or --set log.wandb=disabled"
-        ) from error
-    try:
-        logger = WandbLogger(
-            project=recipe.log.project,
-            name=f"{recipe.name}-{job}",
-            group=recipe.log.group or recipe.name,
-            tags=recipe.log.tags,
-            job_type=job,
-            save_dir=recipe.run,
-            offline=recipe.log.wandb == "offline",
-            config=recipe.model_dump(),
-        )
-        _ = logger.experiment  # starts it, so that what can go wrong does so here
-        return logger
-    except (wandb.errors.Error, OSError) as error:
-        raise ValueError(
-            f"log.wandb = {recipe.log.wandb}: W&B does not start ({error}). "
-            "`wandb login`, or --set log.wandb=offline, or --set log.wandb=disabled"
-        ) from error
-
-
-HARMLESS = (  # keys that may differ on resuming: no loss depends on them
-    *("about", "run", "checkpoint_every", "draw", "evaluate", "log"),
-    *("trainer.log_every_n_steps", "trainer.enable_progress_bar", "trainer.enable_model_summary"),
-)
-
-
-def fit(recipe: Recipe, *, resume: bool = False) -> Path:
-    """Train a recipe into its run folder.
-
-    Args:
-        resume: continue from the folder's checkpoint if it has one.
-
-    Returns:
-        The checkpoint.
-
-    Raises:
-        ValueError: for anything wrong with the recipe, its data, its weights or its run folder.
-        Stopped: when a signal ended the run; the checkpoint is whole.
-    """
-    quiet()
-    run = Path(recipe.run)
-    checkpoint = last_checkpoint(run)
-    if checkpoint and not resume:
-        raise ValueError(
-            f"{run} already holds a run. Continue it with --resume, or write elsewhere with --set run=FOLDER"
-        )
-    if checkpoint:
-        made_by = read(checkpoint).recipe
-        if made_by is None:
-            raise ValueError(f"{checkpoint} carries no recipe: it is no run of zipar-train. Choose another run folder")
-        changed = differences(made_by, recipe, ignore=HARMLESS)
-        if changed:
-            raise ValueError(
-                f"{run} was made by another recipe: {'; '.join(changed)}. "
-                "Resume with the recipe it was made by, or write elsewhere with --set run=FOLDER"
-            )
-        rank_zero_print(f"Resuming from {checkpoint}.")
-    data = build_datamodule(recipe)
-    L.seed_everything(recipe.seed, workers=True, verbose=False)
-    module = build_module(recipe, weights=checkpoint is None)
-    learnt = {name.removeprefix("model.") for name, p in module.named_parameters() if p.requires_grad}
-    if checkpoint and (missing := learnt - read(checkpoint).state.keys()):
-        raise ValueError(f"{checkpoint} lacks {sorted(missing)[0]}: it is damaged, or of another version. Start again")
-    train, val = data.manifests
-    trainer = build_trainer(
-        recipe,
-        data={
-            "trained on": f"{train.samples:,} images, {train.source} (views: {train.views})",
-            "held out": f"{val.samples:,} images, {val.source}",
-        },
-    )
-    write_folder(run, recipe)
-    parameters = sum(p.numel() for p in module.parameters()) / 1e6
-    trained = sum(p.numel() for p in module.parameters() if p.requires_grad) / 1e6
-    share = f" ({trained:.1f} M of them in adapters, which alone are trained)" if recipe.tune.lora else ""
-    windows = ", ".join(f"{w} (weight {x:g})" for w, x in recipe.zipar.windows.items())
-    rank_zero_print(
-        f"{recipe.name}: {recipe.model.family}, {parameters:.1f} M parameters{share}, {module.family.grid} codes, "
-        f"windows {windows}; {train.samples:,} images to train on, {val.samples:,} held out."
-    )
-    logger = None
-    if recipe.log.wandb != "disabled":
-        logger = wandb_logger(recipe, "fit")
-        trainer.loggers = [*trainer.loggers, logger]
-    if recipe.log.wandb == "offline":
-        rank_zero_print(f"W&B offline: `wandb sync {run}/wandb/offline-run-*` uploads it.")
-    try:
-        trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
-    finally:
-        if logger is not None:
-            logger.experiment.finish()
-    if last_checkpoint(run) is None:
-        raise ValueError(f"{run}: nothing was trained. It was stopped at its start, or recipe.trainer allows no step")
-    return run / "checkpoints" / "last.ckpt"
-
-
-@rank_zero_only
-def rank_zero_print(line: str) -> None:
-    print(line, flush=True)
-
-
-def write_folder(run: Path, recipe: Recipe) -> None:
-    """Make the run folder, its recipe inside.
-
-    Raises:
-        ValueError: if it cannot be written.
-    """
-    try:
-        make_folder(run / "checkpoints")
-        write_whole(run / "recipe.yaml", dump(recipe).encode())
-    except OSError as error:
-        raise ValueError(
-            f"run = {run}: cannot be written ({error}). Choose another folder with --set run=FOLDER"
-        ) from error
-
-
-def quiet() -> None:
-    """Leave to Lightning the warnings that a user can act on."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-    warnings.filterwarnings("ignore", message=".*overrides the configure_model.*")  # ours does nothing without FSDP

@@ -1,0 +1,185 @@
+"""What attention under a plan's mask computes here, forward and backward, beside its definition in float64.
+
+Nothing is believed that was not tried: torch.compile with an empty cache, each of torch's kernels, FlexAttention.
+"""
+
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+from zipar_train.doctor.devices import device
+from zipar_train.doctor.rows import Asked, Check, Row, note, ok, problem, words
+from zipar_train.grid import Grid
+from zipar_train.plan import Plan
+
+PLAN = Plan.zipar(Grid(24, 24), window=8)  # LlamaGen's: 598 slots, several blocks of a BlockMask
+HEADS, HEAD = 2, 64
+LOOSEST = {"float32": 1e-3, "bfloat16": 3e-2, "float16": 1e-2}  # of a tensor's largest number; TF32 is within the first
+SDPA = {"float32": "sdpa, float32", "bfloat16": "sdpa, bfloat16"}
+KERNELS = ("FLASH_ATTENTION", "EFFICIENT_ATTENTION", "CUDNN_ATTENTION", "MATH")
+BOTH = "forward and backward"
+FORWARD, BACKWARD, COMPILE = "FlexAttention", "FlexAttention, backward", "torch.compile"
+
+
+def deviation(attend: Callable[..., Any], place: Any, dtype: Any, *, backward: bool = True) -> float:
+    """The largest difference from attention's definition in float64, of the output and of three gradients.
+
+    In parts of a tensor's largest number. `attend(q, k, v)` is given (1, heads, S, width).
+    """
+    import torch
+
+    random = torch.Generator().manual_seed(0)
+    shape = (4, 1, HEADS, len(PLAN), HEAD)
+    *given, weight = torch.randn(shape, generator=random).to(dtype).unbind()
+
+    def definition(q: Any, k: Any, v: Any) -> Any:
+        hidden = ~torch.tensor(PLAN.visible())
+        return (q @ k.mT / HEAD**0.5).masked_fill(hidden, -torch.inf).softmax(-1) @ v
+
+    def results(attend: Callable[..., Any], **to: Any) -> list[Any]:
+        values = [value.detach().to(**to).requires_grad_(backward) for value in given]
+        out = attend(*values)
+        gradients = torch.autograd.grad((out * weight.to(**to)).sum(), values) if backward else ()
+        return [tensor.detach().to("cpu", torch.float64) for tensor in (out, *gradients)]
+
+    exact, found = results(definition, dtype=torch.float64), results(attend, device=place, dtype=dtype)
+    return max(float((a - b).abs().max() / a.abs().max()) for a, b in zip(exact, found, strict=True))
+
+
+def judged(name: str, dtype: Any, found: float, remedy: str, *, done: str = BOTH) -> Row:
+    kind = str(dtype).removeprefix("torch.")
+    if not found <= LOOSEST[kind]:  # not a number is no agreement
+        return problem(name, f"{done}: {found:.0e} away from float64", remedy)
+    return ok(name, f"{done}, within {found:.0e} of float64")
+
+
+def sdpa(asked: Asked, kind: str) -> Iterator[Row]:
+    """As training calls it: torch chooses the kernel."""
+    import torch
+    from torch.nn.functional import scaled_dot_product_attention
+
+    from zipar_train.masks import dense
+
+    place, dtype = device(asked), getattr(torch, kind)
+    mask = dense(PLAN, device=place)
+
+    def attend(q: Any, k: Any, v: Any) -> Any:
+        return scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+    yield judged(SDPA[kind], dtype, deviation(attend, place, dtype), "Install another torch: no training is right")
+
+
+def kernels(asked: Asked) -> Iterator[Row]:
+    """On a GPU each kernel of sdpa alone, in the type that recipes train in."""
+    place = device(asked)
+    if place.type == "cpu":
+        return
+    rows = {name: kernel(name, place, half(place)) for name in KERNELS}
+    yield from rows.values()
+    if not any(rows[name].seen.startswith(BOTH) for name in KERNELS if name != "MATH"):
+        slow = "under a dense mask torch has none but the plain one here, which is slow and takes much memory"
+        yield note("sdpa's kernels", slow, "--set tune.attention=flex_attention, or another torch")
+
+
+def kernel(name: str, place: Any, dtype: Any) -> Row:
+    """Of those that may not know dense masks, as of all: right, wrong or not there, and then torch takes another."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.nn.functional import scaled_dot_product_attention
+
+    from zipar_train.masks import dense
+
+    mask, backend = dense(PLAN, device=place), getattr(SDPBackend, name)
+
+    def attend(q: Any, k: Any, v: Any) -> Any:
+        with sdpa_kernel(backend):
+            return scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+    title = f"sdpa, {name.lower().removesuffix('_attention')}"
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        try:
+            found = deviation(attend, place, dtype)
+        except RuntimeError as error:  # none for this mask, type or device: warnings say why
+            why = [words(warning.message) for warning in said if isinstance(warning.message, UserWarning)]
+            return ok(title, f"not for a dense mask here; {why[0] if why else words(error)}"[:160])
+    return judged(title, dtype, found, "--set tune.attention=flex_attention, or another torch")
+
+
+def half(place: Any) -> Any:
+    """The type that recipes train in: bfloat16 where the GPU has it; float32 on a CPU."""
+    import torch
+
+    if place.type == "cpu":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def compiles(asked: Asked) -> Iterator[Row]:
+    """A small function and its gradient, with an empty cache: a full one hides that the compiler is gone.
+
+    Without what takes torch most of the time, finding the CPU's best instructions and compiling headers for later.
+    """
+    import torch
+
+    assert "torch._inductor.config" not in sys.modules, "which reads these:"
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(dir=asked.scratch)
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # more are processes, each of which imports torch
+    os.environ["TORCHINDUCTOR_VEC_ISA_OK"] = os.environ["TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS"] = "0"
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        return (x.sin() * x).relu().sum()
+
+    place = device(asked)
+    value = torch.linspace(-3, 3, 1000, device=place).requires_grad_()
+    (wanted,) = torch.autograd.grad(function(value), value)
+    try:
+        (found,) = torch.autograd.grad(torch.compile(function)(value), value)
+    except Exception as error:
+        yield unless_needed(asked, COMPILE, words(error), REMEDY)
+        return
+    assert torch.allclose(found, wanted, atol=1e-5), "the compiled function's gradient is another"
+    yield ok(COMPILE, "a function and its gradient, compiled anew, are right")
+
+
+def flex(asked: Asked, *, backward: bool) -> Iterator[Row]:
+    import torch
+    from torch.nn.attention.flex_attention import flex_attention
+
+    from zipar_train.masks import block
+
+    name = BACKWARD if backward else FORWARD
+    place = device(asked)
+    dtype = half(place)
+    fused = torch.compile(flex_attention) if place.type == "cuda" else flex_attention  # as it is of use
+    attend = partial(fused, block_mask=block(PLAN, device=place))
+    try:
+        found = deviation(attend, place, dtype, backward=backward)
+    except Exception as error:
+        remedy = "Use --set tune.attention=sdpa here, which computes the same"
+        if place.type == "cpu":
+            yield note(name, words(error), f"{remedy}; flex_attention is for GPUs")
+        else:
+            yield unless_needed(asked, name, words(error), remedy)
+        return
+    done = BOTH if backward else "forward"
+    yield judged(name, dtype, found, "Use --set tune.attention=sdpa here", done=done)
+
+
+def unless_needed(asked: Asked, name: str, seen: str, remedy: str) -> Row:
+    """A problem; with a recipe given a note, as the recipe's own rows say whether it needs it."""
+    return (note if asked.recipe else problem)(name, seen, remedy)
+
+
+REMEDY = "Install a C++ compiler (apt install g++, conda install gxx), or --set tune.compile=false"
+CHECKS = (
+    Check(SDPA["float32"], partial(sdpa, kind="float32"), "Install another torch"),
+    Check(SDPA["bfloat16"], partial(sdpa, kind="bfloat16"), "--set trainer.precision=32-true"),
+    Check("sdpa's kernels", kernels, "Report this line; --set tune.attention=flex_attention goes without sdpa"),
+    Check(COMPILE, compiles, REMEDY),
+    Check(FORWARD, partial(flex, backward=False), "Use --set tune.attention=sdpa here"),
+    Check(BACKWARD, partial(flex, backward=True), "Use --set tune.attention=sdpa here"),
+)

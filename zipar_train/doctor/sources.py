@@ -1,0 +1,149 @@
+"""The files that a recipe names: here, still on the hub, or missing."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from zipfile import is_zipfile
+
+from zipar_train.doctor.rows import Asked, Check, Row, note, ok, problem, size
+from zipar_train.shards import is_url, read_manifest
+
+Severe = Callable[[str, str, str], Row]
+
+
+def shards(asked: Asked) -> Iterator[Row]:
+    """Manifests that suit the model, their files beside them."""
+    recipe = asked.recipe
+    assert recipe is not None
+    data, model = recipe.data, recipe.model
+    named = {"data.train": data.train, "data.val": data.val}
+    lost = [name for name, path in named.items() if not is_url(path) and not Path(path).exists()]
+    make = f"zipar-train tokenize --recipe {recipe.name} --images IMAGES --out {Path(data.train).parent}"
+    if lost:
+        mend = f"{make}, or {' '.join(f'--set {name}=FILE' for name in lost)}"
+        yield problem(", ".join(lost), f"{' and '.join(named[name] for name in lost)}: not there", mend)
+    for name, path in named.items():
+        if name in lost:
+            continue
+        try:
+            found = read_manifest(
+                path, grid=model.raster, codes=model.codes, classes=model.classes, captions=model.captions
+            )
+        except ValueError as error:
+            yield problem(name, str(error), f"{make}, or --set {name}=FILE")
+        else:
+            yield ok(name, f"{path}: {found.samples:,} images in {len(found.shards)} shards")
+
+
+def weights(asked: Asked) -> Iterator[Row]:
+    """What training starts from, and what turns codes into pixels and captions into prompts."""
+    assert asked.recipe is not None
+    model = asked.recipe.model
+    yield source("model.weights", model.weights, problem)
+    if model.tokenizer not in (None, "palette"):
+        yield source("model.tokenizer_weights", model.tokenizer_weights, problem)
+    if model.words:
+        yield source("model.words.encoder", model.words.encoder, problem, ids=True)
+    if model.text and model.text.encoder:
+        yield source("model.text.encoder", model.text.encoder, note, ids=True)  # shards may hold features
+
+
+def scoring(asked: Asked) -> Iterator[Row]:
+    """What `evaluate` alone wants: notes."""
+    assert asked.recipe is not None
+    settings = asked.recipe.evaluate
+    if settings.reference:
+        yield source("evaluate.reference", settings.reference, note)
+    else:
+        yield ok("evaluate.reference", "null: data.val")
+    if settings.features_weights:
+        yield source("evaluate.features_weights", settings.features_weights, note)
+    if settings.captions:
+        yield source("evaluate.captions", settings.captions, note, ids=True)
+    if settings.clip:
+        yield source("evaluate.clip", settings.clip, note, ids=True)
+
+
+def source(name: str, given: str | None, severe: Severe, *, ids: bool = False) -> Row:
+    """A row about a path, `owner/repo:file` or `owner/repo:`.
+
+    Args:
+        severe: the row of one that is not here, nor to be fetched.
+        ids: `owner/repo` alone is one on the hub too.
+    """
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    if given is None:
+        return ok(name, "null: random")
+    path, give = Path(given), f"Make it or put it there, or --set {name}=PATH"
+    if is_url(given):
+        return ok(name, f"{given}: over the network")
+    if path.exists():
+        return whole(name, path, severe, give)
+    hub = on_hub(given, ids=ids)
+    if hub is None:
+        return severe(name, f"{given} is not there", give)
+    repo, file = hub
+    if here := cached(repo, file):
+        return whole(name, here, severe, f"hf download {repo} {file}".strip())
+    fetch = f"hf download {repo} {file}".strip() + f" fetches it beforehand; or --set {name}=PATH"
+    if HF_HUB_OFFLINE:
+        return severe(name, f"{given} is not here, and HF_HUB_OFFLINE keeps it so", fetch)
+    return note(name, f"{given} is not here yet: it is fetched from the hub at first use", fetch)
+
+
+def on_hub(given: str, *, ids: bool) -> tuple[str, str] | None:
+    """Repository and file, which is empty for all of it; None: it can only be a path."""
+    from zipar_train.models.published import HUB
+
+    tables = (".csv", ".tsv", ".txt", ".json")
+    found = HUB.fullmatch(given) or (HUB.fullmatch(f"{given}:") if ids and not given.endswith(tables) else None)
+    return (found["repo"], found["file"]) if found else None
+
+
+def cached(repo: str, file: str) -> Path | None:
+    """The local copy of a file or, without one, of the repository."""
+    from huggingface_hub import try_to_load_from_cache
+
+    for name in [file] if file else ["config.json", "tokenizer_config.json", "tokenizer.json"]:
+        found = try_to_load_from_cache(repo, name)
+        if isinstance(found, str):
+            return Path(found) if file else Path(found).parent
+    return None
+
+
+def whole(name: str, path: Path, severe: Severe, remedy: str) -> Row:
+    """That a file is not cut short, or a folder has any: by their ends, not by reading them all."""
+    from zipar_train.models.weights import last_checkpoint
+
+    files = [path]
+    if path.is_dir():
+        checkpoint = last_checkpoint(path)
+        files = [checkpoint] if checkpoint else [each for each in path.iterdir() if each.is_file()]
+        if not any(path.iterdir()):
+            return severe(name, f"{path} is empty", remedy)
+    for file in files:
+        if short(file):
+            return severe(name, f"{file} is cut short or damaged", remedy)
+    return ok(name, f"{path}, {size(sum(file.stat().st_size for file in files))}")
+
+
+def short(file: Path) -> bool:
+    """Whether the end is missing of safetensors, or of an archive: PyTorch's, numpy's."""
+    from safetensors import SafetensorError, safe_open
+
+    if file.suffix == ".safetensors":
+        try:
+            with safe_open(file, "pt"):
+                return False
+        except SafetensorError:
+            return True
+    with file.open("rb") as opened:
+        start = opened.read(4)
+    return not start or (start == b"PK\x03\x04" and not is_zipfile(file))
+
+
+CHECKS = (
+    Check("shards", shards, "zipar-train shards check FILE reads them all"),
+    Check("weights", weights, "Put them there, or --set model.weights=PATH"),
+    Check("evaluate", scoring, "Only `zipar-train evaluate` needs it"),
+)

@@ -1,0 +1,128 @@
+"""Weights & Biases: installed, logged in, reached; as far as runs are to go there."""
+
+import os
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+
+from zipar_train.doctor.rows import Asked, Check, Row, note, ok, problem, words
+
+SECONDS = 3  # that the server has to answer
+ONLINE, OFFLINE, DISABLED = "online", "offline", "disabled"
+GO_WITHOUT = "--set log.wandb=offline or disabled"
+
+
+def told() -> str | None:
+    """What WANDB_MODE says, by wandb's own reading; None: it is not set."""
+    said = os.environ.get("WANDB_MODE")
+    return {"dryrun": OFFLINE, "run": ONLINE, "shared": ONLINE}.get(said, said) if said is not None else None
+
+
+def mode(asked: Asked) -> str | None:
+    """How the recipe's runs would be logged; without a recipe what WANDB_MODE says, or None."""
+    recipe = asked.recipe
+    if recipe is None or recipe.log.wandb == ONLINE:
+        return told() if told() is not None else (ONLINE if recipe else None)
+    return recipe.log.wandb
+
+
+def modes(asked: Asked) -> Iterator[Row]:
+    found = mode(asked)
+    if found is None:
+        yield ok("mode", "as recipes say, the shipped ones offline")
+    elif found not in (ONLINE, OFFLINE, DISABLED):
+        yield problem("mode", f"WANDB_MODE = {found!r}, which wandb refuses", "unset WANDB_MODE, or set it to offline")
+    elif asked.recipe and asked.recipe.log.wandb == found:
+        yield ok("mode", f"{found}, by log.wandb")
+    else:
+        yield ok("mode", f"{found}, by WANDB_MODE")
+
+
+def installed(asked: Asked) -> Iterator[Row]:
+    try:
+        yield ok("wandb", version("wandb"))
+    except PackageNotFoundError:
+        if mode(asked) == DISABLED:
+            yield ok("wandb", "not installed, nor needed")
+        else:
+            yield problem("wandb", "not installed", "pip install wandb, or --set log.wandb=disabled")
+
+
+def login(asked: Asked) -> Iterator[Row]:
+    """Whether wandb itself finds a key, which is neither kept nor shown."""
+    if mode(asked) not in (None, ONLINE, OFFLINE):
+        return
+    needed = mode(asked) == ONLINE
+    try:
+        found = logged_in()
+    except Exception as error:  # a key that none can be
+        yield (problem if needed else note)("login", words(error), f"wandb login --relogin, or {GO_WITHOUT}")
+        return
+    if found:
+        yield ok("login", "wandb finds a key")
+    elif mode(asked) == OFFLINE:
+        yield ok("login", "none; only `wandb sync` will need it")
+    else:
+        remedy = f"wandb login, or {GO_WITHOUT}"
+        yield (problem if needed else note)("login", "none: wandb finds no key", remedy)
+
+
+def logged_in() -> bool:
+    """Asks wandb, as if online; without a terminal it asks nobody.
+
+    Raises:
+        wandb.errors.AuthenticationError: for a malformed key.
+    """
+    import wandb
+
+    wandb.setup(wandb.Settings(mode="online", silent=True))
+    try:
+        return bool(wandb.login(verify=False))
+    except wandb.errors.UsageError:
+        return False
+
+
+def server(asked: Asked) -> Iterator[Row]:
+    if mode(asked) not in (None, ONLINE):
+        return
+    try:
+        import wandb
+
+        address = wandb.setup().settings.base_url
+    except Exception:  # it is told by the rows above
+        address = os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
+    why = unreached(str(address))
+    if why:
+        remedy = f"Check network, proxy and WANDB_BASE_URL, or {GO_WITHOUT}; `wandb sync` uploads later"
+        yield (problem if mode(asked) == ONLINE else note)("server", f"{address} is not reached: {why}", remedy)
+    else:
+        yield ok("server", f"{address} answers")
+
+
+def unreached(address: str) -> str:
+    """Why the server gives no answer, of any kind, within SECONDS; empty if it does."""
+    why = [f"no answer in {SECONDS} s"]  # looking up a name heeds no timeout, so a thread has one
+
+    def ask() -> None:
+        try:
+            urllib.request.urlopen(f"{address.rstrip('/')}/healthz", timeout=SECONDS).close()
+            why[0] = ""
+        except urllib.error.HTTPError:  # which is an answer
+            why[0] = ""
+        except Exception as error:
+            why[0] = str(getattr(error, "reason", error))
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(SECONDS)
+    return why[0]
+
+
+CHECKS = (
+    Check("mode", modes, "unset WANDB_MODE"),
+    Check("wandb", installed, "pip install wandb, or --set log.wandb=disabled"),
+    Check("login", login, f"wandb login, or {GO_WITHOUT}"),
+    Check("server", server, GO_WITHOUT),
+)
