@@ -46,7 +46,7 @@ RANGES = {  # path: range; * is an entry of a list or a mapping, # a mapping's k
     "seed": Range(0, 2**32 - 1),
     "checkpoint_every": Range(1, 10**9),
     "checkpoint_keep": Range(1, 1000),
-    "model.depth": Range(1, 256),
+    "model.depth": Range(1, 128),
     "model.heads": Range(1, 1024),
     "model.width": Range(1, 65536),
     "model.key_heads": Range(1, 1024),

@@ -98,7 +98,7 @@ def file(tmp_path):
     return tmp_path / "spoilt.yaml"
 
 
-@examples(150)
+@examples(100)
 @given(text=spoilt_text(list(TEXTS.values())))
 def test_recipes_with_spoilt_lines(file, text):
     file.write_bytes(text.encode("utf-8", "surrogatepass"))
@@ -197,7 +197,7 @@ def test_trainers_are_built_or_refused_in_one_message(file, tmp_path, arguments,
         try:
             assert isinstance(build_trainer(recipe), L.Trainer)
         except ValueError as error:
-            assert "trainer: Lightning refuses" in str(error)  # noqa: PT017 - either will do
+            assert any(words in str(error) for words in ("trainer: Lightning refuses", "optim.batch = "))  # noqa: PT017
 
 
 @examples(40, share=0.1)

@@ -72,12 +72,16 @@ def looked_at(path, layout):
                 good = sample.condition in range(3) if layout.classes else isinstance(sample.condition, str)
                 assert good and (sample.features is None or np.isfinite(sample.features).all())
         contents = check_shards(path)
-        try:
-            batches = list(ShardLoader(path, batch_size=3, shuffle=4))
-        except ValueError as error:
-            assert contents.problems and ".tar" in str(error)  # noqa: PT017 - either will do
-        else:
-            assert sum(len(batch.codes) for batch in batches) == -(-manifest.samples // 3) * 3  # the last filled up
+        for damaged in ("stop", "skip"):
+            loader = ShardLoader(path, batch_size=3, shuffle=4, damaged=damaged)
+            try:
+                batches = list(loader)
+            except ValueError as error:
+                none = damaged == "skip" and "none of its shards can be read" in str(error)
+                assert contents.problems and (none or (damaged == "stop" and ".tar" in str(error)))  # noqa: PT017
+            else:
+                assert sum(len(batch.codes) for batch in batches) == -(-manifest.samples // 3) * 3  # the last filled up
+                assert contents.problems or not loader.damaged
 
 
 @examples(150)

@@ -99,7 +99,11 @@ def test_a_training_without_an_end_is_refused():
     ("overrides", "message"),
     [
         (["model.grid=[129,128]"], "grid [129, 128]: 16,512 codes, more than 16,384"),
-        (["model.depth=256", "model.width=65536", "model.heads=16"], "parameters by its shape, more than"),
+        (
+            ["data.batch_size=65536", "model.codes=65536"],
+            "data.batch_size = 65536: 3e+11 logits a step, more than 3e+10",
+        ),
+        (["model.depth=128", "model.width=65536", "model.heads=16"], "parameters by its shape, more than"),
         (["model.key_heads=2"], "key_heads 2: family llamagen has a key for every query"),
     ],
 )

@@ -25,6 +25,7 @@ from zipar_train.trainer_arguments import TrainerArguments, disagreements
 
 CODES = 2**14  # most codes of an image: 128 x 128
 PARAMETERS = 10**11  # most of a model given by its shape
+LOGITS = 2**35  # most of a step on a device: 2,048 images of 24 x 24 codes out of 16,384
 
 
 CONDITIONS = {  # family: what it is prompted by, and its sizes
@@ -66,7 +67,7 @@ class Model(Section):
 
     family: Literal["llamagen", "llamagen-t2i", "janus", "lumina", "emu3"]
     size: Literal["B", "L", "XL", "XXL", "3B", "1B", "7B", "8B"] | None = None  # or depth, heads and width
-    depth: Annotated[int, Field(ge=1, le=256)] | None = None  # layers
+    depth: Annotated[int, Field(ge=1, le=128)] | None = None  # layers
     heads: Heads | None = None
     width: Annotated[int, Field(ge=1, le=2**16)] | None = None
     key_heads: Heads | None = None  # heads of keys and values, where queries share them; null: heads
@@ -290,6 +291,11 @@ class Recipe(Section):
             for window in windows
             if window > widest
         ]
+        if (logits := self.data.batch_size * self.model.raster.codes * self.model.codes) > LOGITS:
+            mistakes.append(
+                f"data.batch_size = {self.data.batch_size}: {logits:.0e} logits a step, more than {LOGITS:.0e}. "
+                "Make it smaller, and trainer.accumulate_grad_batches larger."
+            )
         if self.checkpoint_best not in (None, *(bits := [f"val/bits_w{window}" for window in self.val_windows])):
             mistakes.append(f"checkpoint_best = {self.checkpoint_best!r}: use one of {', '.join(bits)}, or null.")
         if self.optim.batch and "accumulate_grad_batches" in self.trainer:

@@ -39,7 +39,7 @@ class Sample(NamedTuple):
 class Shard(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     name: str = Field(min_length=1, max_length=255)
-    samples: int = Field(ge=1, lt=2**31)
+    samples: int = Field(ge=1, le=10**6)
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
 
 

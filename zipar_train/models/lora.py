@@ -17,7 +17,8 @@ def adapt(model: PreTrainedModel, lora: LoRA) -> None:
         ValueError: if no layer has one of the names in `targets`.
     """
     try:
-        model.add_adapter(config(lora))
+        with model.device:  # or those of a model of the meta device would take memory
+            model.add_adapter(config(lora))
         for name, parameter in model.named_parameters():  # PEFT gives them the type of the weights beside them
             if MARK in name:
                 parameter.data = parameter.data.float()
