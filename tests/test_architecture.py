@@ -43,7 +43,8 @@ ROOMS = [
     *("evaluation.protocol", "evaluation.results", "evaluation.evaluate", "evaluation.search", "evaluation.plots"),
     *("evaluation.page", "evaluation.report", "evaluation.advise", "evaluation"),
     *("benchmark.floor", "benchmark.baseline", "benchmark.decode", "benchmark.train", "benchmark.report", "benchmark"),
-    *("export", "trials", "sweep", "options", "shards_cli", "bench_cli", "evaluate_cli", "sweep_cli", "cli"),
+    *("export", "trials", "outcome", "sweep"),
+    *("options", "shards_cli", "bench_cli", "evaluate_cli", "sweep_cli", "cli", "__main__"),
 ]
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py" and "recipes" not in p.parts)
 

@@ -158,7 +158,9 @@ def _override(raw: dict[Any, Any], override: str) -> None:
         raise RecipeError(f"--set {override!r}: the value is not YAML: {error}") from error
     *sections, last = [int(part) if part.isdigit() else part for part in key.split(".")]
     for section in sections:
-        raw = raw.setdefault(section, {})
+        if raw.get(section) is None:  # a section that is not there, or null
+            raw[section] = {}
+        raw = raw[section]
         if not isinstance(raw, dict):
             raise RecipeError(f"--set {override!r}: {section} is a value, not a section with keys below it")
     raw[last] = value
