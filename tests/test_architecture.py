@@ -36,10 +36,10 @@ ROOMS = [
     *("evaluation.protocol", "evaluation.results", "evaluation.evaluate", "evaluation.search", "evaluation.plots"),
     *("evaluation.page", "evaluation.report", "evaluation.advise", "evaluation"),
     *("benchmark.floor", "benchmark.baseline", "benchmark.decode", "benchmark.train", "benchmark.report", "benchmark"),
-    *("export", "trials", "sweep"),
+    *("export", "trials", "outcome", "sweep"),
     *("doctor.rows", "doctor.report", "doctor.packages", "doctor.devices", "doctor.attention", "doctor.disk"),
     *("doctor.tracking", "doctor.recipes", "doctor.sources", "doctor.examine", "doctor"),
-    *("options", "shards_cli", "bench_cli", "evaluate_cli", "sweep_cli", "doctor_cli", "cli"),
+    *("options", "shards_cli", "bench_cli", "evaluate_cli", "sweep_cli", "doctor_cli", "cli", "__main__"),
 ]
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py" and "recipes" not in p.parts)
 

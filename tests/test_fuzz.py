@@ -25,9 +25,8 @@ from zipar_train import cli, plain
 from zipar_train.plan import Plan
 from zipar_train.recipe import dump, load_recipe, parse, recipe_folder, shipped
 from zipar_train.sections import RecipeError
-from zipar_train.sweep import _override
 from zipar_train.training.trainer import build_datamodule, build_module, build_trainer
-from zipar_train.trials import MOST, SPREADS, read_sweep, trials_of
+from zipar_train.trials import MOST, SPREADS, overrides_of, read_sweep, trials_of
 
 TEXTS = {name: (recipe_folder() / f"{name}.yaml").read_text() for name in shipped()}
 PLAIN = {name: plain.parse(text, loader=plain.Recipes) for name, text in TEXTS.items()}
@@ -300,7 +299,7 @@ def swept(path, count):
         for trial in trials[:3]:
             json.dumps(trial, allow_nan=False)
             with contextlib.suppress(RecipeError):
-                load_recipe("digits", [_override(item) for item in trial.items()])
+                load_recipe("digits", overrides_of(trial))
 
 
 PARAMETERS = st.fixed_dictionaries(
@@ -348,24 +347,27 @@ def test_sweeps_with_spoilt_values(file, data, count):
             "a grid of 100000000 trials",
         ),
         ("parameters: {a: {min: 1, max: 1000000000000}}", "a: a grid of 1,000,000,000,000 values"),
-        ("parameters: {a: {min: 0.0, max: 1.0, q: 0.0}}", "a: q = 0.0: give a positive number"),
-        ("parameters: {a: {min: 0.0, max: 1.0, q: 1.0e-9}}", "a: a grid of 1,000,000,000 values"),
-        ("parameters: {a: {min: .nan, max: 1.0}}", "a: min = nan: outside"),
-        ("parameters: {a: {min: 0.5, max: 2, distribution: int_uniform}}", "int_uniform needs a whole number"),
+        ("parameters: {a: {distribution: q_uniform, min: 0.0, max: 1.0, q: 0.0}}", "a: q = 0.0 must be above 0"),
         (
-            "parameters: {a: {values: [1, 2], probabilities: [0.5, 0.6]}}",
-            "probabilities = [0.5, 0.6]: give one for each",
+            "parameters: {a: {distribution: q_uniform, min: 0.0, max: 1.0, q: 1.0e-9}}",
+            "a: a grid of 1,000,000,000 values",
         ),
-        ("parameters: {a: {values: [1, 2], probabilities: [1]}}", "probabilities = [1]: give one for each of 2 values"),
+        ("parameters: {a: {distribution: q_uniform, min: .nan, max: 1.0}}", "a: min = nan is no number"),
+        ("parameters: {a: {min: 0.5, max: 2, distribution: int_uniform}}", "no whole number, which int_uniform needs"),
+        (
+            "method: random\nparameters: {a: {values: [1, 2], probabilities: [0.5, 0.6]}}",
+            "probabilities = [0.5, 0.6]: one for each",
+        ),
+        ("method: random\nparameters: {a: {values: [1, 2], probabilities: [1]}}", "probabilities = [1]: one for each"),
         ("parameters: {a: {values: [2001-01-01]}}", "datetime.date(2001, 1, 1) is no text"),
         ("parameters: {a: {values: [.nan]}}", "nan is no text, no finite number"),
         ("parameters: {a=b: {value: 1}}", "parameters.a=b: no path of a recipe's key"),
-        ("parameters: {a.b: {value: 1}, a: {parameters: {b: {value: 2}}}}", "parameters.a.b is given twice"),
-        ("parameters: {a: {parameters: 3}}", "parameters.a.parameters = 3"),
+        ("parameters: {a.b: {value: 1}, a: {parameters: {b: {value: 2}}}}", "parameters.a.b is there twice"),
+        ("parameters: {a: {parameters: 3}}", "parameters.a has `parameters`: give it some"),
         ("parameters: {a: {distribution: [1], value: 1}}", "distribution [1] is unknown"),
         ("parameters: {a: {value: 1}}\nrun_cap: 1000000000000000000000000", "run_cap = 1000000000000000000000000"),
         ("parameters: {a: {value: 1}}\nmetric: {name: [x]}", "metric = {'name': ['x']}"),
-        ("method: random\nparameters: {a: {mu: 1, sigma: -1}}", "a: sigma = -1: give a positive number"),
+        ("method: random\nparameters: {a: {distribution: normal, mu: 1, sigma: -1}}", "a: sigma = -1 must be above 0"),
         (
             "method: random\nparameters: {a: {distribution: log_uniform, min: 1, max: 5000}}",
             "max = 5000: outside -300 .. 300",
@@ -373,6 +375,7 @@ def test_sweeps_with_spoilt_values(file, data, count):
     ],
 )
 def test_sweeps_that_have_no_end_or_no_sense(file, text, message):
+    text = text if text.startswith("method") else f"method: grid\n{text}"
     file.write_text(text.replace("%s", str(list(range(100)))))
     with in_time(), pytest.raises(ValueError) as error:  # noqa: PT011 - the message is checked below
         trials_of(read_sweep(file))
@@ -381,7 +384,9 @@ def test_sweeps_that_have_no_end_or_no_sense(file, text, message):
 
 def test_the_first_trials_of_a_huge_grid_are_given(file):
     values = str(list(range(100)))
-    file.write_text(f"parameters: {{a: {{values: {values}}}, b: {{values: {values}}}, c: {{values: {values}}}}}")
+    file.write_text(
+        f"method: grid\nparameters: {{a: {{values: {values}}}, b: {{values: {values}}}, c: {{values: {values}}}}}"
+    )
     with in_time():
         assert trials_of(read_sweep(file), count=3) == [{"a": 0, "b": 0, "c": c} for c in range(3)]
     with pytest.raises(ValueError, match="--count 10001: more than 10,000 trials"):

@@ -1,23 +1,26 @@
-"""Sweeps: the trials a file asks for; a killed one goes on and runs nothing twice; agents' runs keep apart."""
+"""Sweeps, run: an interrupted one goes on and runs nothing twice; W&B's own agents run the same files."""
 
 import csv
-import itertools
 import json
 import os
 import signal
 import subprocess
+import sys
 import time
-from math import log
 from pathlib import Path
 
-import numpy as np
+import psutil
 import pytest
 import yaml
 from conftest import command, sets
+from wandb_server import WandbServer
 
+from zipar_train.files import make_folder, write_whole
+from zipar_train.history import validations
+from zipar_train.models.weights import read
+from zipar_train.outcome import Trial, draw
 from zipar_train.recipe import load_recipe, recipe_folder
-from zipar_train.sweep import _override, run, validated
-from zipar_train.trials import read_sweep, trials_of
+from zipar_train.sweep import run
 
 
 def write(folder: Path, text: str) -> Path:
@@ -26,143 +29,181 @@ def write(folder: Path, text: str) -> Path:
     return path
 
 
-def test_a_grid_is_every_combination_once(tmp_path):
-    path = write(
-        tmp_path,
-        """
-method: grid
-parameters:
-  optim:
-    parameters:
-      lr: {values: [0.1, 0.2]}
-      warmup: {value: 0.5}
-  seed: {min: 3, max: 5}
-  data.label_dropout: {distribution: q_uniform, min: 0.0, max: 0.6, q: 0.2}
-""",
-    )
-    found = trials_of(read_sweep(path))
-    product = itertools.product([0.1, 0.2], [3, 4, 5], np.arange(0, 0.6, 0.2).tolist())
-    expected = [{"optim.lr": lr, "optim.warmup": 0.5, "seed": seed, "data.label_dropout": q} for lr, seed, q in product]
-    assert sorted(map(str, found)) == sorted(map(str, expected)) and len(found) == 18
-    assert trials_of(read_sweep(path), count=5) == found[:5]
-
-
-def test_random_trials_are_of_their_distributions_and_repeatable(tmp_path):
-    path = write(
-        tmp_path,
-        """
-method: random
-parameters:
-  a: {distribution: log_uniform_values, min: 0.001, max: 0.1}
-  b: {min: 2, max: 4}
-  c: {values: [x, y], probabilities: [0.9, 0.1]}
-  d: {mu: 5.0, sigma: 2.0}
-  e: {min: 0.0, max: 1.0}
-""",
-    )
-    sweep = read_sweep(path)
-    with pytest.raises(ValueError, match="a random sweep has no end: give --count"):
-        trials_of(sweep)
-    found = trials_of(sweep, count=2000, seed=1)
-    assert found == trials_of(sweep, count=2000, seed=1) != trials_of(sweep, count=2000, seed=2)
-    a, b, d, e = (np.array([trial[key] for trial in found]) for key in "abde")
-    assert abs(np.log(a).mean() - log(0.01)) < 0.1 and a.min() >= 0.001 and a.max() <= 0.1
-    assert set(b) == {2, 3, 4} and {type(trial["b"]) for trial in found} == {int}
-    assert 0.87 < np.mean([trial["c"] == "x" for trial in found]) < 0.93
-    assert abs(d.mean() - 5) < 0.2 and abs(d.std() - 2) < 0.2
-    assert abs(e.mean() - 0.5) < 0.03
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("a: [1", "is not readable YAML"),
-        ("method: grid", "a sweep file has `parameters`"),
-        ("method: bayes\nparameters: {a: {value: 1}}", "method = 'bayes': use grid or random here"),
-        ("parameters: {a: 3}", "parameters.a = 3: write `value: 3`"),
-        ("parameters: {a: {values: []}}", r"values = \[\]: a list of at least one"),
-        ("parameters: {a: {min: 0.5, max: 1.0}}", "a grid needs values, not uniform"),
-        ("method: random\nparameters: {a: {min: 1e-4, max: 1.0}}", "min = '1e-4' is no number .write 1.0e-4"),
-        ("method: random\nparameters: {a: {min: 2, max: 1}}", "min 2 is not below max 1"),
-        ("parameters: {a: {distribution: beta}}", "distribution 'beta' is unknown here"),
-        ("parameters: {a: {}}", "distribution None is unknown here"),
-        ("run_cap: 0\nparameters: {a: {value: 1}}", "run_cap = 0: a whole number from 1"),
-        ("metric: {goal: most}\nparameters: {a: {value: 1}}", "metric = .*goal: minimize or maximize"),
-    ],
-)
-def test_files_with_mistakes_say_which(tmp_path, text, message):
-    with pytest.raises(ValueError, match=message):
-        read_sweep(write(tmp_path, text))
-
-
-@pytest.mark.parametrize("path", sorted((recipe_folder() / "sweeps").glob("*.yaml")), ids=lambda path: path.stem)
-def test_shipped_sweeps_fit_the_digits_and_are_for_wandb_too(path):
-    for values in trials_of(read_sweep(path)):
-        load_recipe("digits", map(_override, values.items()))
-    raw = yaml.safe_load(path.read_text())
-    assert raw["command"][-1] == "${args_no_hyphens}" and raw["metric"]["name"].startswith("val/bits_w")
-
-
 def test_mistakes_in_trials_show_before_anything_is_run(tmp_path):
-    path = write(tmp_path, "parameters: {optim.lr: {values: [0.1, -1]}}")
+    path = write(tmp_path, "method: grid\nparameters: {optim.lr: {values: [0.1, -1]}}")
     with pytest.raises(ValueError, match="optim.lr = -1"):
         run("digits-base", path, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_killed_sweep_goes_on_and_runs_nothing_twice(tiny, tmp_path):
+TRIALS = int(os.environ.get("ZIPAR_SWEEP_TRIALS", "3"))  # 12 take minutes
+STOPS, JOBS = [signal.SIGKILL, *[signal.SIGKILL] * (TRIALS > 3), signal.SIGTERM], 1 if TRIALS == 3 else 2
+
+
+def starts(place: Path) -> int:
+    """How often a trial's training has begun, by the line that it says then."""
+    return (place / "log.txt").read_text().count("digits-base: llamagen")
+
+
+def test_an_interrupted_sweep_goes_on_and_runs_nothing_twice(tiny, tmp_path):
+    """Its process group killed, then itself asked to end, in mid-training each time; then left alone to its end."""
+    rates = [10 ** (-1 - k / 4) for k in range(TRIALS)]
     path = write(
         tmp_path,
-        """
+        f"""
 method: grid
-metric: {name: val/bits_w8, goal: minimize}
+metric: {{name: val/bits_w8, goal: minimize}}
 parameters:
-  optim.lr: {values: [0.0001, 0.01, 0.001]}
-  data.val_windows: {value: [8, 2]}
-""".replace(", -0.0", ", 0.001"),
+  optim.lr: {{values: {rates}}}
+  data.val_windows: {{value: [8, 2]}}
+""",
     )
-    settings = sets([*tiny, "trainer.max_epochs=1", "trainer.limit_train_batches=12",
-                     "trainer.check_val_every_n_epoch=1", "trainer.log_every_n_steps=1"])  # fmt: skip
-    verb = ["sweep", "--recipe", "digits-base", "--grid", path, "--out", tmp_path / "out", *settings]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    settings = sets([*tiny, "trainer.max_epochs=1", "trainer.check_val_every_n_epoch=1", "trainer.log_every_n_steps=1",
+                     "data.batch_size=16", "checkpoint_every=5", "log.wandb=offline"])  # fmt: skip
+    out = tmp_path / "out"
+    verb = ["sweep", "--recipe", "digits-base", "--grid", path, "--out", out, "--jobs", JOBS, *settings]
+    environment = {name: text for name, text in os.environ.items() if not name.startswith("WANDB_")}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    killed = subprocess.Popen(command(*verb), env=environment, cwd=tmp_path, start_new_session=True, **pipes)
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "out" / "000" / "result.json").is_file() and time.monotonic() < deadline:
-        assert killed.poll() is None, killed.communicate()
-        time.sleep(0.05)
-    os.killpg(killed.pid, signal.SIGKILL)
-    killed.communicate()
-    first = (tmp_path / "out" / "000" / "result.json").stat().st_mtime_ns
-    done = subprocess.run(command(*verb, "--json", tmp_path / "sweep.json"), env=environment, cwd=tmp_path, **pipes)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "out" / "000" / "result.json").stat().st_mtime_ns == first
+    folders, stopped, kept = [out / f"{k:03d}" for k in range(TRIALS)], [0] * TRIALS, {}
+
+    def done() -> list[Path]:
+        return [place for place in folders if (place / "result.json").is_file()]
+
+    def underway() -> list[Path]:
+        return [place for place in folders if (place / "checkpoints" / "last.ckpt").is_file() and place not in done()]
+
+    for k, signum in enumerate(STOPS):
+        process = subprocess.Popen(command(*verb), env=environment, cwd=tmp_path, start_new_session=True, **pipes)
+        deadline, before = time.monotonic() + 240, len(done())
+        while len(done()) < before + k % 2 or not set(underway()) - set(kept):
+            assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+            time.sleep(0.01)
+        for place in set(folders) - set(done()):
+            stopped[folders.index(place)] += place.is_dir()
+        kept |= {place: read(place).extra["global_step"] for place in underway()}
+        if signum == signal.SIGKILL:
+            os.killpg(process.pid, signum)
+            process.communicate()
+        else:
+            process.send_signal(signum)
+            _, err = process.communicate(timeout=60)
+            assert process.returncode == 143 and "run the same command again to go on" in err
+        mine = [p for p in psutil.process_iter(["cmdline"]) if str(out) in " ".join(p.info["cmdline"] or [])]
+        assert not [p for p in mine if p.status() != psutil.STATUS_ZOMBIE]
+    finished = {place: (place / "result.json").stat().st_mtime_ns for place in done()}
+    assert len(finished) < TRIALS and kept
+
+    last = subprocess.run(command(*verb, "--json", tmp_path / "sweep.json"), env=environment, cwd=tmp_path, **pipes)
+    assert last.returncode == 0, last.stderr
     found = json.loads((tmp_path / "sweep.json").read_text())
     bits = [trial["metrics"]["val/bits_w8"] for trial in found["trials"]]
-    assert len(bits) == 3 and bits == sorted(bits) and found["trials"][0]["values"]["optim.lr"] == 0.01
-    for trial in found["trials"]:
-        place = tmp_path / "out" / f"{trial['number']:03d}"
-        assert trial["metrics"] == validated(place) and set(trial["metrics"]) == {"val/bits_w8", "val/bits_w2"}
-        steps = [row["step"] for file in (place / "logs").glob("*/metrics.csv") for row in csv.DictReader(file.open())]
-        assert max(map(int, steps)) == 11
-    assert found["passes"] == {"8": 64, "2": 28}
-    assert (tmp_path / "out" / "sweep.png").read_bytes().startswith(b"\x89PNG")
-    other = subprocess.run(command(*verb, "--set", "seed=7"), env=environment, cwd=tmp_path, **pipes)
-    assert other.returncode == 2 and "holds a sweep of other recipe" in other.stderr
+    assert len(bits) == TRIALS == len({trial["number"] for trial in found["trials"]}) and bits == sorted(bits)
+    assert found["passes"] == {"8": 64, "2": 28} and not found["failed"]
+    assert (out / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    for place, stops in zip(folders, stopped, strict=True):
+        assert 1 <= starts(place) <= 1 + stops, place  # a stop may have come before the line
+        if place in finished:
+            assert (place / "result.json").stat().st_mtime_ns == finished[place]
+        trial = next(trial for trial in found["trials"] if folders[trial["number"]] == place)
+        logged = validations(place)
+        assert list(logged) == [89] and logged[89] == trial["metrics"]
+        assert trial["values"]["optim.lr"] == rates[trial["number"]]
+    for place, step in kept.items():
+        assert f"Resuming from {place}" in (place / "log.txt").read_text()
+        *_, log = sorted((place / "logs").iterdir(), key=lambda folder: int(folder.name.split("_")[1]))
+        with (log / "metrics.csv").open(newline="") as rows:
+            assert step <= int(next(csv.DictReader(rows))["step"])  # went on from there, and not from its beginning
+
+    server = WandbServer()
+    try:
+        sync = [Path(sys.executable).parent / "wandb", "sync", *out.glob("*/wandb/offline-run-*")]
+        synced = subprocess.run(sync, env=environment | server.environment(), **pipes)
+        assert synced.returncode == 0, synced.stderr
+    finally:
+        server.kill()
+    assert {run["groupName"] for run in server.runs.values()} == {"out"}, (synced.stderr, synced.stdout)
+    names = {run["displayName"] for run in server.runs.values() if run["exit_code"] == 0}
+    assert names == {f"digits-base-{k:03d}" for k in range(TRIALS)} and len(server.runs) == TRIALS
+
+
+def test_a_sweep_grows_and_a_diverged_trial_is_last(tmp_path, monkeypatch, capsys):
+    """With `fit` replaced by what it leaves behind."""
+    shown = []
+
+    def one(place, command, number, values, gpu, running):
+        make_folder(place)
+        metrics = {} if number == 1 else {"val/bits_w8": 3.0 - number, "val/bits_w2": 4.0}
+        trial = Trial(number=number, values=values, seconds=60, metrics=metrics)
+        write_whole(place / "result.json", trial.model_dump_json().encode())
+        shown.append((number, gpu))
+        return trial
+
+    monkeypatch.setattr("zipar_train.sweep._one", one)
+    path = write(tmp_path, "method: random\nparameters: {optim.lr: {min: 0.0, max: 1.0}, seed: {value: 3},"
+                           "zipar.windows: {value: '{8: 1, 2: 1}'}}")  # fmt: skip
+    arguments = {"out": tmp_path / "out", "gpus": ["0", "1"], "progress": False}
+    run("digits-base", path, count=2, **arguments)
+    outcome, folder = run("digits-base", path, count=4, **arguments)
+    assert sorted(number for number, _ in shown) == [0, 1, 2, 3] and {gpu for _, gpu in shown} == {"0", "1"}
+    assert outcome.metric == "val/bits_w2" and [trial.number for trial in outcome.trials][-1] == 1
+    table = outcome.lines()
+    assert table[0].split() == ["trial", "lr", "w2", "w8", "minutes"] and table[4].split()[2:4] == ["-", "-"]
+    assert table[5] == "in all: seed 3, zipar.windows {8: 1, 2: 1}"
+    draw(outcome, tmp_path / "plot.png")
+    assert len(run("digits-base", path, count=2, **arguments)[0].trials) == 4
+    with pytest.raises(ValueError, match="holds a sweep of other trials"):
+        run("digits-base", path, count=2, seed=1, **arguments)
+    with pytest.raises(ValueError, match=r"holds a sweep of another recipe .optim.lr: 0.003 -> 0.5"):
+        run("digits-base", path, count=2, overrides=["optim.lr=0.5"], **arguments)
+    run("digits-base", path, count=2, overrides=["log.tags=[again]"], **arguments)  # which no number depends on
+    (folder / "sweep.json").write_text("{")
+    with pytest.raises(ValueError, match="sweep.json is damaged"):
+        run("digits-base", path, count=2, **arguments)
+
+
+def test_a_metric_that_trials_do_not_tell_is_refused_before_anything_is_run(tmp_path):
+    path = write(tmp_path, "method: grid\nmetric: {name: val/bits_w4}\n"
+                           "parameters: {zipar.windows: {values: ['{4: 1}', '{2: 1}']}}")  # fmt: skip
+    with pytest.raises(ValueError, match="metric.name = val/bits_w4: not all trials tell it; all tell val/bits_w8"):
+        run("digits-base", path, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_failed_trials_are_named_and_the_others_kept(tiny, tmp_path, run):
-    path = write(tmp_path, "parameters: {data.train: {values: [missing.json]}}")
+    path = write(tmp_path, "method: grid\nparameters: {data.train: {values: [missing.json]}}")
     status, out, _ = run("sweep", "--recipe", "digits-base", "--grid", path, "--out", "out", *sets(tiny))
     assert status == 1
     assert "trial 000 ended with status 2" in out and "missing.json" in out and "0 trials" in out
 
 
-def test_an_agents_runs_have_their_own_folders(tiny, tmp_path, run, monkeypatch):
+def test_wandbs_own_agent_runs_the_shipped_files(tiny, tmp_path, monkeypatch):
+    """Its command line, as it makes and runs it, into a folder for the run; a server is told the numbers."""
+    from wandb.wandb_agent import Agent
+
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    raw = yaml.safe_load((recipe_folder() / "sweeps" / "windows.yaml").read_text())
+    server, before = WandbServer(), dict(os.environ)
+    for name, text in server.environment().items():
+        monkeypatch.setenv(name, text)
     monkeypatch.setenv("WANDB_SWEEP_ID", "s1")
-    monkeypatch.setenv("WANDB_RUN_ID", "r2")
-    short = ["trainer.max_epochs=1", "trainer.limit_train_batches=2", f"run={tmp_path}/base"]
-    status, _, err = run("fit", "--recipe", "digits-base", *sets([*tiny, *short]), "optim.lr=0.5")
-    assert status == 0, err
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", str(recipe_folder().parent))
+    monkeypatch.chdir(tmp_path)
+    agent = Agent(None, None, sweep_id="s1")
+    short = ["trainer.max_epochs=1", "trainer.limit_train_batches=2", "model.weights=null", f"run={tmp_path}/base",
+             "log.wandb=offline"]  # fmt: skip
+    agent._sweep_command = [*raw["command"], *tiny, *short]  # what a person sets once for all runs
+    given = {"zipar.windows": {"value": "{2: 1}"}, "data.val_windows": {"value": [8, 4, 2, 1]}}
+    try:
+        agent._command_run({"run_id": "r2", "args": given, "program": raw["program"]})
+        status = agent._run_processes["r2"].wait()
+    finally:
+        for name in os.environ.keys() - before.keys():
+            monkeypatch.delenv(name)
+        server.kill()
+    assert status == 0
     recipe = load_recipe(tmp_path / "base-s1" / "r2" / "recipe.yaml")
-    assert recipe.optim.lr == 0.5
+    assert recipe.zipar.windows == {2: 1} and recipe.data.val_windows == [8, 4, 2, 1] and recipe.name == "digits"
+    assert list(server.runs) == ["r2"] and server.runs["r2"]["sweep"] == "s1" and server.runs["r2"]["exit_code"] == 0
+    assert set(server.history("r2", "val/bits_w4")) == {1}

@@ -173,7 +173,12 @@ def test_images_are_those_that_draw_draws_and_disturb_nothing(tiny, tmp_path, mo
 def test_captions_are_the_first_held_out_and_no_room_means_no_images(capsys, monkeypatch):
     family = llamagen_t2i(3, 3)
     module = ZipARModule(family, windows={2: 1})
-    family.tokenizer = SimpleNamespace(decode=lambda codes: codes[:, None].expand(-1, 3, -1, -1).to(torch.uint8))
+
+    def decode(codes):
+        torch.rand(1)  # as code of others may
+        return codes[:, None].expand(-1, 3, -1, -1).to(torch.uint8)
+
+    family.tokenizer = SimpleNamespace(decode=decode)
     recipe = SimpleNamespace(
         log=SimpleNamespace(images=3), zipar=SimpleNamespace(windows={2: 1}, stand_in="nearest"),
         model=SimpleNamespace(captions=True, classes=None), draw=load_recipe("digits").draw,

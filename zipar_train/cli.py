@@ -188,12 +188,15 @@ def fit(
 ) -> None:
     """Train a recipe into its run folder. Ctrl-C finishes the step, keeps a checkpoint and stops."""
     from zipar_train.recipe import load_recipe
+    from zipar_train.trials import overrides_of_agent
 
-    overrides = [*overrides, *more]
+    overrides = [*overrides, *overrides_of_agent(more)]
     loaded = load_recipe(recipe, overrides)
-    if "WANDB_SWEEP_ID" in os.environ and "WANDB_RUN_ID" in os.environ:  # an agent's: a folder for each of its runs
+    if "WANDB_SWEEP_ID" in os.environ and "WANDB_RUN_ID" in os.environ:  # a W&B agent's: a folder for each of its runs
         overrides.append(f"run={loaded.run}-{os.environ['WANDB_SWEEP_ID']}/{os.environ['WANDB_RUN_ID']}")
-        loaded = load_recipe(recipe, overrides)
+        if loaded.log.wandb == "offline" and "WANDB_MODE" not in os.environ:
+            overrides.append("log.wandb=online")  # the sweep is on the server, and waits for its numbers
+        loaded, resume = load_recipe(recipe, overrides), True  # as the agent may run it again
     from zipar_train.training.callbacks import Stopped
     from zipar_train.training.fit import fit as work
     from zipar_train.training.fit import rank_zero_print, requeue

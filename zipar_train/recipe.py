@@ -157,7 +157,9 @@ def _override(raw: dict[Any, Any], override: str) -> None:
         raise RecipeError(f"--set {shown(override)}: the value is not YAML: {error}") from None
     *sections, last = [int(part) if _WHOLE.fullmatch(part) else part for part in key.split(".")]
     for section in sections:
-        raw = raw.setdefault(section, {})
+        if raw.get(section) is None:  # a section that is not there, or null
+            raw[section] = {}
+        raw = raw[section]
         if not isinstance(raw, dict):
             raise RecipeError(f"--set {shown(override)}: {section} is a value, not a section with keys below it")
     raw[last] = value

@@ -1,5 +1,6 @@
 """The verb `sweep`."""
 
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -23,14 +24,19 @@ def sweep(
     json_file: JsonOption = None,
 ) -> None:
     """Train a recipe once for each trial of a sweep, without a server. Run again, it goes on where it stopped."""
-    from zipar_train.sweep import draw, lines, run
+    from zipar_train.outcome import draw, lines
+    from zipar_train.sweep import run
 
+    def stop(signum: int, frame: object) -> None:
+        raise KeyboardInterrupt(signum)
+
+    signal.signal(signal.SIGTERM, stop)
     try:
         outcome, folder = run(recipe, grid, out=out, overrides=overrides, count=count, seed=seed, jobs=jobs,
                               gpus=gpus.split(",") if gpus else ())  # fmt: skip
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         print("\nzipar-train: stopped; run the same command again to go on", file=sys.stderr)
-        raise typer.Exit(130) from None
+        raise typer.Exit(128 + (stopped.args or (signal.SIGINT,))[0]) from None
     if outcome.trials:
         draw(outcome, folder / "sweep.png")
     print("\n".join(lines(outcome, folder)))

@@ -172,7 +172,7 @@ def tracked(trainer: L.Trainer, recipe: Recipe, *, resume: bool = False) -> Iter
     run = None
     if trainer.is_global_zero:
         made = environment(trainer.strategy.root_device) | {"processes": str(trainer.world_size)}
-        run = start(recipe, "fit", id=_id(Path(recipe.run)) if resume else None, config={"environment": made})
+        run = start(recipe, "fit", id=_id(recipe, resume=resume), config={"environment": made})
     if run is None:
         yield
         return
@@ -182,7 +182,6 @@ def tracked(trainer: L.Trainer, recipe: Recipe, *, resume: bool = False) -> Iter
     passes = _passes(recipe)
     status, seconds, last = 1, float(STOPPING), {}
     try:
-        write_whole(_file(Path(recipe.run)), json.dumps({"id": run.run.id}).encode())
         with suppress(Exception):  # W&B asks its server for leave at the first table, and keeps it for those at the end
             run.table("passes", ["window", "passes"], [list(item) for item in passes.items()])
         yield
@@ -211,7 +210,7 @@ def start(recipe: Recipe, job: str, *, id: str | None = None, config: Mapping[st
     Raises:
         ValueError: if wandb is not installed.
     """
-    if "disabled" in (recipe.log.wandb, os.environ.get("WANDB_MODE")):
+    if _disabled(recipe):
         return None
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
@@ -224,7 +223,7 @@ def start(recipe: Recipe, job: str, *, id: str | None = None, config: Mapping[st
         ) from error
     log, agent = recipe.log, "WANDB_SWEEP_ID" in os.environ  # whose runs W&B names itself
     arguments: dict[str, Any] = {
-        "id": None if "WANDB_RUN_ID" in os.environ else id or secrets.token_hex(4),
+        "id": None if agent else id,
         "name": None if agent else log.name or f"{recipe.name}-{job}",
         "project": None if agent else log.project,
         "group": log.group or recipe.name,
@@ -284,15 +283,20 @@ def _staging(run: Path) -> str:
     return str(run.absolute() / "wandb")
 
 
-def _file(run: Path) -> Path:
-    return run / "wandb.json"
+def _id(recipe: Recipe, *, resume: bool) -> str:
+    """Of the W&B run that the run folder has, to be resumed, or that it gets."""
+    file, found = Path(recipe.run) / "wandb.json", os.environ.get("WANDB_RUN_ID")  # W&B's agents give each run its own
+    if resume and not found:
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            return str(json.loads(file.read_bytes())["id"])
+    found = found or secrets.token_hex(4)
+    if not _disabled(recipe):
+        write_whole(file, json.dumps({"id": found}).encode())
+    return found
 
 
-def _id(run: Path) -> str | None:
-    """Of the W&B run that a run folder has; None: it has none."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        return str(json.loads(_file(run).read_bytes())["id"])
-    return None
+def _disabled(recipe: Recipe) -> bool:
+    return "disabled" in (recipe.log.wandb, os.environ.get("WANDB_MODE"))
 
 
 def _reason(error: Exception) -> str:
