@@ -73,7 +73,8 @@ class _Epoch(IterableDataset):
             random.Random(f"{self.seed}-{self.epoch}").shuffle(self.shards)
         self.starts = [0, *accumulate(shard.samples for shard in self.shards)]
         self.steps = ceil(self.starts[-1] / self.step)
-        most = min(len(self.shards), LANES) if self.shuffle > 1 else 1  # one lane: the order on disk
+        most = min(max(1, len(self.shards) // 4), LANES)  # lanes of a few shards: those at their ends are read twice
+        most = most if self.shuffle > 1 else 1  # one lane: the order on disk
         self.lanes = next(lanes for lanes in range(most, 0, -1) if self.step % lanes == 0)
         self.width = self.step // self.lanes  # places of a step that a lane fills
 
@@ -129,18 +130,19 @@ class _Epoch(IterableDataset):
                 if read >= self.starts[shard + 1] or shard < 0:
                     shard = bisect(self.starts, read) - 1
                     samples = self._samples(shard)
-                held[read] = self._view(read, samples[(read - self.starts[shard]) % len(samples)])
+                held[read] = samples[(read - self.starts[shard]) % len(samples)]
             yield held[number]
             left[number] -= 1
             if not left[number]:
                 del held[number]
 
-    def _samples(self, index: int) -> list[tuple[str, Sample]]:
-        """Those of a shard, with their keys; where damage is skipped, of the next one that can be read."""
+    def _samples(self, index: int) -> list[tuple[Any, Any, str]]:
+        """Those of a shard, a view of each; where damage is skipped, of the next shard that can be read."""
         for shard in self.shards[index:] + self.shards[:index]:
             bad: list[ValueError] | None = [] if self.damaged == "skip" else None
             try:
-                found = [(f"{shard.name}/{s.key}", s) for s in read_shard(self.path, shard, self.manifest, bad=bad)]
+                read = enumerate(read_shard(self.path, shard, self.manifest, bad=bad), self.starts[index])
+                found = [self._view(number, sample, f"{shard.name}/{sample.key}") for number, sample in read]
             except ValueError as error:
                 if bad is None:
                     raise
@@ -151,8 +153,7 @@ class _Epoch(IterableDataset):
                 return found
         raise ValueError(f"{self.path}: none of its shards can be read. Copy or make them again")
 
-    def _view(self, number: int, keyed: tuple[str, Sample]) -> tuple[Any, Any, str]:
-        key, sample = keyed
+    def _view(self, number: int, sample: Sample, key: str) -> tuple[Any, Any, str]:
         views, view = len(sample.codes), 0
         if views > 1 and self.shuffle > 1:
             view = random.Random(f"{self.seed}-{self.epoch}-{number}").randrange(views)
