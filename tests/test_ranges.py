@@ -103,6 +103,10 @@ def test_a_training_without_an_end_is_refused():
             ["data.batch_size=65536", "model.codes=65536"],
             "data.batch_size = 65536: 3e+11 logits a step, more than 3e+10",
         ),
+        (
+            ["optim.batch=1048576", "model.grid=[128,128]"],
+            "a step of 1,048,576 images has 2e+10 codes, more than 3e+08",
+        ),
         (["model.depth=128", "model.width=65536", "model.heads=16"], "parameters by its shape, more than"),
         (["model.key_heads=2"], "key_heads 2: family llamagen has a key for every query"),
     ],

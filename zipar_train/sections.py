@@ -25,6 +25,7 @@ from zipar_train.trainer_arguments import TrainerArguments, disagreements
 
 CODES = 2**14  # most codes of an image: 128 x 128
 PARAMETERS = 10**11  # most of a model given by its shape
+STEP = 2**28  # most codes of a step, which are held together
 LOGITS = 2**35  # most of a step on a device: 2,048 images of 24 x 24 codes out of 16,384
 
 
@@ -295,6 +296,12 @@ class Recipe(Section):
             mistakes.append(
                 f"data.batch_size = {self.data.batch_size}: {logits:.0e} logits a step, more than {LOGITS:.0e}. "
                 "Make it smaller, and trainer.accumulate_grad_batches larger."
+            )
+        step = self.optim.batch or self.data.batch_size * self.trainer.get("accumulate_grad_batches", 1)
+        if step * self.model.raster.codes > STEP:
+            mistakes.append(
+                f"a step of {step:,} images has {step * self.model.raster.codes:.0e} codes, more than {STEP:.0e}: make "
+                "optim.batch smaller, or data.batch_size or trainer.accumulate_grad_batches."
             )
         if self.checkpoint_best not in (None, *(bits := [f"val/bits_w{window}" for window in self.val_windows])):
             mistakes.append(f"checkpoint_best = {self.checkpoint_best!r}: use one of {', '.join(bits)}, or null.")

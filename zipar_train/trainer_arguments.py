@@ -102,10 +102,10 @@ class TrainerArguments(TypedDict, total=False):
     val_check_interval: Annotated[Any, AfterValidator(_interval)]
     check_val_every_n_epoch: Steps | None
     num_sanity_val_steps: Annotated[int, Field(ge=-1, le=10**9)] | None
-    log_every_n_steps: Annotated[int, Field(ge=0, le=10**9)] | None
+    log_every_n_steps: Steps | None
     enable_progress_bar: Switch
     enable_model_summary: Switch
-    accumulate_grad_batches: Annotated[int, Field(ge=1, le=10**6)]
+    accumulate_grad_batches: Annotated[int, Field(ge=1, le=4096)]
     gradient_clip_val: Annotated[float, Field(ge=0, le=10**6)] | None
     gradient_clip_algorithm: Literal["norm", "value"] | None
     deterministic: Annotated[Any, AfterValidator(_deterministic)]
