@@ -246,16 +246,16 @@ def test_a_server_out_of_reach_at_the_start_makes_the_run_offline(tiny, tmp_path
 def test_a_server_lost_in_the_middle_holds_nothing_up_and_loses_nothing(
     tiny, tmp_path, monkeypatch, fault, server, capsys
 ):
-    for name, value in (server.environment() | {"WANDB_FINISH_TIMEOUT": "6"}).items():
+    for name, value in (server.environment() | {"WANDB_FINISH_TIMEOUT": "4"}).items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(wandb.Api, "_HTTP_TIMEOUT", 1)  # as WANDB_HTTP_TIMEOUT would, had it been there at the import
+    monkeypatch.setattr(wandb.Api, "_HTTP_TIMEOUT", 0.5)  # as WANDB_HTTP_TIMEOUT would, had it been there at the import
     at_step(monkeypatch, 9, lambda _: server.kill() if fault == "killed" else server.hanging.set())
     begun = time.monotonic()
     fit(load_recipe("digits-base", short(tiny, tmp_path, "run", "log.wandb=online")))
     assert time.monotonic() - begun < 25
     said = [line for line in capsys.readouterr().out.split("\n") if "W&B" in line]
     (folder,) = (tmp_path / "run" / "wandb").glob("run-*")
-    assert said == [f"W&B has not uploaded everything in 6 s: `wandb sync --include-online {folder}` does."]
+    assert said == [f"W&B has not uploaded everything in 4 s: `wandb sync --include-online {folder}` does."]
     assert len(rows(tmp_path / "run", "train/loss")) == 16
     assert not holds(tmp_path / "run", KEY)
     other = WandbServer()
@@ -297,7 +297,7 @@ def test_a_stop_ends_a_run_whose_server_hangs(tiny, tmp_path, server):
     process.send_signal(signal.SIGTERM)
     begun = time.monotonic()
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 143 and time.monotonic() - begun < 12, err
+    assert process.returncode == 143 and time.monotonic() - begun < 20, err
     assert "stopped by SIGTERM" in err and "Traceback" not in err
     assert "`wandb sync --include-online" in out
 

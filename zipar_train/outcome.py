@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from zipar_train.plan import Plan
 from zipar_train.sections import Recipe
 
-BEST = 8  # trials with a colour of their own
+BEST = 7  # trials with a colour of their own
 
 
 class Trial(BaseModel):
