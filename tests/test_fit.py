@@ -268,7 +268,7 @@ def test_the_loss_is_the_mean_over_codes_and_gradients_reach_every_weight():
     logged = {}
     module.log = lambda name, value, **_: logged.update({name: value})
     module._trainer = SimpleNamespace(
-        current_epoch=0, global_rank=0, accumulate_grad_batches=1, global_step=0, precision="32-true",
+        current_epoch=0, global_rank=0, accumulate_grad_batches=1, global_step=0, precision="32-true", loggers=[],
         strategy=SimpleNamespace(reduce=lambda loss, reduce_op: loss),
     )  # fmt: skip
     loss = module.training_step(batch, 0)
@@ -311,7 +311,7 @@ def test_only_matrices_decay_and_the_schedule_warms_up_and_ends_at_zero(tiny_rec
 
 def test_arguments_that_lightning_refuses_are_named(tiny):
     with pytest.raises(ValueError, match="trainer: Lightning refuses"):
-        build_trainer(load_recipe("digits-base", [*tiny, "trainer.precision=17"]))
+        build_trainer(load_recipe("digits-base", [*tiny, "trainer.accelerator=tpu"]))
 
 
 def test_a_generator_of_trained_weights_equals_the_trained_module(tiny_recipe):
