@@ -108,6 +108,10 @@ def test_offline_runs_of_a_folder_are_one_run_which_sync_uploads(tiny, tmp_path,
         with pytest.raises(Stopped):
             fit(recipe)
     stopped = read(recipe.run).extra["global_step"]
+    killed = tmp_path / "run" / "wandb" / "offline-run-20200101_000000-killed" / "run-killed.wandb"
+    killed.parent.mkdir()
+    killed.write_bytes(b":W&B" + bytes(3))  # in its first seconds: sync would upload none of them
+    os.utime(killed, (time.time() - 10,) * 2)
     fit(recipe, resume=True)
     folders = sorted((tmp_path / "run" / "wandb").glob("offline-run-*"))
     assert len(folders) == 2 and stopped == 11

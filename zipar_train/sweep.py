@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ from zipar_train.outcome import Outcome, Trial, gathered, varied
 from zipar_train.recipe import differences, dump, load_recipe, parse
 from zipar_train.sections import Recipe
 from zipar_train.trials import Sweep, overrides_of, read_sweep, trials_of
+
+HEARD = 30  # seconds for trials that have heard Ctrl-C to end by themselves
 
 
 def run(
@@ -53,6 +55,7 @@ def run(
 
     Raises:
         ValueError: for a file or recipe with mistakes, before anything is run; or a folder of another sweep.
+        KeyboardInterrupt: with the signal's number, when one has stopped it.
     """
     sweep, base = read_sweep(file), load_recipe(recipe, overrides)
     folder = Path(out or f"{base.run}-{Path(file).stem}")
@@ -76,40 +79,65 @@ def run(
     running = Running()
 
     def work(number: int) -> None:
+        if running.signum is not None:
+            return
         slot = slots.get()
         try:
             trial = _one(_name(folder, number), commands[number], number, found[number], slot, running)
             if progress:
                 words = f"trial {trial.words(*varied(found))}: {sweep.metric} {trial.told(str(sweep.metric))}"
                 bar.write(words, file=sys.stderr)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             failed.append(str(error))
         finally:
             slots.put(slot)
             bar.update()
 
-    with ThreadPoolExecutor(slots.qsize()) as pool:
-        try:
-            list(pool.map(work, waiting))
-        except KeyboardInterrupt:
+    with running, ThreadPoolExecutor(slots.qsize()) as pool:
+        futures = [pool.submit(work, number) for number in waiting]
+        while running.signum is None and wait(futures, timeout=0.2).not_done:
+            pass
+        if running.signum is not None:
             pool.shutdown(wait=False, cancel_futures=True)
-            running.stop()
-            raise
+            running.stop(futures)
     bar.close()
+    if running.signum is not None:
+        raise KeyboardInterrupt(running.signum)
+    for future in futures:
+        future.result()
     outcome = gathered(folder, base, file=Path(file).name, metric=str(sweep.metric), goal=sweep.goal)
     return outcome.model_copy(update={"failed": sorted(failed)}), folder
 
 
 class Running:
-    """The trials' processes: none is left behind when the sweep is stopped."""
+    """The trials' processes, none of which is left behind when SIGINT or SIGTERM stops the sweep.
+
+    While it is entered `signum` tells that one has come; a second one ends this process at once. An exception out of a
+    handler could come anywhere, within the progress bar's lock too.
+    """
 
     def __init__(self) -> None:
-        self.lock, self.processes, self.stopped = threading.Lock(), set[subprocess.Popen](), False
+        self.lock, self.processes = threading.Lock(), set[subprocess.Popen]()
+        self.signum: int | None = None
+        self.handlers: dict[int, Any] = {}
+
+    def __enter__(self) -> "Running":
+        if threading.current_thread() is threading.main_thread():  # Python's own rule
+            self.handlers = {signum: signal.signal(signum, self._hear) for signum in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for signum, handler in self.handlers.items():
+            signal.signal(signum, handler)
+
+    def _hear(self, signum: int, frame: Any) -> None:
+        self.signum = signum
+        signal.signal(signum, signal.SIG_DFL)
 
     def to_its_end(self, command: list[str], **options: Any) -> int:
         """Run a process; its status, 143 if the sweep has been stopped before it began."""
         with self.lock:
-            if self.stopped:
+            if self.signum is not None:
                 return 128 + signal.SIGTERM
             process = subprocess.Popen(command, **options)
             self.processes.add(process)
@@ -119,10 +147,11 @@ class Running:
             with self.lock:
                 self.processes.discard(process)
 
-    def stop(self) -> None:
-        """Have each finish its step and keep a checkpoint; one that has heard a terminal's Ctrl-C does so already."""
+    def stop(self, futures: list[Future]) -> None:
+        """Have each finish its step and keep a checkpoint; those that have heard a terminal's Ctrl-C do so already."""
+        if self.signum == signal.SIGINT:
+            wait(futures, timeout=HEARD)
         with self.lock:
-            self.stopped = True
             for process in self.processes:
                 process.terminate()
 

@@ -27,10 +27,6 @@ def sweep(
     from zipar_train.outcome import draw, lines
     from zipar_train.sweep import run
 
-    def stop(signum: int, frame: object) -> None:
-        raise KeyboardInterrupt(signum)
-
-    signal.signal(signal.SIGTERM, stop)
     try:
         outcome, folder = run(recipe, grid, out=out, overrides=overrides, count=count, seed=seed, jobs=jobs,
                               gpus=gpus.split(",") if gpus else ())  # fmt: skip

@@ -30,13 +30,14 @@ from zipar_train.sections import Recipe
 from zipar_train.training.callbacks import Stopped
 from zipar_train.training.samples import Samples
 
+FLUSH, HEADER = 2, 7  # seconds in which W&B's file is more than its header, and that in bytes
 DEFAULTS = {  # of W&B's own settings: what the environment says already stands
     "WANDB_SILENT": "true",  # one line of ours instead of its dozen, and no questions on a terminal
     "WANDB_INIT_TIMEOUT": "20",  # seconds after which its server is taken to be out of reach
     "WANDB_HTTP_TIMEOUT": "10",  # seconds for an answer of it
     "WANDB_FINISH_TIMEOUT_RAISES": "true",
     "WANDB_ERROR_REPORTING": "false",  # offline is offline
-    "WANDB__TRANSACTION_LOG_FLUSH_INTERVAL": "2",  # seconds; what is not on disk dies with W&B's process
+    "WANDB__TRANSACTION_LOG_FLUSH_INTERVAL": str(FLUSH),  # seconds; what is not on disk dies with W&B's process
 }
 STAGING = "WANDB_DATA_DIR"  # where tables wait for `wandb sync`: in the run folder, or at home if nobody says
 FINISHING = 60  # seconds for what is not uploaded yet at a run's end, if WANDB_FINISH_TIMEOUT does not say
@@ -215,6 +216,7 @@ def start(recipe: Recipe, job: str, *, id: str | None = None, config: Mapping[st
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault(STAGING, _staging(Path(recipe.run)))
+    _remove_empty(Path(recipe.run))
     try:
         import wandb
     except ModuleNotFoundError as error:
@@ -277,6 +279,15 @@ def _end_service() -> None:
                 child.kill()
     with suppress(Exception, SystemExit):  # it would end this process with wandb-core's status
         wandb.teardown()  # so that Python does not wait for it when it ends
+
+
+def _remove_empty(run: Path) -> None:
+    """Remove what a kill in the beginning has left: `wandb sync` uploads nothing at all if one of many is empty."""
+    for file in (run / "wandb").glob("*run-*/*.wandb"):
+        with suppress(OSError):
+            found = file.stat()
+            if found.st_size <= HEADER and time.time() - found.st_mtime > 2 * FLUSH:
+                shutil.rmtree(file.parent)
 
 
 def _staging(run: Path) -> str:
