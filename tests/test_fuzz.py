@@ -26,7 +26,7 @@ from zipar_train.plan import Plan
 from zipar_train.recipe import dump, load_recipe, parse, recipe_folder, shipped
 from zipar_train.sections import RecipeError
 from zipar_train.training.trainer import build_datamodule, build_module, build_trainer
-from zipar_train.trials import MOST, SPREADS, overrides_of, read_sweep, trials_of
+from zipar_train.trials import MOST, SPREADS, overrides_of, overrides_of_agent, read_sweep, trials_of
 
 TEXTS = {name: (recipe_folder() / f"{name}.yaml").read_text() for name in shipped()}
 PLAIN = {name: plain.parse(text, loader=plain.Recipes) for name, text in TEXTS.items()}
@@ -142,6 +142,23 @@ SAID = ODD.map(
 )
 def test_overrides(name, overrides):
     judged(recipe_folder() / f"{name}.yaml", overrides)
+
+
+PRINTED = st.one_of(
+    ODD.map(lambda value: "9" * 5000 if isinstance(value, int) and value > 10**1000 else str(value)),
+    st.sampled_from(["1j", "...", "{1, 2}", "b'x'", "[1j]", "{'b': {1: 2j}}", "-" * 5000 + "1", "{'²': 1}", "1e999"]),
+)
+
+
+@examples(60)
+@given(argument=st.tuples(KNOWN | PATHS, PRINTED | SAID).map("=".join) | st.sampled_from(JUNK))
+def test_agents_arguments(argument):
+    with in_time():
+        try:
+            overrides = overrides_of_agent([argument])
+        except ValueError:
+            return
+    judged(recipe_folder() / "digits.yaml", overrides)
 
 
 UNTRAINED = yaml.safe_dump({key: value for key, value in PLAIN["digits"].items() if key != "trainer"})

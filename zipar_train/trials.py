@@ -150,7 +150,7 @@ def overrides_of_agent(arguments: list[str]) -> list[str]:
         key, equals, text = argument.partition("=")
         try:
             found += overrides_of({key: ast.literal_eval(text)})
-        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # a text, or for the recipe to refuse
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError, yaml.YAMLError):  # for the recipe
             found.append(argument)
     return found
 
