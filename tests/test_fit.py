@@ -310,8 +310,23 @@ def test_only_matrices_decay_and_the_schedule_warms_up_and_ends_at_zero(tiny_rec
 
 
 def test_arguments_that_lightning_refuses_are_named(tiny):
-    with pytest.raises(ValueError, match="trainer: Lightning refuses"):
+    with pytest.raises(ValueError, match="trainer: Lightning refuses") as refused:
         build_trainer(load_recipe("digits-base", [*tiny, "trainer.accelerator=tpu"]))
+    assert len(str(refused.value)) < 300
+
+
+def test_a_step_of_more_images_than_there_are_is_refused(tiny):
+    with pytest.raises(ValueError, match=r"train.json has [\d,]+ images, and a step takes 5,000: lower optim.batch"):
+        fit(load_recipe("digits-base", [*tiny, "optim.batch=5000"]))
+
+
+def test_memory_that_runs_out_is_told_with_a_remedy(tiny, monkeypatch):
+    def losses(self, *arguments):
+        return torch.empty(2**60, dtype=torch.uint8)  # the allocator's own failure
+
+    monkeypatch.setattr(ZipARModule, "losses", losses)
+    with pytest.raises(ValueError, match="memory ran out with 8 images on a device at once. Lower data.batch_size"):
+        fit(load_recipe("digits-base", [*tiny, "data.batch_size=8"]))
 
 
 def test_a_generator_of_trained_weights_equals_the_trained_module(tiny_recipe):

@@ -350,3 +350,5 @@ def test_captions_and_features_come_as_they_went(tmp_path):
         read_manifest(tmp_path / "with.json", classes=3)
     with pytest.raises(ValueError, match="number of classes 3, but the recipe's model has none, but captions"):
         read_manifest(written(tmp_path), captions=True)
+    with pytest.raises(ValueError, match="sample blank: an empty caption"):
+        write_shards([Sample("blank", np.zeros((1, 2, 3), np.uint16), " ")], tmp_path / "blank.json", layout=layout)

@@ -293,7 +293,7 @@ def text_overrides(vq, t5):
 def test_captions_with_and_without_their_features(tmp_path, vq, t5):
     captions = ["A  blue CAR", "a small red house a car", "house"]
     with tarfile.open(tmp_path / "pairs.tar", "w") as tar:
-        for i, caption in enumerate(captions):
+        for i, caption in enumerate([*captions, " "]):
             buffer = io.BytesIO()
             picture(i).save(buffer, "png")
             for kind, data in (("png", buffer.getvalue()), ("txt", caption.encode())):
@@ -306,6 +306,7 @@ def test_captions_with_and_without_their_features(tmp_path, vq, t5):
         out = tmp_path / f"out{features}"
         tokenize(recipe, images=f"{tmp_path}/pairs.tar", out=out, features=features, progress=False)
         batches.append(next(iter(ShardLoader(out / "train.json", batch_size=3))))
+        assert "'' is no caption" in (out / "train.skipped.txt").read_text()
     order = [captions.index(caption) for caption in batches[0].condition]
     assert sorted(order) == [0, 1, 2]
     lengths = [4, 4, 2]  # truncated to 4; the end is a token too

@@ -332,3 +332,13 @@ def test_other_processes_start_nothing_and_neither_does_a_disabled_one(tiny, tmp
     with tracked(trainer, recipe):
         assert len(trainer.loggers) == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_an_empty_mode_is_none(tiny, tmp_path, monkeypatch, capsys):
+    """`WANDB_MODE= zipar-train fit`, which wandb itself refuses."""
+    monkeypatch.setenv("WANDB_MODE", "")
+    (tmp_path / "run").mkdir()
+    recipe = load_recipe("digits-base", short(tiny, tmp_path, "run"))
+    with tracked(build_trainer(recipe), recipe):
+        pass
+    assert "W&B offline" in capsys.readouterr().out

@@ -194,7 +194,7 @@ def fit(
     loaded = load_recipe(recipe, overrides)
     if "WANDB_SWEEP_ID" in os.environ and "WANDB_RUN_ID" in os.environ:  # a W&B agent's: a folder for each of its runs
         overrides.append(f"run={loaded.run}-{os.environ['WANDB_SWEEP_ID']}/{os.environ['WANDB_RUN_ID']}")
-        if loaded.log.wandb == "offline" and "WANDB_MODE" not in os.environ:
+        if loaded.log.wandb == "offline" and not os.environ.get("WANDB_MODE"):
             overrides.append("log.wandb=online")  # the sweep is on the server, and waits for its numbers
         loaded, resume = load_recipe(recipe, overrides), True  # as the agent may run it again
     from zipar_train.training.callbacks import Stopped

@@ -153,6 +153,8 @@ def _check(sample: Sample, layout: Layout, *, where: str) -> None:
         )
     if layout.classes and not (isinstance(sample.condition, int) and 0 <= sample.condition < layout.classes):
         raise ValueError(f"{where}: class {sample.condition} is outside 0 .. {layout.classes - 1}")
+    if not layout.classes and not str(sample.condition).strip():
+        raise ValueError(f"{where}: an empty caption")
     if (features := sample.features) is None:
         return
     if layout.classes or features.ndim != 2 or not features.size or features.dtype.kind != "f":

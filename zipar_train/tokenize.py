@@ -151,7 +151,7 @@ class _Work(Dataset):
             image, condition = self.source.read(number)
             if self.layout.classes and not (isinstance(condition, int) and 0 <= condition < self.layout.classes):
                 raise ValueError(f"class {condition!r} is outside 0 .. {self.layout.classes - 1}")
-            if not self.layout.classes and not isinstance(condition, str):
+            if not self.layout.classes and not (isinstance(condition, str) and condition.strip()):
                 raise ValueError(f"{condition!r} is no caption")
             return _Row(number, key, condition, views(image, self.height, self.width, self.kind))
         except Exception as error:  # a decoder's errors are of many classes, and one image must not stop the rest

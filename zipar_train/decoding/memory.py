@@ -74,11 +74,18 @@ def explained(images: int) -> Iterator[None]:
     """
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out(error):
+            raise
         advice = f"Lower the batch size to {images // 2}" if images > 1 else "Use a smaller model"
         raise ValueError(
             f"memory ran out while drawing {images:,} images at once; something else may be using the device. {advice}"
         ) from error
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether it says that there is no memory left, on whatever device."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 class Peak:

@@ -21,7 +21,7 @@ class ShardDataModule(L.LightningDataModule):
         grid, codes, classes, captions: what the model expects of the shards.
 
     Raises:
-        ValueError: if a shard set is missing or does not fit.
+        ValueError: if a shard set is missing or does not fit, or a step takes more images than there are.
     """
 
     def __init__(
@@ -49,6 +49,11 @@ class ShardDataModule(L.LightningDataModule):
         self.position: dict[str, int] | None = None
         expected: dict[str, Any] = {"grid": grid, "codes": codes, "classes": classes, "captions": captions}
         self.manifests = [read_manifest(path, **expected) for path in (train, val)]
+        if step and step > self.manifests[0].samples:
+            raise ValueError(
+                f"{train} has {self.manifests[0].samples:,} images, and a step takes {step:,}: lower optim.batch, or "
+                "data.batch_size, trainer.accumulate_grad_batches or the number of devices, whose product it is"
+            )
 
     def train_dataloader(self) -> ShardLoader:
         self.loader = self._loader(

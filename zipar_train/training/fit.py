@@ -14,6 +14,7 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_only
 
 from zipar_train.checkpoints import damage, folder, last_checkpoint, newest_first
+from zipar_train.decoding.memory import ran_out
 from zipar_train.files import CLAIM, claimed, make_folder, write_whole
 from zipar_train.models.weights import read
 from zipar_train.recipe import differences, dump
@@ -95,6 +96,13 @@ def _fit(recipe: Recipe, run: Path, *, resume: bool, allow: Sequence[str]) -> Pa
     with tracked(trainer, recipe, resume=resume):
         try:
             trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out(error):
+                raise
+            raise ValueError(
+                f"memory ran out with {data.batch_size} images on a device at once. Lower data.batch_size: optim.batch "
+                f"keeps a step what it is. `zipar-train plan --recipe {recipe.name}` tells what fits"
+            ) from error
         finally:
             for logger in trainer.loggers:
                 logger.save()

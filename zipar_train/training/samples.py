@@ -11,7 +11,7 @@ from torch import Tensor
 
 from zipar_train.decoding.decoder import Decoder
 from zipar_train.decoding.generator import Images
-from zipar_train.decoding.memory import NoRoom
+from zipar_train.decoding.memory import NoRoom, ran_out
 from zipar_train.decoding.sampling import uniforms
 from zipar_train.models.family import Family
 from zipar_train.plan import Plan
@@ -58,7 +58,9 @@ class Samples(L.Callback):
                 for window in sorted({min(self.recipe.zipar.windows), family.grid.row_length}):
                     pictures, captions = self._drawn(family, window)
                     self.show(f"images/w{window}", pictures, captions, trainer.global_step - 1)  # as Lightning counts
-            except (NoRoom, torch.OutOfMemoryError) as error:
+            except (NoRoom, RuntimeError, MemoryError) as error:
+                if not isinstance(error, NoRoom) and not ran_out(error):
+                    raise
                 self.given_up = True
                 print(f"log.images: no more are drawn, as memory has no room for it: {error}", flush=True)
 

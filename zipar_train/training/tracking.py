@@ -213,6 +213,8 @@ def start(recipe: Recipe, job: str, *, id: str | None = None, config: Mapping[st
     """
     if _disabled(recipe):
         return None
+    if not os.environ.get("WANDB_MODE", "set"):  # wandb refuses an empty one
+        del os.environ["WANDB_MODE"]
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault(STAGING, _staging(Path(recipe.run)))

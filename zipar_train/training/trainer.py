@@ -160,7 +160,7 @@ def build_trainer(recipe: Recipe, *, data: dict[str, str] | None = None, step: i
             )
         trainer = L.Trainer(**arguments, plugins=plugins, logger=Log(recipe.run, name="logs"))
     except Exception as error:  # of Lightning, its plugins, and packages that an accelerator asks for
-        raise ValueError(f"trainer: Lightning refuses the recipe's arguments {recipe.trainer}: {error}") from error
+        raise ValueError(f"trainer: Lightning refuses the recipe's arguments: {error}") from error
     trainer.accumulate_grad_batches = dealt(recipe, trainer.world_size)[1]
     return trainer
 
