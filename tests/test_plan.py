@@ -9,14 +9,22 @@ from released import simulate
 from zipar_train import Grid, Plan
 from zipar_train.plan import NEVER, PROMPT, ROW_END
 
+STAND_INS = ("nearest", "latest", "above", "completed", "released")
+
 
 @st.composite
-def plans(draw, stand_ins=("nearest", "released"), row_ends=(False, True)):
+def plans(draw, stand_ins=STAND_INS, row_ends=(False, True), seen=("until_replaced", "by_itself"),
+          first_rows=("alone", "overlapping"), by_row=(False, True)):  # fmt: skip
     grid = Grid(draw(st.integers(1, 9)), draw(st.integers(1, 9)), row_end=draw(st.sampled_from(row_ends)))
+    window = st.integers(1, grid.row_length)
+    if draw(st.sampled_from(by_row)):
+        window = st.lists(window, min_size=grid.height - 1, max_size=grid.height - 1)
     return Plan.zipar(
         grid,
-        window=draw(st.integers(1, grid.row_length)),
+        window=draw(window),
         stand_in=draw(st.sampled_from(stand_ins)),
+        seen=draw(st.sampled_from(seen)),
+        first_row=draw(st.sampled_from(first_rows)),
         prompt=draw(st.integers(1, 4)),
     )
 
@@ -90,7 +98,7 @@ def test_every_code_is_drawn_once_and_before_it_is_fed(plan):
     assert order == sorted(set(order))
 
 
-@given(plans(row_ends=(False,)))
+@given(plans(row_ends=(False,), first_rows=("alone",), by_row=(False,)))
 @settings(max_examples=100, deadline=None)
 def test_a_row_opens_when_window_codes_of_the_row_above_exist(plan):
     drawn = plan.drawn()
@@ -101,7 +109,7 @@ def test_a_row_opens_when_window_codes_of_the_row_above_exist(plan):
     assert (np.diff(drawn, axis=1) == 1).all()
 
 
-@given(plans(row_ends=(True,)))
+@given(plans(row_ends=(True,), by_row=(False,)))
 @settings(max_examples=100, deadline=None)
 def test_row_ends_open_rows_and_are_fed_once(plan):
     grid, ends = plan.grid, plan.source == ROW_END
@@ -111,7 +119,7 @@ def test_row_ends_open_rows_and_are_fed_once(plan):
     assert (plan.target[ends] % grid.width == 0).all()
 
 
-@given(plans(row_ends=(False,), stand_ins=("nearest",)))
+@given(plans(row_ends=(False,), stand_ins=("nearest",), seen=("until_replaced",)))
 @settings(max_examples=100, deadline=None)
 def test_nothing_drawn_is_nearer_than_the_nearest_stand_in(plan):
     drawn, width = plan.drawn(), plan.grid.width
@@ -127,6 +135,57 @@ def test_nothing_drawn_is_nearer_than_the_nearest_stand_in(plan):
         real = np.flatnonzero((plan.position == plan.position[slot]) & (plan.expires == NEVER))
         assert plan.expires[slot] == plan.step[real[0]]
         assert plan.target[real[0]] == -1
+
+
+@given(plans(row_ends=(False,)), st.sampled_from(STAND_INS))
+@settings(max_examples=150, deadline=None)
+def test_every_other_stand_in_is_the_one_it_is_said_to_be(plan, rule):
+    """From the table of when codes are drawn, for each stand-in anew."""
+    height, width = plan.grid.height, plan.grid.width
+    drawn = plan.drawn()
+    opens = drawn[:, 0].tolist()
+    again = Plan.opened(plan.grid, opens, window=1, stand_in=rule)
+    for slot in np.flatnonzero(again.expires != NEVER):
+        row, there = again.position[slot] // width, drawn < again.step[slot]
+        latest = [int(there[r].sum()) - 1 for r in range(height)]
+        whole = [r for r in range(row + 1) if latest[r] == width - 1]
+        expected = {
+            "latest": (row, latest[row]),
+            "above": (row, 0),
+            "completed": (whole[-1] if whole else 0, width - 1 if whole else latest[0]),
+            "released": (row - 1, latest[row - 1]) if row else (0, latest[0]),
+        }
+        if rule in expected:
+            assert divmod(int(again.source[slot]), width) == expected[rule]
+
+
+@given(plans(row_ends=(False,), seen=("by_itself",)))
+@settings(max_examples=100, deadline=None)
+def test_a_stand_in_seen_by_itself_is_seen_by_no_other(plan):
+    visible = plan.visible()
+    other = Plan.opened(plan.grid, plan.drawn()[:, 0].tolist(), window=1, prompt=plan.prompt)
+    for slot in np.flatnonzero(plan.expires != NEVER):
+        assert np.flatnonzero(visible[:, slot]).tolist() == [slot]
+        real = plan.expires == NEVER
+        assert (visible[slot, real] == other.visible()[slot, real]).all()
+
+
+@given(plans(row_ends=(False,), first_rows=("overlapping",), by_row=(False,)))
+@settings(max_examples=100, deadline=None)
+def test_rows_that_overlap_from_the_first_on(plan):
+    height, width = plan.grid.height, plan.grid.width
+    assert plan.passes == width + (height - 1) * plan.window
+    if height > 1 and plan.window < width:
+        assert (plan.expires != NEVER).sum() == height - 1
+
+
+def test_windows_by_row():
+    plan = Plan.zipar(Grid(4, 6), window=[6, 2, 3])
+    assert plan.drawn()[:, 0].tolist() == [0, 6, 8, 11]
+    assert plan.window == 6
+    assert Plan.zipar(Grid(4, 6), window=[1, 2, 3], first_row="overlapping").drawn()[:, 0].tolist() == [0, 1, 3, 6]
+    assert Plan.zipar(Grid(4, 5, row_end=True), window=[6, 1, 3]).drawn()[:, 0].tolist() == [0, 5, 5, 7]
+    assert (Plan.zipar(Grid(5, 6), window=[3] * 4).step == Plan.zipar(Grid(5, 6), window=3).step).all()
 
 
 @given(plans())
@@ -152,7 +211,14 @@ def test_stand_ins_of_the_released_code_by_hand():
         (lambda: Plan.zipar(Grid(24, 24), window=25), "window 25 does not fit a row of 24 tokens: use 1 .. 24"),
         (lambda: Plan.zipar(Grid(24, 24), window=0), "window 0"),
         (lambda: Plan.zipar(Grid(4, 4, row_end=True), window=6), "use 1 .. 5"),
-        (lambda: Plan.zipar(Grid(4, 4), window=2, stand_in="last"), "use 'nearest' or 'released'"),
+        (
+            lambda: Plan.zipar(Grid(4, 4), window=2, stand_in="last"),
+            "use 'nearest', 'latest', 'above', 'completed', 'released'",
+        ),
+        (lambda: Plan.zipar(Grid(4, 4), window=2, seen="none"), "seen 'none' is unknown: use 'until_replaced'"),
+        (lambda: Plan.zipar(Grid(4, 4), window=2, first_row="last"), "use 'alone', 'overlapping'"),
+        (lambda: Plan.zipar(Grid(4, 4), window=[2, 2]), "2 windows for 4 rows: give one, or 3"),
+        (lambda: Plan.zipar(Grid(4, 4), window=[2, 5, 2]), "window 5 does not fit a row of 4 tokens"),
         (lambda: Plan.zipar(Grid(4, 4), window=2, prompt=0), "prompt 0"),
         (lambda: Grid(0, 4), "not 0 x 4"),
     ],

@@ -36,6 +36,10 @@ class Grid:
         """Index of an image code among the image codes, 0 .. codes - 1."""
         return row * self.width + column
 
+    def row(self, code: int) -> int:
+        """The row that an image code stands in."""
+        return code // self.width
+
     def position(self, row: int, column: int) -> int:
         """Raster position of a token, row ends counted: what rotary embeddings see and causality compares."""
         return row * self.row_length + column

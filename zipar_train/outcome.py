@@ -72,7 +72,7 @@ def gathered(folder: Path, base: Recipe, *, file: str, metric: str, goal: Litera
     trials.sort(key=lambda trial: sign * trial.metrics.get(metric, sign * float("inf")))
     told = {_window(name).removeprefix("w") for trial in trials for name in trial.metrics}
     passes = {
-        window: Plan.zipar(base.model.raster, window=window, prompt=base.model.prompt).passes
+        window: Plan.zipar(base.model.raster, window=window, prompt=base.model.prompt, **base.zipar.rule).passes
         for window in sorted(int(text) for text in told if text.isdecimal())
     }
     return Outcome(sweep=file, metric=metric, goal=goal, trials=trials, passes=passes)

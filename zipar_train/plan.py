@@ -7,18 +7,20 @@ ZipAR (arXiv 2412.04062, section 3.2) opens a row as soon as `window` codes of t
 reads `window + 1`; its tables and its released code count `window`, and so do we.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from itertools import accumulate, pairwise
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from zipar_train.grid import Grid
+from zipar_train.stand_in import FirstRow, Seen, StandIn, stand_in_of
 
 PROMPT, ROW_END = -1, -2  # what a slot feeds when it feeds no image code
 NEVER = 2**31 - 1  # a pass that never comes
 
-StandIn = Literal["nearest", "released"]
 Integers = NDArray[np.int64]
 
 
@@ -34,7 +36,7 @@ class Plan:
     """
 
     grid: Grid
-    window: int
+    window: int  # of several, the widest
     prompt: int
     step: Integers
     source: Integers
@@ -43,34 +45,82 @@ class Plan:
     expires: Integers
 
     @classmethod
-    def zipar(cls, grid: Grid, *, window: int, stand_in: StandIn = "nearest", prompt: int = 1) -> "Plan":
+    def zipar(
+        cls,
+        grid: Grid,
+        *,
+        window: int | Sequence[int],
+        stand_in: StandIn = "nearest",
+        seen: Seen = "until_replaced",
+        first_row: FirstRow = "alone",
+        prompt: int = 1,
+    ) -> "Plan":
         """The plan that opens each row when `window` tokens of the row above exist.
 
-        Without row ends, row 0 is drawn alone, and the first code of a row needs the last code of the row above as its
-        input before that code exists: a stand-in slot feeds another, drawn code at that position, and expires in the
-        pass that feeds the real one. `stand_in` says which code: the `nearest` drawn one (Euclid; ties to the lower
-        row), or the latest of the row two above, as the `released` ZipAR code has it.
+        Without row ends, the first code of a row needs the last code of the row above as its input before that code
+        exists: a stand-in slot feeds another, drawn code at that position, and expires in the pass that feeds the real
+        one. With row ends, the row-end token is known beforehand and counts as one of the window's tokens, nothing
+        stands in, and row 0 is like the others.
 
-        With row ends, row 0 is like the others, the row-end token counts as one of the window's tokens, and nothing
-        stands in: the row-end token is known beforehand.
+        Args:
+            window: one for all rows, or H - 1, one for each row that another waits for: how many of its tokens. Where
+                row 0 is drawn alone, the first is the row's length, whatever is said.
+            stand_in: which code stands in, see `stand_in_of`.
+            seen: by whom a stand-in's key is seen: by all that attend to its position, until it expires; or by itself
+                alone, so that it serves the row's first code and no other.
+            first_row: without row ends, whether row 1 waits for the whole of row 0, as in the released code and the
+                paper's pass counts, or opens like the others.
 
         Raises:
-            ValueError: if `window` is not in 1 .. grid.row_length, or `stand_in` is unknown, or `prompt` is below 1.
+            ValueError: if a window is not in 1 .. grid.row_length, a choice is unknown, or `prompt` is below 1.
         """
-        if not 1 <= window <= grid.row_length:
-            raise ValueError(
-                f"window {window} does not fit a row of {grid.row_length} tokens: use 1 .. {grid.row_length}"
-            )
-        if stand_in not in ("nearest", "released"):
-            raise ValueError(f"stand_in {stand_in!r} is unknown: use 'nearest' or 'released'")
+        given = list(window) if isinstance(window, Sequence) else [window]
+        windows = list(given) if isinstance(window, Sequence) else given * (grid.height - 1)
+        for one in given:
+            if not 1 <= one <= grid.row_length:
+                raise ValueError(
+                    f"window {one} does not fit a row of {grid.row_length} tokens: use 1 .. {grid.row_length}"
+                )
+        if len(windows) != grid.height - 1:
+            raise ValueError(f"{len(windows)} windows for {grid.height} rows: give one, or {grid.height - 1}")
+        _known(first_row=(first_row, FirstRow))
+        if not grid.row_end and windows and first_row == "alone":
+            windows[0] = grid.width
+        opens = [0, *accumulate(one - 1 if grid.row_end else one for one in windows)]
+        widest = max(given, default=grid.row_length)
+        return cls.opened(grid, opens, window=widest, stand_in=stand_in, seen=seen, prompt=prompt)
+
+    @classmethod
+    def opened(
+        cls,
+        grid: Grid,
+        opens: Sequence[int],
+        *,
+        window: int,
+        tries: Sequence[int] | None = None,
+        stand_in: StandIn = "nearest",
+        seen: Seen = "until_replaced",
+        prompt: int = 1,
+    ) -> "Plan":
+        """The plan that draws the first code of each row in a given pass.
+
+        Args:
+            opens: (H,), those passes, from 0: each after that of the row above (with row ends it may be the same), and
+                by a row's width at most.
+            window: the plan's `window`.
+            tries: (H,), in how many passes right before a stand-in, or the row end, is fed too, and nothing is drawn
+                from it: an adaptive window's attempts. Each is seen by itself alone.
+
+        Raises:
+            ValueError: if a choice is unknown, or `prompt` is below 1.
+        """
+        _known(stand_in=(stand_in, StandIn), seen=(seen, Seen))
         if prompt < 1:
             raise ValueError(f"prompt {prompt} is too short: the first code needs at least 1 token before it")
-
         height, width = grid.height, grid.width
-        if grid.row_end:
-            opens = [row * (window - 1) for row in range(height)]
-        else:
-            opens = [0] + [width + (row - 1) * window for row in range(1, height)]  # the pass that draws (row, 0)
+        gaps = [below - above for above, below in pairwise(opens)]
+        assert len(opens) == height and opens[0] == 0, opens
+        assert all((0 if grid.row_end else 1) <= gap <= width for gap in gaps), opens
         last = opens[-1] + width - 1
 
         slots = [(0, PROMPT, i - prompt, 0 if i == prompt - 1 else -1, NEVER) for i in range(prompt)]
@@ -82,15 +132,19 @@ class Plan:
             code, position = grid.code(row, width - 1), grid.position(row, width - 1)
             if row + 1 == height:
                 break
+            below = opens[row + 1]
+            first = below - (tries[row + 1] if tries else 0)
             if grid.row_end:
                 slots.append((fed, code, position, -1, NEVER))
-                slots.append((opens[row + 1], ROW_END, position + 1, code + 1, NEVER))
-            elif fed == opens[row + 1]:
-                slots.append((fed, code, position, code + 1, NEVER))
-            else:
-                stands = _stand_in(grid, opens, row, stand_in)
-                slots.append((opens[row + 1], stands, position, code + 1, fed))
-                slots.append((fed, code, position, -1, NEVER))
+                slots.append((below, ROW_END, position + 1, code + 1, NEVER))
+                slots += [(step, ROW_END, position + 1, -1, step + 1) for step in range(first, below)]
+                continue
+            slots.append((fed, code, position, code + 1 if fed == below else -1, NEVER))
+            for step in range(first, min(below + 1, fed)):
+                drawn = [min(step - opened, width) - 1 for opened in opens[: row + 1]]
+                target, kept = (code + 1, seen == "until_replaced") if step == below else (-1, False)
+                stands = stand_in_of(grid, drawn, stand_in)
+                slots.append((step, stands, position, target, fed if kept else step + 1))
 
         table = np.array([slot for slot in slots if slot[0] <= last], dtype=np.int64)
         columns = table[np.lexsort((table[:, 2], table[:, 0]))].T.copy()
@@ -141,16 +195,7 @@ def sees(step, position, expires, q, k):
     return (step[k] <= step[q]) & (step[q] < expires[k]) & (position[k] <= position[q])
 
 
-def _stand_in(grid: Grid, opens: list[int], row: int, rule: StandIn) -> int:
-    """The drawn code that stands in for the last code of `row` when the row below opens."""
-    drawn = [
-        min(opens[row + 1] - opens[above], grid.width) - 1 for above in range(row + 1)
-    ]  # latest column of each row
-    if rule == "released":
-        return grid.code(row - 1, drawn[row - 1])
-
-    def distance(above: int) -> int:
-        return (row - above) ** 2 + (grid.width - 1 - drawn[above]) ** 2
-
-    nearest = min(range(row, -1, -1), key=distance)
-    return grid.code(nearest, drawn[nearest])
+def _known(**choices: tuple[str, Any]) -> None:
+    for name, (value, kind) in choices.items():
+        if value not in get_args(kind):
+            raise ValueError(f"{name} {value!r} is unknown: use {', '.join(map(repr, get_args(kind)))}")

@@ -1,6 +1,6 @@
 """What a recipe may say: its sections, their units and ranges, and the rules across them. Imports no torch."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -21,6 +21,7 @@ from zipar_train.section import (
     Window,
     Windows,
 )
+from zipar_train.stand_in import FirstRow, Seen, StandIn
 from zipar_train.trainer_arguments import TrainerArguments, disagreements
 
 CODES = 2**14  # most codes of an image: 128 x 128
@@ -176,7 +177,14 @@ class ZipAR(Section):
     """The windows trained for, and what stands in for codes not yet drawn."""
 
     windows: Annotated[dict[Window, Weight], Field(min_length=1, max_length=128)]  # window: weight in the mix
-    stand_in: Literal["nearest", "released"] = "nearest"
+    stand_in: StandIn = "nearest"  # which drawn code
+    seen: Seen = "until_replaced"  # by whom a stand-in is
+    first_row: FirstRow = "alone"  # whether row 1 waits for all of row 0
+
+    @property
+    def rule(self) -> dict[str, Any]:
+        """What plans are made by beside their windows: arguments of `Plan.zipar`."""
+        return self.model_dump(exclude={"windows"})
 
 
 class Data(Section):

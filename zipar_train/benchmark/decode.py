@@ -143,7 +143,9 @@ class _Cases:
     def rows(self, windows: Sequence[int], batch: int, *, rounds: int, baselines: bool, progress: bool) -> list[Row]:
         draw, family = self.recipe.draw, self.plain
         images = batch * (2 if draw.guidance != 1 else 1)
-        plans = {w: Plan.zipar(family.grid, window=w, prompt=family.prompt_length) for w in windows}
+        plans = {
+            w: Plan.zipar(family.grid, window=w, prompt=family.prompt_length, **self.recipe.zipar.rule) for w in windows
+        }
         for plan in plans.values():
             make_room(family, plan, batch, rows=images, slots=len(plan))
         condition = conditions(self.recipe.model, batch)

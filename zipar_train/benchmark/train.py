@@ -152,7 +152,7 @@ def _step(
         family.model.base_model.compile()
     family.model.train()
     width = family.grid.row_length
-    module = ZipARModule(family, windows={window: 1.0}, stand_in=recipe.zipar.stand_in,
+    module = ZipARModule(family, windows={window: 1.0}, rule=recipe.zipar.rule,
                          attention="flex_attention" if kind == FLEX else "sdpa").to(device)  # fmt: skip
     optimizer = torch.optim.AdamW(family.model.parameters(), lr=1e-5, fused=device.type == "cuda")
     codes = torch.randint(family.codes, (batch, family.grid.codes), device=device)

@@ -82,7 +82,9 @@ def drawing(recipe: Recipe, family: Family) -> Memory:
     """
     dtype = torch.float32 if recipe.evaluate.dtype == "float32" else torch.bfloat16
     family.model.to(dtype=dtype)  # type: ignore[call-arg]
-    plan = Plan.zipar(family.grid, window=min(recipe.evaluate.windows), prompt=family.prompt_length)
+    plan = Plan.zipar(
+        family.grid, window=min(recipe.evaluate.windows), prompt=family.prompt_length, **recipe.zipar.rule
+    )
     images = recipe.evaluate.batch_size
     rows = images * (1 if recipe.draw.guidance == 1 else 2)
     cache, rest = (needed(family, plan, images, rows=rows, slots=slots) for slots in (len(plan), 0))

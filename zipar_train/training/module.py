@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, get_constant_schedule_with_warmup, get
 from zipar_train.loader import Batch
 from zipar_train.masks import block, dense
 from zipar_train.models.family import Family, predictors
-from zipar_train.plan import Plan, StandIn
+from zipar_train.plan import Plan
 from zipar_train.training.guard import Guard, among
 from zipar_train.training.loss import losses
 
@@ -65,6 +65,7 @@ class ZipARModule(L.LightningModule):
         family: the generator; its `model` is trained.
         windows: weight of each window in the mix; the grid's row length means next-token.
         val_windows: that validation tells bits a code at; None: those of the mix, and next-token.
+        rule: what plans are made by beside their windows, see `Plan.zipar`.
         teacher: the untouched model, for distillation: it is neither trained nor saved.
         distill: share of the loss that is KL(teacher's next-token distribution || ours), 0 .. 1; the rest is the
             cross-entropy with the codes.
@@ -84,7 +85,7 @@ class ZipARModule(L.LightningModule):
         *,
         windows: Mapping[int, float],
         val_windows: Sequence[int] | None = None,
-        stand_in: StandIn = "nearest",
+        rule: Mapping[str, Any] | None = None,
         teacher: Family | None = None,
         distill: float = 0.0,
         label_dropout: float = 0.1,
@@ -104,7 +105,7 @@ class ZipARModule(L.LightningModule):
             raise ValueError("distill needs a teacher: the family with the weights that training starts from")
         self.family, self.model = family, family.model
         self.plans = {
-            window: Plan.zipar(family.grid, window=window, stand_in=stand_in, prompt=family.prompt_length)
+            window: Plan.zipar(family.grid, window=window, prompt=family.prompt_length, **(rule or {}))
             for window in sorted({*windows, *(val_windows or ()), family.grid.row_length}, reverse=True)
         }
         self.val_windows = (

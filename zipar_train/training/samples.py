@@ -67,7 +67,7 @@ class Samples(L.Callback):
     def _drawn(self, family: Family, window: int) -> tuple[list[Image.Image], list[str]]:
         recipe = self.recipe
         wanted = self.captions or _spread(self.images, recipe.model.classes or 1)
-        plan = Plan.zipar(family.grid, window=window, stand_in=recipe.zipar.stand_in, prompt=family.prompt_length)
+        plan = Plan.zipar(family.grid, window=window, prompt=family.prompt_length, **recipe.zipar.rule)
         decoder = Decoder(family, plan, capture=False)
         size, codes, pixels = min(recipe.data.batch_size, recipe.evaluate.batch_size), [], []
         for start in range(0, len(wanted), size):
@@ -76,7 +76,7 @@ class Samples(L.Callback):
             codes.append(decoder(chunk, numbers, recipe.draw))
             assert family.tokenizer
             pixels.append(family.tokenizer.decode(codes[-1]).cpu())
-        images = Images(torch.cat(codes).cpu(), torch.cat(pixels))
+        images = Images(torch.cat(codes).cpu(), torch.full((len(wanted),), plan.passes), torch.cat(pixels))
         return [_enlarged(images[k]) for k in range(len(images))], [_caption(each) for each in wanted]
 
 

@@ -258,8 +258,7 @@ def _passes(recipe: Recipe) -> dict[int, int]:
     model, zipar = recipe.model, recipe.zipar
     windows = sorted({*zipar.windows, *(recipe.data.val_windows or ()), model.raster.row_length}, reverse=True)
     return {
-        window: Plan.zipar(model.raster, window=window, stand_in=zipar.stand_in, prompt=model.prompt).passes
-        for window in windows
+        window: Plan.zipar(model.raster, window=window, prompt=model.prompt, **zipar.rule).passes for window in windows
     }
 
 
