@@ -49,7 +49,7 @@ class StockLlama:
     def hidden(self, embeddings, positions, mask, cache=None):
         return self.model.model(
             inputs_embeds=embeddings,
-            position_ids=(positions + self.prompt_length)[None],
+            position_ids=(positions + self.prompt_length).view(-1, positions.shape[-1]),
             attention_mask=mask,
             past_key_values=cache,
             use_cache=cache is not None,

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import torch
 
+from zipar_train.decoding.adaptive import AdaptiveDecoder
+
 DOCS = Path(__file__).parent.parent / "docs"
 
 
@@ -29,3 +31,6 @@ def test_a_model_of_ones_own_draws_what_it_was_taught_with():
     with torch.no_grad():
         forced = names["teacher_forced"](family, plan, codes, labels, names["dense"](plan))
     assert (forced - seen).abs().max() < 1e-10
+    adaptive = AdaptiveDecoder(family, window=1)
+    assert adaptive([0, 1, 0], torch.rand(3, adaptive.numbers), draw).shape == (3, 4, 5)
+    assert 20 >= max(adaptive.passes(3)) > adaptive.plan.passes

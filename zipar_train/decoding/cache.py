@@ -11,7 +11,7 @@ class SlotLayer(CacheLayerMixin):
     def __init__(self, slots: int):
         super().__init__()
         self.slots = slots
-        self.fed: Tensor | None = None  # the pass in progress feeds these slots, int64 (K,), and reads 0 .. seen - 1
+        self.fed: Tensor | None = None  # the pass in progress feeds these slots, and reads 0 .. seen - 1
         self.seen = slots
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -24,8 +24,11 @@ class SlotLayer(CacheLayerMixin):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         assert self.keys is not None and self.values is not None and self.fed is not None
-        self.keys.index_copy_(2, self.fed, key_states)
-        self.values.index_copy_(2, self.fed, value_states)
+        for kept, new in ((self.keys, key_states), (self.values, value_states)):
+            if self.fed.ndim == 1:
+                kept.index_copy_(2, self.fed, new)
+            else:
+                kept.scatter_(2, self.fed[:, None, :, None].expand_as(new), new)
         return self.keys[:, :, : self.seen], self.values[:, :, : self.seen]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -49,6 +52,10 @@ class SlotCache(Cache):
         super().__init__(layers=list(self.slot_layers))
 
     def aim(self, fed: Tensor, seen: int) -> None:
-        """The next pass writes its keys to the slots `fed`, int64 (K,), and attends to slots 0 .. seen - 1."""
+        """The next pass writes its keys to the slots `fed`, and attends to slots 0 .. seen - 1.
+
+        Args:
+            fed: int64 (K,), or (rows, K) where each row has slots of its own.
+        """
         for layer in self.slot_layers:
             layer.fed, layer.seen = fed, seen

@@ -82,6 +82,15 @@ class Decoder:
             self.shapes.append(Shape(int(last - first), int(drawn), int(keys), prompt=step == 0))
         self.release()
 
+    @property
+    def numbers(self) -> int:
+        """Uniform numbers that an image takes."""
+        return self.plan.grid.codes
+
+    def passes(self, images: int) -> list[int]:
+        """That each of the images drawn last took."""
+        return [self.plan.passes] * images
+
     def release(self) -> None:
         """Give back the memory that the last batch was drawn on."""
         self.canvas: Canvas | None = None

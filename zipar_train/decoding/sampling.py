@@ -26,25 +26,51 @@ def guide(logits: Tensor, scale: float) -> Tensor:
 
 
 def sample(logits: Tensor, uniform: Tensor, *, temperature: float, top_k: int, top_p: float) -> Tensor:
-    """Codes, int64 (N,), by inverse CDF.
+    """Codes, int64 (N,), of logits (N, V), by one number (N,) in [0, 1) each; see `probabilities`."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    return inverse(probabilities(logits, temperature=temperature, top_k=top_k, top_p=top_p), uniform)
+
+
+def probabilities(logits: Tensor, *, temperature: float, top_k: int, top_p: float) -> Tensor:
+    """What codes are drawn from, (N, V), float32 or better.
 
     Args:
         logits: (N, V).
-        uniform: (N,) in [0, 1).
-        temperature: 0 takes the most probable code.
+        temperature: 0 leaves the most probable code alone.
         top_k: keep this many most probable codes; 0 keeps all.
         top_p: keep the most probable codes up to this share of probability; 1 keeps all.
     """
-    if temperature == 0:
-        return logits.argmax(-1)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if temperature == 0:
+        return torch.zeros_like(logits).scatter(-1, logits.argmax(-1, keepdim=True), 1.0)
     if temperature != 1:
         logits = TemperatureLogitsWarper(temperature)(None, logits)
     if top_k:
         logits = TopKLogitsWarper(min(top_k, logits.shape[-1]))(None, logits)
     if top_p < 1:
         logits = TopPLogitsWarper(top_p)(None, logits)
-    cdf = logits.softmax(-1).cumsum(-1)
+    return logits.softmax(-1)
+
+
+def inverse(probabilities: Tensor, uniform: Tensor) -> Tensor:
+    """Codes, int64 (N,): of each row (N, V), which need not sum to one, the code at a share (N,) in [0, 1) of it."""
+    cdf = probabilities.cumsum(-1)
     # uniform < 1 keeps the threshold below the last sum, so a code of probability zero is never drawn
     threshold = uniform.to(cdf.dtype)[:, None] * cdf[:, -1:]
-    return torch.searchsorted(cdf, threshold, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
+    return torch.searchsorted(cdf, threshold, right=True).squeeze(-1).clamp(max=cdf.shape[-1] - 1)
+
+
+def reconsider(code: Tensor, before: Tensor, now: Tensor, accept: Tensor, anew: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes (M,) that were drawn from probabilities `before`, (M, V), made codes of `now`: speculative sampling's rule.
+
+    Args:
+        accept, anew: (M,) in [0, 1), to accept by, and to draw what is not accepted anew.
+
+    Returns:
+        Whether each is accepted, and what it is now.
+    """
+    index, rest = code[:, None], (now - before).clamp(min=0)
+    accepted = accept.to(now) * before.gather(1, index)[:, 0] < now.gather(1, index)[:, 0]
+    accepted |= rest.sum(-1) == 0  # the same laws, but for rounding
+    return accepted, torch.where(accepted, code, inverse(rest, anew))

@@ -77,7 +77,7 @@ class Family(Protocol):
 
         Args:
             embeddings: (B, S, D).
-            positions: raster positions, int64 (S,); the prompt stands at -P .. -1.
+            positions: raster positions, int64 (S,) or (B, S); the prompt stands at -P .. -1.
             mask: who sees whom: dense (1 or B, 1, S, keys), bool, or 0 and -infinity in the embeddings' type; or a
                 BlockMask.
             cache: receives the keys and values, and returns all that the mask speaks of.
