@@ -9,17 +9,19 @@ import torch
 from conftest import sets
 from families import llamagen
 from scipy.linalg import sqrtm
+from transformers import DynamicCache
 
 from zipar_train import Plan
 from zipar_train.decoding.decoder import Decoder
 from zipar_train.evaluation.classifier import pixels_of, register, trained
 from zipar_train.evaluation.evaluate import _closed
 from zipar_train.evaluation.features import Pictures
-from zipar_train.evaluation.metrics import bits_per_code
+from zipar_train.evaluation.metrics import bits_by_drawing, bits_per_code
 from zipar_train.evaluation.protocol import departures, warnings
 from zipar_train.evaluation.reference import open_reference
 from zipar_train.evaluation.scores import fidelity, subset_size
 from zipar_train.loader import Batch, ShardLoader
+from zipar_train.masks import dense, unwritten
 from zipar_train.models.vq import Palette
 from zipar_train.sections import Draw
 
@@ -145,6 +147,34 @@ def test_bits_are_the_chain_rule_of_the_decoder(window):
     generator = Bare()
     generator.drawing = family
     assert bits_per_code(generator, plan, One()) == pytest.approx(chain / 72 / log(2), rel=1e-12)
+    assert bits_by_drawing(Decoder(family, plan), One()) == pytest.approx(chain / 72 / log(2), rel=1e-12)
+
+
+def test_bits_of_the_released_decoder_are_those_of_a_cache_of_zeros():
+    """Unwritten slots as zero keys and values in one teacher-forced pass, and the stock layers' own attention."""
+    family = llamagen(5, 5)
+    plan = Plan.zipar(family.grid, window=2, stand_in="released")
+    codes, labels = torch.randint(7, (3, 25)), torch.tensor([0, 1, 2])
+    mask = torch.cat([dense(plan), unwritten(plan)], dim=-1)
+
+    class Zeros(DynamicCache):
+        def update(self, keys, values, *args, **kwargs):
+            return tuple(torch.cat([t, t.new_zeros(*t.shape[:2], 25, t.shape[-1])], dim=2) for t in (keys, values))
+
+    tokens = codes[:, torch.tensor(plan.source[1:])]
+    embeddings = torch.cat([family.prompt(labels), family.embed(tokens)], dim=1)
+    with torch.no_grad():
+        hidden = family.hidden(embeddings, torch.tensor(plan.position), mask, Zeros())
+        logits = family.head(hidden)[:, torch.tensor(plan.target) >= 0]
+    wanted = codes[:, torch.tensor(plan.target[plan.target >= 0])]
+    truth = -logits.log_softmax(-1).gather(-1, wanted[..., None]).mean().item() / log(2)
+
+    class One:
+        def __iter__(self):
+            yield Batch(codes, labels)
+
+    assert bits_by_drawing(Decoder(family, plan, released=True), One()) == pytest.approx(truth, rel=1e-12)
+    assert bits_by_drawing(Decoder(family, plan), One()) != pytest.approx(truth, rel=1e-4)
 
 
 def test_compared_checkpoints_have_their_gap_closed(shards, tmp_path, tiny):
@@ -185,7 +215,7 @@ def test_palettes_round_trip():
 
 
 def test_the_gap_is_the_baselines_and_closed_against_its_next_token_bits():
-    bits = {
+    told = {
         ("base", 8): 2.0,
         ("base", 4): 2.005,
         ("base", 1): 3.0,
@@ -193,10 +223,12 @@ def test_the_gap_is_the_baselines_and_closed_against_its_next_token_bits():
         ("tuned", 4): 2.1,
         ("tuned", 1): 2.2,
     }
-    assert _closed(bits, "base", "tuned", 1, 8) == pytest.approx(0.8)
-    assert _closed(bits, "base", "tuned", 4, 8) is None  # a quarter of a percent: no gap
-    assert _closed(bits, "base", "base", 1, 8) is None
-    assert _closed(bits, None, "tuned", 1, 8) is None
+    bits = {(*key, "planned"): value for key, value in told.items()} | {("base", 1, "released"): 3.1}
+    assert _closed(bits, "base", ("tuned", 1, "planned"), 8) == pytest.approx(0.8)
+    assert _closed(bits, "base", ("tuned", 4, "planned"), 8) is None  # a quarter of a percent: no gap
+    assert _closed(bits, "base", ("base", 1, "planned"), 8) is None
+    assert _closed(bits, "base", ("base", 1, "released"), 8) is None
+    assert _closed(bits, None, ("tuned", 1, "planned"), 8) is None
 
 
 PAPER = ("paper={source: 'a paper, table 1', protocol: {images: 50000, conditions: random classes, guidance: 1.5, "
@@ -210,15 +242,21 @@ def test_the_protocol_is_guarded(tiny, tmp_path, run):
 
     fit(load_recipe("digits-base", [*tiny, "trainer.max_epochs=1"]))
     more = [*tiny, PAPER, "evaluate.batch_size=5"]
-    options = ["--windows", "2", "--released", "--out", "out", "--npz", "--png", "--json", "r.json"]
+    options = ["--windows", "2", "--released", "--adaptive", "--out", "out", "--npz", "--png", "--json", "r.json"]
     status, out, err = run(
         "evaluate", "--recipe", "digits-base", *sets(more), "--checkpoint", tmp_path / "run", *options
     )
     assert status == 0, err
     report = json.loads((tmp_path / "r.json").read_text())
-    assert [(row["window"], row["released"]) for row in report["rows"]] == [(8, False), (2, False), (2, True)]
+    assert [(row["window"], row["manner"]) for row in report["rows"]] == [
+        (8, "planned"),
+        (2, "planned"),
+        (2, "released"),
+        (2, "adaptive"),
+    ]
     assert all(row["images_per_second"] > 0 for row in report["rows"])
-    assert report["rows"][2]["bits"] is None
+    assert report["rows"][2]["bits"] is None and report["rows"][3]["bits"] is None
+    assert 22 <= report["rows"][3]["passes"] <= 64 and report["rows"][3]["width"] is None
     assert report["departures"][0] == "images: 20 (published: 50000)"
     assert report["departures"][1] == "conditions: classes in turn (published: random classes)"
     assert report["departures"][2].startswith("features: classifier-")
@@ -226,7 +264,7 @@ def test_the_protocol_is_guarded(tiny, tmp_path, run):
     assert report["protocol"]["validation"] is True
     page = (tmp_path / "out" / "report.html").read_text()
     for text in (out, (tmp_path / "out" / "report.md").read_text(), page):
-        assert "run, as released" in text
+        assert "run, as released" in text and "run, adaptive" in text
         assert "published†" not in text and ">3.16" not in text and "| 3.16" not in text  # a FID is no FD
         assert "not comparable with Inception" in text.replace("&#39;", "'")
     assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
@@ -234,7 +272,7 @@ def test_the_protocol_is_guarded(tiny, tmp_path, run):
     assert (
         len(list((tmp_path / "out" / "drawn").glob("*.npz")))
         == len(list((tmp_path / "out" / "drawn").glob("*-8px")))
-        == 3
+        == 4
     )
 
 

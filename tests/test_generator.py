@@ -36,6 +36,17 @@ def test_batches_are_whole_images_in_order(generator):
     assert torch.equal(whole.codes, parts.codes)
     assert torch.equal(whole.pixels, parts.pixels)
     assert torch.equal(generator.draw(labels[4:], window=2, first=4).pixels, whole.pixels[4:])
+    assert whole.passes.tolist() == [28] * 11
+
+
+def test_adaptive_windows_draw_the_same_images_in_any_batch(generator):
+    labels = [k % 10 for k in range(11)]
+    whole = generator.draw(labels, window=2, batch_size=11, manner="adaptive")
+    parts = generator.draw(labels, window=2, batch_size=4, manner="adaptive")
+    assert torch.equal(whole.codes, parts.codes) and torch.equal(whole.passes, parts.passes)
+    assert 28 < whole.passes.min() <= whole.passes.max() <= 64
+    with pytest.raises(ValueError, match="manner 'adaptve' is unknown: use 'planned', 'released', 'adaptive'"):
+        generator.draw(labels, window=2, manner="adaptve")
 
 
 def test_its_family_can_be_trained_after_drawing(generator):

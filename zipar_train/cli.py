@@ -82,7 +82,7 @@ def plan(
     grid = loaded.model.raster
 
     def make(size: int) -> Plan:
-        return Plan.zipar(grid, window=size, stand_in=loaded.zipar.stand_in, prompt=loaded.model.prompt)
+        return Plan.zipar(grid, window=size, prompt=loaded.model.prompt, **loaded.zipar.rule)
 
     named = {
         grid.row_length,
@@ -223,6 +223,9 @@ def draw(
     released: Annotated[
         bool, typer.Option("--released", help="As the released ZipAR code draws, unwritten slots attended: a baseline.")
     ] = False,
+    adaptive: Annotated[
+        bool, typer.Option("--adaptive", help="Each row opens when its first code bears it, at --window the earliest.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Image k of a seed is always the same.")] = 0,
     guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance; 1: none.")] = None,
     temperature: Annotated[float | None, typer.Option(help="0: the most probable code.")] = None,
@@ -232,6 +235,10 @@ def draw(
     """Draw images into one picture. What is not given is as the recipe says."""
     if (labels is None) == (not captions):
         raise ValueError("give either --labels or --caption")
+    if released and adaptive:
+        raise ValueError("--released draws as the released code does, which has no adaptive windows: drop one of them")
+    if adaptive and window is None:
+        raise ValueError("--adaptive needs --window: the smallest that a row may open at")
     wanted: Any = integers("--labels", labels) if labels is not None else captions
     source = one_of(checkpoint, recipe, overrides)
     from zipar_train.decoding.generator import load
@@ -239,9 +246,11 @@ def draw(
     given: dict[str, Any] = {"guidance": guidance, "temperature": temperature, "top_k": top_k, "top_p": top_p}
     generator = load(source, overrides=overrides)
     settings = {key: value for key, value in given.items() if value is not None}
-    images = generator.draw(wanted, window=window, seed=seed, released=released, **settings)
+    manner: Any = "released" if released else "adaptive" if adaptive else "planned"
+    images = generator.draw(wanted, window=window, seed=seed, manner=manner, **settings)
     images.save(out)
-    print(f"{out}: {len(images)} images in {generator.plan(window, released=released).passes} passes")
+    least, most = int(images.passes.min()), int(images.passes.max())
+    print(f"{out}: {len(images)} images in {least if least == most else f'{least} to {most}'} passes")
 
 
 @app.command()

@@ -30,6 +30,9 @@ def evaluate(
     released: Annotated[
         bool, typer.Option("--released", help="The first compared checkpoint also as the released ZipAR code draws.")
     ] = False,
+    adaptive: Annotated[
+        bool, typer.Option("--adaptive", help="Every checkpoint also with adaptive windows, these the smallest.")
+    ] = False,
     npz: Annotated[bool, typer.Option("--npz", help="Write the images for ADM's evaluator too.")] = False,
     png: Annotated[bool, typer.Option("--png", help="Write the images as a folder of PNG too.")] = False,
     search_guidance: Annotated[
@@ -61,16 +64,26 @@ def evaluate(
     check_folder(json_file)
     try:
         if scales is not None:
-            if compare or released or npz or png:
+            if compare or released or adaptive or npz or png:
                 raise ValueError(
-                    "--search-guidance tries one checkpoint: leave --compare, --released, --npz, --png out"
+                    "--search-guidance tries one checkpoint: leave --compare, --released, --adaptive, --npz, --png out"
                 )
             _search(loaded, checkpoint, scales, sizes, search_images or 2000, folder, json_file)
             return
         from zipar_train.evaluation.evaluate import evaluate as work
         from zipar_train.evaluation.report import findings, log_to_wandb, reading, table, write_report
 
-        done = work(loaded, checkpoint, compare=compare, windows=sizes, released=released, out=folder, npz=npz, png=png)
+        done = work(
+            loaded,
+            checkpoint,
+            compare=compare,
+            windows=sizes,
+            released=released,
+            adaptive=adaptive,
+            out=folder,
+            npz=npz,
+            png=png,
+        )
     except KeyboardInterrupt:
         print("\nzipar-train: stopped; run the same command again to go on", file=sys.stderr)
         raise typer.Exit(130) from None

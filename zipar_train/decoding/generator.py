@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from PIL import Image
@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from torch import Tensor
 from torchvision.utils import make_grid
 
+from zipar_train.decoding.adaptive import AdaptiveDecoder
 from zipar_train.decoding.body import streamline
 from zipar_train.decoding.decoder import Decoder
 from zipar_train.decoding.memory import NoRoom, explained
@@ -25,16 +26,20 @@ from zipar_train.plan import Plan
 from zipar_train.recipe import explain, load_recipe, shipped
 from zipar_train.sections import Draw, Recipe
 
+Manner = Literal["planned", "released", "adaptive"]  # see `Generator.draw`
+
 
 @dataclass(frozen=True)
 class Images:
     """Drawn images: as codes, as pixels, as pictures; shown as one sheet by a notebook.
 
     codes: int64 (B, H, W), on the CPU.
+    passes: that each image took, int64 (B,), on the CPU.
     pixels: uint8 (B, 3, px, px), on the CPU; None if the recipe has no tokenizer.
     """
 
     codes: Tensor
+    passes: Tensor
     pixels: Tensor | None
 
     def __len__(self) -> int:
@@ -103,7 +108,7 @@ class Generator:
         streamline(self.drawing.model)
         if compile:
             self.drawing.model.base_model.compile(dynamic=True)
-        self.decoders: dict[tuple[int | None, bool], Decoder] = {}
+        self.decoders: dict[tuple[int | None, Manner], Decoder | AdaptiveDecoder] = {}
 
     @cached_property
     def family(self) -> Family:
@@ -113,21 +118,31 @@ class Generator:
         """
         return restored(self.recipe.model, self.saved, dtype=self.dtype, device=self.device)
 
-    def plan(self, window: int | None = None, *, released: bool = False) -> Plan:
-        """The plan of a window; None: the widest, next-token. `released`: with the released code's stand-ins."""
-        grid = self.drawing.grid
+    def plan(self, window: int | None = None, *, manner: Manner = "planned") -> Plan:
+        """The plan of a window; None: the widest, next-token. `released`: the released code's.
+
+        Adaptive windows have none beforehand: it is that of their smallest.
+        """
+        grid, rule = self.drawing.grid, self.recipe.zipar.rule
         return Plan.zipar(
             grid,
             window=grid.row_length if window is None else window,
-            stand_in="released" if released else self.recipe.zipar.stand_in,
             prompt=self.drawing.prompt_length,
+            **({"stand_in": "released"} if manner == "released" else rule),
         )
 
-    def decoder(self, window: int | None = None, *, released: bool = False) -> Decoder:
+    def decoder(self, window: int | None = None, *, manner: Manner = "planned") -> Decoder | AdaptiveDecoder:
         """The decoder of a window, made once."""
-        key = (window, released)
+        key = (window, manner)
         if key not in self.decoders:
-            self.decoders[key] = Decoder(self.drawing, self.plan(window, released=released), released=released)
+            plan = self.plan(window, manner=manner)
+            if manner == "adaptive":
+                made: Decoder | AdaptiveDecoder = AdaptiveDecoder(
+                    self.drawing, window=plan.window, **self.recipe.zipar.rule
+                )
+            else:
+                made = Decoder(self.drawing, plan, released=manner == "released")
+            self.decoders[key] = made
         return self.decoders[key]
 
     def draw(
@@ -135,7 +150,7 @@ class Generator:
         labels: Sequence[int] | Sequence[str],
         *,
         window: int | None = None,
-        released: bool = False,
+        manner: Manner = "planned",
         seed: int = 0,
         first: int = 0,
         batch_size: int | None = None,
@@ -149,7 +164,9 @@ class Generator:
         Args:
             labels: class numbers, or captions for a text-conditional model.
             window: 1 .. the grid's row length; None: the widest, next-token.
-            released: draw as the released ZipAR code does, flaw and all: a baseline to compare with, see `Decoder`.
+            manner: `planned`: along the window's plan. `released`: as the released ZipAR code does, flaw and all, a
+                baseline to compare with, see `Decoder`. `adaptive`: each row opens when its first code bears it, at
+                `window` at the earliest, see `AdaptiveDecoder`.
             seed: any integer from 0.
             first: the number of the first image; the others follow.
             batch_size: images at once; None: as the recipe's evaluate section says.
@@ -157,20 +174,22 @@ class Generator:
             draw: guidance, temperature, top_k, top_p; otherwise as the recipe says.
 
         Raises:
-            ValueError: for a window, label, seed or sampling value out of range, and for a batch too large for memory;
-                names the one that fits.
+            ValueError: for a window, label, seed, manner or sampling value out of range, and for a batch too large for
+                memory; names the one that fits.
         """
+        if manner not in get_args(Manner):
+            raise ValueError(f"manner {manner!r} is unknown: use {', '.join(map(repr, get_args(Manner)))}")
         if not len(labels):
             raise ValueError("labels are empty: give at least one class number or caption")
         if not 0 <= seed < 2**63 or first < 0:
             raise ValueError(f"seed {seed} and first {first} must be 0 or more, and below 2**63")
         tokenizer = self.drawing.tokenizer if pixels else None  # before any work, as its file may be missing
-        decoder, settings = self.decoder(window, released=released), self._settings(draw)
+        decoder, settings = self.decoder(window, manner=manner), self._settings(draw)
         size = batch_size or self.recipe.evaluate.batch_size
-        codes, shown = [], Pixels(tokenizer, self.device) if tokenizer else None
+        codes, passes, shown = [], [], Pixels(tokenizer, self.device) if tokenizer else None
         for start in range(0, len(labels), size):
             chunk = labels[start : start + size]
-            numbers = uniforms([first + start + k for k in range(len(chunk))], self.drawing.grid.codes, seed=seed)
+            numbers = uniforms([first + start + k for k in range(len(chunk))], decoder.numbers, seed=seed)
             with explained(len(chunk)):
                 try:
                     drawn = decoder(chunk, numbers, settings)
@@ -181,7 +200,8 @@ class Generator:
                 if shown:
                     shown.add(drawn)
             codes.append(drawn)
-        return Images(torch.cat(codes).cpu(), shown.all() if shown else None)
+            passes += decoder.passes(len(chunk))
+        return Images(torch.cat(codes).cpu(), torch.tensor(passes), shown.all() if shown else None)
 
     def _settings(self, changes: dict[str, Any]) -> Draw:
         if unknown := changes.keys() - Draw.model_fields.keys():

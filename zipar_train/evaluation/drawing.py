@@ -25,7 +25,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from zipar_train.decoding.generator import Generator
+from zipar_train.decoding.generator import Generator, Manner
 from zipar_train.evaluation.adm import write_images
 from zipar_train.evaluation.features import Pictures
 from zipar_train.files import make_folder, write_whole
@@ -50,7 +50,7 @@ class Drawing:
         conditions: a class or caption for each image.
         origin: where these come from, in words; a longer list from there begins with the shorter one.
         draw: how codes are sampled.
-        released: as the released ZipAR code draws.
+        manner: see `Generator.draw`.
         size: pixels each way to resize to; None: as the tokenizer makes them.
     """
 
@@ -63,7 +63,7 @@ class Drawing:
     seed: int
     batch_size: int
     draw: Draw
-    released: bool = False
+    manner: Manner = "planned"
     size: int | None = None
 
     @cached_property
@@ -74,8 +74,8 @@ class Drawing:
             "weights": self.weights,
             "model": model.model_dump(exclude={"weights", "weights_entry", "tokenizer", "tokenizer_weights"}),
             "window": self.window,
-            "stand_in": "released" if self.released else self.generator.recipe.zipar.stand_in,
-            "released": self.released,
+            "rule": {} if self.manner == "released" else self.generator.recipe.zipar.rule,
+            "manner": self.manner,
             "seed": self.seed,
             "draw": self.draw.model_dump(),
             "batch_size": self.batch_size,
@@ -86,7 +86,7 @@ class Drawing:
 
     @cached_property
     def folder(self) -> Path:
-        name = f"window-{self.window}{'-released' if self.released else ''}-seed-{self.seed}"
+        name = f"window-{self.window}{'' if self.manner == 'planned' else f'-{self.manner}'}-seed-{self.seed}"
         return self.root / f"{name}-{_digest(self.settings)[:10]}"
 
     @cached_property
@@ -117,12 +117,12 @@ class Drawing:
                 start = perf_counter()
                 conditions = self.conditions[batch.start : batch.stop]
                 drawn = self.generator.draw(conditions, window=self.window, seed=self.seed, first=batch.start,
-                                            released=self.released, batch_size=len(batch), pixels=False,
+                                            manner=self.manner, batch_size=len(batch), pixels=False,
                                             **self.draw.model_dump())  # fmt: skip
                 if len(batch) == self.batch_size:
                     times.append((perf_counter() - start) / len(batch))
                 buffer = io.BytesIO()
-                np.savez(buffer, codes=drawn.codes.numpy().astype(np.uint16))  # whose archive holds a checksum
+                np.savez(buffer, codes=drawn.codes.numpy().astype(np.uint16), passes=drawn.passes.numpy())
                 write_whole(self.path(batch), buffer.getvalue())
                 bar.update(len(batch))
         if len(times) > 1 and rank == 0:  # the first batch warms up
@@ -153,11 +153,23 @@ class Drawing:
         Raises:
             ValueError: for one that is not there, or damaged.
         """
-        for batch in self.batches:
-            codes = self._read(batch)
-            if codes is None:
-                raise ValueError(f"{self.path(batch)} is missing or damaged: run the same command again to draw it")
+        for codes, _ in self._whole():
             yield codes
+
+    def passes(self) -> Tensor:
+        """That each image took, int64.
+
+        Raises:
+            ValueError: for a batch that is not there, or damaged.
+        """
+        return torch.cat([passes for _, passes in self._whole()])
+
+    def _whole(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in self.batches:
+            found = self._read(batch)
+            if found is None:
+                raise ValueError(f"{self.path(batch)} is missing or damaged: run the same command again to draw it")
+            yield found
 
     def pixels(self) -> Iterator[Tensor]:
         """Blocks of pixels, uint8 (B, 3, px, px), on the CPU."""
@@ -192,18 +204,20 @@ class Drawing:
                 number += 1
         return folder
 
-    def _read(self, batch: range) -> Tensor | None:
-        """A batch's codes, if they are there and whole."""
+    def _read(self, batch: range) -> tuple[Tensor, Tensor] | None:
+        """A batch's codes and passes, if they are there and whole: the archive holds checksums."""
         grid = self.generator.drawing.grid
         try:
             with np.load(self.path(batch), allow_pickle=False) as file:
-                codes = file["codes"]
+                codes, passes = file["codes"], file["passes"]
         except Exception:  # damaged bytes fail in a dozen ways, and all have one remedy
             return None
         if codes.dtype != np.uint16 or codes.shape != (len(batch), grid.height, grid.width):
             return None
+        if passes.dtype != np.int64 or passes.shape != (len(batch),) or passes.min() < 1 or passes.max() > grid.codes:
+            return None
         found = torch.from_numpy(codes.astype(np.int64))
-        return found if int(found.max()) < self.generator.drawing.codes else None
+        return (found, torch.from_numpy(passes)) if int(found.max()) < self.generator.drawing.codes else None
 
 
 def _digest(content: Any) -> str:

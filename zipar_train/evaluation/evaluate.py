@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from zipar_train.decoding.generator import Manner
 from zipar_train.environment import environment
 from zipar_train.evaluation.adm import REMEDY
 from zipar_train.evaluation.classifier import LOGITS, Classifier, pixels_of, register, trained
@@ -29,6 +30,7 @@ from zipar_train.shards import is_url, read_manifest
 
 SHOWN = 10  # images of each drawing, for the report
 LEAST = 1000  # held-out images whose bits are counted, where there are as many
+Case = tuple[str, int, Manner]  # a subject's name, a window, how it is drawn
 Samples = dict[tuple[str, int], Tensor]  # by Row.name and window: uint8 (SHOWN, 3, px, px)
 
 
@@ -120,6 +122,7 @@ def evaluate(
     compare: Sequence[str | Path] = (),
     windows: Sequence[int] | None = None,
     released: bool = False,
+    adaptive: bool = False,
     out: str | Path,
     npz: bool = False,
     png: bool = False,
@@ -134,6 +137,7 @@ def evaluate(
             baseline that `gap_closed` speaks of.
         windows: None: the recipe's.
         released: the first compared checkpoint (without one, the checkpoint) also as the released ZipAR code draws.
+        adaptive: every checkpoint also with adaptive windows, these being the smallest.
         out: a folder; drawings and the classifier are kept there.
         npz, png: also write the images, for ADM's evaluator or as pictures.
 
@@ -152,36 +156,40 @@ def evaluate(
     judging = judge(recipe, found[0], out=out, device=device) if rank == 0 else None
     if _there(recipe.data.val):
         read_manifest(recipe.data.val, **expected(recipe))
-    if released and len(wanted) == 1:
-        raise ValueError("--released: next-token alone is drawn, which the released code does alike. Add --windows")
-    cases = [(subject, window, False) for subject in found for window in wanted]
-    if released:
-        cases[len(wanted) : len(wanted)] = [(found[0], window, True) for window in wanted[1:]]
+    if (released or adaptive) and len(wanted) == 1:
+        raise ValueError("--released, --adaptive: at next-token, the only window, they draw as ever. Add --windows")
+    cases: list[tuple[Subject, int, Manner]] = []
+    for subject in found:
+        cases += [(subject, window, "planned") for window in wanted]
+        if released and subject is found[0]:
+            cases += [(subject, window, "released") for window in wanted[1:]]
+        if adaptive:
+            cases += [(subject, window, "adaptive") for window in wanted[1:]]
     drawings = {
-        (subject.name, window, flawed): [
-            drawing(recipe, subject, window, seed, out=out, released=flawed) for seed in recipe.evaluate.seeds
+        (subject.name, window, manner): [
+            drawing(recipe, subject, window, seed, out=out, manner=manner) for seed in recipe.evaluate.seeds
         ]
-        for subject, window, flawed in cases
+        for subject, window, manner in cases
     }
-    for (name, window, flawed), of_seeds in drawings.items():
+    for (name, window, manner), of_seeds in drawings.items():
         for drawn in of_seeds:
-            words = f"{name}, window {window}{', as released' if flawed else ''}, seed {drawn.seed}"
+            words = f"{name}, window {window}{'' if manner == 'planned' else f', {manner}'}, seed {drawn.seed}"
             drawn.make(rank=rank, world=world, progress=progress, words=words)
     if judging is None:
         return None
 
     times = milliseconds({
-        (subject.name, window, flawed): lambda s=subject, w=window, r=flawed: s.generator.draw(  # type: ignore[misc]
-            drawings[s.name, w, r][0].conditions[:1], window=w, released=r
+        (subject.name, window, manner): lambda s=subject, w=window, m=manner: s.generator.draw(  # type: ignore[misc]
+            drawings[s.name, w, m][0].conditions[:1], window=w, manner=m
         )
-        for subject, window, flawed in cases
+        for subject, window, manner in cases
     })  # fmt: skip
-    bits = _bits(recipe, found, wanted)
+    bits = _bits(recipe, cases)
     rows: list[Row] = []
     samples: Samples = {}
     images: list[Path] = []
-    for subject, window, flawed in cases:
-        key = (subject.name, window, flawed)
+    for subject, window, manner in cases:
+        key = (subject.name, window, manner)
         scores: dict[str, list[Score]] = {}
         for drawn in drawings[key]:
             drawn.wait()
@@ -189,25 +197,25 @@ def evaluate(
                 scores.setdefault(score, []).append(value)
             images += [drawn.write_npz()] if npz else []
             images += [drawn.write_png()] if png else []
-        plan = subject.generator.plan(window, released=flawed)
-        own = {} if flawed else bits
+        plan = subject.generator.plan(window, manner=manner)
+        passes = torch.cat([drawn.passes() for drawn in drawings[key]]).double().mean().item()
         row = Row(
             checkpoint=subject.name,
-            released=flawed,
+            manner=manner,
             window=window,
-            passes=plan.passes,
-            reduction=plan.reduction,
-            width=plan.width,
-            bits=own.get((subject.name, window)),
-            window_costs=own[subject.name, window] / own[subject.name, wanted[0]] - 1 if own else None,
-            gap_closed=_closed(own, baseline, subject.name, window, wanted[0]) if own else None,
+            passes=passes,
+            reduction=1 - passes / plan.grid.codes,
+            width=None if manner == "adaptive" else plan.width,
+            bits=bits.get(key),
+            window_costs=bits[key] / bits[subject.name, wanted[0], "planned"] - 1 if key in bits else None,
+            gap_closed=_closed(bits, baseline, key, wanted[0]) if key in bits else None,
             milliseconds=times[key],
             images_per_second=drawings[key][0].speed,
             **{score: over_seeds(values) for score, values in scores.items()},  # type: ignore[arg-type]
         )
         rows.append(row)
         samples[row.name, window] = next(drawings[key][0].pixels())[:SHOWN]
-    protocol = _protocol(recipe, judging, drawings[found[0].name, wanted[0], False][0])
+    protocol = _protocol(recipe, judging, drawings[found[0].name, wanted[0], "planned"][0])
     report = Report(
         rows=rows,
         baseline=baseline,
@@ -262,18 +270,21 @@ def _classifier(recipe: Recipe, tokenizer: Tokenizer, out: Path) -> tuple[Classi
     return classifier, classifier.accuracy(pixels_of(held_out, tokenizer, manifest.grid, size=recipe.evaluate.size))
 
 
-def _bits(recipe: Recipe, found: Sequence[Subject], windows: Sequence[int]) -> dict[tuple[str, int], float]:
-    """Bits a code of held-out shards, of as many images as are drawn, or a thousand; none if there are no shards."""
+def _bits(recipe: Recipe, cases: Sequence[tuple[Subject, int, Manner]]) -> dict[Case, float]:
+    """Bits a code of held-out shards, of as many images as are drawn, or a thousand; none if there are no shards.
+
+    Planned drawing alone has a mask to tell them by.
+    """
     if not _there(recipe.data.val):
         print(f"no bits a code: data.val = {recipe.data.val} is not there", file=sys.stderr)
         return {}
     loader = ShardLoader(recipe.data.val, batch_size=recipe.evaluate.batch_size)
     return {
-        (subject.name, window): bits_per_code(
+        (subject.name, window, manner): bits_per_code(
             subject.generator, subject.generator.plan(window), loader, images=max(recipe.evaluate.images, LEAST)
         )
-        for subject in found
-        for window in windows
+        for subject, window, manner in cases
+        if manner == "planned"
     }
 
 
@@ -287,8 +298,10 @@ def _there(manifest: str) -> bool:
     return is_url(manifest) or Path(manifest).is_file()
 
 
-def _closed(bits: dict[tuple[str, int], float], base: str | None, name: str, window: int, widest: int) -> float | None:
+def _closed(bits: dict[Case, float], base: str | None, case: Case, widest: int) -> float | None:
+    name, window, _ = case
     if base is None or name == base:
         return None
-    gap = bits[base, window] - bits[base, widest]
-    return 1 - (bits[name, window] - bits[base, widest]) / gap if gap > 0.005 * bits[base, widest] else None
+    whole = bits[base, widest, "planned"]
+    gap = bits[base, window, "planned"] - whole
+    return 1 - (bits[case] - whole) / gap if gap > 0.005 * whole else None

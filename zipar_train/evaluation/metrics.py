@@ -7,12 +7,15 @@ from time import perf_counter
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
+from zipar_train.decoding.decoder import Decoder
 from zipar_train.decoding.generator import Generator
 from zipar_train.loader import ShardLoader
 from zipar_train.masks import dense
 from zipar_train.models.family import predictors
 from zipar_train.plan import Plan
+from zipar_train.sections import Draw
 from zipar_train.training.loss import losses
 
 Key = TypeVar("Key")
@@ -34,6 +37,30 @@ def bits_per_code(generator: Generator, plan: Plan, loader: ShardLoader, *, imag
         hidden = predictors(family, plan, drawn, family.check(batch.condition[:left]), mask)
         total += losses(family.head, hidden, drawn, size=family.codes)[0].double().item() * drawn.numel()
         codes, counted = codes + drawn.numel(), counted + len(drawn)
+        if counted == images:
+            break
+    return total / codes / log(2)
+
+
+def bits_by_drawing(decoder: Decoder, loader: ShardLoader, *, images: int | None = None) -> float:
+    """`bits_per_code` of a decoder that no mask describes.
+
+    It draws, and after every pass given codes take the place of what it has drawn.
+    """
+    device, total, codes, counted = decoder.family.model.device, 0.0, 0, 0
+    for batch in loader:
+        given = batch.codes[: len(batch.codes) if images is None else images - counted].to(device)
+        condition = decoder.family.check(batch.condition[: len(given)])
+
+        def replace(target: Tensor, logits: Tensor, given: Tensor = given) -> None:
+            nonlocal total
+            assert decoder.canvas is not None
+            wanted = given[:, target]
+            total -= logits.double().log_softmax(-1).gather(-1, wanted[..., None]).sum().item()
+            decoder.canvas.tokens.index_copy_(1, target, wanted)
+
+        decoder(condition, torch.zeros(len(given), decoder.numbers), Draw(), observe=replace)
+        codes, counted = codes + given.numel(), counted + len(given)
         if counted == images:
             break
     return total / codes / log(2)

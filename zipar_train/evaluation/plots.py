@@ -46,7 +46,7 @@ def pareto(report: Report, *, paper: Mapping[str, list[tuple[float, float]]] | N
                     scores = [getattr(row, quality) for row in rows]
                     means = [s if quality == "bits" else s.mean for s in scores]
                     error = None if quality == "bits" else [s.std or 0.0 for s in scores]
-                    style = "--" if rows[0].released else "-"
+                    style = {"planned": "-", "released": "--", "adaptive": ":"}[rows[0].manner]
                     axis.errorbar([getattr(row, cost) for row in rows], means, error, marker="o", ms=4, capsize=2,
                                   lw=1.6, ls=style, color=colour, label=name)  # fmt: skip
                 if column == 0 and paper and paper.get(quality):

@@ -74,7 +74,7 @@ def columns(report: Report) -> list[tuple[str, Callable[[Row], str]]]:
     found: list[tuple[str, Callable[[Row], str]]] = [
         ("checkpoint", lambda row: row.name),
         ("window", lambda row: str(row.window)),
-        ("passes", lambda row: f"{row.passes:,}"),
+        ("passes", lambda row: f"{row.passes:,.{int(row.manner == 'adaptive')}f}"),
         ("fewer", lambda row: f"{row.reduction:.0%}"),
         ("ms/image", lambda row: f"{row.milliseconds:,.0f}"),
     ]
@@ -139,7 +139,7 @@ def findings(report: Report) -> list[str]:
         kept += [f"CLIP score {before.clip.mean:.4f} -> {after.clip.mean:.4f}"] if before.clip and after.clip else []
         lines.append(f"**{other}** against {report.baseline}, next-token kept: {', '.join(kept)}.")
         for row in report.rows:
-            if row.checkpoint != other or row.window == widest or row.released:
+            if row.checkpoint != other or row.window == widest or row.manner != "planned":
                 continue
             base = report.row(report.baseline, row.window)
             said = [f"closes {row.gap_closed:.0%} of the gap in bits"] if row.gap_closed is not None else []
@@ -204,7 +204,7 @@ def reading(report: Report) -> list[str]:
             "IS: its ten splits; shares: binomial; sFID: none."
         )
     lines.append(
-        "ms/image: median of three to nine images drawn alone (batch 1), windows and checkpoints taking turns"
+        "ms/image: median of three to nine times that image 0 is drawn alone, windows and checkpoints taking turns"
         + ("; images/s: one process at the recipe's batch size." if report.measured("images_per_second") else ".")
     )
     lines += [f"{name}: {origin}." for name, origin in report.checkpoints.items()]

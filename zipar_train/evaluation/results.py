@@ -4,6 +4,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from zipar_train.decoding.generator import Manner
 from zipar_train.evaluation.protocol import Protocol
 from zipar_train.evaluation.scores import Score
 
@@ -12,11 +13,11 @@ class Row(BaseModel):
     """One checkpoint at one window. None: not measured, for want of a reference, held-out codes or a second batch."""
 
     checkpoint: str
-    released: bool  # drawn as the released ZipAR code draws
-    window: int
-    passes: int
+    manner: Manner  # of drawing, see `Generator.draw`
+    window: int  # of an adaptive one the smallest
+    passes: float  # of an adaptive window the mean over images
     reduction: float  # share of next-token's passes saved
-    width: int  # most slots a pass
+    width: int | None  # most slots a pass; None: each image its own
     bits: float | None  # a code, on held-out images under this window's mask; exact
     window_costs: float | None  # share of bits more than this checkpoint's own next-token bits
     gap_closed: float | None  # of bits, see Report
@@ -33,7 +34,7 @@ class Row(BaseModel):
 
     @property
     def name(self) -> str:
-        return f"{self.checkpoint}, as released" if self.released else self.checkpoint
+        return self.checkpoint + {"planned": "", "released": ", as released", "adaptive": ", adaptive"}[self.manner]
 
 
 SCORES = ("fid", "sfid", "kid", "isc", "precision", "recall", "agreement", "clip")
@@ -57,9 +58,9 @@ class Report(BaseModel):
     recipe: dict[str, Any]
     environment: dict[str, str]
 
-    def row(self, checkpoint: str, window: int, *, released: bool = False) -> Row:
-        wanted = (checkpoint, window, released)
-        return next(row for row in self.rows if (row.checkpoint, row.window, row.released) == wanted)
+    def row(self, checkpoint: str, window: int, *, manner: Manner = "planned") -> Row:
+        wanted = (checkpoint, window, manner)
+        return next(row for row in self.rows if (row.checkpoint, row.window, row.manner) == wanted)
 
     def measured(self, score: str) -> bool:
         """Whether any row has the score."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from zipar_train.decoding.generator import Generator
+from zipar_train.decoding.generator import Generator, Manner
 from zipar_train.evaluation.captions import captions_of
 from zipar_train.evaluation.drawing import Drawing, classes_of
 from zipar_train.files import sha256
@@ -93,7 +93,7 @@ def drawing(
     seed: int,
     *,
     out: Path,
-    released: bool = False,
+    manner: Manner = "planned",
     draw: Draw | None = None,
     images: int | None = None,
 ) -> Drawing:
@@ -110,6 +110,6 @@ def drawing(
         seed=seed,
         batch_size=settings.batch_size,
         draw=draw or recipe.draw,
-        released=released,
+        manner=manner,
         size=settings.size,
     )
