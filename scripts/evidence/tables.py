@@ -1,0 +1,83 @@
+"""How the evidence is told: Markdown tables between marks in docs/evidence.md, and the plot."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from zipar_train.files import make_folder, write_whole
+from zipar_train.picture import plt, write_figure
+
+DOCS = Path(__file__).parents[2] / "docs"
+PICTURES = DOCS / "evidence"
+WINDOWS = [14, 7, 4, 2, 1]
+UNTUNED, CONTROL, TUNED = "untuned", "control: one more epoch, next-token", "one epoch, mixed windows"
+Found = dict[tuple[str, str, int], list[dict[str, Any]]]  # model, manner of drawing, window: a row for each seed
+
+
+def write(name: str, folder: Path, lines: list[str]) -> None:
+    """A table, on the screen, in a folder, and between its marks in docs/evidence.md."""
+    text = "\n".join(lines)
+    print(f"\n{text}\n", flush=True)
+    make_folder(folder)
+    write_whole(folder / f"{name}.md", f"{text}\n".encode())
+    page = DOCS / "evidence.md"
+    if page.is_file():
+        marked = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+        found, times = marked.subn(lambda match: f"{match[1]}{text}\n{match[2]}", page.read_text())
+        assert times == 1, f"{page} has no place for {name}"
+        write_whole(page, found.encode())
+
+
+def table(head: list[str], rows: Iterable[list[str]]) -> list[str]:
+    return ["| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows]]
+
+
+def closed(bits: dict[int, float], untuned: dict[int, float], window: int) -> str:
+    """Of what the base loses at a window against its own next-token bits, the share that is not lost."""
+    whole = untuned[WINDOWS[0]]
+    gap = untuned[window] - whole
+    return f"{1 - (bits[window] - whole) / gap:.0%}" if gap > 0.005 * whole else "-"
+
+
+def pm(values: list[float], digits: int) -> str:
+    """Mean and standard deviation over seeds."""
+    if not values:
+        return "-"
+    return f"{mean(values):.{digits}f}" + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
+
+
+def picture(found: Found) -> None:
+    """Bits and Frechet distance against passes, bars over seeds."""
+    make_folder(PICTURES)
+    with plt.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
+        figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+        for axis, told, title in (
+            (axes[0], lambda row: row["bits"], "held-out bits a code"),
+            (axes[1], lambda row: row["fid"]["mean"], "Frechet distance of what is drawn"),
+        ):
+            for (name, manner), colour, style in (
+                ((UNTUNED, "planned"), "#8a8a8a", "o-"),
+                ((CONTROL, "planned"), "#c0573e", "o-"),
+                ((TUNED, "planned"), "#2f7f9f", "o-"),
+                ((UNTUNED, "adaptive"), "#8a8a8a", "s:"),
+                ((TUNED, "adaptive"), "#2f7f9f", "s:"),
+            ):
+                rows = [found[name, manner, w] for w in WINDOWS if (name, manner, w) in found]
+                if any(told(row) is None for each in rows for row in each):
+                    continue
+                values = [[told(row) for row in each] for each in rows]
+                label = name if manner == "planned" else f"{name}, adaptive"
+                axis.errorbar([mean(row["passes"] for row in each) for each in rows], [mean(v) for v in values],
+                              [stdev(v) if len(v) > 1 else 0 for v in values], fmt=style, color=colour, ms=4,
+                              lw=1.6, capsize=2, label=label)  # fmt: skip
+            passes = {w: found[TUNED, "planned", w][0]["passes"] for w in WINDOWS}
+            axis.set_xscale("log")
+            axis.set_xticks(list(passes.values()), [f"{p:.0f}\nwindow {w}" for w, p in passes.items()])
+            axis.minorticks_off()
+            axis.grid(alpha=0.2)
+            axis.set(xlabel="forward passes an image", ylabel=f"{title}\n(lower is better)")
+        axes[1].set_yscale("log")
+        axes[1].legend(frameon=False, fontsize=9)
+        write_figure(figure, PICTURES / "headline.png", dpi=150)

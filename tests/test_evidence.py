@@ -1,0 +1,66 @@
+"""docs/evidence.md and the scripts that make it."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parents[1]
+SCRIPTS, PAGE = HERE / "scripts" / "evidence", HERE / "docs" / "evidence.md"
+
+
+@pytest.fixture
+def tables(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    import tables
+
+    return tables
+
+
+def test_every_table_has_its_place_on_the_page_and_every_place_a_table():
+    written = set(re.findall(r'write\(\s*"([a-z-]+)",\s*OUT', (SCRIPTS / "steps.py").read_text()))
+    written |= set(re.findall(r'of_sweep\(\s*"([a-z-]+)"', (SCRIPTS / "steps.py").read_text()))
+    assert len(written) >= 9
+    assert set(re.findall(r"<!-- ([a-z-]+) -->\n(?:.*\n)*?<!-- /\1 -->", PAGE.read_text())) == written
+
+
+def test_a_table_takes_the_place_of_the_one_before(tables, tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "DOCS", tmp_path)
+    page = tmp_path / "evidence.md"
+    page.write_text("before\n<!-- mixes -->\n<!-- /mixes -->\nafter\n<!-- rates -->\nkept\n<!-- /rates -->\n")
+    for value in ("1", "2"):
+        tables.write("mixes", tmp_path / "out", tables.table(["a", "b"], [[value, "x"]]))
+    told = "| a | b |\n| --- | --- |\n| 2 | x |\n"
+    assert (
+        page.read_text()
+        == f"before\n<!-- mixes -->\n{told}<!-- /mixes -->\nafter\n<!-- rates -->\nkept\n<!-- /rates -->\n"
+    )
+    assert (tmp_path / "out" / "mixes.md").read_text() == told
+    with pytest.raises(AssertionError, match="has no place for lora"):
+        tables.write("lora", tmp_path / "out", ["x"])
+
+
+def test_the_gap_is_the_untuned_models(tables):
+    untuned = {14: 1.0, 7: 1.004, 2: 1.2}
+    assert tables.closed({14: 0.99, 7: 1.0, 2: 1.05}, untuned, 2) == "75%"
+    assert tables.closed({14: 0.99, 7: 1.0, 2: 1.05}, untuned, 7) == "-"  # nothing to speak of is lost
+    assert tables.pm([1.0, 2.0, 3.0], 2) == "2.00 ± 1.00" and tables.pm([1.0], 1) == "1.0" and tables.pm([], 1) == "-"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (["--help"], 0, "headline"),
+        (["heading"], 2, "no step heading: use data, headline"),
+        (["data"], 2, "data needs --images"),
+        (["mixes"], 2, "make them with `scripts/evidence/run data --images FOLDER`"),
+    ],
+)
+def test_steps_say_what_they_need(tmp_path, arguments, status, said):
+    done = subprocess.run(
+        [sys.executable, SCRIPTS / "steps.py", *arguments], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == status
+    assert said in done.stdout + done.stderr and "Traceback" not in done.stderr
