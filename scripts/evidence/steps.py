@@ -54,7 +54,12 @@ def zipar(*arguments: Any) -> None:
     print(
         "\n$ zipar-train " + " ".join(f"'{word}'" if re.search(r"[ {}]", word) else word for word in words), flush=True
     )
-    subprocess.run([sys.executable, "-m", "zipar_train", *words], check=True)
+    try:
+        status = subprocess.run([sys.executable, "-m", "zipar_train", *words]).returncode
+    except KeyboardInterrupt:  # the verb has heard it too, and says how to go on
+        status = 130
+    if status:
+        sys.exit(status)
 
 
 def sets(*overrides: str) -> Iterable[str]:
