@@ -36,6 +36,10 @@ RUNS, DATA = (Path(os.environ.get(f"ZIPAR_{name}", name.lower())) for name in ("
 READY: set[Path] = set()
 OUT, MNIST, SEEDS, NARROW = RUNS / "evidence", DATA / "mnist", [0, 1, 2], [4, 2, 1]
 TRAINED, CHOOSING = 40, 4  # shards of 500 images, from the beginning and from the end of MNIST's own training set
+PLAIN = [  # what sweeps start from: before anything was chosen
+    *("optim.lr=1e-3", "data.batch_size=32", "tune.distill=0"),
+    "zipar.windows={14: 1, 7: 1, 4: 1, 2: 1, 1: 1}",
+]
 RULES = {  # decoder choices: what stands in, who sees it, whether row 1 waits
     "nearest": [],
     "latest": ["zipar.stand_in=latest"],
@@ -114,7 +118,7 @@ def data(images: str) -> None:
 
 def sweep(name: str) -> dict[str, Any]:
     file = OUT / f"{name}.json"
-    zipar("sweep", "--recipe", "mnist", "--grid", HERE / f"{name}.yaml", "--set", f"model.weights={base(0)}",
+    zipar("sweep", "--recipe", "mnist", "--grid", HERE / f"{name}.yaml", *sets(f"model.weights={base(0)}", *PLAIN),
           "--out", OUT / name, "--json", file)  # fmt: skip
     return json.loads(file.read_text())
 
