@@ -40,6 +40,6 @@ def damage(path: Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as file:
             bad = file.testzip()
-    except (OSError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile) as error:  # of zipfile, all damage
         return str(error)
     return None if bad is None else f"{bad} is not what was written"

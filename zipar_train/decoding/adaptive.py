@@ -10,7 +10,6 @@ the first look leaves, accepted or not, is a draw from p', but only the accepted
 Each image goes its own way, and the host looks after every pass: no CUDA graphs here.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from zipar_train.decoding.cache import SlotCache
+from zipar_train.decoding.canvas import prompts
+from zipar_train.decoding.decoder import Observer
 from zipar_train.decoding.memory import make_room
 from zipar_train.decoding.rows import Feed, Rows
 from zipar_train.decoding.sampling import guide, inverse, probabilities, reconsider
@@ -27,8 +28,6 @@ from zipar_train.models.family import Family
 from zipar_train.plan import ROW_END, Plan
 from zipar_train.sections import Draw
 from zipar_train.stand_in import FirstRow, Seen, StandIn
-
-Observer = Callable[[Tensor, Tensor], None]
 
 
 class AdaptiveDecoder:
@@ -116,13 +115,8 @@ class _Sheet:
 
     def __init__(self, family: Family, plan: Plan, condition: Any, uniforms: Tensor, draw: Draw):
         images, device, grid = len(uniforms), family.model.device, family.grid
-        condition = family.check(condition)
-        self.prompt, self.padding, self.copies = family.prompt(condition), family.padding(condition), 1
-        if draw.guidance != 1:
-            null, self.copies = family.drop(condition, torch.ones(images, dtype=torch.bool, device=device)), 2
-            self.prompt = torch.cat([self.prompt, family.prompt(null)])
-            if self.padding is not None:
-                self.padding = torch.cat([self.padding, family.padding(null)])  # type: ignore[list-item]
+        self.prompt, self.padding = prompts(family, family.check(condition), guided=draw.guidance != 1)
+        self.copies = len(self.prompt) // images
         self.family, self.draw, self.uniforms = family, draw, uniforms.to(device)
         looks = (grid.height - 1) * (grid.row_length - plan.window)  # at most
         self.most = plan.prompt + grid.height * grid.row_length + looks
@@ -168,12 +162,7 @@ class _Sheet:
         if observe:
             observe(places, logits)
         logits = guide(logits, self.draw.guidance) if self.draw.guidance != 1 else logits
-        settings: dict[str, Any] = {
-            "temperature": self.draw.temperature,
-            "top_k": self.draw.top_k,
-            "top_p": self.draw.top_p,
-        }
-        p = probabilities(logits.flatten(0, 1), **settings).view(*logits.shape)
+        p = probabilities(logits.flatten(0, 1), **self.draw.model_dump(exclude={"guidance"})).view(*logits.shape)
         numbers = self.uniforms.gather(1, targets.clamp(max=codes - 1))
         drawn = inverse(p.flatten(0, 1), numbers.flatten()).view(targets.shape)
         accepted = self._look(feeds, p, drawn)

@@ -1,5 +1,7 @@
 """What a batch of images is drawn on: its codes, its cache and its counters, allocated once for a batch size."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -45,3 +47,20 @@ class Canvas:
         self.tokens.fill_(ROW_END)
         self.slot.zero_()
         self.code.zero_()
+
+
+def prompts(family: Family, condition: Any, *, guided: bool) -> tuple[Tensor, Tensor | None]:
+    """Embeddings (R, P, D) of B images' prompts, and which of their tokens are padding, bool (R, P), or None.
+
+    R = B; guided 2 B: those of the same images made unconditional stand below.
+
+    Args:
+        condition: of B images, checked.
+    """
+    prompt, padding = family.prompt(condition), family.padding(condition)
+    if not guided:
+        return prompt, padding
+    null = family.drop(condition, torch.ones(len(prompt), dtype=torch.bool, device=prompt.device))
+    below = family.padding(null)
+    both = None if padding is None or below is None else torch.cat([padding, below])
+    return torch.cat([prompt, family.prompt(null)]), both

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from zipar_train.decoding.canvas import Canvas
+from zipar_train.decoding.canvas import Canvas, prompts
 from zipar_train.decoding.capture import Captured
 from zipar_train.decoding.sampling import guide, sample
 from zipar_train.masks import dense, hide, unwritten
@@ -114,15 +114,9 @@ class Decoder:
             ValueError: for a condition the family does not know.
             NoRoom: for more images than memory holds; names how many it does.
         """
-        family, grid, guided = self.family, self.plan.grid, draw.guidance != 1
-        condition = family.check(condition)
-        images = len(uniforms)
+        family, grid, images = self.family, self.plan.grid, len(uniforms)
         assert uniforms.shape == (images, grid.codes), uniforms.shape
-        prompt, padding = family.prompt(condition), family.padding(condition)
-        if guided:
-            null = family.drop(condition, torch.ones(images, dtype=torch.bool, device=prompt.device))
-            prompt = torch.cat([prompt, family.prompt(null)])
-            padding = None if padding is None else torch.cat([padding, family.padding(null)])  # type: ignore[list-item]
+        prompt, padding = prompts(family, family.check(condition), guided=draw.guidance != 1)
         if self.canvas is None or not self.canvas.fits(images, prompt):
             self.release()  # before memory is asked for anew
             self.canvas = Canvas(family, self.plan, images, prompt, padding, slots=self.visible.shape[1])

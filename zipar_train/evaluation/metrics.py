@@ -43,9 +43,15 @@ def bits_per_code(generator: Generator, plan: Plan, loader: ShardLoader, *, imag
 
 
 def bits_by_drawing(decoder: Decoder, loader: ShardLoader, *, images: int | None = None) -> float:
-    """`bits_per_code` of a decoder that no mask describes.
+    """`bits_per_code` of a decoder that no mask describes: about what drawing as many images costs.
 
     It draws, and after every pass given codes take the place of what it has drawn.
+
+    Args:
+        images: the loader's first, at most; None: all.
+
+    Raises:
+        NoRoom: for more images in a batch of the loader than memory holds.
     """
     device, total, codes, counted = decoder.family.model.device, 0.0, 0, 0
     for batch in loader:
