@@ -33,7 +33,6 @@ from zipar_train.shards import Layout, read_manifest, write_manifest
 
 HERE = Path(__file__).parent
 RUNS, DATA = (Path(os.environ.get(f"ZIPAR_{name}", name.lower())) for name in ("RUNS", "DATA"))
-READY: set[Path] = set()
 OUT, MNIST, SEEDS, NARROW = RUNS / "evidence", DATA / "mnist", [0, 1, 2], [4, 2, 1]
 TRAINED, CHOOSING = 40, 4  # shards of 500 images, from the beginning and from the end of MNIST's own training set
 PLAIN = [  # what sweeps start from: before anything was chosen
@@ -70,11 +69,10 @@ def sets(*overrides: str) -> Iterable[str]:
     return [word for override in overrides for word in ("--set", override)]
 
 
+@cache
 def trained(recipe: str, run: Path, *overrides: str) -> Path:
     """A run folder, trained as far as it is not."""
-    if run not in READY:
-        zipar("fit", "--recipe", recipe, "--resume", *sets(*overrides, f"run={run}"))
-        READY.add(run)
+    zipar("fit", "--recipe", recipe, "--resume", *sets(*overrides, f"run={run}"))
     return run
 
 
@@ -92,7 +90,7 @@ def control(seed: int) -> Path:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Work
+# What the tables are made from
 
 
 def data(images: str) -> None:
@@ -110,10 +108,10 @@ def data(images: str) -> None:
     ):
         for shard in part:
             shutil.copyfile(whole / shard.name, MNIST / shard.name)
-        images = sum(shard.samples for shard in part)
-        layout = manifest.model_dump(include=set(Layout.model_fields)) | {"images": images}
+        count = sum(shard.samples for shard in part)
+        layout = manifest.model_dump(include=set(Layout.model_fields)) | {"images": count}
         write_manifest(MNIST / f"{name}.json", Layout(**layout), part)
-        print(f"{MNIST / name}.json: {images:,} images")
+        print(f"{MNIST / name}.json: {count:,} images")
 
 
 def sweep(name: str) -> dict[str, Any]:
@@ -227,8 +225,8 @@ def by_row() -> None:
 
     windows, rows = [1] * (height - 1), []
     for spent in range(1, 3 * (height - 2) + 1):
-        wider = {row: [w + (at == row) for at, w in enumerate(windows)] for row in range(1, height - 1)}
-        windows = min((w for w in wider.values() if max(w) <= width), key=lambda w: bits(w, "val", 200))
+        wider = [[w + (at == row) for at, w in enumerate(windows)] for row in range(1, height - 1)]
+        windows = min((each for each in wider if max(each) <= width), key=lambda each: bits(each, "val", 200))
         if spent % (height - 2) == 0:
             same = 1 + spent // (height - 2)
             told = [f"{bits(each, 'test', 5000):.4f}" for each in ([same] * (height - 1), windows)]
