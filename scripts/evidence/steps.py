@@ -1,7 +1,7 @@
 """What docs/evidence.md rests on: every step prints its commands, and what is done is not repeated.
 
     scripts/evidence/run data --images mnist-pngs    # shards; a folder with train/ and test/, in each a folder a digit
-    scripts/evidence/run mixes rates lora amounts rules stand-ins    # to choose by: validation images, seed 0
+    scripts/evidence/run mixes rates chosen lora amounts rules stand-ins    # to choose by: validation images, seed 0
     scripts/evidence/run headline                    # to report: test images, three seeds
     scripts/evidence/run by-row                      # chosen by validation images, reported on test images, seed 0
     scripts/evidence/run                             # everything but the data
@@ -171,6 +171,11 @@ def rates() -> None:
              lambda values: [f"{values['optim.lr']:g}", f"{values['tune.distill']:g}"])  # fmt: skip
 
 
+def chosen() -> None:
+    of_sweep("chosen", ["images a step", "distillation"],
+             lambda values: [str(values["data.batch_size"]), f"{values['tune.distill']:g}"])  # fmt: skip
+
+
 def lora() -> None:
     of_sweep("lora", ["rank", "learning rate"], lambda v: [str(v["tune.lora.rank"]), f"{v['optim.lr']:g}"])
 
@@ -273,8 +278,8 @@ def headline() -> None:
     shutil.copyfile(OUT / f"test-{SEEDS[0]}" / "samples.png", PICTURES / "samples.png")
 
 
-STEPS = {"headline": headline, "mixes": mixes, "rates": rates, "lora": lora, "amounts": amounts, "rules": rules,
-         "stand-ins": stand_ins, "by-row": by_row}  # fmt: skip
+STEPS = {"headline": headline, "mixes": mixes, "rates": rates, "chosen": chosen, "lora": lora, "amounts": amounts,
+         "rules": rules, "stand-ins": stand_ins, "by-row": by_row}  # fmt: skip
 
 
 if __name__ == "__main__":
