@@ -92,6 +92,7 @@ def test_numbers_follow_the_recipe():
     assert adapters.trained == 12 * 2 * 2 * 8 * 768 and adapters.train.gradients == 4 * adapters.trained
     taught = of("model.weights=x", "tune.distill=0.5").train
     assert taught.teacher == plain.train.weights
+    assert of(*LORA, "tune.distill=0.5").train.teacher == 0  # the model without its adapters teaches
     drawn = plain.draw
     assert (
         drawn.cache == 2 * 2 * drawn.images * 12 * 598 * 768 * 2

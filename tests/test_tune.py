@@ -10,6 +10,9 @@ from test_fit import losses, quick, states_equal
 
 from zipar_train import load
 from zipar_train.export import export
+from zipar_train.loader import Batch
+from zipar_train.masks import dense
+from zipar_train.models.family import teacher_forced
 from zipar_train.models.weights import read, restored
 from zipar_train.recipe import load_recipe
 from zipar_train.training.fit import fit
@@ -150,15 +153,30 @@ def test_distillation_pulls_towards_the_untouched_model(tiny, tmp_path, base):
     assert moved["half"] < 0.8 * moved["none"]
 
 
-def _divergence(a, b):
-    from zipar_train.masks import dense
-    from zipar_train.models.family import teacher_forced
-
-    codes = a.draw(list(range(10)), seed=1).codes.flatten(1)
-    plan, labels = a.plan(), torch.arange(10)
+def _divergence(a, b, window=None):
+    codes, labels = a.draw(list(range(10)), seed=1).codes.flatten(1), torch.arange(10)
+    plans = (a.plan(), b.plan(window))
     with torch.no_grad():
-        p, q = (teacher_forced(g.family, plan, codes, labels, dense(plan)).log_softmax(-1) for g in (a, b))
+        p, q = (teacher_forced(g.family, plan, codes, labels, dense(plan)).log_softmax(-1)
+                for g, plan in zip((a, b), plans, strict=True))  # fmt: skip
     return float((p.exp() * (p - q)).sum(-1).mean())
+
+
+def test_adapters_are_taught_by_the_model_without_them(tiny, tmp_path, base):
+    """No second copy of the weights: the divergence is that from the base's own file, and only adapters learn."""
+    settings = [LORA, "tune.distill=1.0", "zipar.windows={2: 1}", "optim.lr=1e-2", "trainer.max_epochs=1"]
+    recipe = tuned(tiny, tmp_path, base, "run", *settings)
+    fit(recipe)
+    untouched, module = load(base), build_module(recipe)
+    assert module.teacher is None
+    module.on_load_checkpoint(saved := torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True))
+    module.load_state_dict(saved["state_dict"])
+    codes, labels = untouched.draw(list(range(10)), seed=1).codes.flatten(1), torch.arange(10)
+    found = module.eval().losses(Batch(codes, labels), labels, 2, taught=True)[1]
+    assert float(found.detach()) == pytest.approx(_divergence(untouched, load(tmp_path / "run"), 2), rel=1e-4)
+    found.backward()
+    trained = {name for name, parameter in module.named_parameters() if parameter.grad is not None}
+    assert trained == {name for name in module.state_dict() if "lora_" in name}
 
 
 def test_recomputed_and_compiled_it_is_the_same_run(tiny, tmp_path, base):

@@ -1,6 +1,8 @@
 """Low-rank adapters by PEFT: put into a model to train, told apart from its own weights, merged into them."""
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -27,6 +29,21 @@ def adapt(model: PreTrainedModel, lora: LoRA) -> None:
             f"tune.lora.targets = {lora.targets}: PEFT refuses ({str(error).split('. ')[0]}). Linear layers "
             "are q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj and down_proj"
         ) from error
+
+
+@contextmanager
+def without(model: PreTrainedModel) -> Iterator[None]:
+    """The model as it was before `adapt`, for as long as this lasts."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [layer for layer in model.modules() if isinstance(layer, BaseTunerLayer)]
+    try:
+        for layer in layers:
+            layer.enable_adapters(False)
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
 
 
 def config(lora: LoRA):

@@ -104,7 +104,8 @@ def training(recipe: Recipe, family: Family) -> tuple[Memory, int]:
     recipe = recipe.model_copy(update={"tune": tune})
     dtype, kind = weights_dtype(recipe), precision(recipe)
     family.model.to(dtype=dtype)  # type: ignore[call-arg]
-    teacher = build(recipe.model, dtype=dtype, device="meta", empty=True) if tune.distill else None
+    second = tune.distill and not tune.lora
+    teacher = build(recipe.model, dtype=dtype, device="meta", empty=True) if second else None
     module, images = module_of(recipe, family, teacher), recipe.data.batch_size
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     for each in (family, teacher):
@@ -134,7 +135,7 @@ def training(recipe: Recipe, family: Family) -> tuple[Memory, int]:
             half = torch.float16 if kind == "16-mixed" else torch.bfloat16
             with torch.autocast("cpu", half, enabled=kind.endswith("mixed"), cache_enabled=False):  # as Lightning does
                 batch = Batch(codes, condition)
-                loss, divergence = module.losses(batch, condition, min(recipe.zipar.windows), teacher=teacher)
+                loss, divergence = module.losses(batch, condition, min(recipe.zipar.windows), taught=tune.distill > 0)
                 loss = loss if divergence is None else loss + divergence
             activations = alive.now - weights - beside - state
             loss.backward()

@@ -1,7 +1,8 @@
 """The training step: next-token cross-entropy under the plan of one of a mix of windows."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from math import inf, isfinite, log, nan, sqrt
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from transformers import PreTrainedModel, get_constant_schedule_with_warmup, get
 
 from zipar_train.loader import Batch
 from zipar_train.masks import block, dense
+from zipar_train.models import lora
 from zipar_train.models.family import Family, predictors
 from zipar_train.plan import Plan
 from zipar_train.training.guard import Guard, among
@@ -66,7 +68,8 @@ class ZipARModule(L.LightningModule):
         windows: weight of each window in the mix; the grid's row length means next-token.
         val_windows: that validation tells bits a code at; None: those of the mix, and next-token.
         rule: what plans are made by beside their windows, see `Plan.zipar`.
-        teacher: the untouched model, for distillation: it is neither trained nor saved.
+        teacher: the untouched model, for distillation: it is neither trained nor saved. None for adapters, as without
+            them the family is its own.
         distill: share of the loss that is KL(teacher's next-token distribution || ours), 0 .. 1; the rest is the
             cross-entropy with the codes.
         label_dropout: share of conditions replaced by the null condition.
@@ -101,7 +104,7 @@ class ZipARModule(L.LightningModule):
         super().__init__()
         if schedule not in ("cosine", "constant"):
             raise ValueError(f"schedule {schedule!r} is unknown: use 'cosine' or 'constant'")
-        if distill and teacher is None:
+        if distill and teacher is None and all(p.requires_grad for p in family.model.parameters()):
             raise ValueError("distill needs a teacher: the family with the weights that training starts from")
         self.family, self.model = family, family.model
         self.plans = {
@@ -173,23 +176,36 @@ class ZipARModule(L.LightningModule):
         start = (self.global_rank * self.trainer.accumulate_grad_batches + part) * images
         return step, range(start, start + images)
 
+    @contextmanager
+    def untouched(self) -> Iterator[Family]:
+        """The family that training starts from, for distillation."""
+        if self.teacher:
+            yield self.teacher.family
+        else:
+            with lora.without(self.model):
+                yield self.family
+
     def losses(
-        self, batch: Batch, condition: Any, window: int, *, teacher: Family | None = None
+        self, batch: Batch, condition: Any, window: int, *, taught: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """Means over the codes of B images under a window's plan, nats, see `loss.losses`; None without a teacher.
+        """Means over the codes of B images under a window's plan, nats, see `loss.losses`; None if not taught.
 
         Args:
             condition: of the images, checked.
-            teacher: predicts next tokens, whatever the window.
+            taught: by the untouched family, which predicts next tokens, whatever the window.
         """
 
         def states(family: Family, window: int) -> Tensor:
             return predictors(family, self.plans[window], batch.codes, condition, self.mask(window))
 
+        def head(hidden: Tensor) -> Tensor:
+            with self.untouched() as family:
+                return family.head(hidden)
+
         other = None
-        if teacher:
-            with torch.no_grad():
-                other = (teacher.head, states(teacher, self.family.grid.row_length))
+        if taught:
+            with torch.no_grad(), self.untouched() as family:
+                other = (head, states(family, self.family.grid.row_length))
         return losses(self.family.head, states(self.family, window), batch.codes, size=self.family.codes, teacher=other)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -201,8 +217,7 @@ class ZipARModule(L.LightningModule):
             int(np.random.default_rng([self.seed, epoch, batch_idx, self.global_rank, 1]).integers(2**63))
         )
         condition = self.family.drop(self.family.check(batch.condition), drop)
-        teacher = self.teacher.family if self.teacher else None
-        loss, divergence = self.losses(batch, condition, self.window, teacher=teacher)
+        loss, divergence = self.losses(batch, condition, self.window, taught=self.distill > 0)
         parts = [loss]
         if divergence is not None:
             loss = (1 - self.distill) * loss + self.distill * divergence

@@ -33,7 +33,7 @@ def build_module(recipe: Recipe, *, weights: bool = True) -> ZipARModule:
         saved = read(model.weights, entry=model.weights_entry)
     dtype = weights_dtype(recipe)
     family = restored(model, saved, dtype=dtype) if saved else build(model, dtype=dtype)
-    teacher = restored(model, saved, dtype=dtype) if saved and tune.distill else None
+    teacher = restored(model, saved, dtype=dtype) if saved and tune.distill and not tune.lora else None
     module = module_of(recipe, family, teacher)
     module.base = lora.fingerprint(saved.state) if saved and (tune.lora or tune.distill) else None
     return module
