@@ -34,6 +34,7 @@ from zipar_train.shards import Layout, read_manifest, write_manifest
 HERE = Path(__file__).parent
 RUNS, DATA = (Path(os.environ.get(f"ZIPAR_{name}", name.lower())) for name in ("RUNS", "DATA"))
 OUT, MNIST, SEEDS, NARROW = RUNS / "evidence", DATA / "mnist", [0, 1, 2], [4, 2, 1]
+NARROWEST = 2  # of the windows that the recipe trains
 TRAINED, CHOOSING = 40, 4  # shards of 500 images, from the beginning and from the end of MNIST's own training set
 PLAIN = [  # what sweeps start from: before anything was chosen
     *("optim.lr=1e-3", "data.batch_size=32", "tune.distill=0"),
@@ -228,12 +229,12 @@ def by_row() -> None:
         plan = Plan.zipar(generator.drawing.grid, window=windows, prompt=generator.drawing.prompt_length)
         return bits_per_code(generator, plan, ShardLoader(MNIST / f"{part}.json", batch_size=200), images=images)
 
-    windows, rows = [1] * (height - 1), []
+    windows, rows = [NARROWEST] * (height - 1), []
     for spent in range(1, 3 * (height - 2) + 1):
         wider = [[w + (at == row) for at, w in enumerate(windows)] for row in range(1, height - 1)]
         windows = min((each for each in wider if max(each) <= width), key=lambda each: bits(each, "val", 200))
         if spent % (height - 2) == 0:
-            same = 1 + spent // (height - 2)
+            same = NARROWEST + spent // (height - 2)
             told = [f"{bits(each, 'test', 5000):.4f}" for each in ([same] * (height - 1), windows)]
             rows.append([str(same), told[0], ", ".join(map(str, windows[1:])), told[1]])
     write(
