@@ -87,7 +87,7 @@ def tuned(seed: int) -> Path:
 
 def control(seed: int) -> Path:
     return trained("mnist", RUNS / f"mnist-control-{seed}", f"seed={seed}", f"model.weights={base(seed)}",
-                   "zipar.windows={14: 1}")  # fmt: skip
+                   "zipar.windows={14: 1}", "tune.distill=0")  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------------------------------
