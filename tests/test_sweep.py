@@ -18,7 +18,7 @@ from wandb_server import WandbServer
 from zipar_train.files import make_folder, write_whole
 from zipar_train.history import validations
 from zipar_train.models.weights import read
-from zipar_train.outcome import Trial, draw
+from zipar_train.outcome import Trial, draw, passes
 from zipar_train.recipe import load_recipe, recipe_folder
 from zipar_train.sweep import run
 
@@ -101,7 +101,7 @@ parameters:
     found = json.loads((tmp_path / "sweep.json").read_text())
     bits = [trial["metrics"]["val/bits_w8"] for trial in found["trials"]]
     assert len(bits) == TRIALS == len({trial["number"] for trial in found["trials"]}) and bits == sorted(bits)
-    assert found["passes"] == {"8": 64, "2": 28} and not found["failed"]
+    assert all(t["passes"] == {"8": 64, "2": 28} for t in found["trials"]) and not found["failed"]
     assert (out / "sweep.png").read_bytes().startswith(b"\x89PNG")
     for place, stops in zip(folders, stopped, strict=True):
         assert 1 <= starts(place) <= 1 + stops, place  # a stop may have come before the line
@@ -134,10 +134,10 @@ def test_a_sweep_grows_and_a_diverged_trial_is_last(tmp_path, monkeypatch, capsy
     """With `fit` replaced by what it leaves behind."""
     shown = []
 
-    def one(place, command, number, values, gpu, running):
+    def one(place, command, number, values, recipe, gpu, running):
         make_folder(place)
         metrics = {} if number == 1 else {"val/bits_w8": 3.0 - number, "val/bits_w2": 4.0}
-        trial = Trial(number=number, values=values, seconds=60, metrics=metrics)
+        trial = Trial(number=number, values=values, seconds=60, metrics=metrics, passes=passes(recipe, metrics))
         write_whole(place / "result.json", trial.model_dump_json().encode())
         shown.append((number, gpu))
         return trial
@@ -169,7 +169,7 @@ def test_a_signal_is_heard_between_trials_and_a_full_disk_is_a_failed_trial(tmp_
     """With `fit` replaced: no exception out of a handler, which could come while a lock is held."""
     begun, handlers = [], [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)]
 
-    def one(place, command, number, values, gpu, running):
+    def one(place, command, number, values, recipe, gpu, running):
         begun.append(number)
         if number == 0:
             raise OSError("cannot write result.json: No space left on device")
@@ -223,7 +223,7 @@ def test_wandbs_own_agent_runs_the_shipped_files(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(recipe_folder().parent))
     monkeypatch.chdir(tmp_path)
     agent = Agent(None, None, sweep_id="s1")
-    short = ["trainer.max_epochs=1", "trainer.limit_train_batches=2", "model.weights=null", f"run={tmp_path}/base",
+    short = ["trainer.max_epochs=1", "trainer.limit_train_batches=2", "model.weights=null", "tune.distill=0", f"run={tmp_path}/base",
              "log.wandb=offline"]  # fmt: skip
     agent._sweep_command = [*raw["command"], *tiny, *short]  # what a person sets once for all runs
     given = {"zipar.windows": {"value": "{2: 1}"}, "data.val_windows": {"value": [8, 4, 2, 1]}}

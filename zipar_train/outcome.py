@@ -17,6 +17,7 @@ class Trial(BaseModel):
     values: dict[str, Any]  # recipe path: value
     seconds: float  # of its last run, if it was killed before
     metrics: dict[str, float]  # of the last validation; without those that have become infinite or no numbers
+    passes: dict[int, int] = {}  # window that it tells bits at: passes of an image
 
     def words(self, *keys: str) -> str:
         """Its number, and its values of these recipe paths."""
@@ -36,7 +37,6 @@ class Outcome(BaseModel):
     goal: Literal["minimize", "maximize"]
     trials: list[Trial]
     failed: list[str] = []  # in words
-    passes: dict[int, int]  # window: passes of an image
 
     def lines(self) -> list[str]:
         """A table for people: what the trials differ in, what they tell, and below it what they share."""
@@ -60,22 +60,23 @@ class Outcome(BaseModel):
         return name != self.metric, not window.isdecimal(), -int(window) if window.isdecimal() else 0
 
 
-def gathered(folder: Path, base: Recipe, *, file: str, metric: str, goal: Literal["minimize", "maximize"]) -> Outcome:
+def passes(recipe: Recipe, metrics: Iterable[str]) -> dict[int, int]:
+    """Of an image, at each window that a trial tells bits at."""
+    windows = sorted(int(text) for text in (_window(name).removeprefix("w") for name in metrics) if text.isdecimal())
+    model, rule = recipe.model, recipe.zipar.rule
+    return {w: Plan.zipar(model.raster, window=w, prompt=model.prompt, **rule).passes for w in windows}
+
+
+def gathered(folder: Path, *, file: str, metric: str, goal: Literal["minimize", "maximize"]) -> Outcome:
     """The results that a sweep's folder holds.
 
     Args:
-        base: the recipe that all trials start from.
         file: the sweep's, for its name.
     """
     trials = [Trial.model_validate_json(path.read_bytes()) for path in sorted(folder.glob("[0-9]*/result.json"))]
     sign = 1 if goal == "minimize" else -1
     trials.sort(key=lambda trial: sign * trial.metrics.get(metric, sign * float("inf")))
-    told = {_window(name).removeprefix("w") for trial in trials for name in trial.metrics}
-    passes = {
-        window: Plan.zipar(base.model.raster, window=window, prompt=base.model.prompt, **base.zipar.rule).passes
-        for window in sorted(int(text) for text in told if text.isdecimal())
-    }
-    return Outcome(sweep=file, metric=metric, goal=goal, trials=trials, passes=passes)
+    return Outcome(sweep=file, metric=metric, goal=goal, trials=trials)
 
 
 def varied(trials: Sequence[dict[str, Any]]) -> list[str]:
@@ -94,17 +95,16 @@ def draw(outcome: Outcome, path: Path) -> None:
         figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
         shown: list[Any] = []
         for rank, trial in reversed(list(enumerate(outcome.trials))):
-            bits = {w: trial.metrics[f"val/bits_w{w}"] for w in outcome.passes if f"val/bits_w{w}" in trial.metrics}
-            x, y = [outcome.passes[w] for w in bits], list(bits.values())
+            x, y = list(trial.passes.values()), [trial.metrics[f"val/bits_w{window}"] for window in trial.passes]
             if rank < BEST:
                 colour, label = f"C{rank}", trial.words(*keys)
                 (line,) = axes.plot(x, y, "o-", ms=4, lw=2.4 if rank == 0 else 1.4, color=colour, label=label)
                 shown.insert(0, line)
             else:
                 axes.plot(x, y, "-", lw=0.8, color="#bbbbbb", zorder=1)
-        ticks = {outcome.passes[window]: window for window in outcome.passes}
+        ticks = {count: window for trial in outcome.trials[:1] for window, count in trial.passes.items()}
         axes.set_xscale("log")
-        axes.set_xticks(list(ticks), [f"{passes:,}\nwindow {window}" for passes, window in ticks.items()])
+        axes.set_xticks(list(ticks), [f"{count:,}\nwindow {window}" for count, window in ticks.items()])
         axes.minorticks_off()
         heights = sorted(y for trial in outcome.trials for y in trial.metrics.values())
         if heights and heights[-1] > 2 * heights[len(heights) // 2]:  # trials that have failed to learn

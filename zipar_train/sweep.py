@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from zipar_train.files import make_folder, write_whole
 from zipar_train.history import validations
-from zipar_train.outcome import Outcome, Trial, gathered, varied
+from zipar_train.outcome import Outcome, Trial, gathered, passes, varied
 from zipar_train.recipe import differences, dump, load_recipe, parse
 from zipar_train.sections import Recipe
 from zipar_train.trials import Sweep, overrides_of, read_sweep, trials_of
@@ -83,7 +83,7 @@ def run(
             return
         slot = slots.get()
         try:
-            trial = _one(_name(folder, number), commands[number], number, found[number], slot, running)
+            trial = _one(_name(folder, number), commands[number], number, found[number], recipes[number], slot, running)
             if progress:
                 words = f"trial {trial.words(*varied(found))}: {sweep.metric} {trial.told(str(sweep.metric))}"
                 bar.write(words, file=sys.stderr)
@@ -105,7 +105,7 @@ def run(
         raise KeyboardInterrupt(running.signum)
     for future in futures:
         future.result()
-    outcome = gathered(folder, base, file=Path(file).name, metric=str(sweep.metric), goal=sweep.goal)
+    outcome = gathered(folder, file=Path(file).name, metric=str(sweep.metric), goal=sweep.goal)
     return outcome.model_copy(update={"failed": sorted(failed)}), folder
 
 
@@ -157,7 +157,13 @@ class Running:
 
 
 def _one(
-    place: Path, command: list[str], number: int, values: dict[str, Any], gpu: str | None, running: Running
+    place: Path,
+    command: list[str],
+    number: int,
+    values: dict[str, Any],
+    recipe: Recipe,
+    gpu: str | None,
+    running: Running,
 ) -> Trial:
     """Run a trial to its end.
 
@@ -176,8 +182,9 @@ def _one(
     metrics = {name: number for numbers in validations(place).values() for name, number in numbers.items()}
     if not metrics:  # of one that has diverged, they are there and are no numbers
         raise ValueError(f"trial {number:03d} was never validated: nothing to compare. See {place / 'log.txt'}")
-    trial = Trial(number=number, values=values, seconds=time.monotonic() - start,
-                  metrics={name: number for name, number in metrics.items() if isfinite(number)})  # fmt: skip
+    metrics = {name: number for name, number in metrics.items() if isfinite(number)}
+    trial = Trial(number=number, values=values, seconds=time.monotonic() - start, metrics=metrics,
+                  passes=passes(recipe, metrics))  # fmt: skip
     write_whole(place / "result.json", trial.model_dump_json(indent=1).encode())
     return trial
 
