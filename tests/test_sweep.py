@@ -223,8 +223,8 @@ def test_wandbs_own_agent_runs_the_shipped_files(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(recipe_folder().parent))
     monkeypatch.chdir(tmp_path)
     agent = Agent(None, None, sweep_id="s1")
-    short = ["trainer.max_epochs=1", "trainer.limit_train_batches=2", "model.weights=null", "tune.distill=0", f"run={tmp_path}/base",
-             "log.wandb=offline"]  # fmt: skip
+    short = ["trainer.max_epochs=1", "trainer.limit_train_batches=2", "model.weights=null", "tune.distill=0",
+             f"run={tmp_path}/base", "log.wandb=offline"]  # fmt: skip
     agent._sweep_command = [*raw["command"], *tiny, *short]  # what a person sets once for all runs
     given = {"zipar.windows": {"value": "{2: 1}"}, "data.val_windows": {"value": [8, 4, 2, 1]}}
     try:

@@ -1,9 +1,9 @@
 """What docs/evidence.md rests on: every step prints its commands, and what is done is not repeated.
 
     scripts/evidence/run data --images mnist-pngs    # shards; a folder with train/ and test/, in each a folder a digit
-    scripts/evidence/run mixes rates chosen lora amounts rules stand-ins    # to choose by: validation images, seed 0
-    scripts/evidence/run headline                    # to report: test images, three seeds
-    scripts/evidence/run by-row                      # chosen by validation images, reported on test images, seed 0
+    scripts/evidence/run mixes rates chosen lora amounts drawn rules stand-ins    # by validation images, seed 0
+    scripts/evidence/run headline    # to report: test images, three seeds
+    scripts/evidence/run by-row      # chosen by validation images, reported on test images, seed 0
     scripts/evidence/run                             # everything but the data
 
 Shards and runs lie where ZIPAR_DATA and ZIPAR_RUNS say, in data/ and runs/ if nowhere. Tables go to runs/evidence and,
@@ -25,15 +25,17 @@ from typing import Any
 
 import yaml
 from tables import CONTROL, PICTURES, TUNED, UNTUNED, WINDOWS, Found, closed, picture, pm, table, write
+from tqdm import trange
 
 from zipar_train import Plan, load
 from zipar_train.evaluation.metrics import bits_by_drawing, bits_per_code
 from zipar_train.loader import ShardLoader
-from zipar_train.shards import Layout, read_manifest, write_manifest
+from zipar_train.shards import Layout, Sample, read_manifest, write_manifest, write_shards
 
 HERE = Path(__file__).parent
 RUNS, DATA = (Path(os.environ.get(f"ZIPAR_{name}", name.lower())) for name in ("RUNS", "DATA"))
 OUT, MNIST, SEEDS, NARROW = RUNS / "evidence", DATA / "mnist", [0, 1, 2], [4, 2, 1]
+DRAWN = 1000  # the seed of drawings to train on, which none of SEEDS is
 NARROWEST = 2  # of the windows that the recipe trains
 TRAINED, CHOOSING = 40, 4  # shards of 500 images, from the beginning and from the end of MNIST's own training set
 PLAIN = [  # what sweeps start from: before anything was chosen
@@ -198,6 +200,33 @@ def stand_ins() -> None:
     write("stand-ins", OUT, table(["rule", *head], rows))
 
 
+def drawings() -> Path:
+    """As many images as the recipe trains on, drawn next-token by the untuned model, as shards."""
+    manifest, like = OUT / "drawings" / "train.json", read_manifest(MNIST / "train.json")
+    if not manifest.is_file():
+        generator, size = load(base(0)), 500
+
+        def samples() -> Iterable[Sample]:
+            for first in trange(0, like.samples, size, unit_scale=size, unit="images"):
+                labels = [number % 10 for number in range(first, first + size)]
+                codes = generator.draw(labels, seed=DRAWN, first=first, batch_size=size, pixels=False).codes
+                for at, (label, grid) in enumerate(zip(labels, codes.numpy(), strict=True)):
+                    yield Sample(f"{first + at:06d}", grid[None], label, None)
+
+        layout = Layout(**like.model_dump(include=set(Layout.model_fields)) | {"images": like.samples})
+        write_shards(samples(), manifest, layout=layout, per_shard=size)
+    return manifest
+
+
+def drawn() -> None:
+    """Tuned on drawings of the untuned model instead of pictures."""
+    trials = [(["pictures", "0.8"], bits_of(tuned(0)))]
+    for share in ("0.8", "1.0"):
+        more = [f"model.weights={base(0)}", f"data.train={drawings()}", f"tune.distill={share}"]
+        trials.append((["its own drawings", share], bits_of(trained("mnist", OUT / f"drawn-{share}", *more))))
+    write("drawn", OUT, against_base(trials, ["trained on", "distillation"]))
+
+
 def rules() -> None:
     """The untuned base under every decoder choice: bits, and what is drawn."""
     rows = []
@@ -280,7 +309,7 @@ def headline() -> None:
 
 
 STEPS = {"headline": headline, "mixes": mixes, "rates": rates, "chosen": chosen, "lora": lora, "amounts": amounts,
-         "rules": rules, "stand-ins": stand_ins, "by-row": by_row}  # fmt: skip
+         "drawn": drawn, "rules": rules, "stand-ins": stand_ins, "by-row": by_row}  # fmt: skip
 
 
 if __name__ == "__main__":
