@@ -6,7 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from zipar_train import Grid, Plan
 
 HERE = Path(__file__).parents[1]
 SCRIPTS, PAGE = HERE / "scripts" / "evidence", HERE / "docs" / "evidence.md"
@@ -21,8 +24,9 @@ def tables(monkeypatch):
 
 
 def test_every_table_has_its_place_on_the_page_and_every_place_a_table():
-    written = set(re.findall(r'write\(\s*"([a-z-]+)",\s*OUT', (SCRIPTS / "steps.py").read_text()))
-    written |= set(re.findall(r'of_sweep\(\s*"([a-z-]+)"', (SCRIPTS / "steps.py").read_text()))
+    text = "".join(path.read_text() for path in SCRIPTS.glob("*.py"))
+    written = set(re.findall(r'write\(\s*"([a-z-]+)",\s*OUT', text))
+    written |= set(re.findall(r'of_sweep\(\s*"([a-z-]+)"', text))
     assert len(written) >= 9
     assert set(re.findall(r"<!-- ([a-z-]+) -->\n(?:.*\n)*?<!-- /\1 -->", PAGE.read_text())) == written
 
@@ -41,6 +45,23 @@ def test_a_table_takes_the_place_of_the_one_before(tables, tmp_path, monkeypatch
     assert (tmp_path / "out" / "mixes.md").read_text() == told
     with pytest.raises(AssertionError, match="has no place for lora"):
         tables.write("lora", tmp_path / "out", ["x"])
+
+
+def test_stand_ins_are_as_far_off_as_columns_and_rows_say(tables):
+    """On pictures whose colour is their column, or their row."""
+    import colours
+
+    side, window = colours.SIDE, 6
+    column, row = (np.broadcast_to(axis, (2, side * side, 1)) for axis in
+                   np.stack(np.meshgrid(np.arange(side), np.arange(side)), axis=0).reshape(2, 1, -1, 1))  # fmt: skip
+    off = {rule: [colours.apart(picture, Plan.zipar(Grid(side, side), window=window, stand_in=rule))
+                  for picture in (column, row)] for rule in ("completed", "latest", "above", "released")}  # fmt: skip
+    assert off["latest"] == [side - window, 0]  # of the same row, which has as many codes as the window
+    assert off["above"] == [side - 1, 0]
+    assert (
+        off["completed"][0] == 0 and 2.5 < off["completed"][1] <= 3
+    )  # four windows are a row; the first rows are near
+    assert off["released"][1] == 1
 
 
 def test_the_gap_is_the_untuned_models(tables):

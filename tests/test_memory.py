@@ -29,14 +29,17 @@ def most():
 def step(module, family, images):
     codes = torch.randint(family.codes, (images, family.grid.codes))
     condition = family.check(conditions(recipe.model, images))
-    module.losses(Batch(codes, condition), condition, min(recipe.zipar.windows))[0].backward()
+    taught = recipe.tune.distill > 0
+    loss, divergence = module.losses(Batch(codes, condition), condition, min(recipe.zipar.windows), taught=taught)
+    (loss + divergence if taught else loss).backward()
 small = recipe.model.model_copy(update={"depth": 1, "heads": 1, "width": 8, "grid": [2, 2]})
 warm = build(small)  # what libraries take at their first use
 torch.optim.AdamW(warm.model.parameters()).step()
 open("/proc/self/clear_refs", "w").write("5")
 before = most()
 family = build(recipe.model)
-module = module_of(recipe, family)
+teacher = build(recipe.model) if recipe.tune.distill and not recipe.tune.lora else None
+module = module_of(recipe, family, teacher)
 family.model.train()
 optimizer = module.optimizer()
 for _ in range(2):
@@ -48,7 +51,7 @@ print(most() - before)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-@pytest.mark.parametrize("more", [[], [*LORA, "tune.recompute=true"]])
+@pytest.mark.parametrize("more", [["tune.distill=0"], ["tune.distill=0.8"], [*LORA, "tune.recompute=true"]])
 def test_a_step_takes_what_was_predicted(more):
     """In a process of its own, whose allocator gives back at once what is freed: it wastes nothing then."""
     found = predict(load_recipe("llamagen-l", [*SHAPE, *more])).train
@@ -139,7 +142,7 @@ def test_fsdp_shares_what_is_kept(more):
 
 @pytest.mark.parametrize(("kind", "bytes"), [("32", 4), ("bf16-mixed", 4), ("bf16-true", 2), ("64-true", 8)])
 def test_weights_are_of_lightnings_precision(kind, bytes):
-    recipe = load_recipe("llamagen-l", [*SHAPE, f"trainer.precision={kind}"])
+    recipe = load_recipe("llamagen-l", [*SHAPE, f"trainer.precision={kind}", "tune.distill=0"])
     found = predict(recipe)
     assert abs(found.train.weights / found.parameters - bytes) < 0.1
     assert {p.dtype.itemsize for p in build_module(recipe.model_copy(update={"model": recipe.model.model_copy(

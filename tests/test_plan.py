@@ -213,7 +213,7 @@ def test_stand_ins_of_the_released_code_by_hand():
         (lambda: Plan.zipar(Grid(4, 4, row_end=True), window=6), "use 1 .. 5"),
         (
             lambda: Plan.zipar(Grid(4, 4), window=2, stand_in="last"),
-            "use 'nearest', 'latest', 'above', 'completed', 'released'",
+            "use 'completed', 'nearest', 'latest', 'above', 'released'",
         ),
         (lambda: Plan.zipar(Grid(4, 4), window=2, seen="none"), "seen 'none' is unknown: use 'until_replaced'"),
         (lambda: Plan.zipar(Grid(4, 4), window=2, first_row="last"), "use 'alone', 'overlapping'"),

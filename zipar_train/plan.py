@@ -50,7 +50,7 @@ class Plan:
         grid: Grid,
         *,
         window: int | Sequence[int],
-        stand_in: StandIn = "nearest",
+        stand_in: StandIn = "completed",
         seen: Seen = "until_replaced",
         first_row: FirstRow = "alone",
         prompt: int = 1,
@@ -98,7 +98,7 @@ class Plan:
         *,
         window: int,
         tries: Sequence[int] | None = None,
-        stand_in: StandIn = "nearest",
+        stand_in: StandIn = "completed",
         seen: Seen = "until_replaced",
         prompt: int = 1,
     ) -> "Plan":

@@ -177,7 +177,7 @@ class ZipAR(Section):
     """The windows trained for, and what stands in for codes not yet drawn."""
 
     windows: Annotated[dict[Window, Weight], Field(min_length=1, max_length=128)]  # window: weight in the mix
-    stand_in: StandIn = "nearest"  # which drawn code
+    stand_in: StandIn = "completed"  # which drawn code
     seen: Seen = "until_replaced"  # by whom a stand-in is
     first_row: FirstRow = "alone"  # whether row 1 waits for all of row 0
 

@@ -5,7 +5,7 @@ from typing import Literal
 
 from zipar_train.grid import Grid
 
-StandIn = Literal["nearest", "latest", "above", "completed", "released"]  # see `stand_in_of`
+StandIn = Literal["completed", "nearest", "latest", "above", "released"]  # see `stand_in_of`
 Seen = Literal["until_replaced", "by_itself"]  # by whom its key is, see `Plan.zipar`
 FirstRow = Literal["alone", "overlapping"]  # whether row 1 waits for the whole of row 0
 

@@ -47,7 +47,7 @@ class AdaptiveDecoder:
         family: Family,
         *,
         window: int,
-        stand_in: StandIn = "nearest",
+        stand_in: StandIn = "completed",
         seen: Seen = "until_replaced",
         first_row: FirstRow = "alone",
     ):
