@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import get_args
 
 import numpy as np
+from models import OUT
 from PIL import Image
-from steps import OUT
 from tables import table, write
 from tqdm import tqdm
 

@@ -1,0 +1,90 @@
+"""What is reported, of test images: the headline of three seeds, and windows of their own for rows."""
+
+import shutil
+from statistics import mean
+
+from models import MNIST, OUT, SEEDS, base, control, evaluated, sets, tuned
+from tables import CONTROL, PICTURES, TUNED, UNTUNED, WINDOWS, Found, picture, pm, table, write
+
+from zipar_train import Plan, load
+from zipar_train.evaluation.metrics import bits_per_code
+from zipar_train.loader import ShardLoader
+
+NARROWEST = 2  # of the windows that the recipe trains
+
+
+def headline() -> None:
+    """Base, control and tuned models: every window, planned and adaptive."""
+    found: Found = {}
+    for seed in SEEDS:
+        names = {base(seed).name: UNTUNED, control(seed).name: CONTROL, tuned(seed).name: TUNED}
+        test = [*sets(f"data.val={MNIST / 'test.json'}", f"evaluate.seeds=[{seed}]"), "--out", OUT / f"test-{seed}"]
+        rows = evaluated(f"control-{seed}", control(seed), "--compare", base(seed), "--windows", "14,4,2", *test)
+        rows = [row for row in rows if row["checkpoint"] == control(seed).name]
+        rows += evaluated(f"test-{seed}", tuned(seed), "--compare", base(seed), "--released", "--adaptive", *test)
+        for row in rows:
+            found.setdefault((names[row["checkpoint"]], row["manner"], row["window"]), []).append(row)
+
+    def cells(name: str, manner: str, window: int) -> list[str]:
+        rows = found[name, manner, window]
+        passes = mean(row["passes"] for row in rows)
+        bits = [] if manner == "adaptive" else [pm([row["bits"] for row in rows], 4)]
+        gap = [] if manner == "adaptive" else [pm([100 * row["gap_closed"] for row in rows if row["gap_closed"]], 1)]
+        scores = [pm([row[score]["mean"] for row in rows], 3) for score in ("fid", "precision", "recall")]
+        return [name, str(window), f"{passes:.1f}" if manner == "adaptive" else f"{passes:.0f}", *bits, *gap, *scores,
+                pm([100 * row["agreement"]["mean"] for row in rows], 1)]  # fmt: skip
+
+    head = ["model", "window", "passes", "bits a code", "gap closed, %", "FD", "precision", "recall", "agreement, %"]
+    models = [UNTUNED, CONTROL, TUNED]
+    told = [(name, window) for name in models for window in WINDOWS if (name, "planned", window) in found]
+    write("headline", OUT, table(head, [cells(name, "planned", window) for name, window in told]))
+    write("released", OUT, table(head, [cells(models[0], "released", window) for window in WINDOWS[1:]]))
+    adaptive = [cells(name, "adaptive", window) for name in (models[0], models[2]) for window in WINDOWS[1:]]
+    write("adaptive", OUT, table(["model", "smallest window", *head[2:3], *head[5:]], adaptive))
+    picture(found)
+    shutil.copyfile(OUT / f"test-{SEEDS[0]}" / "samples.png", PICTURES / "samples.png")
+
+
+def windows() -> None:
+    """Bits at every window from half a row down, trained or not: what tuning leaves of the gap."""
+    test, wanted = ShardLoader(MNIST / "test.json", batch_size=500), [14, 7, 6, 5, 4, 3, 2]
+    bits: dict[tuple[str, int], list[float]] = {}
+    for seed in SEEDS:
+        for name, run in ((UNTUNED, base(seed)), (TUNED, tuned(seed))):
+            generator = load(run)
+            for window in wanted:
+                found = bits_per_code(generator, generator.plan(window), test, images=5000)
+                bits.setdefault((name, window), []).append(found)
+    rows = []
+    for window in wanted:
+        each = list(zip(bits[UNTUNED, 14], bits[UNTUNED, window], bits[TUNED, window], strict=True))
+        share = [100 * (before - after) / (before - whole) for whole, before, after in each if before > 1.0005 * whole]
+        rows.append([str(window), pm(bits[UNTUNED, window], 4), pm(bits[TUNED, window], 4),
+                     *(pm([100 * (value[at] / value[0] - 1) for value in each], 2) for at in (1, 2)),
+                     pm(share, 0)])  # fmt: skip
+    head = ["window", "untuned, bits", "tuned, bits", "untuned, above next-token, %", "tuned, above it, %", "closed, %"]
+    write("windows", OUT, table(head, rows))
+
+
+def by_row() -> None:
+    """A window for each row instead of one for all: raised one row after another, where a pass buys most bits."""
+    generator = load(tuned(0))
+    height, width = generator.drawing.grid.height, generator.drawing.grid.width
+
+    def bits(windows: list[int], part: str, images: int) -> float:
+        plan = Plan.zipar(generator.drawing.grid, window=windows, prompt=generator.drawing.prompt_length)
+        return bits_per_code(generator, plan, ShardLoader(MNIST / f"{part}.json", batch_size=200), images=images)
+
+    windows, rows = [NARROWEST] * (height - 1), []
+    for spent in range(1, 3 * (height - 2) + 1):
+        wider = [[w + (at == row) for at, w in enumerate(windows)] for row in range(1, height - 1)]
+        windows = min((each for each in wider if max(each) <= width), key=lambda each: bits(each, "val", 200))
+        if spent % (height - 2) == 0:
+            same = NARROWEST + spent // (height - 2)
+            told = [f"{bits(each, 'test', 5000):.4f}" for each in ([same] * (height - 1), windows)]
+            rows.append([str(same), told[0], ", ".join(map(str, windows[1:])), told[1]])
+    write(
+        "by-row",
+        OUT,
+        table(["window of all rows", "bits", "windows of rows 1, 2, ... for as many passes", "bits"], rows),
+    )
