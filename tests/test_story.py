@@ -19,7 +19,7 @@ def bits(shards, tmp_path_factory):
     runs = {
         "base": ("digits-base", ["trainer.max_epochs=20", "optim.lr=6e-3"]),
         "tuned": ("digits", [f"model.weights={folder}/base"]),
-        "control": ("digits", [f"model.weights={folder}/base", "zipar.windows={8: 1}"]),
+        "control": ("digits", [f"model.weights={folder}/base", "zipar.windows={8: 1}", "tune.distill=0"]),
     }
     found = {}
     for name, (recipe, more) in runs.items():
@@ -30,11 +30,11 @@ def bits(shards, tmp_path_factory):
     return found
 
 
-@pytest.mark.parametrize("window", [2, 1])
-def test_one_epoch_under_the_masks_closes_the_gap_and_one_more_of_next_token_does_not(bits, window):
+@pytest.mark.parametrize(("window", "costs"), [(2, 0.02), (1, 0.1)])
+def test_one_epoch_under_the_masks_closes_the_gap_and_one_more_of_next_token_does_not(bits, window, costs):
     gap = bits["base"][window] - bits["base"][8]
-    assert gap > 0.1 * bits["base"][8]  # untuned, the window costs a tenth of all bits
-    assert (bits["base"][window] - bits["tuned"][window]) / gap > 0.6
+    assert gap > costs * bits["base"][8]  # untuned, the window costs a share of all bits
+    assert (bits["base"][window] - bits["tuned"][window]) / gap > 0.5
     assert (bits["base"][window] - bits["control"][window]) / gap < 0.2
 
 
