@@ -339,14 +339,16 @@ def test_a_generator_of_trained_weights_equals_the_trained_module(tiny_recipe):
     assert torch.equal(a.pixels, b.pixels)
 
 
-def test_operations_are_those_that_torch_counts():
+@pytest.mark.parametrize("taught", [False, True])
+def test_operations_are_those_that_torch_counts(taught):
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
     family = llamagen(4, 4)
     plan = Plan.zipar(family.grid, window=2)
     batch = Batch(torch.randint(7, (1, 16)), torch.tensor([0]))
-    module = ZipARModule(family, windows={2: 1})
+    module = ZipARModule(family, windows={2: 1}, teacher=llamagen(4, 4) if taught else None, distill=0.5 * taught)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        module.losses(batch, batch.condition, 2)[0].backward()
-    assert flops(family, plan) == pytest.approx(counter.get_total_flops(), rel=0.02)
+        sum(x for x in module.losses(batch, batch.condition, 2, taught=taught) if x is not None).backward()
+    found = flops(family, plan, teacher=module.plans[4] if taught else None)
+    assert found == pytest.approx(counter.get_total_flops(), rel=0.02)

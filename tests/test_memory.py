@@ -79,7 +79,11 @@ def test_counts_are_of_what_is_alive():
 
 def test_numbers_follow_the_recipe():
     def of(*overrides):
-        return predict(load_recipe("llamagen-b", ["trainer.precision=bf16-mixed", "data.batch_size=2", *overrides]))
+        return predict(
+            load_recipe(
+                "llamagen-b", ["trainer.precision=bf16-mixed", "data.batch_size=2", "tune.distill=0", *overrides]
+            )
+        )
 
     plain = of("optim.ema=null")
     count = plain.parameters
@@ -94,7 +98,7 @@ def test_numbers_follow_the_recipe():
     assert adapters.train.weights < 0.6 * plain.train.weights  # bfloat16
     assert adapters.trained == 12 * 2 * 2 * 8 * 768 and adapters.train.gradients == 4 * adapters.trained
     taught = of("model.weights=x", "tune.distill=0.5").train
-    assert taught.teacher == plain.train.weights
+    assert taught.teacher == plain.train.weights and plain.train.teacher == 0
     assert of(*LORA, "tune.distill=0.5").train.teacher == 0  # the model without its adapters teaches
     drawn = plain.draw
     assert (
@@ -104,13 +108,22 @@ def test_numbers_follow_the_recipe():
 
 def test_advice_makes_it_fit():
     overrides = ["data.batch_size=16", "evaluate.batch_size=200", "trainer.precision=bf16-mixed"]
-    recipe = load_recipe("llamagen-b", overrides)
+    recipe = load_recipe("llamagen-b", [*overrides, "tune.distill=0"])
     found, room = predict(recipe), 6 * GIB
     told = advice(recipe, found, room)
     assert len(told) == 2 and advice(recipe, found, 1000 * GIB) == []
     changes = [word.rstrip(".,") for line in told for word in line.split() if "batch_size=" in word]
-    mended = load_recipe("llamagen-b", [*overrides, *changes])
+    mended = load_recipe("llamagen-b", [*overrides, "tune.distill=0", *changes])
     assert advice(mended, predict(mended), room) == []
+
+
+def test_advice_spares_the_teacher_where_that_is_enough():
+    recipe = load_recipe("llamagen-b", ["data.batch_size=1", "tune.recompute=true"])
+    found = predict(recipe)
+    assert found.train.teacher > 0.1 * found.train.total
+    (told,) = advice(recipe, found, found.train.total - found.train.teacher // 2)
+    assert "--set tune.distill=0" in told
+    assert "--set tune.distill=0" not in str(advice(recipe, found, found.train.total - 2 * found.train.teacher))
 
 
 def test_the_plan_tells_memory(run, tmp_path):

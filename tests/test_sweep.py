@@ -130,6 +130,14 @@ parameters:
     assert names == {f"digits-base-{k:03d}" for k in range(TRIALS)} and len(server.runs) == TRIALS
 
 
+def test_passes_are_those_of_a_trials_own_rule():
+    alone, overlapping = (
+        passes(load_recipe("digits", [f"zipar.first_row={rule}"]), ["val/bits_w2", "val/bits_w8", "train/loss"])
+        for rule in ("alone", "overlapping")
+    )
+    assert alone == {2: 28, 8: 64} and overlapping == {2: 22, 8: 64}
+
+
 def test_a_sweep_grows_and_a_diverged_trial_is_last(tmp_path, monkeypatch, capsys):
     """With `fit` replaced by what it leaves behind."""
     shown = []

@@ -16,6 +16,7 @@ from zipar_train.models.family import teacher_forced
 from zipar_train.models.weights import read, restored
 from zipar_train.recipe import load_recipe
 from zipar_train.training.fit import fit
+from zipar_train.training.module import ZipARModule
 from zipar_train.training.trainer import build_module
 
 LORA = "tune.lora={rank: 4, alpha: 8, targets: [q_proj, v_proj, down_proj]}"
@@ -179,11 +180,21 @@ def test_adapters_are_taught_by_the_model_without_them(tiny, tmp_path, base):
     assert trained == {name for name in module.state_dict() if "lora_" in name}
 
 
-def test_recomputed_and_compiled_it_is_the_same_run(tiny, tmp_path, base):
+def test_distillation_needs_a_teacher(base):
+    """Frozen weights are no adapters."""
+    family = load(base).family
+    family.model.get_input_embeddings().requires_grad_(False)
+    with pytest.raises(ValueError, match="distill needs a teacher"):
+        ZipARModule(family, windows={2: 1}, distill=0.5)
+
+
+@pytest.mark.parametrize("adapters", [[], [LORA]])
+def test_recomputed_and_compiled_it_is_the_same_run(tiny, tmp_path, base, adapters):
+    """Distilled, as the recipe says."""
     runs = {"plain": [], "recompute": ["tune.recompute=true"], "compile": ["tune.compile=true"]}
     found = {}
     for name, more in runs.items():
-        fit(tuned(tiny, tmp_path, base, name, *more, "trainer.max_epochs=1", "trainer.limit_train_batches=6",
+        fit(tuned(tiny, tmp_path, base, name, *adapters, *more, "trainer.max_epochs=1", "trainer.limit_train_batches=6",
                   "trainer.limit_val_batches=1"))  # fmt: skip
         found[name] = losses(tmp_path / name)
         assert len(found[name]) == 6

@@ -102,7 +102,7 @@ def draw(outcome: Outcome, path: Path) -> None:
                 shown.insert(0, line)
             else:
                 axes.plot(x, y, "-", lw=0.8, color="#bbbbbb", zorder=1)
-        ticks = {count: window for trial in outcome.trials[:1] for window, count in trial.passes.items()}
+        ticks = {count: window for trial in reversed(outcome.trials) for window, count in trial.passes.items()}
         axes.set_xscale("log")
         axes.set_xticks(list(ticks), [f"{count:,}\nwindow {window}" for count, window in ticks.items()])
         axes.minorticks_off()

@@ -114,7 +114,10 @@ def drawings() -> Path:
                 for at, (label, grid) in enumerate(zip(labels, codes.numpy(), strict=True)):
                     yield Sample(f"{first + at:06d}", grid[None], label, None)
 
-        layout = Layout(**like.model_dump(include=set(Layout.model_fields)) | {"images": like.samples})
+        layout = Layout(
+            **like.model_dump(include=set(Layout.model_fields))
+            | {"images": like.samples, "source": f"drawn by {base(0).name}, next-token"}
+        )
         write_shards(samples(), manifest, layout=layout, per_shard=size)
     return manifest
 

@@ -1,4 +1,4 @@
-"""What a training step takes under a plan, beside the plain causal step: tokens a second, and utilisation."""
+"""What a training step takes under a plan, without a teacher, beside the plain causal step: tokens a second."""
 
 import sys
 from collections.abc import Callable, Sequence

@@ -104,8 +104,8 @@ def training(recipe: Recipe, family: Family) -> tuple[Memory, int]:
     recipe = recipe.model_copy(update={"tune": tune})
     dtype, kind = weights_dtype(recipe), precision(recipe)
     family.model.to(dtype=dtype)  # type: ignore[call-arg]
-    second = tune.distill and not tune.lora
-    teacher = build(recipe.model, dtype=dtype, device="meta", empty=True) if second else None
+    apart = tune.distill and not tune.lora
+    teacher = build(recipe.model, dtype=dtype, device="meta", empty=True) if apart else None
     module, images = module_of(recipe, family, teacher), recipe.data.batch_size
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     for each in (family, teacher):
@@ -173,6 +173,8 @@ def advice(recipe: Recipe, found: Prediction, room: float) -> list[str]:
                 how += f", and --set trainer.accumulate_grad_batches={again} for the same step"
         elif not recipe.tune.recompute:
             how = "--set tune.recompute=true, which makes activations again in the backward pass"
+        elif train.total - train.teacher <= room:
+            how = "to do without the teacher, a second model: --set tune.distill=0"
         elif recipe.tune.lora is None and train.gradients + train.optimizer > 0.2 * train.total:
             how = "adapters alone: --set tune.lora={...}, which have next to no gradients and optimizer state"
         elif recipe.trainer.get("strategy") != "fsdp" and kept + train.gradients > train.activations:

@@ -21,12 +21,8 @@ from zipar_train.plan import Plan
 GIB = 2**30
 
 
-def flops(family: Family, plan: Plan, *, trained: float = 1.0) -> float:
-    """Of a training step on one image: products of weights, attention over all S x S pairs; what is recomputed, not.
-
-    Args:
-        trained: share of the weights that get gradients.
-    """
+def forward(family: Family, plan: Plan) -> tuple[float, float]:
+    """Operations of a forward pass over one image: products of weights, and attention over all S x S pairs."""
     body, head = (
         sum(part.weight.numel() for part in module.modules() if isinstance(part, nn.Linear))
         for module in (family.model.base_model, family.model.get_output_embeddings())
@@ -35,7 +31,18 @@ def flops(family: Family, plan: Plan, *, trained: float = 1.0) -> float:
     config = family.model.config.get_text_config()
     width = config.num_attention_heads * getattr(config, "head_dim", config.hidden_size // config.num_attention_heads)
     attention = 4 * len(plan) ** 2 * width * config.num_hidden_layers
-    return (2 + trained) * products + 3 * attention
+    return products, attention
+
+
+def flops(family: Family, plan: Plan, *, trained: float = 1.0, teacher: Plan | None = None) -> float:
+    """Of a training step on one image; what is recomputed is not counted.
+
+    Args:
+        trained: share of the weights that get gradients.
+        teacher: the plan of the teacher's forward pass, if there is one.
+    """
+    products, attention = forward(family, plan)
+    return (2 + trained) * products + 3 * attention + (sum(forward(family, teacher)) if teacher else 0)
 
 
 class Meter(L.Callback):
@@ -50,7 +57,9 @@ class Meter(L.Callback):
         self.step, self.since, pl_module.metered = trainer.global_step, perf_counter(), True
         learnt = [p.numel() for p in pl_module.model.parameters() if p.requires_grad]
         trained = sum(learnt) / sum(p.numel() for p in pl_module.model.parameters())
-        self.flops = flops(pl_module.family, pl_module.plans[min(pl_module.windows)], trained=trained)
+        teacher = pl_module.plans[pl_module.family.grid.row_length] if pl_module.distill else None
+        plan = pl_module.plans[min(pl_module.windows)]
+        self.flops = flops(pl_module.family, plan, trained=trained, teacher=teacher)
         dtype = torch.bfloat16 if "bf16" in str(trainer.precision) else torch.float32
         self.peak = get_available_flops(trainer.strategy.root_device, dtype)
 

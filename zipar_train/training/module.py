@@ -104,7 +104,7 @@ class ZipARModule(L.LightningModule):
         super().__init__()
         if schedule not in ("cosine", "constant"):
             raise ValueError(f"schedule {schedule!r} is unknown: use 'cosine' or 'constant'")
-        if distill and teacher is None and all(p.requires_grad for p in family.model.parameters()):
+        if distill and teacher is None and not any(lora.MARK in name for name, _ in family.model.named_parameters()):
             raise ValueError("distill needs a teacher: the family with the weights that training starts from")
         self.family, self.model = family, family.model
         self.plans = {

@@ -48,8 +48,9 @@ def module_of(recipe: Recipe, family: Family, teacher: Family | None = None) -> 
         with warnings.catch_warnings():  # ours to mend at transformers 6
             warnings.filterwarnings("ignore", message=".*gradient_checkpointing_enable.*")
             family.model.gradient_checkpointing_enable({"use_reentrant": False})
-    if tune.compile:
-        family.model.model.compile()  # in place: names of weights stay
+    for each in (family, teacher):
+        if each and tune.compile:
+            each.model.model.compile()  # in place: names of weights stay
     return ZipARModule(
         family,
         teacher=teacher,
