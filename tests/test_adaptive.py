@@ -160,7 +160,7 @@ def test_a_simulation_without_cache_draws_the_same_codes():
             assert drawn[image].tolist() == codes
             assert decoder.passes(12)[image] == taken == decoder.plans(12)[image].passes
             passes.add((window, taken))
-    assert len(passes) > 4  # each image goes its own way
+    assert len(passes) > 2  # images go their own way, under one window too
 
 
 def test_a_code_that_is_reconsidered_is_one_of_the_new_law():
