@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from zipar_train import loader as loading
 from zipar_train.grid import Grid
-from zipar_train.loader import ShardLoader, Share
+from zipar_train.loader import ShardLoader
+from zipar_train.order import Share
 from zipar_train.shards import Layout, Sample, read_manifest, read_shard, write_shards
 
 LAYOUT = Layout(source="test", grid=(2, 3), codes=5, classes=3)

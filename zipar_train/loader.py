@@ -1,10 +1,4 @@
-"""Shards to batches: one epoch an iteration, in a seeded order that any number of processes shares and can resume.
-
-An epoch is a sequence of steps of B images, the same whoever reads them: rank r of R takes its R-th part of every step,
-and of that part each loader process its own. The order is made of numbers alone, before anything is read: the shards in
-a seeded order, cut into `lanes` that are shuffled apart and fill the same places of every step. So a process reads the
-shards of its own places, and a resumed one none that it has passed.
-"""
+"""Shards to batches: one epoch an iteration, in an `Order` that any number of processes shares and can resume."""
 
 import random
 import signal
@@ -24,9 +18,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from zipar_train.order import Order, Share
 from zipar_train.shards import Manifest, Sample, read_manifest, read_shard
-
-LANES = 64  # at most: each keeps a shard open
 
 Damaged = Literal["stop", "skip"]
 
@@ -35,14 +28,6 @@ class Batch(NamedTuple):
     codes: torch.Tensor  # int64 (B, N), raster order
     condition: Any  # classes int64 (B,), or B captions: str, or their features (n, F)
     keys: list[str] = []  # of the B images: shard/sample
-
-
-@dataclass
-class Share:
-    """One process's part of the readers: rank `index` of `of`."""
-
-    index: int = 0
-    of: int = 1
 
 
 class _Part(NamedTuple):
@@ -72,51 +57,21 @@ class _Epoch(IterableDataset):
         if self.shuffle > 1:
             random.Random(f"{self.seed}-{self.epoch}").shuffle(self.shards)
         self.starts = [0, *accumulate(shard.samples for shard in self.shards)]
-        self.steps = ceil(self.starts[-1] / self.step)
-        most = min(max(1, len(self.shards) // 4), LANES)  # lanes of a few shards: those at their ends are read twice
-        most = most if self.shuffle > 1 else 1  # one lane: the order on disk
-        self.lanes = next(lanes for lanes in range(most, 0, -1) if self.step % lanes == 0)
-        self.width = self.step // self.lanes  # places of a step that a lane fills
+        self.order = Order(self.starts[-1], len(self.shards), self.step, self.shuffle, f"{self.seed}-{self.epoch}")
 
     def __iter__(self) -> Iterator[_Part | ValueError]:
         worker = get_worker_info()
         part, parts = (worker.id, worker.num_workers) if worker else (0, 1)
         try:
-            lanes = self._lanes(part, parts)
-            for step in range(self.first, self.steps):
-                low, high = self._places(step, part, parts)
-                chunk = [next(lanes[place // self.width]) for place in range(low, high)]
+            numbers = self.order.numbers(self.first, self.share, part, parts)
+            lanes = {lane: self._read(mine) for lane, mine in numbers.items()}
+            for step in range(self.first, self.order.steps):
+                low, high = self.order.places(step, self.share, part, parts)
+                chunk = [next(lanes[place // self.order.width]) for place in range(low, high)]
                 found, self.found = self.found, {}
                 yield _Part(_collate(chunk) if chunk else None, found)
         except ValueError as error:  # handed over as it is: a loader process would wrap it in its traceback
             yield error
-
-    def _places(self, step: int, part: int, parts: int) -> tuple[int, int]:
-        """Of a step, those that loader process `part` of `parts` of this rank fills."""
-        images = self.step if self.shuffle > 1 else min(self.step, self.starts[-1] - step * self.step)
-        low = min(images * self.share.index // self.share.of, images - 1)
-        high = max(images * (self.share.index + 1) // self.share.of, low + 1)  # a rank without images would wait
-        return low + (high - low) * part // parts, low + (high - low) * (part + 1) // parts
-
-    def _lanes(self, part: int, parts: int) -> dict[int, Iterator[tuple[Any, Any, str]]]:
-        """The samples for this reader's places, by the lane that they come from."""
-        width, lanes = self.width, self.lanes
-        wanted: dict[int, list[int]] = {}  # lane: numbers of samples, in the order of their places
-        for lane in range(lanes):
-            low, high = self._places(0, part, parts)
-            if self.shuffle > 1 and not (lane * width < high and low < (lane + 1) * width):
-                continue
-            start, stop = (self.starts[-1] * at // lanes for at in (lane, lane + 1))
-            order = range(start, start + self.steps * width if self.shuffle > 1 else stop)  # beyond stop: once more
-            rng = random.Random(f"{self.seed}-{self.epoch}-{start}")
-            numbers = enumerate(_shuffled(order, max(1, self.shuffle // lanes), rng) if self.shuffle > 1 else order)
-            mine = wanted[lane] = []
-            for step in range(self.steps):
-                low, high = self._places(step, part, parts)
-                for at, number in islice(numbers, width):
-                    if step >= self.first and low <= lane * width + at - step * width < high:
-                        mine.append(start + (number - start) % (stop - start))
-        return {lane: self._read(numbers) for lane, numbers in wanted.items()}
 
     def _read(self, numbers: list[int]) -> Iterator[tuple[Any, Any, str]]:
         """Codes, condition and key of samples by their numbers in the epoch's sequence, each shard read once."""
@@ -225,7 +180,7 @@ class ShardLoader:
                        self.skip)  # fmt: skip
         readers = min(self.workers, self.step // self.share.of)
         stream = self._parts(epoch, readers)
-        for _ in range(first, epoch.steps):
+        for _ in range(first, epoch.order.steps):
             parts = [part for part in islice(stream, max(1, readers)) if part]
             whole = parts[0] if len(parts) == 1 else _joined(parts)
             for start in range(0, len(whole.codes), self.batch_size):
@@ -288,17 +243,6 @@ def deaf(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for each in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(each, lambda signum, frame: signal.signal(signum, signal.SIG_DFL))
-
-
-def _shuffled(samples: range, size: int, rng: random.Random) -> Iterator[int]:
-    """As a buffer of `size` shuffles a stream."""
-    buffer = list(samples[:size])
-    for sample in samples[size:]:
-        i = rng.randrange(size)
-        buffer[i], out = sample, buffer[i]
-        yield out
-    rng.shuffle(buffer)
-    yield from buffer
 
 
 def _collate(chunk: list[tuple[Any, Any, str]]) -> Batch:

@@ -6,7 +6,8 @@ from typing import Any
 import lightning as L
 
 from zipar_train.grid import Grid
-from zipar_train.loader import Damaged, ShardLoader, Share
+from zipar_train.loader import Damaged, ShardLoader
+from zipar_train.order import Share
 from zipar_train.shards import read_manifest
 
 
