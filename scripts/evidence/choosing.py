@@ -6,17 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from models import MNIST, OUT, base, bits_of, evaluated, sets, trained, tuned, zipar
+from models import MNIST, OUT, RUNS, base, bits_of, evaluated, sets, trained, zipar
 from tables import WINDOWS, closed, table, write
 from tqdm import trange
 
 from zipar_train import load
 from zipar_train.evaluation.metrics import bits_by_drawing
 from zipar_train.loader import ShardLoader
+from zipar_train.recipe import load_recipe
 from zipar_train.shards import Layout, Sample, read_manifest, write_shards
 
 HERE, NARROW = Path(__file__).parent, [4, 2, 1]
-DRAWN = 1000  # the seed of drawings to train on, which none of SEEDS is
+DRAWN = 5000  # images to train on, and the seed they are drawn by, which none of SEEDS is
 STAND_IN = "zipar.stand_in=nearest"  # as the paper words it
 PLAIN = [  # what sweeps start from: before anything was chosen
     *("optim.lr=1e-3", "data.batch_size=32", "tune.distill=0"),
@@ -102,32 +103,36 @@ def stand_ins() -> None:
 
 
 def drawings() -> Path:
-    """As many images as the recipe trains on, drawn next-token by the untuned model, as shards."""
-    manifest, like = OUT / "drawings" / "train.json", read_manifest(MNIST / "train.json")
+    """Images drawn next-token by the untuned model, as shards."""
+    manifest = OUT / "drawings" / "train.json"
     if not manifest.is_file():
-        generator, size = load(base(0)), 500
+        generator, size, like = load(base(0)), 500, read_manifest(MNIST / "train.json")
 
         def samples() -> Iterable[Sample]:
-            for first in trange(0, like.samples, size, unit_scale=size, unit="images"):
+            for first in trange(0, DRAWN, size, unit_scale=size, unit="images"):
                 labels = [number % 10 for number in range(first, first + size)]
                 codes = generator.draw(labels, seed=DRAWN, first=first, batch_size=size, pixels=False).codes
                 for at, (label, grid) in enumerate(zip(labels, codes.numpy(), strict=True)):
                     yield Sample(f"{first + at:06d}", grid[None], label, None)
 
-        layout = Layout(
-            **like.model_dump(include=set(Layout.model_fields))
-            | {"images": like.samples, "source": f"drawn by {base(0).name}, next-token"}
-        )
+        told = {"images": DRAWN, "source": f"drawn by {base(0).name}, next-token"}
+        layout = Layout(**like.model_dump(include=set(Layout.model_fields)) | told)
         write_shards(samples(), manifest, layout=layout, per_shard=size)
     return manifest
 
 
 def drawn() -> None:
-    """Tuned on drawings of the untuned model instead of pictures."""
-    trials = [(["pictures", "0.8"], bits_of(tuned(0)))]
-    for share in ("0.8", "1.0"):
-        more = [f"model.weights={base(0)}", f"data.train={drawings()}", f"tune.distill={share}"]
-        trials.append((["its own drawings", share], bits_of(trained("mnist", OUT / f"drawn-{share}", *more))))
+    """Tuned on drawings of the untuned model, and on as many pictures."""
+    some = f"trainer.limit_train_batches={DRAWN // load_recipe('mnist').data.batch_size}"
+    trials = []
+    for name, share, more in (
+        ("pictures", "0.8", [some]),
+        ("its own drawings", "0.8", [some, f"data.train={drawings()}"]),
+        ("its own drawings", "1.0", [some, f"data.train={drawings()}"]),
+    ):
+        run = RUNS / f"mnist-{'-'.join([*name.split(), share])}"
+        trained("mnist", run, f"model.weights={base(0)}", f"tune.distill={share}", *more)
+        trials.append(([name, share], bits_of(run)))
     write("drawn", OUT, against_base(trials, ["trained on", "distillation"]))
 
 
