@@ -64,6 +64,48 @@ def test_stand_ins_are_as_far_off_as_columns_and_rows_say(tables):
     assert off["released"][1] == 1
 
 
+def test_the_headline_takes_seeds_together(tables, tmp_path, monkeypatch):
+    """From rows as `evaluate --json` writes them: 0.9 bits and a FD of 3 a seed later are 0.1 bits and 1 more."""
+    import models
+    import reporting
+
+    (tmp_path / "docs").mkdir()
+    page = tmp_path / "docs" / "evidence.md"
+    page.write_text("".join(f"<!-- {name} -->\n<!-- /{name} -->\n" for name in ("headline", "released", "adaptive")))
+    monkeypatch.setattr(tables, "DOCS", page.parent)
+    for module in (tables, reporting):
+        monkeypatch.setattr(module, "PICTURES", page.parent / "evidence")
+    monkeypatch.setattr(models, "trained", lambda recipe, run, *overrides: run)
+    monkeypatch.setattr(reporting, "OUT", tmp_path)
+    (tmp_path / "test-0").mkdir()
+    (tmp_path / "test-0" / "samples.png").write_bytes(b"picture")
+
+    def evaluated(name, checkpoint, *arguments):
+        seed, rows = int(name[-1]), []
+        base, planned = models.base(seed).name, [14, 4, 2] if "control" in name else tables.WINDOWS
+        for run in (base, checkpoint.name):
+            for manner, windows in (("planned", planned), ("released", [7, 4, 2, 1]), ("adaptive", [7, 4, 2, 1])):
+                if manner == "planned" or f"--{manner}" in arguments and (manner == "adaptive" or run == base):
+                    rows += [{"checkpoint": run, "manner": manner, "window": window, "passes": 10.5 + window,
+                              "bits": 0.9 + 0.1 * seed if manner == "planned" else None,
+                              "gap_closed": None if window > 2 or run == base or manner != "planned" else 0.5,
+                              **{score: {"mean": 3.0 + seed} for score in ("fid", "precision", "recall")},
+                              "agreement": {"mean": 0.25}} for window in windows]  # fmt: skip
+        return rows
+
+    monkeypatch.setattr(reporting, "evaluated", evaluated)
+    reporting.headline()
+    told = page.read_text()
+    scores = " | 4.000 ± 1.000" * 3 + " | 25.0 ± 0.0 |"
+    assert f"| untuned | 7 | 18 | 1.0000 ± 0.1000 | -{scores}" in told
+    assert f"| {tables.CONTROL} | 2 | 12 | 1.0000 ± 0.1000 | 50.0 ± 0.0{scores}" in told
+    assert f"| {tables.TUNED} | 1 | 12 | 1.0000 ± 0.1000 | 50.0 ± 0.0{scores}" in told
+    assert f"| untuned | 4 | 14{scores}" in told and f"| {tables.TUNED} | 7 | 17.5{scores}" in told
+    assert told.count("\n| untuned |") == 13 and told.count(f"\n| {tables.CONTROL} |") == 3
+    assert (page.parent / "evidence" / "headline.png").read_bytes().startswith(b"\x89PNG")
+    assert (page.parent / "evidence" / "samples.png").read_bytes() == b"picture"
+
+
 def test_the_gap_is_the_untuned_models(tables):
     untuned = {14: 1.0, 7: 1.004, 2: 1.2}
     assert tables.closed({14: 0.99, 7: 1.0, 2: 1.05}, untuned, 2) == "75%"

@@ -29,8 +29,10 @@ def headline() -> None:
     def cells(name: str, manner: str, window: int) -> list[str]:
         rows = found[name, manner, window]
         passes = mean(row["passes"] for row in rows)
-        bits = [] if manner == "adaptive" else [pm([row["bits"] for row in rows], 4)]
-        gap = [] if manner == "adaptive" else [pm([100 * row["gap_closed"] for row in rows if row["gap_closed"]], 1)]
+        bits, gap = [], []
+        if manner == "planned":  # bits are of a mask
+            bits = [pm([row["bits"] for row in rows], 4)]
+            gap = [pm([100 * row["gap_closed"] for row in rows if row["gap_closed"] is not None], 1)]
         scores = [pm([row[score]["mean"] for row in rows], 3) for score in ("fid", "precision", "recall")]
         return [name, str(window), f"{passes:.1f}" if manner == "adaptive" else f"{passes:.0f}", *bits, *gap, *scores,
                 pm([100 * row["agreement"]["mean"] for row in rows], 1)]  # fmt: skip
@@ -39,7 +41,8 @@ def headline() -> None:
     models = [UNTUNED, CONTROL, TUNED]
     told = [(name, window) for name in models for window in WINDOWS if (name, "planned", window) in found]
     write("headline", OUT, table(head, [cells(name, "planned", window) for name, window in told]))
-    write("released", OUT, table(head, [cells(models[0], "released", window) for window in WINDOWS[1:]]))
+    released = [cells(models[0], "released", window) for window in WINDOWS[1:]]
+    write("released", OUT, table([*head[:3], *head[5:]], released))
     adaptive = [cells(name, "adaptive", window) for name in (models[0], models[2]) for window in WINDOWS[1:]]
     write("adaptive", OUT, table(["model", "smallest window", *head[2:3], *head[5:]], adaptive))
     picture(found)

@@ -74,10 +74,14 @@ def picture(found: Found) -> None:
                               lw=1.6, capsize=2, label=label)  # fmt: skip
             passes = {w: found[TUNED, "planned", w][0]["passes"] for w in WINDOWS}
             axis.set_xscale("log")
-            axis.set_xticks(list(passes.values()), [f"{p:.0f}\nwindow {w}" for w, p in passes.items()])
+            axis.set_xticks(list(passes.values()), [f"{p:.0f}\n({w})" for w, p in passes.items()])
             axis.minorticks_off()
             axis.grid(alpha=0.2)
-            axis.set(xlabel="forward passes an image", ylabel=f"{title}\n(lower is better)")
+            axis.set(
+                xlabel="forward passes an image, and the window that takes them", ylabel=f"{title}\n(lower is better)"
+            )
         axes[1].set_yscale("log")
+        axes[1].set_yticks(ticks := [0.2, 0.3, 0.5, 1, 2, 3, 5], [f"{tick:g}" for tick in ticks])
+        axes[1].minorticks_off()
         axes[1].legend(frameon=False, fontsize=9)
         write_figure(figure, PICTURES / "headline.png", dpi=150)
