@@ -5,6 +5,7 @@ from statistics import mean
 
 from models import MNIST, OUT, SEEDS, base, control, evaluated, sets, tuned
 from tables import CONTROL, PICTURES, TUNED, UNTUNED, WINDOWS, Found, picture, pm, table, write
+from tqdm import tqdm, trange
 
 from zipar_train import Plan, load
 from zipar_train.evaluation.metrics import bits_per_code
@@ -56,7 +57,7 @@ def windows() -> None:
     for seed in SEEDS:
         for name, run in ((UNTUNED, base(seed)), (TUNED, tuned(seed))):
             generator = load(run)
-            for window in wanted:
+            for window in tqdm(wanted, desc=run.name, unit="windows"):
                 found = bits_per_code(generator, generator.plan(window), test, images=5000)
                 bits.setdefault((name, window), []).append(found)
     rows = []
@@ -80,7 +81,7 @@ def by_row() -> None:
         return bits_per_code(generator, plan, ShardLoader(MNIST / f"{part}.json", batch_size=200), images=images)
 
     windows, rows = [NARROWEST] * (height - 1), []
-    for spent in range(1, 3 * (height - 2) + 1):
+    for spent in trange(1, 3 * (height - 2) + 1, desc="widened", unit="rows"):
         wider = [[w + (at == row) for at, w in enumerate(windows)] for row in range(1, height - 1)]
         windows = min((each for each in wider if max(each) <= width), key=lambda each: bits(each, "val", 200))
         if spent % (height - 2) == 0:
