@@ -144,6 +144,7 @@ from zipar_train import Plan
 from zipar_train.sections import Draw
 from families import llamagen
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which shells take from what they run in the background
 torch.set_num_threads(1)
 family = llamagen(8, 8)
 decoder = Decoder(family, Plan.zipar(family.grid, window=2))
