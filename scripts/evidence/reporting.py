@@ -4,7 +4,7 @@ import shutil
 from statistics import mean
 
 from models import MNIST, OUT, SEEDS, base, control, evaluated, sets, tuned
-from tables import CONTROL, PICTURES, TUNED, UNTUNED, WINDOWS, Found, picture, pm, table, write
+from tables import CONTROL, PICTURES, TUNED, UNTUNED, WINDOWS, Found, picture, pm, share, table, write
 from tqdm import tqdm, trange
 
 from zipar_train import Plan, load
@@ -63,10 +63,10 @@ def windows() -> None:
     rows = []
     for window in wanted:
         each = list(zip(bits[UNTUNED, 14], bits[UNTUNED, window], bits[TUNED, window], strict=True))
-        share = [100 * (before - after) / (before - whole) for whole, before, after in each if before > 1.005 * whole]
+        shares = [share(after, before, whole) for whole, before, after in each]
         rows.append([str(window), pm(bits[UNTUNED, window], 4), pm(bits[TUNED, window], 4),
                      *(pm([100 * (value[at] / value[0] - 1) for value in each], 2) for at in (1, 2)),
-                     pm(share, 0)])  # fmt: skip
+                     pm([100 * one for one in shares if one is not None], 0)])  # fmt: skip
     head = ["window", "untuned, bits", "tuned, bits", "untuned, above next-token, %", "tuned, above it, %", "closed, %"]
     write("windows", OUT, table(head, rows))
 

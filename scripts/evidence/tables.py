@@ -34,11 +34,19 @@ def table(head: list[str], rows: Iterable[list[str]]) -> list[str]:
     return ["| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows]]
 
 
+def share(bits: float, untuned: float, whole: float) -> float | None:
+    """Of the bits that a window costs the base above `whole`, its next-token bits, those that are not lost.
+
+    None where it costs next to nothing, as `zipar-train evaluate` has it.
+    """
+    gap = untuned - whole
+    return 1 - (bits - whole) / gap if gap > 0.005 * whole else None
+
+
 def closed(bits: dict[int, float], untuned: dict[int, float], window: int) -> str:
-    """Of what the base loses at a window against its own next-token bits, the share that is not lost."""
-    whole = untuned[WINDOWS[0]]
-    gap = untuned[window] - whole
-    return f"{1 - (bits[window] - whole) / gap:.0%}" if gap > 0.005 * whole else "-"
+    """The share in words."""
+    found = share(bits[window], untuned[window], untuned[WINDOWS[0]])
+    return "-" if found is None else f"{found:.0%}"
 
 
 def pm(values: list[float], digits: int) -> str:
