@@ -12,7 +12,16 @@ ROOMS = [
     *("grid", "stand_in", "plan", "masks", "files", "checkpoints", "history", "picture", "wording", "plain"),
     "trainer_arguments",
     *("section", "paper", "sections", "recipe", "processes", "environment"),
-    *("models.rope", "models.modeling_llamagen", "models.text", "models.layout", "models.lora", "models.published"),
+    *(
+        "models.attention",
+        "models.compiled",
+        "models.rope",
+        "models.modeling_llamagen",
+        "models.text",
+        "models.layout",
+        "models.lora",
+        "models.published",
+    ),
     "models.prompts",
     *(
         "models.vq16",
