@@ -1,12 +1,11 @@
 """Shared pieces: a tiny recipe, its shards, and the command line as a person runs it."""
 
-import os
+import isolated  # first of all: what follows reads the environment
 
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["OMP_NUM_THREADS"] = "1"  # tests run side by side, and tiny models gain nothing from a second thread
-
+# isort: split
 import io
 import json
+import os
 import subprocess
 import sys
 import tarfile
@@ -16,6 +15,8 @@ import numpy as np
 import original
 import pytest
 import torch
+from forked import completed, end_all
+from hypothesis.configuration import set_hypothesis_home_dir
 from PIL import Image
 
 from zipar_train import cli as module
@@ -26,10 +27,26 @@ from zipar_train.tokenize import tokenize
 TINY = ["model.depth=1", "model.heads=2", "model.width=16", "model.feed_forward=32", "log.wandb=disabled",
         "evaluate.images=20", "evaluate.seeds=[0]", "trainer.accelerator=cpu"]  # fmt: skip
 
+set_hypothesis_home_dir(Path(__file__).parents[1] / ".hypothesis")  # else it is where pytest was started
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _empty_folder(tmp_path_factory):
+    """Fixtures that tests share are made in an empty folder."""
+    before = Path.cwd()
+    os.chdir(tmp_path_factory.mktemp("empty"))
+    yield
+    os.chdir(before)
+
 
 @pytest.fixture(autouse=True)
-def _one_thread():
+def _isolated(monkeypatch, tmp_path):
+    """A test starts in a folder of its own, with the environment of `isolated` and one thread."""
+    monkeypatch.chdir(tmp_path)
+    isolated.restore()
     torch.set_num_threads(1)
+    yield
+    isolated.restore()
 
 
 @pytest.fixture(scope="session")
@@ -61,9 +78,8 @@ def command(*args: str) -> list[str]:
 
 
 @pytest.fixture
-def run(capsys, monkeypatch, tmp_path):
-    """Run `zipar-train ARGS` in this process, in an empty folder; returns (status, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
+def run(capsys, monkeypatch):
+    """Run `zipar-train ARGS` in this process; returns (status, stdout, stderr)."""
 
     def call(*args):
         monkeypatch.setattr(sys, "argv", ["zipar-train", *map(str, args)])
@@ -79,16 +95,28 @@ def run(capsys, monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def cli(tmp_path):
-    """Run `zipar-train ARGS` in an empty folder; returns the finished process."""
+def cli(tmp_path_factory):
+    """Run `zipar-train ARGS` in a process of its own, forked; returns the finished process."""
+    folder = tmp_path_factory.mktemp("said")
 
-    def run(*args, env: dict[str, str] | None = None, **kwargs) -> subprocess.CompletedProcess[str]:
+    def call(*args, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        return completed(*args, folder=folder, env={"WANDB_MODE": "offline", **(env or {})})
+
+    yield call
+    end_all()
+
+
+@pytest.fixture
+def fresh_cli(tmp_path):
+    """Run `zipar-train ARGS` in a new interpreter; returns the finished process."""
+
+    def call(*args, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "WANDB_MODE": "offline", **(env or {})}
         return subprocess.run(
-            command(*args), capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=240, **kwargs
+            command(*args), capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=240
         )
 
-    return run
+    return call
 
 
 def picture(seed, size=(50, 40)):

@@ -1,29 +1,50 @@
-"""The command line in real processes, forked from one that has imported it: cheap to start, to watch and to kill."""
+"""The command line in real processes, forked from one that has imported it: cheap to start, to watch and to kill.
+
+A new interpreter spends about seven seconds of processor time on imports, a fork a tenth of a second.
+"""
 
 import multiprocessing
 import os
 import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["torch", "lightning", "zipar_train.cli", "zipar_train.training.fit"])
+CONTEXT.set_forkserver_preload([
+    *("torch", "lightning", "wandb", "matplotlib.pyplot", "zipar_train.cli", "zipar_train.training.fit"),
+    *("zipar_train.decoding.generator", "zipar_train.evaluation.evaluate", "zipar_train.evaluation.report"),
+])  # fmt: skip
 
 
 class Running:
-    """`zipar-train ARGS` at work."""
+    """`zipar-train ARGS` at work, in the current folder and environment.
+
+    Args:
+        log: file for what it prints.
+        errors: file for what it prints to stderr; without it, `log`.
+        env: variables beside those of this process.
+        session: whether it leads a process group of its own, as one started by a shell does.
+    """
 
     all: list["Running"] = []
 
-    def __init__(self, *args, log: Path, env: dict[str, str] | None = None):
-        self.log = log
-        self.process = CONTEXT.Process(target=_work, args=([str(arg) for arg in args], str(log), env or {}))
+    def __init__(self, *args, log: Path, errors: Path | None = None, env: dict[str, str] | None = None, session=False):
+        self.log, self.errors = log, errors or log
+        # The fork server has the folder and the environment of the first test that used it.
+        here = (os.getcwd(), {**os.environ, **(env or {})})
+        files = (str(log), str(self.errors))
+        self.process = CONTEXT.Process(target=_work, args=([str(arg) for arg in args], files, *here, session))
         self.process.start()
+        self.pid = self.process.pid
         self.all.append(self)
 
     def kill(self, signum: int) -> None:
-        os.kill(self.process.pid, signum)
+        os.kill(self.pid, signum)
+
+    def kill_group(self, signum: int) -> None:
+        os.killpg(self.pid, signum)
 
     def ended(self, timeout: float = 120) -> int:
         """Its exit status; -n for signal n."""
@@ -32,7 +53,7 @@ class Running:
         return self.process.exitcode
 
     def said(self) -> str:
-        return self.log.read_text() if self.log.exists() else ""
+        return "".join(path.read_text() for path in {self.log: 0, self.errors: 0} if path.exists())
 
     def until(self, condition, timeout: float = 120) -> None:
         """Wait for something that the process brings about."""
@@ -49,6 +70,14 @@ def end_all() -> None:
         running.process.kill()
         running.process.join()
     Running.all.clear()
+
+
+def completed(*args, folder: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run `zipar-train ARGS` to its end; what it prints is kept in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    out, err = (folder / f"{len(Running.all)}.{name}" for name in ("out", "err"))
+    running = Running(*args, log=out, errors=err, env=env)
+    return subprocess.CompletedProcess(args, running.ended(240), out.read_text(), err.read_text())
 
 
 def together(world: int, *args, log: Path, env: dict[str, str] | None = None) -> list[Running]:
@@ -68,12 +97,17 @@ def together(world: int, *args, log: Path, env: dict[str, str] | None = None) ->
     ]
 
 
-def _work(args: list[str], log: str, env: dict[str, str]) -> None:
+def _work(args: list[str], files: tuple[str, str], folder: str, env: dict[str, str], session: bool) -> None:
+    if session:
+        os.setsid()
+    os.chdir(folder)
+    os.environ.clear()
     os.environ.update(env)
     multiprocessing.set_start_method("fork", force=True)  # of loader processes, as anywhere on Linux
-    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(out, 1)
-    os.dup2(out, 2)
+    for n, file in enumerate(files, start=1):
+        opened = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(opened, n)
+        os.close(opened)
     sys.stdout, sys.stderr = (os.fdopen(n, "w", buffering=1) for n in (1, 2))
     import torch
     from lightning.pytorch.utilities import rank_zero_only

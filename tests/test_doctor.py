@@ -34,12 +34,12 @@ def told(path: Path) -> dict[str, dict]:
     return {row["name"]: row for row in rows}
 
 
-def test_this_machine(cli, tmp_path, shards):
+def test_this_machine(fresh_cli, tmp_path, shards):
     """All of it, by the command line, with a key that must show nowhere."""
     (tmp_path / "tmp").mkdir()
     env = {**UNREACHABLE, "ZIPAR_DATA": str(shards.parent), "ZIPAR_RUNS": str(tmp_path / "runs"),
            "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"), "TMPDIR": str(tmp_path / "tmp")}  # fmt: skip
-    done = cli("doctor", "--recipe", "digits-base", "--json", "doctor.json", *PATIENT, env=env)
+    done = fresh_cli("doctor", "--recipe", "digits-base", "--json", "doctor.json", *PATIENT, env=env)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = told(tmp_path / "doctor.json")
     fine = ["python", "torch", "torchvision", "CPU", "gloo", "sdpa, float32", "sdpa, bfloat16", "FlexAttention", "runs",
@@ -60,10 +60,10 @@ def test_this_machine(cli, tmp_path, shards):
 
 
 @pytest.mark.gpu
-def test_a_gpu_does_it_all(cli, tmp_path):
+def test_a_gpu_does_it_all(fresh_cli, tmp_path):
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
-    cli("doctor", "--only", "devices,attention", "--json", "doctor.json", *PATIENT)
+    fresh_cli("doctor", "--only", "devices,attention", "--json", "doctor.json", *PATIENT)
     rows = told(tmp_path / "doctor.json")
     for name in ("GPU 0", "nccl", "torch.compile", "FlexAttention", "FlexAttention, backward", "sdpa, math"):
         assert rows[name]["status"] == "ok", rows[name]
@@ -80,11 +80,11 @@ def stub(folder: Path, package: str, code: str) -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join([str(folder / "stubs"), *filter(None, sys.path)])}
 
 
-def test_a_check_that_hangs_is_ended_with_all_it_started(cli, tmp_path):
+def test_a_check_that_hangs_is_ended_with_all_it_started(fresh_cli, tmp_path):
     hangs = "import subprocess, time\nsubprocess.Popen(['sleep', '98765'])\ntime.sleep(1000)\n"
     env = {**stub(tmp_path, "wandb", hangs), "WANDB_MODE": "online"}
     start = time.monotonic()
-    done = cli("doctor", "--only", "wandb", "--json", "doctor.json", "--patience", "4", env=env)
+    done = fresh_cli("doctor", "--only", "wandb", "--json", "doctor.json", "--patience", "4", env=env)
     assert done.returncode == 1 and time.monotonic() - start < 15
     rows = told(tmp_path / "doctor.json")
     assert rows["mode"]["status"] == "ok"
@@ -101,27 +101,27 @@ def test_a_check_that_hangs_is_ended_with_all_it_started(cli, tmp_path):
         ("raise RuntimeError('of another torch\\nand more')", "login", "RuntimeError: of another torch"),
     ],
 )
-def test_what_dies_or_raises_is_a_row(cli, tmp_path, code, name, seen):
-    done = cli("doctor", "--only", "wandb,disk", "--json", "doctor.json", env=stub(tmp_path, "wandb", code) | {
+def test_what_dies_or_raises_is_a_row(fresh_cli, tmp_path, code, name, seen):
+    done = fresh_cli("doctor", "--only", "wandb,disk", "--json", "doctor.json", env=stub(tmp_path, "wandb", code) | {
         "WANDB_MODE": "online"})  # fmt: skip
     rows = told(tmp_path / "doctor.json")
     assert seen in rows[name]["seen"] and rows["temporary files"]["status"] == "ok"
     assert "Traceback" not in done.stdout + done.stderr
 
 
-def test_without_torch_the_doctor_still_speaks(cli, tmp_path):
+def test_without_torch_the_doctor_still_speaks(fresh_cli, tmp_path):
     env = stub(tmp_path, "torch", "raise ImportError('libcudart.so.13: cannot open shared object file')")
-    done = cli("doctor", "--only", "packages,attention", "--json", "doctor.json", *PATIENT, env=env)
+    done = fresh_cli("doctor", "--only", "packages,attention", "--json", "doctor.json", *PATIENT, env=env)
     rows = told(tmp_path / "doctor.json")
     assert done.returncode == 1 and "Traceback" not in done.stdout + done.stderr
     assert "does not import. ImportError: libcudart.so.13" in rows["torch"]["seen"]
     assert rows["sdpa, float32"]["status"] == "problem" and rows["python"]["status"] == "ok"
 
 
-def test_a_missing_compiler_is_found(cli, tmp_path):
+def test_a_missing_compiler_is_found(fresh_cli, tmp_path):
     (tmp_path / "empty").mkdir()
     env = {"PATH": str(tmp_path / "empty"), "CXX": ""}
-    done = cli("doctor", "--only", "attention", "--json", "doctor.json", *PATIENT, env=env)
+    done = fresh_cli("doctor", "--only", "attention", "--json", "doctor.json", *PATIENT, env=env)
     rows = told(tmp_path / "doctor.json")
     assert done.returncode == 1 and rows["torch.compile"]["status"] == "problem"
     assert "C++ compiler" in rows["torch.compile"]["seen"] and "apt install g++" in rows["torch.compile"]["remedy"]
@@ -224,9 +224,9 @@ def test_folders_are_really_written_to(tmp_path, monkeypatch):
     assert disk.folder("runs", tmp_path, "Mend it").remedy == "Make room, or mend it"
 
 
-def test_a_run_folder_that_is_a_file(cli, tmp_path):
+def test_a_run_folder_that_is_a_file(fresh_cli, tmp_path):
     (tmp_path / "runs").write_text("")
-    done = cli("doctor", "--only", "disk", "--json", "doctor.json")
+    done = fresh_cli("doctor", "--only", "disk", "--json", "doctor.json")
     assert done.returncode == 1 and "PROBLEMS\ndisk" in done.stdout
     assert "ZIPAR_RUNS=FOLDER" in told(tmp_path / "doctor.json")["runs"]["remedy"]
 
@@ -265,9 +265,9 @@ def test_a_server_that_is_not_there_or_never_answers_is_told_in_time():
         answers.shutdown()
 
 
-def test_wandb_unreachable_and_no_secret_told(cli, tmp_path):
+def test_wandb_unreachable_and_no_secret_told(fresh_cli, tmp_path):
     settings = ["doctor", "--only", "wandb", "--json", "doctor.json", "--recipe", "digits", "--set", "log.wandb=online"]
-    done = cli(*settings, env=UNREACHABLE)
+    done = fresh_cli(*settings, env=UNREACHABLE)
     rows = told(tmp_path / "doctor.json")
     assert done.returncode == 1 and rows["login"]["seen"] == "wandb finds a key"
     assert rows["server"]["status"] == "problem" and "127.0.0.1:9 is not reached" in rows["server"]["seen"]
@@ -276,8 +276,10 @@ def test_wandb_unreachable_and_no_secret_told(cli, tmp_path):
     assert KEY not in everything and "hunter2" not in everything
 
 
-def test_a_malformed_key_is_told_without_it(cli, tmp_path):
-    done = cli("doctor", "--only", "wandb", "--json", "doctor.json", env=UNREACHABLE | {"WANDB_API_KEY": "too-short"})
+def test_a_malformed_key_is_told_without_it(fresh_cli, tmp_path):
+    done = fresh_cli(
+        "doctor", "--only", "wandb", "--json", "doctor.json", env=UNREACHABLE | {"WANDB_API_KEY": "too-short"}
+    )
     rows = told(tmp_path / "doctor.json")
     assert rows["login"]["status"] == "problem" and "API key must have" in rows["login"]["seen"]
     assert "too-short" not in done.stdout + done.stderr
@@ -295,8 +297,10 @@ def test_secrets_are_hidden(monkeypatch):
 # Recipes
 
 
-def test_a_recipe_that_cannot_be_read_is_a_problem_among_others(cli, tmp_path):
-    done = cli("doctor", "--only", "recipes", "--recipe", "digits", "--set", "zipar.windws=1", "--json", "doctor.json")
+def test_a_recipe_that_cannot_be_read_is_a_problem_among_others(fresh_cli, tmp_path):
+    done = fresh_cli(
+        "doctor", "--only", "recipes", "--recipe", "digits", "--set", "zipar.windws=1", "--json", "doctor.json"
+    )
     rows = told(tmp_path / "doctor.json")
     assert done.returncode == 1 and "zipar.windws = 1: unknown key" in rows["read"]["seen"]
     assert rows["shipped"]["status"] == "ok" and "zipar.windws" in done.stdout
