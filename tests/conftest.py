@@ -3,6 +3,7 @@
 import isolated  # first of all: what follows reads the environment
 
 # isort: split
+# Nothing here imports torch outside functions: the process that hands tests to the workers does without.
 import io
 import json
 import os
@@ -11,23 +12,24 @@ import sys
 import tarfile
 from pathlib import Path
 
-import numpy as np
-import original
+import ordered
 import pytest
-import torch
 from forked import completed, end_all
 from hypothesis.configuration import set_hypothesis_home_dir
-from PIL import Image
 
 from zipar_train import cli as module
 from zipar_train.recipe import load_recipe
 from zipar_train.sections import Recipe
-from zipar_train.tokenize import tokenize
 
 TINY = ["model.depth=1", "model.heads=2", "model.width=16", "model.feed_forward=32", "log.wandb=disabled",
         "evaluate.images=20", "evaluate.seeds=[0]", "trainer.accelerator=cpu"]  # fmt: skip
 
 set_hypothesis_home_dir(Path(__file__).parents[1] / ".hypothesis")  # else it is where pytest was started
+
+
+def pytest_collection_modifyitems(config, items):
+    if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+        items[:] = ordered.for_workers(items, workers)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -41,17 +43,22 @@ def _empty_folder(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _isolated(monkeypatch, tmp_path):
-    """A test starts in a folder of its own, with the environment of `isolated` and one thread."""
+    """A test starts in a folder of its own, with the environment of `isolated` and one thread; it leaves no process."""
+    import torch
+
     monkeypatch.chdir(tmp_path)
     isolated.restore()
     torch.set_num_threads(1)
     yield
+    end_all()
     isolated.restore()
 
 
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory) -> Path:
     """The digits' shards."""
+    from zipar_train.tokenize import tokenize
+
     folder = tmp_path_factory.mktemp("data") / "digits"
     for split in ("train", "val"):
         tokenize(load_recipe("digits"), images="digits", out=folder, split=split, progress=False)
@@ -102,8 +109,7 @@ def cli(tmp_path_factory):
     def call(*args, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
         return completed(*args, folder=folder, env={"WANDB_MODE": "offline", **(env or {})})
 
-    yield call
-    end_all()
+    return call
 
 
 @pytest.fixture
@@ -120,6 +126,9 @@ def fresh_cli(tmp_path):
 
 
 def picture(seed, size=(50, 40)):
+    import numpy as np
+    from PIL import Image
+
     rng = np.random.default_rng(seed)
     return Image.fromarray(rng.integers(0, 256, size=(5, 4, 3)).astype(np.uint8)).resize(size, Image.Resampling.BICUBIC)
 
@@ -127,6 +136,9 @@ def picture(seed, size=(50, 40)):
 @pytest.fixture(scope="session")
 def vq(tmp_path_factory) -> Path:
     """A small VQ-16 of 24 codes in the published layout."""
+    import original
+    import torch
+
     path = tmp_path_factory.mktemp("vq") / "vq_ds16_c2i.pt"
     torch.save({"model": original.random_vq()[0]}, path)
     return path
@@ -135,6 +147,7 @@ def vq(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def t5(tmp_path_factory) -> Path:
     """A tiny random T5 with a tokenizer of words."""
+    import torch
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
@@ -155,6 +168,7 @@ def t5(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def inception_weights(tmp_path_factory) -> Path:
     """Inception's architecture at random weights that keep signals at their size."""
+    import torch
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     class Bare(FeatureExtractorInceptionV3):
@@ -176,6 +190,7 @@ def inception_weights(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def clip(tmp_path_factory) -> Path:
     """A tiny random CLIP with its processor."""
+    import torch
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 
     folder = tmp_path_factory.mktemp("clip")

@@ -80,19 +80,20 @@ def completed(*args, folder: Path, env: dict[str, str] | None = None) -> subproc
     return subprocess.CompletedProcess(args, running.ended(240), out.read_text(), err.read_text())
 
 
+def as_torchrun(rank: int, world: int, *, port: int) -> dict[str, str]:
+    """The variables by which torchrun tells a process on this machine its place."""
+    return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world), "GROUP_RANK": "0",
+            "LOCAL_WORLD_SIZE": str(world), "TORCHELASTIC_RUN_ID": "test", "RANK": str(rank),
+            "LOCAL_RANK": str(rank)}  # fmt: skip
+
+
 def together(world: int, *args, log: Path, env: dict[str, str] | None = None) -> list[Running]:
     """As torchrun starts them, on this machine."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world), "GROUP_RANK": "0",
-              "LOCAL_WORLD_SIZE": str(world), "TORCHELASTIC_RUN_ID": "test"}  # fmt: skip
     return [
-        Running(
-            *args,
-            log=log.with_suffix(f".{rank}"),
-            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} | (env or {}),
-        )
+        Running(*args, log=log.with_suffix(f".{rank}"), env=as_torchrun(rank, world, port=port) | (env or {}))
         for rank in range(world)
     ]
 

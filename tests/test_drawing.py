@@ -1,7 +1,6 @@
 """Images to be scored: the same bytes by any number of processes, whatever is killed; never drawn twice."""
 
 import hashlib
-import os
 import shutil
 import signal
 import subprocess
@@ -12,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import command, sets
+from conftest import sets
+from forked import Running, as_torchrun, together
 from PIL import Image
 
 from zipar_train.decoding.generator import Generator
@@ -144,24 +144,32 @@ def digests(folder: Path) -> dict[str, str]:
     return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
+def test_processes_started_together_see_what_torchrun_tells_them(tmp_path):
+    """The next test does without torchrun, which imports torch twice."""
+    script = f"env > {tmp_path}/$RANK"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
+    subprocess.run([*launcher, "sh", "-c", script], check=True, capture_output=True)
+    for rank in range(2):
+        told = dict(line.split("=", 1) for line in (tmp_path / str(rank)).read_text().splitlines() if "=" in line)
+        ours = as_torchrun(rank, 2, port=1)
+        assert ours.keys() <= told.keys()
+        free = {"MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID"}
+        assert all(told[name] == text for name, text in ours.items() if name not in free)
+
+
 def test_one_process_and_two_killed_halfway_draw_the_same_bytes(tiny, tmp_path):
     fit(load_recipe("digits-base", [*tiny, "trainer.max_epochs=1", "trainer.limit_train_batches=5"]))
     more = ["evaluate.images=64", "evaluate.batch_size=2", "evaluate.windows=[8,2]"]
     verb = ["evaluate", "--recipe", "digits-base", *sets([*tiny, *more]), "--checkpoint", tmp_path / "run", "--out"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
 
-    def start(out: str, processes: int) -> subprocess.Popen[str]:
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}",
-                    "--no-python"] if processes > 1 else []  # fmt: skip
-        return subprocess.Popen(
-            [*launcher, *command(*verb, tmp_path / out)], cwd=tmp_path, env=environment, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-        )  # fmt: skip
+    def start(out: str, processes: int) -> list[Running]:
+        arguments = [*verb, tmp_path / out]
+        log = tmp_path / f"{out}.log"
+        return together(processes, *arguments, log=log) if processes > 1 else [Running(*arguments, log=log)]
 
-    def finish(running: subprocess.Popen[str]) -> None:
-        out, err = running.communicate(timeout=200)
-        assert running.returncode == 0, err
-        assert "report.html" in out
+    def finish(running: list[Running]) -> None:
+        assert [process.ended(200) for process in running] == [0] * len(running), running[0].said()
+        assert "report.html" in running[0].said()
 
     finish(start("one", 1))
     expected = digests(tmp_path / "one")
@@ -173,13 +181,9 @@ def test_one_process_and_two_killed_halfway_draw_the_same_bytes(tiny, tmp_path):
     deadline = time.monotonic() + 120
     while len(digests(tmp_path / "killed")) < 9 and time.monotonic() < deadline:
         time.sleep(0.01)
-    os.killpg(running.pid, signal.SIGKILL)
-    for line in subprocess.run(
-        ["pgrep", "-f", str(tmp_path / "killed")], capture_output=True, text=True
-    ).stdout.split():
-        os.kill(int(line), signal.SIGKILL)  # torchrun's workers have sessions of their own
-    running.wait()
-    time.sleep(0.2)
+    for process in running:
+        process.kill(signal.SIGKILL)
+    assert [process.ended() for process in running] == [-signal.SIGKILL] * 2  # not over yet
     kept = digests(tmp_path / "killed")
     assert 9 <= len(kept) < 64
     times = {name: (tmp_path / "killed" / name).stat().st_mtime_ns for name in kept}

@@ -1,7 +1,6 @@
 """Training: repeatable, resumable to the bit, stopped cleanly, killed without loss; modules usable alone."""
 
 import csv
-import os
 import shutil
 import signal
 import subprocess
@@ -15,8 +14,9 @@ from types import SimpleNamespace
 import lightning as L
 import pytest
 import torch
-from conftest import command, sets
+from conftest import sets
 from families import llamagen
+from forked import Running, together
 
 from zipar_train import Plan, ShardDataModule, ZipARModule, load
 from zipar_train.decoding.generator import Generator
@@ -63,20 +63,6 @@ def test_same_seed_same_losses_and_the_loss_falls(tiny, tmp_path):
     assert states_equal(read(tmp_path / "a").state, read(tmp_path / "b").state)
 
 
-def start(*args, cwd, **kwargs):
-    env = {**os.environ, "WANDB_MODE": "offline"}
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command(*args), cwd=cwd, env=env, stdout=pipe, stderr=pipe, text=True, **kwargs)
-
-
-def wait_for(path, process):
-    deadline = time.monotonic() + 120
-    while not path.is_file():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])  # SIGKILL: test_survival
 def test_a_stopped_run_resumes_to_the_same_bits(tiny, tmp_path, signum, status):
     """The real process, really interrupted in mid-epoch: its losses, weights and EMA end as if nothing had happened."""
@@ -85,26 +71,21 @@ def test_a_stopped_run_resumes_to_the_same_bits(tiny, tmp_path, signum, status):
     fit(load_recipe("digits-base", whole))
 
     broken = quick(tiny, tmp_path, "broken", *slow)
-    arguments = ["fit", "--recipe", "digits-base", *sets(broken)]
-    process = start(*arguments, cwd=tmp_path)
+    running = Running("fit", "--recipe", "digits-base", *sets(broken), log=tmp_path / "log")
     checkpoint = tmp_path / "broken" / "checkpoints" / "last.ckpt"
-    wait_for(checkpoint, process)
+    running.until(checkpoint.is_file)
     time.sleep(0.3)
-    process.send_signal(signum)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == status, err
-    assert "Traceback" not in err
-    if signum != signal.SIGKILL:
-        assert f"stopped by {signum.name}" in err
-        assert "--resume" in err
+    running.kill(signum)
+    assert running.ended(60) == status, running.said()
+    assert "Traceback" not in running.said()
+    assert f"stopped by {signum.name}" in running.said() and "--resume" in running.said()
     step = read(checkpoint).extra["global_step"]
     assert 0 < step < 718
     fit(load_recipe("digits-base", broken), resume=True)
     a, b = read(tmp_path / "whole"), read(tmp_path / "broken")
     expected, got = losses(tmp_path / "whole"), losses(tmp_path / "broken")
     assert {k: v for k, v in expected.items() if k >= step} == {k: v for k, v in got.items() if k >= step}
-    if signum != signal.SIGKILL:  # which takes its last log lines with it; a stop takes the last step's alone
-        assert expected.keys() - got.keys() <= {step - 1}
+    assert expected.keys() - got.keys() <= {step - 1}  # a stop takes the last step's log line with it
     assert states_equal(a.state, b.state)
     current_a, current_b = a.extra["current_model_state"], b.extra["current_model_state"]
     assert states_equal(current_a, current_b)
@@ -114,13 +95,12 @@ def test_a_stopped_run_resumes_to_the_same_bits(tiny, tmp_path, signum, status):
 def test_a_stop_of_the_whole_process_group_leaves_a_checkpoint(tiny, tmp_path):
     """As SLURM and `timeout` do it: loader processes get the signal too."""
     overrides = quick(tiny, tmp_path, "run", "checkpoint_every=2", "data.workers=2", "trainer.max_epochs=50")
-    process = start("fit", "--recipe", "digits-base", *sets(overrides), cwd=tmp_path, start_new_session=True)
-    wait_for(tmp_path / "run" / "checkpoints" / "last.ckpt", process)
-    os.killpg(process.pid, signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 143, err
-    assert "stopped by SIGTERM" in err
-    assert "Traceback" not in err
+    running = Running("fit", "--recipe", "digits-base", *sets(overrides), log=tmp_path / "log", session=True)
+    running.until((tmp_path / "run" / "checkpoints" / "last.ckpt").is_file)
+    running.kill_group(signal.SIGTERM)
+    assert running.ended(60) == 143, running.said()
+    assert "stopped by SIGTERM" in running.said()
+    assert "Traceback" not in running.said()
 
 
 @pytest.mark.parametrize("more", ["trainer.limit_train_batches=7", "trainer.accumulate_grad_batches=4"])
@@ -144,37 +124,31 @@ def test_resuming_is_exact_with_short_epochs_and_gathered_gradients(tiny, tmp_pa
 
 
 def test_two_processes_share_an_epoch_and_with_fsdp_the_weights(tiny, tmp_path):
-    """Through the console script, on the CPU: half the steps, one checkpoint, lines told once; killed and resumed."""
-    script = str(Path(sys.executable).parent / "zipar-train")
+    """On the CPU: half the steps, one checkpoint, lines told once; killed and resumed.
+
+    The console script starts the second process itself; the processes with FSDP are started as torchrun does.
+    """
 
     def two(strategy, *more):
         overrides = quick(tiny, tmp_path, strategy, "trainer.devices=2", f"trainer.strategy={strategy}")
-        verb = [
-            script,
-            "fit",
-            "--recipe",
-            "digits-base",
-            *sets([*overrides, "trainer.max_epochs=1", "checkpoint_every=3"]),
-        ]
-        alone = os.environ | {"OMP_NUM_THREADS": "1"}
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen([*verb, *more], cwd=tmp_path, env=alone, start_new_session=True, **pipes)
+        short = ["trainer.max_epochs=1", "checkpoint_every=3"]
+        return ["fit", "--recipe", "digits-base", *sets([*overrides, *short, *more])]
 
-    def finished(process):
-        out, err = process.communicate(timeout=200)
-        assert process.returncode == 0, err
-        return out
-
-    watched = sets(["log.wandb=offline", "log.images=3"])  # by the first process alone
-    assert finished(two("ddp", *watched)).count("epoch 1, step 23") == 1
+    script = Path(sys.executable).parent / "zipar-train"
+    watched = two("ddp", "log.wandb=offline", "log.images=3")  # by the first process alone
+    done = subprocess.run([script, *watched], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("epoch 1, step 23") == 1
     (run,) = (tmp_path / "ddp" / "wandb").glob("offline-run-*")
     assert len(list(run.rglob("*.png"))) == 2 * 3
-    killed = two("fsdp")
-    wait_for(tmp_path / "fsdp" / "checkpoints" / "last.ckpt", killed)
-    os.killpg(killed.pid, signal.SIGKILL)
-    killed.communicate()
+    killed = together(2, *two("fsdp"), log=tmp_path / "killed")
+    killed[0].until((tmp_path / "fsdp" / "checkpoints" / "last.ckpt").is_file)
+    for process in killed:
+        process.kill(signal.SIGKILL)
+    assert [process.ended() for process in killed] == [-signal.SIGKILL] * 2
     assert read(tmp_path / "fsdp").extra["global_step"] < 23
-    finished(two("fsdp", "--resume"))
+    resumed = together(2, *two("fsdp"), "--resume", log=tmp_path / "resumed")
+    assert [process.ended(200) for process in resumed] == [0, 0], resumed[0].said()
     whole, shared = (read(tmp_path / name) for name in ("ddp", "fsdp"))
     assert whole.extra["global_step"] == shared.extra["global_step"] == 23
     assert whole.state.keys() == shared.state.keys()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import sets
-from forked import Running, end_all, together
+from forked import Running, together
 from test_fit import losses, quick, states_equal
 
 from zipar_train.checkpoints import damage, newest_first
@@ -25,13 +25,6 @@ from zipar_train.training.callbacks import Checkpoint, Stopped
 from zipar_train.training.fit import fit
 from zipar_train.training.guard import Guard
 from zipar_train.training.module import ZipARModule
-
-
-@pytest.fixture(autouse=True)
-def _nothing_left():
-    yield
-    end_all()
-
 
 SHORT = ["data.batch_size=4", "trainer.limit_train_batches=40", "trainer.check_val_every_n_epoch=1", "optim.ema=0.9",
          "trainer.val_check_interval=8", "trainer.limit_val_batches=4", "checkpoint_every=2", "checkpoint_keep=2",

@@ -63,7 +63,6 @@ parameters:
                      "data.batch_size=16", "checkpoint_every=5", "log.wandb=offline"])  # fmt: skip
     out = tmp_path / "out"
     verb = ["sweep", "--recipe", "digits-base", "--grid", path, "--out", out, "--jobs", 1 + LONG, *settings]
-    environment = {name: text for name, text in os.environ.items() if not name.startswith("WANDB_")}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     folders, stopped, kept = [out / f"{k:03d}" for k in range(TRIALS)], [0] * TRIALS, {}
 
@@ -74,7 +73,7 @@ parameters:
         return [place for place in folders if (place / "checkpoints" / "last.ckpt").is_file() and place not in done()]
 
     for k, signum in enumerate(STOPS):
-        process = subprocess.Popen(command(*verb), env=environment, cwd=tmp_path, start_new_session=True, **pipes)
+        process = subprocess.Popen(command(*verb), start_new_session=True, **pipes)
         deadline, before = time.monotonic() + 240, len(done())
         while len(done()) < before + k % 2 or not set(underway()) - set(kept):
             assert process.poll() is None and time.monotonic() < deadline, process.communicate()
@@ -96,7 +95,7 @@ parameters:
     finished = {place: (place / "result.json").stat().st_mtime_ns for place in done()}
     assert len(finished) < TRIALS and kept
 
-    last = subprocess.run(command(*verb, "--json", tmp_path / "sweep.json"), env=environment, cwd=tmp_path, **pipes)
+    last = subprocess.run(command(*verb, "--json", tmp_path / "sweep.json"), **pipes)
     assert last.returncode == 0, last.stderr
     found = json.loads((tmp_path / "sweep.json").read_text())
     bits = [trial["metrics"]["val/bits_w8"] for trial in found["trials"]]
@@ -121,7 +120,7 @@ parameters:
     server = WandbServer()
     try:
         sync = [Path(sys.executable).parent / "wandb", "sync", *out.glob("*/wandb/offline-run-*")]
-        synced = subprocess.run(sync, env=environment | server.environment(), **pipes)
+        synced = subprocess.run(sync, env=os.environ | server.environment(), **pipes)
         assert synced.returncode == 0, synced.stderr
     finally:
         server.kill()
@@ -220,16 +219,13 @@ def test_wandbs_own_agent_runs_the_shipped_files(tiny, tmp_path, monkeypatch):
     """Its command line, as it makes and runs it, into a folder for the run; a server is told the numbers."""
     from wandb.wandb_agent import Agent
 
-    for name in [name for name in os.environ if name.startswith("WANDB_")]:
-        monkeypatch.delenv(name)
     raw = yaml.safe_load((recipe_folder() / "sweeps" / "windows.yaml").read_text())
-    server, before = WandbServer(), dict(os.environ)
+    server = WandbServer()
     for name, text in server.environment().items():
         monkeypatch.setenv(name, text)
     monkeypatch.setenv("WANDB_SWEEP_ID", "s1")
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", str(recipe_folder().parent))
-    monkeypatch.chdir(tmp_path)
     agent = Agent(None, None, sweep_id="s1")
     short = ["trainer.max_epochs=1", "trainer.limit_train_batches=2", "model.weights=null", "tune.distill=0",
              f"run={tmp_path}/base", "log.wandb=offline"]  # fmt: skip
@@ -239,8 +235,6 @@ def test_wandbs_own_agent_runs_the_shipped_files(tiny, tmp_path, monkeypatch):
         agent._command_run({"run_id": "r2", "args": given, "program": raw["program"]})
         status = agent._run_processes["r2"].wait()
     finally:
-        for name in os.environ.keys() - before.keys():
-            monkeypatch.delenv(name)
         server.kill()
     assert status == 0
     recipe = load_recipe(tmp_path / "base-s1" / "r2" / "recipe.yaml")

@@ -4,7 +4,6 @@ import io
 import json
 import os
 import signal
-import subprocess
 import tarfile
 import time
 from pathlib import Path
@@ -13,7 +12,8 @@ import numpy as np
 import original
 import pytest
 import torch
-from conftest import command, picture, sets
+from conftest import picture, sets
+from forked import Running
 from PIL import Image
 
 from zipar_train.crops import centre_crop, views
@@ -232,14 +232,14 @@ def test_killed_and_resumed_it_makes_the_same_shards(folder, tmp_path, vq):
     out = tmp_path / "out"
     killed = 0
     while not (out / "train.json").is_file():
-        process = subprocess.Popen(command("tokenize", *arguments, out), stdout=-3, stderr=-3)
+        running = Running("tokenize", *arguments, out, log=tmp_path / "log")
         before = len(list(out.glob(".train/*.json")))
-        while process.poll() is None and (killed > 1 or len(list(out.glob(".train/*.json"))) < before + 3):
+        while running.process.is_alive() and (killed > 1 or len(list(out.glob(".train/*.json"))) < before + 3):
             time.sleep(0.01)
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
+        if running.process.is_alive():
+            running.kill(signal.SIGKILL)
             killed += 1
-        assert process.wait() in (0, -9)
+        assert running.ended() in (0, -9), running.said()
     assert killed == 2
     tokenize(
         load_recipe("llamagen-b", overrides(vq)), images=str(folder), out=tmp_path / "whole", per_shard=10,

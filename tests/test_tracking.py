@@ -14,8 +14,9 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import torch
-from conftest import command, sets
+from conftest import sets
 from families import llamagen_t2i
+from forked import Running
 from wandb_server import KEY, WandbServer
 
 from zipar_train import load
@@ -35,16 +36,11 @@ wandb = pytest.importorskip("wandb")
 
 
 @pytest.fixture(autouse=True)
-def _alone(monkeypatch):
-    """W&B reads the environment once in a process, and its own files at home."""
-    for name in [name for name in os.environ if name.startswith("WANDB_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("NETRC", os.devnull)
+def _alone():
+    """W&B reads the environment once in a process."""
     wandb.teardown()
     yield
     wandb.teardown()
-    for name in [name for name in os.environ if name.startswith("WANDB_")]:
-        del os.environ[name]
 
 
 @pytest.fixture
@@ -290,20 +286,15 @@ def test_online_runs_are_resumed_on_the_server(tiny, tmp_path, monkeypatch, serv
 def test_a_stop_ends_a_run_whose_server_hangs(tiny, tmp_path, server):
     """The real process: SIGTERM, then a bounded wait, then its status."""
     overrides = short(tiny, tmp_path, "run", "log.wandb=online", "trainer.max_epochs=500", "checkpoint_every=2")
-    environment = {**os.environ, **server.environment(), "WANDB_FINISH_TIMEOUT": "3"}
-    process = subprocess.Popen(command("fit", "--recipe", "digits-base", *sets(overrides)), cwd=tmp_path,
-                               env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
+    environment = server.environment() | {"WANDB_FINISH_TIMEOUT": "3"}
+    running = Running("fit", "--recipe", "digits-base", *sets(overrides), log=tmp_path / "log", env=environment)
+    running.until((tmp_path / "run" / "checkpoints" / "last.ckpt").is_file)
     server.hanging.set()
-    process.send_signal(signal.SIGTERM)
+    running.kill(signal.SIGTERM)
     begun = time.monotonic()
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 143 and time.monotonic() - begun < 20, err
-    assert "stopped by SIGTERM" in err and "Traceback" not in err
-    assert "`wandb sync --include-online" in out
+    assert running.ended(60) == 143 and time.monotonic() - begun < 20, running.said()
+    assert "stopped by SIGTERM" in running.said() and "Traceback" not in running.said()
+    assert "`wandb sync --include-online" in running.said()
 
 
 def test_training_outlives_wandbs_own_process(tiny, tmp_path, monkeypatch, capsys):

@@ -1,0 +1,32 @@
+"""The order of tests for several workers: each begins with long ones, so that none is left with one at the end.
+
+pytest-xdist's `worksteal` hands each worker an equal share of the list, and moves the end of a share to idle workers.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+LONG, QUICK = 25.0, 0.3  # seconds of a test that is marked slow, of another
+
+
+def for_workers(items: Sequence[Any], workers: int) -> list[Any]:
+    """Shares of about equal length in seconds, one after another; a file's tests stay together, since they share."""
+    files: dict[Any, list[Any]] = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+    shares: list[list[list[Any]]] = [[] for _ in range(workers)]
+    for file in sorted(files.values(), key=seconds, reverse=True):
+        min(shares, key=lambda share: sum(map(seconds, share))).append(file)
+    return [item for share in shares for file in sorted(share, key=no_long_test) for item in file]
+
+
+def seconds(file: list[Any]) -> float:
+    return sum(LONG if marked(item) else QUICK for item in file)
+
+
+def no_long_test(file: list[Any]) -> bool:
+    return not any(map(marked, file))
+
+
+def marked(item: Any) -> bool:
+    return item.get_closest_marker("slow") is not None
