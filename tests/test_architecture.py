@@ -38,7 +38,7 @@ ROOMS = [
     *("foreign", "shards", "order", "loader", "crops", "images", "tokenize", "importers", "check"),
     *("decoding.cache", "decoding.memory", "decoding.canvas", "decoding.capture", "decoding.packed", "decoding.body"),
     *("decoding.pixels", "decoding.sampling", "decoding.decoder", "decoding.rows", "decoding.adaptive", "decoding"),
-    *("training.guard", "training.loss", "training.module", "training.datamodule"),
+    *("training.guard", "training.loss", "training.optimizer", "training.module", "training.datamodule"),
     *("training.callbacks", "training.meter", "training.samples", "training.tracking"),
     *("training.trainer", "training.fit", "training.memory", "training"),
     *("evaluation.metrics", "evaluation.adm", "evaluation.features", "evaluation.classifier", "evaluation.drawing"),
