@@ -1,0 +1,72 @@
+"""The optimizer that `fit` and `bench --train` share, and its gradient clipping."""
+
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_norm
+from torch.optim import AdamW
+
+
+def fused(device: torch.device) -> bool | None:
+    """Whether AdamW runs as one kernel on a device: on CUDA alone.
+
+    The fused kernel rounds otherwise than the loop over tensors, which stays on CPUs, so that their runs repeat bit by
+    bit. None leaves the choice of the loop to PyTorch.
+    """
+    return True if device.type == "cuda" else None
+
+
+def build_optimizer(
+    model: nn.Module, *, lr: float, betas: tuple[float, float] = (0.9, 0.95), weight_decay: float = 0.05
+) -> AdamW:
+    """AdamW over the trained parameters of a model, fused on CUDA.
+
+    Weight decay applies to the weights of linear layers and embeddings. Biases and norms do not decay; some norms have
+    a row for each head.
+
+    Args:
+        model: on the device that it trains on. Parameters without `requires_grad` are left out.
+        lr: learning rate.
+        betas: decay of the averages of gradients and of their squares.
+        weight_decay: share of the learning rate that a weight loses in a step.
+    """
+    matrices = {part.weight for part in model.modules() if isinstance(part, nn.Linear | nn.Embedding)}
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p in matrices], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p not in matrices], "weight_decay": 0.0},
+    ]
+    return AdamW(groups, lr=lr, betas=betas, fused=fused(trained[0].device) if trained else None)
+
+
+def parameters_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """The parameters of all groups, in the order in which norms are summed."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """The 2-norm of all gradients together, a scalar; a DTensor where gradients are sharded."""
+    return get_total_norm([p.grad for p in parameters if p.grad is not None])
+
+
+def clip_gradients(
+    parameters: Iterable[nn.Parameter],
+    norm: Tensor,
+    max_norm: float | None,
+    algorithm: Literal["norm", "value"] = "norm",
+) -> None:
+    """Clip gradients in place, as `torch.nn.utils.clip_grad_norm_` or `clip_grad_value_` does.
+
+    Args:
+        norm: of the gradients, from `gradient_norm`; it is not computed again.
+        max_norm: the largest norm, or the largest absolute value under "value"; None or 0: nothing is clipped.
+        algorithm: "norm" multiplies all gradients by min(1, max_norm / (norm + 1e-6)); "value" clamps each number.
+    """
+    if max_norm is None or max_norm <= 0:
+        return
+    if algorithm == "value":
+        clip_grad_value_(parameters, max_norm)
+    else:
+        clip_grads_with_norm_(parameters, max_norm, norm)
