@@ -86,6 +86,9 @@ class Stock:
             drawn = family.model.generate(  # type: ignore[operator]
                 inputs_embeds=prompt,
                 attention_mask=seen.long(),
+                position_ids=torch.arange(prompt.shape[1], device=prompt.device).expand(
+                    len(prompt), -1
+                ),  # padding's too
                 cache_implementation="static",
                 max_new_tokens=self.passes,
                 min_new_tokens=self.passes,

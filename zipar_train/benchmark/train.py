@@ -225,7 +225,7 @@ class _Made:
             value.backward()
         parameters = parameters_of(self.optimizer)
         trainer: Any = self.recipe.trainer
-        how = trainer.get("gradient_clip_algorithm") or "norm"
+        how: Any = trainer.get("gradient_clip_algorithm") or "norm"
         clip_gradients(parameters, gradient_norm(parameters), trainer.get("gradient_clip_val"), how)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
