@@ -11,8 +11,9 @@ PACKAGE = Path(__file__).parent.parent / "zipar_train"
 ROOMS = [
     *("grid", "stand_in", "plan", "masks", "files", "checkpoints", "history", "picture", "wording", "plain"),
     "trainer_arguments",
-    *("section", "paper", "sections", "recipe", "processes", "environment"),
+    *("section", "paper", "sections", "recipe", "processes", "environment", "peak_flops"),
     *(
+        "models.additive",
         "models.attention",
         "models.compiled",
         "models.rope",
@@ -39,7 +40,7 @@ ROOMS = [
     *("decoding.cache", "decoding.memory", "decoding.canvas", "decoding.capture", "decoding.packed", "decoding.body"),
     *("decoding.pixels", "decoding.sampling", "decoding.decoder", "decoding.rows", "decoding.adaptive", "decoding"),
     *("training.guard", "training.loss", "training.optimizer", "training.module", "training.datamodule"),
-    *("training.callbacks", "training.meter", "training.samples", "training.tracking"),
+    *("training.average", "training.callbacks", "training.meter", "training.samples", "training.tracking"),
     *("training.trainer", "training.fit", "training.memory", "training"),
     *("evaluation.metrics", "evaluation.adm", "evaluation.features", "evaluation.classifier", "evaluation.drawing"),
     *("evaluation.captions", "evaluation.subjects", "evaluation.reference", "evaluation.scores", "evaluation.clip"),

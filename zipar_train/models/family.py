@@ -16,6 +16,8 @@ from transformers import Cache, PreTrainedModel
 
 from zipar_train.grid import Grid
 from zipar_train.masks import hide
+from zipar_train.models.additive import additive, computed_in
+from zipar_train.models.attention import attention_kernels
 from zipar_train.models.prompts import Prompts
 from zipar_train.models.published import allocate, find_frequencies
 from zipar_train.models.vq import Tokenizer
@@ -112,7 +114,7 @@ def teacher_forced(family: Family, plan: Plan, codes: Tensor, condition: Any, ma
     Args:
         codes: int64 (B, N) in raster order.
         condition: of B images, checked.
-        mask: the plan's, dense or block, on the model's device.
+        mask: the plan's, dense (bool, or 0 and -infinity) or block, on the model's device.
 
     Returns:
         Logits (B, N, V) in raster order: row n is the prediction of code n.
@@ -123,11 +125,14 @@ def teacher_forced(family: Family, plan: Plan, codes: Tensor, condition: Any, ma
 def predictors(family: Family, plan: Plan, codes: Tensor, condition: Any, mask: Any) -> Tensor:
     """The hidden states (B, N, D) that `teacher_forced` predicts from: all logits at once may be too many."""
     source, position, slots = _tables(plan, codes.device)
-    tokens = torch.where(source >= 0, codes[:, source.clamp(min=0)], ROW_END)
+    tokens = torch.where(source >= 0, codes.index_select(1, source.clamp(min=0)), ROW_END)
     embeddings = torch.cat([family.prompt(condition), family.embed(tokens)], dim=1)
     if (padding := family.padding(condition)) is not None:
         mask = hide(mask, padding)
-    return family.hidden(embeddings, position, mask)[:, slots]
+    mask = additive(mask, computed_in(embeddings))
+    with attention_kernels(codes.device):
+        hidden = family.hidden(embeddings, position, mask)
+    return hidden.index_select(1, slots)  # its backward pass adds rows; that of `hidden[:, slots]` sorts indices first
 
 
 @lru_cache(maxsize=64)

@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from zipar_train.checkpoints import folder, numbered, older
 from zipar_train.sections import Recipe
+from zipar_train.training.optimizer import fused
 
 
 class Stopped(Exception):
@@ -175,9 +176,11 @@ class Checkpoint(L.Callback):
             for what, count in counts.items():
                 counts[what] = steps * ours - (begun - count)
         groups = pl_module.optimizer().param_groups
+        kernel = fused(trainer.strategy.root_device)  # where the weights will be, whatever device saved them
         for state in checkpoint["optimizer_states"]:
             for saved, group in zip(state["param_groups"], groups, strict=True):
                 saved |= {"betas": group["betas"], "weight_decay": group["weight_decay"], "initial_lr": group["lr"]}
+                saved["fused"] = kernel
         for state in checkpoint["lr_schedulers"]:
             state["base_lrs"] = [group["lr"] for group in groups]
 

@@ -12,10 +12,10 @@ from typing import Any
 import lightning as L
 import psutil
 import torch
-from lightning.fabric.utilities.throughput import get_available_flops
 from torch import nn
 
 from zipar_train.models.family import Family
+from zipar_train.peak_flops import peak_flops
 from zipar_train.plan import Plan
 
 GIB = 2**30
@@ -60,8 +60,8 @@ class Meter(L.Callback):
         teacher = pl_module.plans[pl_module.family.grid.row_length] if pl_module.distill else None
         plan = pl_module.plans[min(pl_module.windows)]
         self.flops = flops(pl_module.family, plan, trained=trained, teacher=teacher)
-        dtype = torch.bfloat16 if "bf16" in str(trainer.precision) else torch.float32
-        self.peak = get_available_flops(trainer.strategy.root_device, dtype)
+        dtype = torch.bfloat16 if "16" in str(trainer.precision) else torch.float32
+        self.peak = peak_flops(trainer.strategy.root_device, dtype)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.paused = perf_counter()

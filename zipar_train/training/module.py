@@ -13,16 +13,17 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.nn.utils import get_total_norm
 from transformers import PreTrainedModel, get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
 
 from zipar_train.loader import Batch
 from zipar_train.masks import block, dense
 from zipar_train.models import lora
+from zipar_train.models.attention import attention_kernels
 from zipar_train.models.family import Family, predictors
 from zipar_train.plan import Plan
 from zipar_train.training.guard import Guard, among
 from zipar_train.training.loss import losses
+from zipar_train.training.optimizer import build_optimizer, clip_gradients, gradient_norm, parameters_of
 
 GOLDEN = (sqrt(5) - 1) / 2
 
@@ -122,6 +123,7 @@ class ZipARModule(L.LightningModule):
         self.parts: list[Tensor] = []  # losses of the batches of a step
         self.keys: list[str] = []  # of their images
         self.window, self.loss = 0, nan  # of the last step, over all devices
+        self.norm = torch.tensor(0.0)  # of its gradient
         self.told: dict[str, float] = {}  # of it, for logs
         self.metered = False  # a `Meter` writes it into them
         self.masks: dict[tuple[int, torch.device], Any] = {}
@@ -226,12 +228,19 @@ class ZipARModule(L.LightningModule):
         self.keys += batch.keys
         return loss
 
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Activation checkpointing runs layers again here, and attention chooses its kernel in each forward pass."""
+        with attention_kernels(self.device):
+            super().backward(loss, *args, **kwargs)
+
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Tell of the step over all devices; let the guard keep it from the weights."""
         mean = self.trainer.strategy.reduce(torch.stack(self.parts).mean(dim=0), reduce_op="mean")
-        norm: Any = get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
-        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        self.loss, *others, norm = [float(value) for value in torch.cat([mean.flatten(), norm.flatten()])]
+        if getattr(optimizer, "_step_supports_amp_scaling", False) and (scaler := self._scaler()):
+            scaler.unscale_(optimizer)  # Lightning leaves it to fused optimizers, whose step would come after clipping
+        total = gradient_norm(parameters_of(optimizer))
+        self.norm = total.full_tensor() if isinstance(total, DTensor) else total
+        self.loss, *others, norm = [float(value) for value in torch.cat([mean.flatten(), self.norm.flatten()])]
         keys, self.parts, self.keys = self.keys, [], []
         told = {"loss": self.loss, **dict(zip(("cross_entropy", "divergence"), others, strict=False)), "gradient": norm,
                 "window": float(self.window), "lr": optimizer.param_groups[0]["lr"]}  # fmt: skip
@@ -242,9 +251,27 @@ class ZipARModule(L.LightningModule):
         for name, value in self.told.items():
             self.log(name, value, prog_bar=name == "train/loss", logger=not self.metered and bool(self.trainer.loggers))
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as the Trainer's arguments say, by the norm that `on_before_optimizer_step` has computed.
+
+        Lightning's own clipping computes the norm again, and refuses fused optimizers under mixed precision.
+        """
+        algorithm: Any = gradient_clip_algorithm or "norm"
+        clip_gradients(parameters_of(optimizer), self.norm, gradient_clip_val, algorithm)
+
+    def _scaler(self) -> torch.amp.GradScaler | None:
+        """The loss scaler of 16-mixed precision."""
+        return getattr(self.trainer.precision_plugin, "scaler", None)
+
     def _guarded(self, guard: Guard, norm: float, keys: list[str]) -> None:
-        scaled = self.trainer.precision == "16-mixed" and isfinite(self.loss)  # the scaler looks for its scale
-        verdict = None if scaled and not isfinite(norm) else guard.verdict(self.loss, norm)
+        if isfinite(self.loss) and not isfinite(norm) and (scaler := self._scaler()) and scaler.get_scale() > 1:
+            return  # the scaler skips the step and lowers its scale; at a scale of 1 that is not the reason
+        verdict = guard.verdict(self.loss, norm)
         if verdict is None:
             return
         what, why = verdict
@@ -294,14 +321,7 @@ class ZipARModule(L.LightningModule):
             checkpoint[part] = frozen | checkpoint[part]
 
     def optimizer(self) -> torch.optim.AdamW:
-        """AdamW, which decays matrices alone: not biases, nor norms, of which some have a row for each head."""
-        matrices = {part.weight for part in self.model.modules() if isinstance(part, nn.Linear | nn.Embedding)}
-        trained = [p for p in self.model.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in trained if p in matrices], "weight_decay": self.weight_decay},
-            {"params": [p for p in trained if p not in matrices], "weight_decay": 0.0},
-        ]
-        return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas)
+        return build_optimizer(self.model, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay)
 
     def configure_optimizers(self) -> Any:
         optimizer, steps = self.optimizer(), self.trainer.estimated_stepping_batches

@@ -64,7 +64,7 @@ def clip_gradients(
         max_norm: the largest norm, or the largest absolute value under "value"; None or 0: nothing is clipped.
         algorithm: "norm" multiplies all gradients by min(1, max_norm / (norm + 1e-6)); "value" clamps each number.
     """
-    if not max_norm:
+    if max_norm is None or max_norm <= 0:
         return
     if algorithm == "value":
         clip_grad_value_(parameters, max_norm)

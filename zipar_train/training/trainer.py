@@ -7,13 +7,15 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.plugins.environments import SLURMEnvironment
-from lightning.pytorch.callbacks import EMAWeightAveraging, TQDMProgressBar
+from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from zipar_train.models import lora
+from zipar_train.models.compiled import compile_layers
 from zipar_train.models.family import Family, build
 from zipar_train.models.weights import read, restored
 from zipar_train.sections import Recipe
+from zipar_train.training.average import Average
 from zipar_train.training.callbacks import Checkpoint, Lines, Log
 from zipar_train.training.datamodule import ShardDataModule
 from zipar_train.training.guard import Guard
@@ -50,7 +52,7 @@ def module_of(recipe: Recipe, family: Family, teacher: Family | None = None) -> 
             family.model.gradient_checkpointing_enable({"use_reentrant": False})
     for each in (family, teacher):
         if each and tune.compile:
-            each.model.model.compile()  # in place: names of weights stay
+            compile_layers(each.model.model)  # before FSDP shares the layers: its hooks run around compiled code
     return ZipARModule(
         family,
         teacher=teacher,
@@ -145,7 +147,7 @@ def build_trainer(recipe: Recipe, *, data: dict[str, str] | None = None, step: i
     watched = sys.stderr.isatty() and recipe.trainer.get("enable_progress_bar", True)
     callbacks: list[L.Callback] = [TQDMProgressBar() if watched else Lines()]
     if recipe.optim.ema is not None:
-        callbacks.append(EMAWeightAveraging(decay=recipe.optim.ema))
+        callbacks.append(Average(decay=recipe.optim.ema))
     checkpoint = Checkpoint(recipe, data=data, step=step)
     callbacks += [Meter(), checkpoint]  # last: it saves what the others have done
     arguments: dict[str, Any] = {"enable_model_summary": False, **recipe.trainer}
