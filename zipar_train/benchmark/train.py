@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from lightning.fabric.utilities.throughput import get_available_flops
 from pydantic import BaseModel
 from torch import Tensor
 from tqdm import tqdm
@@ -19,6 +18,7 @@ from zipar_train.environment import environment
 from zipar_train.loader import Batch
 from zipar_train.models.attention import attention_kernels
 from zipar_train.models.family import Family, conditions
+from zipar_train.peak_flops import peak_flops
 from zipar_train.plan import ROW_END, Plan
 from zipar_train.sections import Recipe
 from zipar_train.training.loss import losses
@@ -104,7 +104,7 @@ def bench_train(
     if numbers not in PRECISIONS:
         raise ValueError(f"trainer.precision = {numbers} is not measured: use {', '.join(PRECISIONS)}")
     dtype = torch.float32 if numbers == "32-true" else torch.bfloat16
-    known = get_available_flops(device, dtype) if cuda else None
+    known = peak_flops(device, dtype) if cuda else None
     kinds = [CAUSAL, SDPA, FLEX] if cuda else [CAUSAL, SDPA]
     sizes = [[size, size] for size in grids] or [list(recipe.model.grid)]
     settings = [_settings(recipe, grid, window, compiled=compiles(recipe, device)) for grid in sizes]
