@@ -9,9 +9,10 @@ from families import StockLlama, llamagen, llamagen_t2i
 from torch.utils.flop_counter import FlopCounterMode
 
 from zipar_train import Grid, Plan
-from zipar_train.benchmark.baseline import eager_loop, stock_generate
+from zipar_train.benchmark.baseline import eager_loop
 from zipar_train.benchmark.decode import EAGER, OURS, PLAIN, STOCK, bench_decode
 from zipar_train.benchmark.floor import Rates, Work, measure
+from zipar_train.benchmark.stock import Stock
 from zipar_train.benchmark.train import CAUSAL, SDPA, bench_train
 from zipar_train.decoding.decoder import Decoder
 from zipar_train.decoding.memory import Peak
@@ -45,8 +46,8 @@ def test_the_eager_loop_hides_padding_too():
 def test_stock_generate_draws_every_code():
     family, draw = llamagen(4, 5), Draw(temperature=0)
     greedy = Decoder(family, Plan.raster(family.grid))([0, 1, 2], uniforms([0, 1, 2], 20, seed=0), draw)
-    assert torch.equal(stock_generate(family, [0, 1, 2], draw), greedy.flatten(1))
-    assert stock_generate(family, [0, 1, 2], Draw(guidance=2.0)).shape == (6, 20)
+    assert torch.equal(Stock(family)([0, 1, 2], draw), greedy.flatten(1))
+    assert Stock(family)([0, 1, 2], Draw(guidance=2.0)).shape == (6, 20)
 
 
 @pytest.mark.parametrize("window", [6, 3, 1])

@@ -1,11 +1,11 @@
 """The `bench` verb: what drawing, or with --train a training step, takes on this machine."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from zipar_train.options import JsonOption, RecipeOption, SetOption, integers, write_json
+from zipar_train.options import JsonOption, RecipeOption, SetOption, check_folder, integers, write_json
 
 
 def bench(
@@ -19,7 +19,7 @@ def bench(
     grids: Annotated[
         str | None, typer.Option(help="Square grids, for example 16,24,32,48; otherwise the recipe's.")
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Images or batches each way draws, beside one to warm up.")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, help="Images or batches each way draws, after those that warm up.")] = 3,
     alone: Annotated[
         bool, typer.Option("--alone", help="Our decoder without the other ways of drawing beside it.")
     ] = False,
@@ -36,7 +36,10 @@ def bench(
     json_file: JsonOption = None,
     png: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw milliseconds a pass, and the floor.")] = None,
 ) -> None:
-    """Measure what a pass and an image take, beside the floor of this device. Random weights: nothing to download."""
+    """Measure what a pass and an image take, beside the floor of this device. Random weights: nothing to download.
+
+    --json is rewritten after every round. Exit status 1: some rows could not be measured; the output says why.
+    """
     from zipar_train.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides)
@@ -51,18 +54,25 @@ def bench(
     for option, meaningless in {"--png": png, "--dtype": dtype, "--compiled": compiled, "--alone": alone}.items():
         if train and meaningless:
             raise ValueError(f"{option} goes with drawing, not with --train")
+    for path in (json_file, png):
+        check_folder(path)
     import torch
 
     from zipar_train.benchmark import report as tell
+
+    def save(report: Any) -> None:
+        if json_file:
+            write_json(json_file, report.model_dump())
 
     if train:
         from zipar_train.benchmark.train import bench_train
 
         window = min(wanted or loaded.zipar.windows)
-        steps = bench_train(loaded, window=window, batches=batches, grids=sizes, rounds=rounds)
+        steps = bench_train(loaded, window=window, batches=batches, grids=sizes, rounds=rounds, save=save)
+        save(steps)
         print("\n".join(tell.train_lines(steps)))
-        if json_file:
-            write_json(json_file, steps.model_dump())
+        if steps.failures:
+            raise typer.Exit(1)
         return
     from zipar_train.benchmark.decode import bench_decode
 
@@ -76,10 +86,12 @@ def bench(
         baselines=not alone,
         compiled=compiled,
         dtype=getattr(torch, dtype) if dtype else None,
+        save=save,
     )
+    save(found)
     print("\n".join(tell.decode_lines(found)))
-    if json_file:
-        write_json(json_file, found.model_dump())
     if png:
         tell.plot(found, png)
         print(f"\n{png}")
+    if found.failures:
+        raise typer.Exit(1)

@@ -2,9 +2,7 @@
 
 import copy
 import sys
-from collections.abc import Callable, Sequence
-from statistics import median
-from time import perf_counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,14 +10,19 @@ from pydantic import BaseModel
 from torch import Tensor
 from tqdm import tqdm
 
-from zipar_train.benchmark.baseline import eager_loop, stock_generate
-from zipar_train.benchmark.floor import Rates, Work, measure, wait
+from zipar_train.benchmark.baseline import eager_loop
+from zipar_train.benchmark.floor import Rates, Work, measure
+from zipar_train.benchmark.stock import Stock
+from zipar_train.benchmark.subject import on_grid, subject
+from zipar_train.benchmark.turns import Failure, Key, Timed, Trouble, Way, release, take_turns
+from zipar_train.decoding import memory
 from zipar_train.decoding.body import streamline
 from zipar_train.decoding.decoder import Decoder
-from zipar_train.decoding.memory import Peak, make_room
 from zipar_train.decoding.sampling import uniforms
 from zipar_train.environment import environment
-from zipar_train.models.family import Family, build, conditions
+from zipar_train.models.attention import attention_kernels
+from zipar_train.models.compiled import RECOMPILE_LIMIT
+from zipar_train.models.family import Family, conditions
 from zipar_train.plan import Plan
 from zipar_train.sections import Recipe
 
@@ -43,6 +46,8 @@ class Row(BaseModel):
     floor_ms: float  # a pass: its bytes at the measured copy bandwidth, or its operations at the measured rate
     times_floor: float
     agreement: float | None  # share of codes that are the plain decoder's, for the same uniforms
+    warm_ups: int  # batches before the counted rounds: until nothing was compiled and every pass was captured
+    rounds: int  # counted
 
 
 class Report(BaseModel):
@@ -52,12 +57,11 @@ class Report(BaseModel):
     parameters: int  # that a pass multiplies by
     copy_bandwidth: float  # bytes a second, measured
     matmul_rate: float  # operations a second, measured
-    rounds: int
+    rounds: int  # asked for
     rows: list[Row]
+    failures: list[Failure]  # in place of rows
+    notes: list[str]  # what a reader of the rows has to know
     environment: dict[str, str]
-
-
-Way = Callable[[], Tensor | None]  # draws one batch; codes, if they are for comparing
 
 
 def bench_decode(
@@ -72,11 +76,13 @@ def bench_decode(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     progress: bool = True,
+    save: Callable[[Report], None] = lambda report: None,
 ) -> Report:
     """Time whole batches of a recipe's model at random weights.
 
-    Every round gives each way of drawing its turn, so that a machine that slows down does so for all alike; a first
-    round warms up, is not counted, and says how much memory each takes.
+    Every round gives each way of drawing its turn, see `turns.take_turns`; rounds that warm up are not counted, and the
+    first of them says how much memory each way takes. A way that fails becomes one of the report's failures, and the
+    others are measured.
 
     Args:
         windows: those that a grid is too narrow for are left out of it.
@@ -85,131 +91,229 @@ def bench_decode(
         baselines: beside the first batch and grid, also the other ways; otherwise ours alone.
         compiled: our decoder with torch.compile too.
         dtype: None: bfloat16 on a GPU, float32 elsewhere.
+        save: called with the report so far after every counted round.
 
     Raises:
-        ValueError: if no window fits, or a batch does not fit into memory.
+        ValueError: if no window fits, or nothing could be measured, a batch that does not fit into memory for example.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
-    rates = measure(device, dtype)
-    sizes = [[size, size] for size in grids] or [recipe.model.grid]
-    rows: list[Row] = []
-    total = 0
-    for place, grid in enumerate(sizes):
-        model = recipe.model.model_copy(update={"grid": list(grid), "tokenizer": None, "tokenizer_weights": None})
-        fitting = [window for window in windows if window <= model.raster.row_length]
-        total += len(fitting)
-        if fitting:
-            torch.manual_seed(recipe.seed)
-            cases = _Cases(build(model, dtype=dtype, device=device), recipe, rates, compiled=compiled)
-            for first, batch in enumerate(batches):
-                others = baselines and not place and not first
-                rows += cases.rows(fitting, batch, rounds=rounds, baselines=others, progress=progress)
-            parameters = cases.work.body + cases.work.head
-    if not total:
+    sizes = [[size, size] for size in grids] or [list(recipe.model.grid)]
+    fitting = [[w for w in windows if w <= on_grid(recipe.model, grid).raster.row_length] for grid in sizes]
+    if not any(fitting):
         raise ValueError(f"no window of {list(windows)} fits a grid of {sizes}: use 1 .. the number of columns")
-    return Report(
+    rates = measure(device, dtype)
+    report = Report(
         recipe=recipe.model_dump(),
         dtype=str(dtype).removeprefix("torch."),
         guidance=recipe.draw.guidance,
-        parameters=parameters,
+        parameters=0,
         copy_bandwidth=rates.copy,
         matmul_rate=rates.matmul,
         rounds=rounds,
-        rows=rows,
+        rows=[],
+        failures=[],
+        notes=[],
         environment=environment(device),
     )
+    for place, (grid, widths) in enumerate(zip(sizes, fitting, strict=True)):
+        if not widths:
+            continue
+        family = subject(recipe, grid, dtype=dtype, device=device)
+        cases = _Cases(family, recipe, rates, baselines=baselines and not place, compiled=compiled)
+        report.parameters = cases.work.body + cases.work.head
+        for first, batch in enumerate(batches):
+            cases.measure(
+                report, widths, batch, rounds=rounds, baselines=baselines and not place and not first,
+                progress=progress, save=save,
+            )  # fmt: skip
+        del family, cases  # before the next grid's model is made
+    if not report.rows:
+        raise ValueError(report.failures[0].error)
+    return report
 
 
 class _Cases:
     """A model on a grid, its weights in each of the orders that the ways of drawing want."""
 
-    def __init__(self, family: Family, recipe: Recipe, rates: Rates, *, compiled: bool):
-        self.plain, self.recipe, self.rates = family, recipe, rates
+    def __init__(self, family: Family, recipe: Recipe, rates: Rates, *, baselines: bool, compiled: bool):
+        self.recipe, self.rates, self.ours = recipe, rates, family
+        self.grid, self.device = family.grid, family.model.device
         family.model.eval()
         self.work = Work.of(family)
         self.weights = sum(p.nbytes for p in family.model.parameters())
-        self.ours = self._copied()
-        streamline(self.ours.model)
-        self.compiled = None
-        if compiled:
-            self.compiled = self._copied()
+        self.plain = copy.deepcopy(family) if baselines else None
+        self.compiled = copy.deepcopy(family) if compiled else None
+        streamline(family.model)
+        if self.compiled:
             streamline(self.compiled.model)
-            self.compiled.model.base_model.compile(dynamic=True)
+            limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
+            torch._dynamo.config.recompile_limit = limit
+            # fullgraph: a limit that is hit, or a break, is an error; what runs is never partly as it was
+            self.compiled.model.base_model.compile(dynamic=True, fullgraph=True)
 
-    def _copied(self) -> Family:
-        return copy.deepcopy(self.plain)
-
-    def rows(self, windows: Sequence[int], batch: int, *, rounds: int, baselines: bool, progress: bool) -> list[Row]:
-        draw, family = self.recipe.draw, self.plain
-        images = batch * (2 if draw.guidance != 1 else 1)
-        plans = {
-            w: Plan.zipar(family.grid, window=w, prompt=family.prompt_length, **self.recipe.zipar.rule) for w in windows
+    def measure(
+        self,
+        report: Report,
+        windows: Sequence[int],
+        batch: int,
+        *,
+        rounds: int,
+        baselines: bool,
+        progress: bool,
+        save: Callable[[Report], None],
+    ) -> None:
+        """Add to a report the rows of a batch size, or why there are none."""
+        images = batch * (2 if self.recipe.draw.guidance != 1 else 1)
+        plans = {}
+        for window in windows:
+            plan = Plan.zipar(self.grid, window=window, prompt=self.ours.prompt_length, **self.recipe.zipar.rule)
+            try:
+                memory.make_room(self.ours, plan, batch, rows=images, slots=len(plan))
+            except memory.NoRoom as error:
+                report.failures.append(self._failure((OURS, window), batch, Trouble.of(error)))
+            else:
+                plans[window] = plan
+        if not plans:
+            return
+        ways, passes = self._ways(report, plans, batch, baselines=baselines)
+        needs = {
+            (name, w): memory.needed(self.ours, plans[w], batch, rows=images, slots=len(plans[w])) for name, w in ways
         }
-        for plan in plans.values():
-            make_room(family, plan, batch, rows=images, slots=len(plan))
-        condition = conditions(self.recipe.model, batch)
-        numbers = uniforms(list(range(batch)), family.grid.codes, seed=self.recipe.seed)
-        ways: dict[tuple[str, int], Way] = {}
-        for window, plan in plans.items():
-            made = {OURS: Decoder(self.ours, plan)}
-            if self.compiled:
-                made[COMPILED] = Decoder(self.compiled, plan)
-            if baselines:
-                made[PLAIN] = Decoder(family, plan, capture=False)
-            for name, decoder in made.items():
-                ways[name, window] = lambda decoder=decoder: decoder(condition, numbers, draw)  # type: ignore[misc]
-            if baselines:
-                ways[EAGER, window] = lambda window=window: _nothing(  # type: ignore[misc]
-                    eager_loop(family, condition, numbers, draw, window=window)
-                )
-                if window == family.grid.row_length and not family.grid.row_end:
-                    ways[STOCK, window] = lambda: _nothing(stock_generate(family, condition, draw))
-        times: dict[tuple[str, int], list[float]] = {key: [] for key in ways}
-        codes, memory = {}, {}
-        bar = tqdm(total=len(ways) * (rounds + 1), desc=f"{family.grid}, batch {batch}", disable=not progress,
-                   mininterval=0.1 if sys.stderr.isatty() else 20)  # fmt: skip
-        for turn in range(rounds + 1):
-            for key, way in ways.items():
-                bar.set_postfix_str(f"{key[0]}, window {key[1]}")
-                wait(family.model.device)
-                with Peak(family.model.device) as peak:
-                    start = perf_counter()
-                    drawn = way()
-                    wait(family.model.device)
-                    times[key].append(perf_counter() - start)
-                if not turn:
-                    codes[key] = None if drawn is None else drawn.cpu()
-                    memory[key] = None if peak.bytes is None else self.weights + peak.bytes
-                bar.update()
-        bar.close()
-        rows = []
-        for (name, window), taken in times.items():
-            plan, middle = plans[window], median(taken[1:])
-            floor = self.work.floor(plan, self.rates, rows=images, size=family.model.dtype.itemsize)
-            rows.append(
-                Row(
-                    method=name,
-                    grid=[family.grid.height, family.grid.width],
-                    window=window,
-                    batch=batch,
-                    passes=plan.passes,
-                    pass_ms=middle / plan.passes * 1000,
-                    spread=(max(taken[1:]) - min(taken[1:])) / middle,
-                    image_ms=middle / batch * 1000,
-                    images_per_second=batch / middle,
-                    memory=memory[name, window],
-                    floor_ms=floor / plan.passes * 1000,
-                    times_floor=middle / floor,
-                    agreement=_agreement(codes[name, window], codes.get((PLAIN, window))),
-                )
+        groups = in_groups(needs, int(memory.left(self.device) * memory.SPARE))
+        if len(groups) > 1:
+            report.notes.append(
+                f"{self.grid}, batch {batch}: memory does not hold all ways of drawing at once. They took turns in "
+                f"{len(groups)} groups, one after the other, in the order of the rows"
             )
-        return rows
+        bar = tqdm(total=len(ways) * (rounds + 1), desc=f"{self.grid}, batch {batch}", disable=not progress,
+                   mininterval=0.1 if sys.stderr.isatty() else 20)  # fmt: skip
+
+        def tell(key: tuple[str, int]) -> None:
+            bar.total = max(bar.total, bar.n + 1)  # more than one round may warm up
+            bar.set_postfix_str(f"{key[0]}, window {key[1]}")
+            bar.update()
+
+        done: dict[tuple[str, int], Timed] = {}
+        before = list(report.rows)
+
+        def keep(timed: Mapping[tuple[str, int], Timed]) -> None:
+            found = {**done, **timed}
+            plain = {w: one.made for (name, w), one in found.items() if name == PLAIN}
+            report.rows = before + [
+                self._row(key, one, plans[key[1]], passes[key], batch, images, plain.get(key[1]))
+                for key, one in found.items()
+                if one.times and one.failure is None
+            ]
+            save(report)
+
+        for group in groups:
+            chosen = {key: ways[key] for key in group}
+            timed = take_turns(chosen, rounds=rounds, device=self.device, before=tell, after=keep)
+            done |= timed
+            release(chosen.values(), self.device)
+            report.failures += [
+                self._failure(key, batch, one.failure) for key, one in timed.items() if one.failure is not None
+            ]
+            keep(timed)
+        bar.close()
+
+    def _ways(
+        self, report: Report, plans: Mapping[int, Plan], batch: int, *, baselines: bool
+    ) -> tuple[dict[tuple[str, int], Way], dict[tuple[str, int], int]]:
+        """By method and window: how to draw a batch, and in how many passes."""
+        draw, plain = self.recipe.draw, self.plain
+        condition = conditions(self.recipe.model, batch)
+        numbers = uniforms(list(range(batch)), self.grid.codes, seed=self.recipe.seed)
+        ways: dict[tuple[str, int], Way] = {}
+        passes: dict[tuple[str, int], int] = {}
+
+        def drawing(family: Family, plan: Plan, **how: Any) -> Way:
+            made: list[Decoder] = []
+
+            def run() -> Tensor:
+                if not made:
+                    made.append(Decoder(family, plan, **how))
+                with attention_kernels(self.device):
+                    return made[0](condition, numbers, draw)
+
+            def settled() -> bool:
+                return not made[0].capture or made[0].captured.complete
+
+            return Way(run, settled, made.clear)
+
+        def eager(window: int) -> None:
+            assert plain is not None
+            eager_loop(plain, condition, numbers, draw, window=window)  # codes of another rule: not compared
+
+        for window, plan in plans.items():
+            ways[OURS, window] = drawing(self.ours, plan)
+            if self.compiled:
+                ways[COMPILED, window] = drawing(self.compiled, plan)
+            if baselines and plain:
+                ways[PLAIN, window] = drawing(plain, plan, capture=False)
+                ways[EAGER, window] = Way(lambda window=window: eager(window))  # type: ignore[misc]
+            passes |= {key: plan.passes for key in ways if key[1] == window}
+            if baselines and plain and window == self.grid.row_length:
+                stock = Stock(plain)
+
+                def generate(stock: Stock = stock) -> None:
+                    with attention_kernels(self.device):
+                        stock(condition, draw)  # from other random numbers: not compared
+
+                ways[STOCK, window], passes[STOCK, window] = Way(generate), stock.passes
+                report.notes += stock.notes(guided=draw.guidance != 1)
+        return ways, passes
+
+    def _row(
+        self, key: tuple[str, int], timed: Timed, plan: Plan, passes: int, batch: int, images: int, plain: Tensor | None
+    ) -> Row:
+        name, window = key
+        floor = self.work.floor(plan, self.rates, rows=images, size=self.ours.model.dtype.itemsize)
+        peak = timed.peaks[0]
+        return Row(
+            method=name,
+            grid=[self.grid.height, self.grid.width],
+            window=window,
+            batch=batch,
+            passes=passes,
+            pass_ms=timed.middle / passes * 1000,
+            spread=timed.spread,
+            image_ms=timed.middle / batch * 1000,
+            images_per_second=batch / timed.middle,
+            memory=None if peak is None else self.weights + peak,
+            floor_ms=floor / passes * 1000,
+            times_floor=timed.middle / floor,
+            agreement=None if timed.made is None or plain is None else float((timed.made == plain).float().mean()),
+            warm_ups=timed.warm_ups,
+            rounds=len(timed.times),
+        )
+
+    def _failure(self, key: tuple[str, int], batch: int, trouble: Trouble) -> Failure:
+        name, window = key
+        return Failure(
+            method=name,
+            grid=[self.grid.height, self.grid.width],
+            window=window,
+            batch=batch,
+            error=trouble.error,
+            trace=trouble.trace,
+        )
 
 
-def _nothing(codes: Tensor) -> None:
-    """Codes that are not comparable: drawn under another rule, or from other random numbers."""
+def in_groups(needs: Mapping[Key, int], room: int) -> list[list[Key]]:
+    """Keys, in their order, in as few groups as memory allows; one that needs more than all of it stands alone.
 
-
-def _agreement(codes: Tensor | None, plain: Tensor | None) -> float | None:
-    return None if codes is None or plain is None else float((codes == plain).float().mean())
+    Args:
+        needs: bytes that each holds between its turns.
+        room: bytes that there are.
+    """
+    groups: list[list[Key]] = []
+    used = 0
+    for key, need in needs.items():
+        if not groups or used + need > room:
+            groups.append([])
+            used = 0
+        groups[-1].append(key)
+        used += need
+    return groups

@@ -47,6 +47,7 @@ def decode_lines(report: decode.Report) -> list[str]:
         *_aligned(cells),
         "",
         *_ratios(report),
+        *_remarks(report),
     ]
 
 
@@ -66,6 +67,15 @@ def _ratios(report: decode.Report) -> list[str]:
         if said:
             lines.append(f"window {window}, batch {batch}, {grid[0]}x{grid[1]}: " + ", ".join(said))
     return lines
+
+
+def _remarks(report: decode.Report | train.Report) -> list[str]:
+    """What could not be measured, and what a reader of the rows has to know."""
+    failures = [
+        f"not measured: {f.method}, window {f.window}, batch {f.batch}, {f.grid[0]}x{f.grid[1]}: {f.error}"
+        for f in report.failures
+    ]
+    return [*failures, *(f"note: {note}" for note in report.notes)]
 
 
 def train_lines(report: train.Report) -> list[str]:
@@ -99,7 +109,7 @@ def train_lines(report: train.Report) -> list[str]:
     for slots, attention in report.choices().items():
         why = "the faster here" if len(tried) > 1 else "the only one that trains on this device"
         lines.append(f"{slots} slots: --set tune.attention={attention}, {why}")
-    return lines
+    return [*lines, *_remarks(report)]
 
 
 def plot(report: decode.Report, path: Path) -> None:
@@ -145,7 +155,8 @@ def _panel(panel: Axes, rows: Sequence[decode.Row], name: str) -> None:
             where, taken, spread = zip(*line, strict=True)
             margin = [t * s / 2 for t, s in zip(taken, spread, strict=True)]
             panel.errorbar(where, taken, yerr=margin, marker="o", markersize=4, label=method, color=colour, capsize=2)
-    floor = sorted({(_value(row, name), row.floor_ms) for row in shown})
+    # generate's passes are others than a plan's where rows have ends
+    floor = sorted({(_value(row, name), row.floor_ms) for row in shown if row.method != decode.STOCK})
     panel.plot(*zip(*floor, strict=True), "--", color="#333333", label="floor of the bytes and operations")
     panel.set(xscale="log", yscale="log")
     panel.set_xticks([place for place, _ in floor])

@@ -3,31 +3,35 @@
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from statistics import median
-from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from lightning.fabric.utilities.throughput import get_available_flops
 from pydantic import BaseModel
 from torch import Tensor
 from tqdm import tqdm
 
-from zipar_train.benchmark.floor import Work, measure, wait
-from zipar_train.decoding.memory import Peak
+from zipar_train.benchmark.floor import Work, measure
+from zipar_train.benchmark.subject import on_grid, subject
+from zipar_train.benchmark.turns import Failure, Timed, Trouble, Way, release, take_turns
 from zipar_train.environment import environment
 from zipar_train.loader import Batch
-from zipar_train.models.family import Family, build, conditions
-from zipar_train.plan import Plan
+from zipar_train.models.attention import attention_kernels
+from zipar_train.models.family import Family, conditions
+from zipar_train.peak_flops import peak_flops
+from zipar_train.plan import ROW_END, Plan
 from zipar_train.sections import Recipe
 from zipar_train.training.loss import losses
 from zipar_train.training.module import ZipARModule
+from zipar_train.training.optimizer import build_optimizer, clip_gradients, gradient_norm, parameters_of
+from zipar_train.training.trainer import module_of, precision, weights_dtype
 
 CAUSAL, SDPA, FLEX = "causal", "sdpa", "flex_attention"
+PRECISIONS = ("bf16-mixed", "bf16-true", "32-true")  # of trainer.precision, what is measured on a GPU
 
 
 class Row(BaseModel):
-    """One step: forward, backward and optimizer. Times are medians over rounds."""
+    """One step: forward, backward, clipping and optimizer. Times are medians over rounds."""
 
     attention: str  # causal: next-token, no mask of ours | sdpa, flex_attention: under the plan
     grid: list[int]
@@ -39,7 +43,8 @@ class Row(BaseModel):
     tokens_per_second: float  # codes learnt from, stand-ins not counted
     utilisation: float  # model operations a second over the device's rate
     memory: int | None  # bytes at most, beside weights and optimizer; None: on a CPU, where that is not seen
-    against_causal: float | None  # codes a second over the causal step's
+    against_causal: float | None  # codes a second over the causal step's; None: of that itself, or without it
+    warm_ups: int  # steps before the counted rounds, until nothing was compiled
 
 
 class Report(BaseModel):
@@ -50,6 +55,8 @@ class Report(BaseModel):
     rate_is: str  # where that comes from
     rounds: int
     rows: list[Row]
+    failures: list[Failure]  # in place of rows
+    notes: list[str]  # what a reader of the rows has to know
     environment: dict[str, str]
 
     def choices(self) -> dict[int, str]:
@@ -72,107 +79,229 @@ def bench_train(
     rounds: int = 5,
     device: torch.device | str | None = None,
     progress: bool = True,
+    save: Callable[[Report], None] = lambda report: None,
 ) -> Report:
     """Time training steps of a recipe's model at random weights and random codes.
 
-    On a GPU in bfloat16 autocast, with torch.compile where the recipe's tune section says so; on a CPU in float32,
-    uncompiled, and without FlexAttention, which has no backward pass there.
+    A step is that of `fit`, which the recipe's tune, optim and trainer sections describe: adapters or all weights,
+    recomputed activations, torch.compile layer by layer, precision, the norm of the gradients, clipping, AdamW. It has
+    no teacher, whatever tune.distill says, so that the causal step beside it does the same apart from the plan.
+
+    On a CPU in float32, uncompiled, and without FlexAttention, which has no backward pass there.
+
+    Each kind of step is compiled for its own length and then timed by itself. They do not take turns: PyTorch would
+    make the second length it sees a variable, and that kind would be measured slower than it is.
+
+    Args:
+        save: called with the report so far after every counted round.
 
     Raises:
-        ValueError: if the window does not fit a grid.
+        ValueError: if the window does not fit a grid, trainer.precision is not measured, or nothing could be measured.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     cuda = device.type == "cuda"
-    dtype, compiled = torch.bfloat16 if cuda else torch.float32, cuda and recipe.tune.compile
-    known = get_available_flops(device, dtype) if cuda else None
-    rate = float(known or measure(device, dtype).matmul)
+    numbers = precision(recipe) if cuda else "32-true"
+    if numbers not in PRECISIONS:
+        raise ValueError(f"trainer.precision = {numbers} is not measured: use {', '.join(PRECISIONS)}")
+    dtype = torch.float32 if numbers == "32-true" else torch.bfloat16
+    known = peak_flops(device, dtype) if cuda else None
     kinds = [CAUSAL, SDPA, FLEX] if cuda else [CAUSAL, SDPA]
-    rows: list[Row] = []
-    sizes = [[size, size] for size in grids] or [recipe.model.grid]
-    bar = tqdm(total=len(sizes) * len(batches) * len(kinds) * (rounds + 1), desc="train", disable=not progress,
-               mininterval=0.1 if sys.stderr.isatty() else 20)  # fmt: skip
-    for grid in sizes:
-        model = recipe.model.model_copy(update={"grid": list(grid), "tokenizer": None, "tokenizer_weights": None})
-        for batch in batches:
-            times: dict[str, list[float]] = {kind: [] for kind in kinds}
-            memory: dict[str, int | None] = {}
-            steps = {}
-            for kind in kinds:
-                torch.manual_seed(recipe.seed)
-                family = build(model, dtype=torch.float32, device=device)
-                work = Work.of(family)
-                steps[kind], plan = _step(family, recipe, kind, window=window, batch=batch, compiled=compiled)
-                for turn in range(rounds + 1):
-                    bar.set_postfix_str(f"{family.grid}, batch {batch}, {kind}")
-                    wait(device)
-                    with Peak(device) as peak:
-                        start = perf_counter()
-                        steps[kind]()
-                        wait(device)
-                        times[kind].append(perf_counter() - start)
-                    if turn:  # a CPU's allocator keeps what the first step took, and the process grows no more
-                        memory[kind] = peak.bytes if cuda else None
-                    bar.update()
-                middle = median(times[kind][1:])
-                rows.append(
-                    Row(
-                        attention=kind,
-                        grid=list(grid),
-                        window=plan.window,
-                        slots=len(plan),
-                        batch=batch,
-                        step_ms=middle * 1000,
-                        spread=(max(times[kind][1:]) - min(times[kind][1:])) / middle,
-                        tokens_per_second=batch * plan.grid.codes / middle,
-                        utilisation=3 * batch * work.forward(plan) / middle / rate,
-                        memory=memory[kind],
-                        against_causal=None if kind == CAUSAL else median(times[CAUSAL][1:]) / middle,
-                    )
-                )
-                del steps[kind], family
-    bar.close()
-    return Report(
+    sizes = [[size, size] for size in grids] or [list(recipe.model.grid)]
+    settings = [_settings(recipe, grid, window, compiled=compiles(recipe, device)) for grid in sizes]
+    for each in settings:  # before minutes of work
+        Plan.zipar(each.model.raster, window=window, prompt=each.model.prompt, **each.zipar.rule)
+    report = Report(
         recipe=recipe.model_dump(),
-        precision="bf16-mixed" if cuda else "32-true",
-        compiled=compiled,
-        rate=rate,
+        precision=numbers,
+        compiled=compiles(recipe, device),
+        rate=float(known or measure(device, dtype).matmul),
         rate_is="the device's data sheet" if known else "a large matrix product, measured",
         rounds=rounds,
-        rows=rows,
+        rows=[],
+        failures=[],
+        notes=_notes(recipe, compiled=compiles(recipe, device)),
         environment=environment(device),
+    )
+    bar = tqdm(total=len(sizes) * len(batches) * len(kinds) * (rounds + 1), desc="train", disable=not progress,
+               mininterval=0.1 if sys.stderr.isatty() else 20)  # fmt: skip
+
+    def tell(key: Case) -> None:
+        bar.total = max(bar.total, bar.n + 1)
+        bar.set_postfix_str(f"{key.grid[0]}x{key.grid[1]}, batch {key.batch}, {key.kind}")
+        bar.update()
+
+    for each in settings:
+        for batch in batches:
+            causal = None
+            for kind in kinds:
+                case = Case(kind, tuple(each.model.grid), window, batch)
+                before, made = list(report.rows), _Made(each, case, numbers, device)
+
+                def keep(timed: dict[Case, Timed], made: "_Made" = made, before: list[Row] = before) -> None:
+                    (one,) = timed.values()
+                    if one.times and one.failure is None:
+                        report.rows = [*before, made.row(one, rate=report.rate, causal=causal)]  # noqa: B023
+                    save(report)
+
+                torch.compiler.reset()
+                (timed,) = take_turns(
+                    {case: Way(made, release=made.forget)}, rounds=rounds, device=device, before=tell, after=keep
+                ).values()
+                if timed.failure:
+                    report.rows = before
+                    report.failures.append(case.failure(timed.failure))
+                    save(report)
+                elif kind == CAUSAL:
+                    causal = timed.middle
+                release([Way(made, release=made.forget)], device)
+    bar.close()
+    if not report.rows:
+        raise ValueError(report.failures[0].error)
+    return report
+
+
+class Case(NamedTuple):
+    """One kind of step to measure."""
+
+    kind: str
+    grid: tuple[int, ...]
+    window: int
+    batch: int
+
+    def failure(self, trouble: Trouble) -> Failure:
+        return Failure(method=self.kind, grid=list(self.grid), window=self.window, batch=self.batch,
+                       error=trouble.error, trace=trouble.trace)  # fmt: skip
+
+
+def compiles(recipe: Recipe, device: torch.device) -> bool:
+    """Whether steps are compiled here: on a GPU, where the recipe says so."""
+    return device.type == "cuda" and recipe.tune.compile
+
+
+def _settings(recipe: Recipe, grid: Sequence[int], window: int, *, compiled: bool) -> Recipe:
+    """The recipe on a grid, for one window and without a teacher."""
+    return recipe.model_copy(
+        update={
+            "model": on_grid(recipe.model, grid),
+            "zipar": recipe.zipar.model_copy(update={"windows": {window: 1.0}}),
+            "data": recipe.data.model_copy(update={"val_windows": None}),
+            "tune": recipe.tune.model_copy(update={"distill": 0.0, "compile": compiled}),
+        }
     )
 
 
-def _step(
-    family: Family, recipe: Recipe, kind: str, *, window: int, batch: int, compiled: bool
-) -> tuple[Callable[[], None], Plan]:
-    """One training step as a function, and the plan it trains."""
-    device = family.model.device
+def _notes(recipe: Recipe, *, compiled: bool) -> list[str]:
+    found = []
+    if recipe.tune.distill:
+        found.append(f"without the teacher of tune.distill = {recipe.tune.distill:g}: fit adds its forward pass")
+    if recipe.optim.ema is not None:
+        found.append(f"without the averaged weights of optim.ema = {recipe.optim.ema:g}")
+    found.append(
+        "a step is one batch and one update; fit takes one update for several batches where optim.batch says so"
+    )
     if compiled:
-        family.model.base_model.compile()
-    family.model.train()
-    width = family.grid.row_length
-    module = ZipARModule(family, windows={window: 1.0}, rule=recipe.zipar.rule,
-                         attention="flex_attention" if kind == FLEX else "sdpa").to(device)  # fmt: skip
-    optimizer = torch.optim.AdamW(family.model.parameters(), lr=1e-5, fused=device.type == "cuda")
-    codes = torch.randint(family.codes, (batch, family.grid.codes), device=device)
-    condition = family.check(conditions(recipe.model, batch))
-    data = Batch(codes, condition)
+        found.append("each kind of step is compiled for its own length, then timed by itself: they did not take turns")
+    return found
 
-    def loss() -> Tensor:
-        if kind != CAUSAL:
-            return module.losses(data, condition, window)[0]
-        embeddings = torch.cat([family.prompt(condition), family.embed(codes[:, :-1])], dim=1)
-        hidden = family.model.base_model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
-        return losses(family.head, hidden[:, -codes.shape[1] :], codes, size=family.codes)[0]
 
-    def step() -> None:
-        cuda = device.type == "cuda"
-        narrow: AbstractContextManager = torch.autocast("cuda", torch.bfloat16) if cuda else nullcontext()
-        with narrow:
-            value = loss()
-        value.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+class _Made:
+    """One training step as a function, made when it is first called."""
 
-    return step, module.plans[width if kind == CAUSAL else window]
+    def __init__(self, recipe: Recipe, case: Case, precision: str, device: torch.device):
+        self.recipe, self.case, self.precision, self.device = recipe, case, precision, device
+        self.module: ZipARModule | None = None
+
+    def __call__(self) -> None:
+        module = self.module or self._make()
+        mixed = self.precision == "bf16-mixed"
+        narrow: AbstractContextManager = (
+            torch.autocast("cuda", torch.bfloat16, cache_enabled=False)
+            if mixed
+            else nullcontext()  # as Lightning has it
+        )
+        with attention_kernels(self.device):
+            with narrow:
+                value = self._loss(module)
+            value.backward()
+        parameters = parameters_of(self.optimizer)
+        trainer: Any = self.recipe.trainer
+        how: Any = trainer.get("gradient_clip_algorithm") or "norm"
+        clip_gradients(parameters, gradient_norm(parameters), trainer.get("gradient_clip_val"), how)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _make(self) -> ZipARModule:
+        recipe, cuda = self.recipe, self.device.type == "cuda"
+        family = subject(recipe, recipe.model.grid, dtype=weights_dtype(recipe) if cuda else torch.float32,
+                         device=self.device)  # fmt: skip
+        self.work = Work.of(family)
+        attention = FLEX if self.case.kind == FLEX else SDPA
+        tune = recipe.tune.model_copy(update={"attention": attention})
+        self.module = module_of(recipe.model_copy(update={"tune": tune}), family).to(self.device)
+        self.module.train()
+        weights = list(family.model.parameters())
+        self.trained = sum(p.numel() for p in weights if p.requires_grad) / sum(p.numel() for p in weights)
+        self.optimizer = build_optimizer(
+            family.model, lr=recipe.optim.lr, betas=(recipe.optim.betas[0], recipe.optim.betas[1]),
+            weight_decay=recipe.optim.weight_decay,
+        )  # fmt: skip
+        self.plan = self.module.plans[family.grid.row_length if self.case.kind == CAUSAL else self.case.window]
+        self.codes = torch.randint(family.codes, (self.case.batch, family.grid.codes), device=self.device)
+        self.condition = family.check(conditions(recipe.model, self.case.batch))
+        return self.module
+
+    def _loss(self, module: ZipARModule) -> Tensor:
+        family, codes = module.family, self.codes
+        dropped = torch.rand(len(codes), device=self.device) < self.recipe.data.label_dropout
+        condition = family.drop(self.condition, dropped)
+        if self.case.kind != CAUSAL:
+            return module.losses(Batch(codes, condition), condition, self.case.window)[0]
+        states = causal(family, self.plan, codes, condition)
+        return losses(family.head, states, codes, size=family.codes)[0]
+
+    def row(self, timed: Timed, *, rate: float, causal: float | None) -> Row:
+        """The measurement so far.
+
+        Args:
+            rate: operations a second that utilisation is a share of.
+            causal: seconds of the causal step.
+        """
+        plan, batch = self.plan, self.case.batch
+        attention = self.work.attention * int(plan.visible().sum())
+        operations = (2 + self.trained) * (self.work.forward(plan) - attention) + 3 * attention
+        return Row(
+            attention=self.case.kind,
+            grid=list(self.case.grid),
+            window=plan.window,
+            slots=len(plan),
+            batch=batch,
+            step_ms=timed.middle * 1000,
+            spread=timed.spread,
+            tokens_per_second=batch * plan.grid.codes / timed.middle,
+            utilisation=batch * operations / timed.middle / rate,
+            memory=timed.peaks[-1] if self.device.type == "cuda" else None,
+            against_causal=causal / timed.middle if causal and self.case.kind != CAUSAL else None,
+            warm_ups=timed.warm_ups,
+        )
+
+    def forget(self) -> None:
+        """Free the model, the optimizer and their gradients."""
+        self.module = None
+        self.__dict__.pop("optimizer", None)
+
+
+def causal(family: Family, plan: Plan, codes: Tensor, condition: Any) -> Tensor:
+    """The hidden states (B, N, D) that predict each code when tokens are fed in raster order, as in pretraining.
+
+    No mask of ours and no positions: transformers' causal attention, which has kernels of its own. Padding is seen.
+
+    Args:
+        plan: next-token; its slots are in raster order.
+        codes: int64 (B, N).
+        condition: of B images, checked.
+    """
+    source = torch.tensor(plan.source[plan.prompt :], device=codes.device)
+    tokens = torch.where(source >= 0, codes.index_select(1, source.clamp(min=0)), ROW_END)
+    embeddings = torch.cat([family.prompt(condition), family.embed(tokens)], dim=1)
+    hidden = family.model.base_model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
+    return hidden.index_select(1, torch.tensor(np.flatnonzero(plan.target >= 0), device=codes.device))

@@ -19,6 +19,14 @@ class Captured:
         self.graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, Any] | None] = {}
         self.pool: Any = None  # known once something has been captured
 
+    @property
+    def complete(self) -> bool:
+        """Whether all work that has been done is captured: the same work again only replays graphs.
+
+        Work that an image has once, the prompt's pass for example, is captured in the second image.
+        """
+        return len(self.graphs) > 0 and None not in self.graphs.values()
+
     def __call__(self, key: Hashable, work: Callable[[], Result]) -> Result:
         """Do the work known by `key`, and return its result."""
         if key not in self.graphs:

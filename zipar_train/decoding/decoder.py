@@ -45,6 +45,7 @@ class Decoder:
         released: let every query also attend to the positions before it that no slot has been written to yet, with a
             zero key (weight exp(0)) and a zero value, as the released ZipAR decoder does (its mask is causal over a
             cache in raster order). A baseline to compare with; with `stand_in="released"` it draws the same codes.
+            With row ends it changes nothing: that released decoder has a cache without gaps.
         capture: replay passes as CUDA graphs; None: on a GPU.
 
     Raises:
@@ -70,6 +71,7 @@ class Decoder:
         drawing = np.flatnonzero(plan.target >= 0)  # slots whose logits draw a code
         self.drawing, self.target = table(drawing), table(plan.target[drawing])
         visible = dense(plan, device=device)[0, 0]
+        released = released and not plan.grid.row_end
         if released:
             visible = torch.cat([visible, unwritten(plan, device=device)[0, 0]], dim=1)
         bucket = BUCKET if self.capture else 1

@@ -1,0 +1,105 @@
+"""Next-token drawing by transformers' own `generate`: what a user has without us."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from zipar_train.decoding.canvas import prompts
+from zipar_train.models.family import Family
+from zipar_train.plan import ROW_END
+from zipar_train.sections import Draw
+
+
+class RowEnds(LogitsProcessor):
+    """Forces the row-end token, id V, after every row of W codes, and nowhere else.
+
+    Takes the logits of V codes, (R, V), and returns those of V + 1 tokens. The released models are drawn so: Emu3's
+    image_generation.py by `prefix_allowed_tokens_fn`, Lumina-mGPT's inference_solver.py by a logits processor.
+    """
+
+    def __init__(self, width: int):
+        self.width = width
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
+        ends = input_ids.shape[1] % (self.width + 1) == self.width
+        if ends:
+            return torch.cat([torch.full_like(scores, -torch.inf), torch.zeros_like(scores[:, :1])], dim=1)
+        return torch.cat([scores, torch.full_like(scores[:, :1], -torch.inf)], dim=1)
+
+
+class Stock:
+    """Next-token drawing by transformers' `generate` with a static cache.
+
+    On CUDA, `generate` compiles the model's forward pass by itself whenever the cache is static: the default that its
+    users get (transformers, generation/utils.py, `_valid_auto_compile_criteria`). It stays on, and the first call takes
+    up to a minute.
+
+    Token ids are codes, and id V is the row end: while `generate` runs, the model's input embeddings are a table of
+    those. It is made once, so that what is compiled stays valid from call to call.
+    """
+
+    def __init__(self, family: Family):
+        self.family, grid = family, family.grid
+        codes = torch.arange(family.codes, device=family.model.device)
+        if grid.row_end:
+            codes = torch.cat([codes, codes.new_tensor([ROW_END])])
+        with torch.no_grad():
+            self.table = nn.Embedding.from_pretrained(family.embed(codes[None])[0].clone())
+        self.forced = LogitsProcessorList([RowEnds(grid.width)] if grid.row_end else [])
+
+    @property
+    def passes(self) -> int:
+        """Forward passes of an image: one for each code and, unlike a plan's, one for each row end between rows."""
+        grid = self.family.grid
+        return grid.codes + (grid.height - 1 if grid.row_end else 0)
+
+    def notes(self, *, guided: bool) -> list[str]:
+        """What a reader of its times has to know."""
+        found = []
+        if self.family.model.device.type == "cuda":
+            found.append("compiles the model by itself, its default with a static cache; compiling is not in its times")
+        if guided:
+            found.append("draws the conditional and the unconditional rows without mixing them")
+        if self.family.grid.row_end:
+            found.append(
+                f"takes a pass for each row end too, {self.passes} an image: they are forced by a logits processor"
+            )
+        return [f"transformers generate {words}" for words in found]
+
+    @torch.inference_mode()
+    def __call__(self, condition: Any, draw: Draw) -> Tensor:
+        """Codes, int64 (R, N).
+
+        R = 2 B rows under guidance, each drawn on its own: the passes cost the same, the two logits are not mixed.
+        """
+        family, grid = self.family, self.family.grid
+        prompt, padding = prompts(family, family.check(condition), guided=draw.guidance != 1)
+        seen = torch.ones(prompt.shape[:2], dtype=torch.bool, device=prompt.device) if padding is None else ~padding
+        sampled: dict[str, Any] = {"do_sample": False}
+        if draw.temperature:
+            sampled = {"do_sample": True, "temperature": draw.temperature, "top_k": draw.top_k, "top_p": draw.top_p}
+        own = family.model.get_input_embeddings()
+        family.model.set_input_embeddings(self.table)
+        try:
+            drawn = family.model.generate(  # type: ignore[operator]
+                inputs_embeds=prompt,
+                attention_mask=seen.long(),
+                position_ids=torch.arange(prompt.shape[1], device=prompt.device).expand(
+                    len(prompt), -1
+                ),  # padding's too
+                cache_implementation="static",
+                max_new_tokens=self.passes,
+                min_new_tokens=self.passes,
+                eos_token_id=None,
+                pad_token_id=0,
+                logits_processor=self.forced,
+                **sampled,
+            )
+        finally:
+            family.model.set_input_embeddings(own)
+        if not grid.row_end:
+            return drawn
+        last = drawn.new_full((len(drawn), 1), family.codes)
+        return torch.cat([drawn, last], dim=1).view(len(drawn), grid.height, grid.row_length)[..., :-1].flatten(1)
