@@ -37,7 +37,7 @@ def eager_loop(family: Family, condition: Any, uniforms: Tensor, draw: Draw, *, 
     uniforms = uniforms.to(device)
     slots = prompt_length + grid.codes
     causal = torch.tril(torch.ones(slots, slots, dtype=torch.bool, device=device))
-    cache = SlotCache(family.model.config.get_text_config().num_hidden_layers, slots)
+    cache = SlotCache(family.model, rows=len(prompt), slots=slots)
     drawn: dict[int, Tensor] = {}
     for step in range(plan.passes):
         inputs = [i for i in range(len(plan)) if plan.step[i] == step]

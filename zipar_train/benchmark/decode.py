@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from zipar_train.benchmark.baseline import eager_loop, stock_generate
 from zipar_train.benchmark.floor import Rates, Work, measure, wait
-from zipar_train.decoding.body import streamline
+from zipar_train.decoding.body import compile_body, streamline
 from zipar_train.decoding.decoder import Decoder
 from zipar_train.decoding.memory import Peak, make_room
 from zipar_train.decoding.sampling import uniforms
@@ -135,7 +135,7 @@ class _Cases:
         if compiled:
             self.compiled = self._copied()
             streamline(self.compiled.model)
-            self.compiled.model.base_model.compile(dynamic=True)
+            compile_body(self.compiled.model)
 
     def _copied(self) -> Family:
         return copy.deepcopy(self.plain)
