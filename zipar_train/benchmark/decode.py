@@ -16,12 +16,11 @@ from zipar_train.benchmark.stock import Stock
 from zipar_train.benchmark.subject import on_grid, subject
 from zipar_train.benchmark.turns import Failure, Key, Timed, Trouble, Way, release, take_turns
 from zipar_train.decoding import memory
-from zipar_train.decoding.body import streamline
+from zipar_train.decoding.body import compile_body, streamline
 from zipar_train.decoding.decoder import Decoder
 from zipar_train.decoding.sampling import uniforms
 from zipar_train.environment import environment
 from zipar_train.models.attention import attention_kernels
-from zipar_train.models.compiled import RECOMPILE_LIMIT
 from zipar_train.models.family import Family, conditions
 from zipar_train.plan import Plan
 from zipar_train.sections import Recipe
@@ -147,10 +146,7 @@ class _Cases:
         streamline(family.model)
         if self.compiled:
             streamline(self.compiled.model)
-            limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
-            torch._dynamo.config.recompile_limit = limit
-            # fullgraph: a limit that is hit, or a break, is an error; what runs is never partly as it was
-            self.compiled.model.base_model.compile(dynamic=True, fullgraph=True)
+            compile_body(self.compiled.model)
 
     def measure(
         self,
