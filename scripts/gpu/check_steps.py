@@ -7,8 +7,9 @@ which a step that is killed at its limit takes more; then the last steps are ski
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from interrupted_run import lose_newest, reached
+from interrupted_run import lose_newest, reached, speed
 from step_runner import Step
 
 HERE = Path(__file__).parent
@@ -34,7 +35,6 @@ class Sizes:
     small: tuple[str, ...] = ()  # an option of the scripts
     processes: int = 4  # of pytest
     tolerance: float = 0.02  # share that a repeated step's loss may differ by; kernels add up in any order
-    test_names: tuple[str, ...] = ()
 
 
 FULL = Sizes()
@@ -63,6 +63,15 @@ def gpu_tests() -> list[str]:
     """The test files with tests that need a GPU; the others may import what the machine lacks."""
     files = sorted(TESTS.glob("test_*.py"))
     return [str(file.relative_to(TESTS.parent)) for file in files if re.search(r"mark\.gpu\b", file.read_text())]
+
+
+def test_outcomes(log: str) -> dict[str, list[str]]:
+    """Names of tests by what pytest's log says of them, also where it was cut off."""
+    found: dict[str, set[str]] = {"passed": set(), "failed": set(), "error": set(), "skipped": set()}
+    for before, name, after in re.findall(r"(?:\b([A-Z]+) )?(tests/\S+::\S+)(?: ([A-Z]+)\b)?", log):
+        for outcome in {before.lower(), after.lower()} & found.keys():
+            found[outcome].add(name)
+    return {outcome: sorted(names) for outcome, names in found.items()}
 
 
 def checks(work: Path, sizes: Sizes) -> list[list[Step]]:
@@ -95,11 +104,13 @@ def checks(work: Path, sizes: Sizes) -> list[list[Step]]:
         return Step(name, about, command, limit, least, json / f"{name}.json")
 
     def drawing(name: str, about: str, *arguments: str, limit: float, least: float, **more: str) -> Step:
-        return timed(name, about, "--alone", "--rounds", str(sizes.rounds), *arguments, limit=limit, least=least, **more)
+        alone = ("--alone", "--rounds", str(sizes.rounds), *arguments)
+        return timed(name, about, *alone, limit=limit, least=least, **more)
 
     batch = str(sizes.train_batch)
     fit = verb("fit", *settings)
-    interrupted = {"needs": (model, shards), "killed_when": lambda: reached(run, 2 * SAVED_EVERY)}
+    interrupted: dict[str, Any] = {"needs": (model, shards), "killed_when": lambda: reached(run, 2 * SAVED_EVERY),
+                   "summary": lambda log: speed(run)}  # fmt: skip
     return [
         # 15 s
         [Step("data", "random weights and shards", script("synthetic_data.py", str(work), *sizes.small, *overrides),
@@ -109,7 +120,7 @@ def checks(work: Path, sizes: Sizes) -> list[list[Step]]:
               script("probe.py", *sizes.small, "--json", str(json / "probe.json")), 60, 15, json / "probe.json")],
         # 90 s for the three; the last two fill the compilers' caches for what is timed below
         [Step("tests", "tests that need a GPU", ("-m", "pytest", "-m", "gpu", "-vv", "-rA", "-n", str(sizes.processes),
-              "--timeout=140", "-p", "no:cacheprovider", *gpu_tests()), 150, 40),
+              "--timeout=140", "-p", "no:cacheprovider", *gpu_tests()), 150, 40, summary=test_outcomes),
          Step("warm-train", "compile training steps", verb("bench", "--train", "--rounds", "1", "--batch-sizes", batch,
               *overrides), 150, 60),
          Step("warm-decode", "compile passes", verb("bench", "--alone", "--compiled", "--rounds", "1", "--windows",
@@ -122,7 +133,8 @@ def checks(work: Path, sizes: Sizes) -> list[list[Step]]:
         [Step("fit-uncompiled", "the same without torch.compile", (*fit, "--set", "tune.compile=false"), 90, 35,
               unless=last, **interrupted)],
         # 45 s
-        [Step("resume", "the killed run to its end", (*fit, "--resume", "--allow", "tune.compile"), 100, 30,
+        [Step("resume", "the killed run to its end",
+              (*fit, "--resume", "--allow", "tune.compile", "--set", "checkpoint_every=null"), 100, 30,
               needs=(last,), before=lambda: lose_newest(run))],
         # 1 s
         [Step("continuity", "losses of the steps that were made twice",

@@ -12,6 +12,7 @@ import json
 import sys
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 
 def logged(run: Path) -> list[dict[int, dict[str, float]]]:
@@ -44,44 +45,51 @@ def lose_newest(run: Path) -> None:
 
 
 def validated(run: Path) -> bool:
-    """Whether a validation's numbers were logged."""
-    return any("val/bits" in file.read_text() for file in (run / "logs").glob("version_*/metrics.csv"))
+    """Whether the numbers of a validation were logged."""
+    for file in (run / "logs").glob("version_*/metrics.csv"):
+        with file.open(newline="") as rows:
+            if any(text and name.startswith("val/bits") for row in csv.DictReader(rows) for name, text in row.items()):
+                return True
+    return False
 
 
-def story(run: Path) -> dict:
-    """What a run's logs say of its speed and of its continuation.
+def speed(run: Path) -> dict[str, Any]:
+    """What the newest start of a run logged of its speed: medians over its second half, as the first steps compile."""
+    steps = ([steps for steps in logged(run) if steps] or [{}])[-1]
+    steady = [steps[step] for step in sorted(steps)[len(steps) // 2 :]]
+
+    def middle(name: str) -> float | None:
+        values = [numbers[f"train/{name}"] for numbers in steady if f"train/{name}" in numbers]
+        return median(values) if values else None
+
+    names = ("images_per_second", "mfu", "memory_gib", "waiting")
+    return {"steps": len(steps)} | {name: middle(name) for name in names} if steps else {}
+
+
+def continuity(run: Path) -> dict[str, Any]:
+    """Whether a run that was killed and resumed went on.
 
     Raises:
         ValueError: if the run was not resumed, or no step was made twice, or one is missing.
     """
     starts = [steps for steps in logged(run) if steps]
     if len(starts) < 2:
-        raise ValueError(f"{run} was started {len(starts)} times: it was not resumed")
-    first, second = starts[0], starts[-1]
+        raise ValueError(f"{run} has logs of {len(starts)} starts: it was not resumed")
+    first, second = starts[-2:]
     twice = sorted(first.keys() & second.keys())
     if not twice:
         raise ValueError(f"{run}: no step was made twice; the first start made {len(first)}, the second {len(second)}")
     last = max(second)
     if missing := set(range(1, last + 1)) - first.keys() - second.keys():
         raise ValueError(f"{run}: step {min(missing)} is in no log")
-    pairs = [(first[step]["train/loss"], second[step]["train/loss"]) for step in twice]
-    steady = [first[step] for step in sorted(first)[len(first) // 2 :]]  # the first steps compile
-
-    def middle(name: str) -> float | None:
-        values = [numbers[name] for numbers in steady if name in numbers]
-        return median(values) if values else None
-
+    losses = {step: (first[step]["train/loss"], second[step]["train/loss"]) for step in twice}
     return {
         "steps": last,
         "steps_made_twice": twice,
-        "largest_difference": max(abs(a - b) / abs(a) for a, b in pairs),  # of a loss, as a share of it
-        "losses": {str(step): [a, b] for step, (a, b) in zip(twice, pairs, strict=True)},
+        "largest_difference": max(abs(a - b) / abs(a) for a, b in losses.values()),  # as a share of the loss
+        "losses": {str(step): pair for step, pair in losses.items()},
         "first_loss": first[min(first)]["train/loss"],
         "last_loss": second[last]["train/loss"],
-        "images_per_second": middle("images_per_second"),
-        "mfu": middle("mfu"),
-        "memory_gib": middle("memory_gib"),
-        "waiting": middle("waiting"),
         "validated": validated(run),
     }
 
@@ -93,7 +101,7 @@ if __name__ == "__main__":
     parser.add_argument("--json", type=Path, required=True)
     asked = parser.parse_args()
     try:
-        told = story(asked.run)
+        told = continuity(asked.run)
     except ValueError as error:
         sys.exit(str(error))
     asked.json.write_text(json.dumps(told, indent=1))

@@ -1,4 +1,4 @@
-"""The wheels that a bare GPU machine needs: their names, their versions from constraints.txt, and their installation."""
+"""The wheels that a bare GPU machine needs: names, versions from constraints.txt, and installation."""
 
 import os
 import re

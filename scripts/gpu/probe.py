@@ -2,8 +2,9 @@
 
     python scripts/gpu/probe.py --json FILE [--small]
 
-Microseconds a call, the median of 20 replays of a CUDA graph that holds many calls, so that no launch is timed; on a CPU
-of plain loops. Weights and keys are so many that none is found in the L2 cache. Every group is written when it is done.
+Microseconds a call: the median of 20 replays of a CUDA graph that holds many calls, so that no launch is timed; on a
+CPU of plain loops. Weights and keys are so many that none is found in the L2 cache. Every group is written when it is
+done.
 """
 
 import argparse

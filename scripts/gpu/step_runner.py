@@ -13,6 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ class Step:
     unless: a file that makes it unnecessary.
     before: called before it starts.
     killed_when: the step is killed with SIGKILL as soon as this is true, which is then its success.
+    summary: makes a result of the step's log, for a step that writes no file.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Step:
     unless: Path | None = None
     before: Callable[[], None] | None = None
     killed_when: Callable[[], bool] | None = None
+    summary: Callable[[str], dict[str, Any]] | None = None
 
     @property
     def shown(self) -> str:
@@ -132,7 +135,7 @@ class Runner:
         for folder in (self.logs, out):
             folder.mkdir(parents=True, exist_ok=True)
         self.done: list[dict[str, Any]] = []
-        self.files: dict[str, Path] = {}
+        self.results: dict[str, Any] = {}
         self.began = time.monotonic()
 
     def together(self, steps: list[Step], env: dict[str, str] | None = None) -> None:
@@ -141,8 +144,6 @@ class Runner:
         ended: dict[str, str] = {}
         try:
             for step in steps:
-                if step.json:
-                    self.files[step.name] = step.json
                 if reason := self.reason_to_skip(step):
                     self.record(step, *reason, 0.0)
                     continue
@@ -181,10 +182,16 @@ class Runner:
         return None
 
     def record(self, step: Step, status: str, reason: str, seconds: float) -> None:
+        command = step.shown.replace(str(self.work), "$WORK")
         self.done.append(
-            {"name": step.name, "about": step.about, "command": step.shown, "status": status, "reason": reason,
+            {"name": step.name, "about": step.about, "command": command, "status": status, "reason": reason,
              "seconds": round(seconds, 1), "limit": step.limit}
         )  # fmt: skip
+        if step.json:
+            with suppress(OSError, ValueError):  # not written, or not whole
+                self.results[step.name] = json.loads(step.json.read_text())
+        if step.summary and seconds and (told := step.summary(self.log(step.name))):
+            self.results[step.name] = told
         print(f"{step.name:20} {status:11} {seconds:6.1f} s  {reason}", flush=True)
         if status in ("failed", "timed out"):
             print("    " + "\n    ".join(self.log(step.name)[-1500:].splitlines()[-12:]), flush=True)
@@ -196,14 +203,8 @@ class Runner:
 
     def write(self) -> None:
         """results.json and logs.txt as they are now."""
-        results = {}
-        for name, path in self.files.items():
-            try:
-                results[name] = json.loads(path.read_text())
-            except (OSError, ValueError):
-                continue  # not written, or not whole
         told = self.told | {"seconds": round(time.monotonic() - self.began, 1)}
-        replace(self.out / "results.json", json.dumps({**told, "steps": self.done, "results": results}, indent=1))
+        replace(self.out / "results.json", json.dumps({**told, "steps": self.done, "results": self.results}, indent=1))
         logs = [f"==== {step['name']}: {step['command']}\n{self.log(step['name'])}" for step in self.done]
         replace(self.out / "logs.txt", "\n".join(logs))
 
@@ -239,10 +240,8 @@ def end(process: Any) -> None:
 
 
 def kill(group: int, signum: int) -> None:
-    try:
+    with suppress(ProcessLookupError, PermissionError):
         os.killpg(group, signum)
-    except (ProcessLookupError, PermissionError):
-        pass
 
 
 def replace(path: Path, text: str) -> None:

@@ -2,8 +2,8 @@
 
     python scripts/gpu/synthetic_data.py WORK [--small] [--set KEY=VALUE ...]
 
-WORK/model.pt is a LlamaGen, WORK/tokenizer.pt a VQ-16, WORK/data/{train,val}.json are shards. Few of the codes occur in
-the shards, so that a model learns something within a few steps.
+WORK/model.pt is a LlamaGen, WORK/tokenizer.pt a VQ-16, WORK/data/{train,val}.json are shards. A sixteenth of the codes
+occurs in the shards, so that a model learns something within a few steps.
 """
 
 import argparse
@@ -23,7 +23,6 @@ from original import random_vq  # noqa: E402
 
 PUBLISHED = {"base": 128, "mult": (1, 1, 2, 2, 4), "latent": 256, "embed": 8, "blocks": 2}  # of vq_ds16_c2i.pt
 IMAGES = {"train": 1024, "val": 64}
-OCCUR = 256  # codes of the codebook
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("work", type=Path)
@@ -45,7 +44,7 @@ rows, columns = recipe.model.grid
 layout = Layout(source="synthetic", grid=(rows, columns), codes=recipe.model.codes, classes=recipe.model.classes)
 for split, count in IMAGES.items():
     samples = (
-        Sample(f"{split}{i:06d}", rng.integers(min(OCCUR, recipe.model.codes), size=(1, rows, columns)), i % 1000)
+        Sample(f"{split}{i:06d}", rng.integers(recipe.model.codes // 16, size=(1, rows, columns)), i % 1000)
         for i in range(count)
     )
     write_shards(samples, asked.work / "data" / f"{split}.json", per_shard=256, layout=layout)
