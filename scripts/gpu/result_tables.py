@@ -109,6 +109,11 @@ def ended(step: Run) -> str:
     return f"{step['status']}: {step['reason']}" if step["reason"] else step["status"]
 
 
+def refusal(failed: Run) -> str:
+    """The first line of an error, as a cell of a table."""
+    return f"not measured: {failed['error'].splitlines()[0][:200]}".replace("|", "/")
+
+
 def decoding(name: str, report: Run) -> Iterator[list[str]]:
     for row in report["rows"]:
         agreement = row.get("agreement")
@@ -117,6 +122,8 @@ def decoding(name: str, report: Run) -> Iterator[list[str]]:
             f"{row['pass_ms']:.3g} ({row['spread']:.0%})", f"{row['floor_ms']:.3g}", f"{row['times_floor']:.2f}",
             f"{row['image_ms']:.4g}", "" if agreement is None else f"{agreement:.2%}",
         ]  # fmt: skip
+    for failed in report.get("failures", []):
+        yield [report["recipe"]["name"], failed["method"], str(failed["window"]), str(failed["batch"]), refusal(failed)]
 
 
 def generating(name: str, told: Run) -> Iterator[list[str]]:
@@ -132,7 +139,7 @@ def generating(name: str, told: Run) -> Iterator[list[str]]:
 def kernels(name: str, told: Run) -> Iterator[list[str]]:
     for row in [*told["kernels"], *told["training"]]:
         if row["us"] is None:
-            yield [row["kernel"], row["shape"], f"refused: {row['error']}".replace("|", "/"), "", "", ""]
+            yield [row["kernel"], row["shape"], refusal(row)]
             continue
         ratio, first, finite = row.get("times_floor"), row.get("first_call_ms"), row.get("finite")
         yield [
@@ -150,6 +157,9 @@ def training(name: str, report: Run) -> Iterator[list[str]]:
             f"{row['utilisation']:.1%}", f"{1 / row['utilisation']:.2f}", "" if causal is None else f"{causal:.2f}",
             "" if memory is None else f"{memory / 2**20:,.0f}",
         ]  # fmt: skip
+    for failed in report.get("failures", []):
+        yield [report["recipe"]["name"], failed["method"], str(failed["window"]), "", str(failed["batch"]),
+               refusal(failed)]  # fmt: skip
 
 
 def fitting(name: str, told: Run) -> Iterator[list[str]]:
