@@ -1,4 +1,4 @@
-"""Results of `scripts/gpu/evidence` into docs/evidence.md, between `<!-- gpu:evidence -->` and `<!-- /gpu:evidence -->`.
+"""Results of `scripts/gpu/evidence` into docs/evidence.md, between its marks `gpu:evidence`.
 
     python scripts/gpu/tin/page.py FOLDER    # that holds results.json and samples.png
 
@@ -80,7 +80,7 @@ def closed(bits: dict[int, float], untuned: dict[int, float], window: int) -> st
 
 
 def measured(made: dict[str, str], found: dict[str, Any]) -> str:
-    versions = ", ".join(f"{name} {made[name]}" for name in ("python", "torch", "lightning", "transformers"))
+    versions = ", ".join(f"{name} {made[name]}" for name in ("torch", "lightning", "transformers"))
     return f"{made['device']}; {versions}; revision {made['revision']}, {made['date']}; `{found['command']}`"
 
 
@@ -122,12 +122,14 @@ def write(folder: Path) -> None:
     """Put the table, and the picture if there is one, into the documentation.
 
     Raises:
-        ValueError: if the folder holds no results.
+        ValueError: if the folder holds no results, or those of a dry run.
     """
     try:
         found = json.loads((folder / "results.json").read_text())
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder} holds no results.json of scripts/gpu/evidence ({error})") from error
+    if found.get("tiny"):
+        raise ValueError(f"{folder} holds a dry run (TINY=1), which measures nothing")
     text = lines(found)
     if (folder / "samples.png").is_file():
         make_folder(DOCS / "evidence")
@@ -143,6 +145,6 @@ def write(folder: Path) -> None:
 
 if __name__ == "__main__":
     try:
-        write(Path(sys.argv[1] if len(sys.argv) > 1 else "runs/gpu-evidence"))
+        write(Path(sys.argv[1] if len(sys.argv) > 1 else ".gpu/evidence"))
     except ValueError as error:
         sys.exit(f"page: {error}")

@@ -8,7 +8,7 @@ Every step has a time limit of its own, and $OUT/results.json is written after e
 table. Steps that are done are not repeated, and half a training is resumed, where the working folder is still there.
 
 Environment:
-    OUT              folder of results.json, logs.txt and samples.png; runs/gpu-evidence if not given
+    OUT              folder of results.json, logs.txt and samples.png; .gpu/evidence if not given
     WORK             folder of shards, runs and drawn images; a folder of OUT if not given
     SECONDS_IN_ALL   until everything must be over; 565 if not given
     TINY=1           a dry run on a CPU: a model of nothing, few images, few steps
@@ -125,7 +125,8 @@ class Story:
         shards = ["python", f"{HERE}/inputs.py", str(self.inputs), f"{self.work}/data/tin", *few]
         if not self.step("shards", shards, least=20, most=90):
             return
-        rate = self.timed()
+        if (rate := self.timed()) is None:
+            return
         count = 6 if self.tiny else steps(rate, left=self.left, epoch=self.epoch, batch=self.batch)
         overrides = {
             "base": [f"trainer.max_steps={count}"],
@@ -162,8 +163,11 @@ class Story:
                 "--allow", "trainer.max_steps", "--allow", "trainer.max_time",
                 *(word for override in more for word in ("--set", override))]  # fmt: skip
 
-    def timed(self) -> Rate:
-        """Images a second of the base model, from a short run that also fills the compilers' caches."""
+    def timed(self) -> Rate | None:
+        """Images a second of the base model, from a short run that also fills the compilers' caches.
+
+        None: nothing could be trained.
+        """
         count = 4 if self.tiny else 100
         for name in ("timing", "timing-eager"):
             words = self.fit("tin-base", f"run={self.work}/runs/{name}", f"trainer.max_steps={count}")
@@ -174,14 +178,14 @@ class Story:
                 return Rate(images, min(START, max(5.0, seconds - count * self.batch / images)))
             if not done:
                 self.more = [*self.more, "tune.compile=false"]  # what a compiler cannot do should not end the story
-        return Rate(2000.0, START)  # trainer.max_time ends what takes longer
+        return None
 
     # -----------------------------------------------------------------------------------------------------------------
     # Results
 
     def write(self) -> None:
         """Everything so far as results.json, and the ends of all logs as logs.txt."""
-        found: dict[str, Any] = {"command": "scripts/gpu/evidence", "steps": self.done, "models": {}}
+        found: dict[str, Any] = {"command": "scripts/gpu/evidence", "tiny": self.tiny, "steps": self.done, "models": {}}
         for path in sorted((self.work / "json").glob("*.json")):
             content = json.loads(path.read_text())
             if path.stem.startswith("bits-"):
@@ -241,7 +245,7 @@ def main() -> None:
             find(Path(inputs), name)
     except ValueError as error:
         parser.error(str(error))
-    out = Path(os.environ.get("OUT") or "runs/gpu-evidence").resolve()
+    out = Path(os.environ.get("OUT") or HERE.parents[2] / ".gpu" / "evidence").resolve()
     work = Path(os.environ.get("WORK") or out / "work").resolve()
     seconds, tiny = float(os.environ.get("SECONDS_IN_ALL") or 565), bool(os.environ.get("TINY"))
     story = Story(Path(inputs).resolve(), out, work, seconds=seconds, tiny=tiny)
