@@ -1,0 +1,161 @@
+"""What the models of `scripts/gpu/evidence` are worth on held-out images: bits a code, and Frechet distances.
+
+    python scripts/gpu/tin/judge.py bits RUN --images 5000 --out base.json
+    python scripts/gpu/tin/judge.py distances BASE TUNED CONTROL --inputs FOLDER --out FILE.json --picture FILE.png
+
+Each result is written when it is known, so a run that is cut short leaves what it has. Drawn batches are kept, and not
+drawn again.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from decoder import load_decoder
+from inputs import DECODER, NETWORK, find
+from squeezenet import load_extractor
+from torch import Tensor
+
+from zipar_train import load
+from zipar_train.environment import environment
+from zipar_train.evaluation.features import Extractor, Pictures
+from zipar_train.evaluation.metrics import bits_per_code
+from zipar_train.evaluation.plots import plot_samples
+from zipar_train.evaluation.reference import Reference, open_reference
+from zipar_train.evaluation.scores import fidelity
+from zipar_train.evaluation.subjects import drawing, subjects
+from zipar_train.files import make_folder, write_whole
+from zipar_train.loader import ShardLoader
+from zipar_train.models.vq import Tokenizer
+from zipar_train.models.weights import read
+from zipar_train.shards import read_manifest
+
+SHOWN = 12  # images of each row of the picture
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    make_folder(path.parent)
+    write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def made_with(device: torch.device) -> dict[str, str]:
+    """Card, versions, revision; a copy without a git history is told its revision by ZIPAR_REVISION."""
+    found = environment(device)
+    return found | {"revision": os.environ.get("ZIPAR_REVISION") or found["revision"]}
+
+
+def bits(run: Path, *, images: int, out: Path, device: torch.device) -> None:
+    """Held-out bits a code at every window of the run's recipe, in float32."""
+    generator = load(run, device=device)
+    recipe, extra = generator.recipe, generator.saved.extra
+    loader = ShardLoader(recipe.data.val, batch_size=recipe.evaluate.batch_size)
+    told: dict[str, Any] = {
+        "environment": made_with(device),
+        "parameters": sum(parameter.numel() for parameter in generator.drawing.model.parameters()),
+        "steps": extra["global_step"],
+        "epochs": extra["global_step"] * recipe.data.batch_size / read_manifest(recipe.data.train).samples,
+        "images": min(images, loader.manifest.samples),
+        "bits": {},
+    }  # fmt: skip
+    for window in recipe.evaluate.windows:
+        found = bits_per_code(generator, generator.plan(window), loader, images=images)
+        told["bits"][str(window)] = found
+        print(f"{run.name}, window {window}: {found:.4f} bits a code", flush=True)
+        write(out, told)
+
+
+def distances(runs: list[Path], inputs: Path, *, out: Path, picture: Path, device: torch.device) -> None:
+    """Scores of as many images as the recipe says at every window of every run, against all held-out images."""
+    decoder = load_decoder(find(inputs, DECODER), device=device)
+    extractor = load_extractor(find(inputs, NETWORK), device=device)
+    recipe = read(runs[0]).recipe
+    assert recipe is not None
+    settings, model, data = recipe.evaluate, recipe.model, recipe.data
+    reference = open_reference(
+        data.val,
+        extractor,
+        tokenizer=decoder,
+        size=model.grid[1] * decoder.stride,
+        batch_size=settings.batch_size,
+        grid=model.raster,
+        codes=model.codes,
+    )
+    told: dict[str, Any] = {
+        "environment": made_with(device),
+        "images": settings.images,
+        "reference": reference.words,
+        "reference_images": reference.images,
+        "decoder": decoder.sha256,
+        "features": f"{extractor.name}, 512 features",
+        "features_weights": extractor.weights,
+        "rows": [],
+    }
+    count = min(settings.images, read_manifest(data.train).samples)
+    real = Pictures(lambda: blocks(data.train, decoder, count, device=device), count, words="training images")
+    told["real"] = {"images": count, **scores(real, reference, extractor)}
+    print(f"{count:,} training images: FD {told['real']['fid']['mean']:.3f}", flush=True)
+    write(out, told)
+    held = next(blocks(data.val, decoder, SHOWN, device=device))
+    samples: dict[tuple[str, int], Tensor] = {("held-out images, decoded", model.grid[1]): held}
+    for run in runs:
+        own = read(run).recipe or recipe
+        (subject,) = subjects(own, [run], device=device)
+        subject = replace(subject, name=run.name)
+        subject.generator.drawing.tokenizer = decoder  # type: ignore[misc]
+        for window in settings.windows:
+            drawn = drawing(own, subject, window, settings.seeds[0], out=out.parent)
+            drawn.make(progress=False)
+            row = {"run": run.name, "window": window, "passes": subject.generator.plan(window).passes,
+                   "images_per_second": drawn.speed, "dtype": drawn.settings["dtype"],
+                   **scores(drawn.pictures(), reference, extractor)}  # fmt: skip
+            told["rows"].append(row)
+            write(out, told)
+            samples[run.name, window] = next(drawn.pixels())[:SHOWN]
+            print(f"{run.name}, window {window}: FD {row['fid']['mean']:.3f}", flush=True)
+        plot_samples(samples, picture)
+
+
+def scores(pictures: Pictures, reference: Reference, extractor: Extractor) -> dict[str, Any]:
+    """Each score as {mean, std}, see `zipar_train.evaluation.scores`."""
+    found = fidelity(extractor(pictures), reference, extractor)
+    return {name: score.model_dump() for name, score in found.items()}
+
+
+def blocks(shards: str, decoder: Tokenizer, count: int, *, device: torch.device) -> Iterator[Tensor]:
+    """Pixels of the first images of a shard set, uint8 (b, 3, px, px), on the CPU."""
+    loader = ShardLoader(shards, batch_size=min(count, 500))
+    for batch in loader:
+        codes = batch.codes[:count].view(-1, *loader.manifest.grid)
+        count -= len(codes)
+        yield decoder.decode(codes.to(device)).cpu()
+        if not count:
+            return
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    verb = verbs.add_parser("bits")
+    verb.add_argument("run", type=Path)
+    verb.add_argument("--images", type=int, default=5000)
+    verb.add_argument("--out", type=Path, required=True)
+    verb = verbs.add_parser("distances")
+    verb.add_argument("runs", type=Path, nargs="+")
+    verb.add_argument("--inputs", type=Path, required=True)
+    verb.add_argument("--out", type=Path, required=True)
+    verb.add_argument("--picture", type=Path, required=True)
+    asked = parser.parse_args()
+    here = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        if asked.verb == "bits":
+            bits(asked.run, images=asked.images, out=asked.out, device=here)
+        else:
+            distances(asked.runs, asked.inputs, out=asked.out, picture=asked.picture, device=here)
+    except ValueError as error:
+        sys.exit(f"judge: {error}")

@@ -1,0 +1,359 @@
+"""`scripts/gpu/evidence`: its readers of foreign files, its budget, its steps, its page, and a dry run of it all."""
+
+import copy
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from time import monotonic
+
+import natural
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import conv2d, conv_transpose2d, relu
+
+from zipar_train.recipe import differences, load_recipe
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = ROOT / "scripts" / "gpu" / "tin"
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _scripts(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Foreign files
+
+
+def test_the_decoder_is_the_published_layers(tmp_path):
+    """Against the layers written out, the ReLU in place included."""
+    import decoder
+
+    state = natural.vqvae()
+    torch.save(state, tmp_path / "vq.pth")
+    made = decoder.load_decoder(tmp_path / "vq.pth", device=CPU)
+    codes = torch.randint(0, 512, (2, 16, 16), generator=torch.Generator().manual_seed(1))
+    w = {name.removeprefix("_decoder."): tensor for name, tensor in state.items()}
+    x = state["_vq_vae._embedding.weight"][codes].movedim(-1, 1)
+    x = conv2d(x, w["_conv_1.weight"], w["_conv_1.bias"], padding=1)
+    for i in range(2):
+        block = f"_residual_stack._layers.{i}._block"
+        nn.ReLU(True)(x)  # in place, as the original's
+        x = x + conv2d(relu(conv2d(x, w[f"{block}.1.weight"], padding=1)), w[f"{block}.3.weight"])
+    x = conv_transpose2d(relu(x), w["_conv_trans_1.weight"], w["_conv_trans_1.bias"], 2, 1)
+    x = conv_transpose2d(relu(x), w["_conv_trans_2.weight"], w["_conv_trans_2.bias"], 2, 1)
+    assert (made(codes) - x).abs().max() < 1e-5
+    pixels = made.decode(codes)
+    assert pixels.dtype == torch.uint8 and pixels.shape == (2, 3, 64, 64)
+    wanted = ((x + 1) / 2 * 255).clamp(0, 255)
+    assert (pixels - wanted).abs().max() <= 0.51
+    assert made.decode(codes, size=32).shape == (2, 3, 32, 32)
+    del state["_encoder._conv_1.weight"], state["_pre_vq_conv.weight"], state["_vq_vae._ema_w"]
+    torch.save(state, tmp_path / "half.pth")  # the decoder's half of the file is enough
+    assert torch.equal(decoder.load_decoder(tmp_path / "half.pth", device=CPU).decode(codes), pixels)
+
+
+@pytest.mark.parametrize("spoil", ["pickle", "shape", "missing", "bytes"])
+def test_a_file_that_is_no_decoder_is_named(tmp_path, spoil):
+    import decoder
+
+    path, state = tmp_path / "vq.pth", natural.vqvae()
+    if spoil == "missing":
+        del state["_decoder._conv_1.bias"]
+    if spoil == "shape":
+        state["_decoder._conv_1.bias"] = torch.zeros(3)
+    torch.save(print if spoil == "pickle" else state, path)
+    if spoil == "bytes":
+        path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="vq.pth is not the weights of swasun's VQ-VAE"):
+        decoder.load_decoder(path, device=CPU)
+
+
+@pytest.fixture(scope="module")
+def squeezed():
+    rng = np.random.default_rng(3)
+    layers = [natural.sparse(shape, rng) for shape in natural.SHAPES]
+    return layers, natural.compressed(layers)
+
+
+def test_a_compressed_network_has_the_weights_that_were_compressed(squeezed):
+    import squeezenet
+
+    layers, data = squeezed
+    found = list(squeezenet.layers(data))
+    assert len(found) == len(layers) == 26
+    for (weight, bias), (wanted, offset) in zip(found, layers, strict=True):
+        assert np.array_equal(weight.numpy(), wanted) and np.array_equal(bias.numpy(), offset)
+
+
+def test_the_network_is_torchvision_s_on_the_same_weights(squeezed):
+    """Which takes red first, and ends without the padding that the original has."""
+    import squeezenet
+    from torchvision.models import squeezenet1_0
+
+    parameters = list(squeezenet.layers(squeezed[1]))
+    other = squeezenet1_0().eval()
+    with torch.inference_mode():
+        convolutions = [part for part in other.modules() if isinstance(part, nn.Conv2d)]
+        for part, (weight, bias) in zip(convolutions, parameters, strict=True):
+            part.weight.copy_(weight)
+            part.bias.copy_(bias)
+        pixels = torch.randint(0, 256, (2, 3, 227, 227), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+        features, logits = squeezenet.SqueezeNet(parameters)(pixels)
+        seen = other.features(pixels.float().flip(1) - torch.tensor([104.0, 117.0, 123.0]).view(3, 1, 1))
+        assert features.std() > 1e-3  # the random weights let something through
+        assert torch.allclose(features, seen.mean((2, 3)), rtol=1e-4, atol=1e-4 * features.abs().max().item())
+        conv = convolutions[-1]
+        wanted = relu(conv2d(seen, conv.weight, conv.bias, padding=1)).mean((2, 3))
+        assert torch.allclose(logits, wanted, rtol=1e-4, atol=1e-4 * logits.abs().max().item())
+        small = torch.randint(0, 256, (2, 3, 64, 64)).to(torch.uint8)
+        assert squeezenet.SqueezeNet(parameters)(small)[0].shape == (2, 512)
+
+
+@pytest.mark.parametrize("data", [b"", b"text", "short", "long", "beyond"])
+def test_a_file_that_is_no_squeezenet_is_named(tmp_path, squeezed, data):
+    import squeezenet
+
+    whole = squeezed[1]
+    if data == "beyond":  # distances of 15 everywhere lead beyond the first layer's end
+        count, at = int.from_bytes(whole[:4], "little"), 4 * 26 + 4 * 256 + 4 * 96
+        data = whole[: at + count] + b"\xff" * ((count + 1) // 2) + whole[at + count + (count + 1) // 2 :]
+    data = {"short": whole[:-1], "long": whole + b"0"}.get(data, data) if isinstance(data, str) else data
+    path = tmp_path / "squeezenet.net"
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="squeezenet.net is not Deep Compression's SqueezeNet"):
+        squeezenet.load_extractor(path, device=CPU)
+
+
+def test_inputs_are_found_in_folders_of_the_folder_and_become_shards(tmp_path):
+    import inputs
+
+    from zipar_train.loader import ShardLoader
+
+    (tmp_path / "codes").mkdir()
+    natural.write_inputs(tmp_path / "codes")
+    path = inputs.find(tmp_path, inputs.CODES)
+    assert path == tmp_path / "codes" / inputs.CODES
+    inputs.write(path, tmp_path / "out")
+    codes, labels = inputs.arrays(path, "train")
+    (batch,) = ShardLoader(tmp_path / "out" / "train.json", batch_size=100)
+    order = [int(key.rpartition("/")[2]) for key in batch.keys]
+    assert sorted(order) == list(range(60)) != order
+    assert np.array_equal(batch.codes.numpy(), codes[order]) and np.array_equal(batch.condition.numpy(), labels[order])
+    (few,) = ShardLoader(inputs_of(tmp_path, path, most=7), batch_size=100)
+    assert torch.equal(few.codes, batch.codes[:7])
+    with pytest.raises(ValueError, match=r"no vqvae_f4_512.pth in it"):
+        inputs.find(tmp_path / "out", inputs.DECODER)
+    np.savez(tmp_path / "other.npz", train_codes=np.zeros((3, 4)))
+    with pytest.raises(ValueError, match=r"other.npz is damaged or lacks val_codes"):
+        inputs.write(tmp_path / "other.npz", tmp_path / "none")
+
+
+def inputs_of(folder, path, *, most):
+    import inputs
+
+    inputs.write(path, folder / "few", most=most)
+    return folder / "few" / "train.json"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Recipes and time
+
+
+def test_the_tuning_recipe_is_the_base_recipe_with_the_default_tuning():
+    base, tuned = (load_recipe(SCRIPTS / f"{name}.yaml") for name in ("tin-base", "tin"))
+    told = differences(base, tuned, ignore=("name", "about", "run"))
+    changed = {".".join(words.partition(":")[0].split(".")[:2]) for words in told}
+    trainer = {"trainer.max_epochs", "trainer.limit_val_batches", "trainer.check_val_every_n_epoch"}
+    assert changed == {
+        *("model.weights", "zipar.windows", "tune.distill", "data.batch_size", "optim.lr"),
+        *trainer,
+    }
+    shipped = load_recipe("llamagen-l")
+    assert tuned.tune.distill == shipped.tune.distill and tuned.zipar.rule == shipped.zipar.rule
+    assert tuned.zipar.windows == {16: 1, 8: 1, 4: 1, 2: 1} and tuned.trainer["max_epochs"] == 1
+    assert base.zipar.windows == {16: 1} and tuned.model.weights == base.run
+
+
+def test_the_table_of_sizes_is_the_page_s(monkeypatch):
+    import budget
+
+    page = (ROOT / "docs" / "evidence.md").read_text().replace("**8 x 512**", "8 x 512")
+    table = budget.table()
+    assert "\n".join(table) in page
+    million = float(next(row for row in table if row.startswith("| 8 x 512")).split("|")[2])
+    assert 20 <= million <= 60 and million == 27.9
+
+
+@pytest.mark.parametrize("images", [800.0, 2000.0, 4000.0, 6000.0, 20000.0])
+def test_the_deadline_holds_at_any_rate(images):
+    import budget
+
+    rate, left, epoch = budget.Rate(images, 25.0), 500.0, 100_000
+    count = budget.steps(rate, left=left, epoch=epoch, batch=256)
+    ends = rate.start + count * 256 / images + budget.reserve(rate, epoch=epoch)
+    assert count == 1 or ends <= left
+    assert count <= budget.EPOCHS * 391
+    if count < budget.EPOCHS * 391 and count > 1:
+        assert ends + 256 / images > left  # and no time is left unused
+
+
+def test_steps_are_limited_done_once_and_told_at_once(tmp_path):
+    import story
+
+    def made():
+        return story.Story(tmp_path, tmp_path / "out", tmp_path / "work", seconds=100, tiny=True)
+
+    told, quick = made(), ["python", "-c", "print('hello')"]
+    assert told.step("quick", quick, least=1, most=50)
+    begun = monotonic()
+    hang = ["python", "-c", "import time; print('begun', flush=True); time.sleep(60)"]
+    assert not told.step("hanging", hang, least=1, most=story.GRACE + 3)
+    assert monotonic() - begun < 20
+    assert not told.step("failing", ["python", "-c", "raise SystemExit(3)"], least=1, most=50)
+    assert not told.step("late", quick, least=200, most=300)
+    found = json.loads((tmp_path / "out" / "results.json").read_text())["steps"]
+    assert {name: step["status"] for name, step in found.items()} == {
+        "quick": "done", "hanging": "out of time", "failing": "failed (3)", "late": found["late"]["status"],
+    }  # fmt: skip
+    assert found["late"]["status"].startswith("skipped: ")
+    assert "hello" in (tmp_path / "out" / "logs.txt").read_text()
+    again = made()
+    assert again.step("quick", ["python", "-c", "raise SystemExit(1)"], least=1, most=50)  # not run once more
+    assert again.step("failing", quick, least=1, most=50)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The page
+
+MADE = {"device": "NVIDIA H100", "torch": "2.11.0", "lightning": "2.6.6", "transformers": "5.17.0",
+        "revision": "abc1234", "date": "2026-11-26"}  # fmt: skip
+
+
+def results():
+    models = {}
+    for model, extra in (("base", 0.2), ("tuned", 0.05), ("control", 0.15)):
+        bits = {str(window): 6.0 + extra * (window == 2) for window in (16, 2)}
+        models[model] = {"environment": MADE, "parameters": 27.9e6, "steps": 3910, "epochs": 10.01, "images": 5000,
+                         "bits": bits, "training": {"train/images_per_second": 4321.0, "train/mfu": 0.25},
+                         "command": f"zipar-train fit --recipe /some/where/{model}.yaml"}  # fmt: skip
+    score = {"fid": {"mean": 120.04, "std": 2.0}, "precision": {"mean": 0.5, "std": 0.01},
+             "recall": {"mean": 0.25, "std": None}}  # fmt: skip
+    rows = [{"run": run, "window": window, "passes": 256 if window == 16 else 60, "images_per_second": 900.0, **score}
+            for run in ("tin-base", "tin", "tin-control") for window in (16, 2)]  # fmt: skip
+    distances = {"environment": MADE, "images": 2000, "rows": rows, "real": {"images": 2000, **score}}
+    return {"command": "scripts/gpu/evidence", "steps": {"base": {"status": "done"}}, "models": models,
+            "distances": distances}  # fmt: skip
+
+
+def test_every_row_of_the_page_names_what_it_was_measured_with():
+    import page
+
+    lines = page.lines(results())
+    table = [line for line in lines if line.startswith("|")]
+    assert len(table) == 2 + 6 + 1
+    made = "NVIDIA H100; torch 2.11.0, lightning 2.6.6, transformers 5.17.0; revision abc1234, 2026-11-26; "
+    assert all(made + "`scripts/gpu/evidence` |" in row for row in table[2:])
+    scores = "120.0 ± 2.0 | 0.500 ± 0.010 | 0.250 | "
+    assert table[3].startswith(f"| untuned | 2 | 60 | 6.2000 | - | {scores}900 |")
+    assert table[5].startswith(f"| one epoch, mixed windows | 2 | 60 | 6.0500 | 75% | {scores}900 |")
+    assert table[7].startswith(f"| control: one more epoch, next-token | 2 | 60 | 6.1500 | 25% | {scores}900 |")
+    assert table[8].startswith("| 2,000 training images | - | - | - | - | 120.0")
+    assert any("27.9 M parameters; 3,910 steps, 10.0 epochs; 4,321 images/s" in line for line in lines)
+    assert any("`zipar-train fit --recipe tuned.yaml`" in line for line in lines)
+    assert "/some" not in "\n".join(lines)
+
+
+def test_a_shorter_run_still_has_a_table():
+    import page
+
+    found = copy.deepcopy(results())
+    del found["models"]["control"], found["distances"]
+    found["steps"]["control"] = {"status": "skipped: 9 s left of 40 s needed"}
+    lines = page.lines(found)
+    assert lines[2].startswith("| untuned | 16 | - | 6.0000 | - | - | - | - | - | NVIDIA H100")
+    assert len([line for line in lines if line.startswith("|")]) == 2 + 4
+    assert "Not measured: control (skipped: 9 s left of 40 s needed)." in lines
+    assert page.lines({}) == ["Not yet measured."]
+
+
+def test_the_page_has_a_place_for_it_and_takes_no_dry_run(tmp_path, monkeypatch):
+    import page
+
+    (tmp_path / "docs").mkdir()
+    whole = (ROOT / "docs" / "evidence.md").read_text()
+    (tmp_path / "docs" / "evidence.md").write_text(whole)
+    monkeypatch.setattr(page, "DOCS", tmp_path / "docs")
+    (tmp_path / "results.json").write_text(json.dumps(results()))
+    (tmp_path / "samples.png").write_bytes(b"picture")
+    for _ in range(2):
+        page.write(tmp_path)
+    told = (tmp_path / "docs" / "evidence.md").read_text()
+    assert told.count("| one epoch, mixed windows | 2 | 60 | 6.0500 |") == 1
+    assert told.count("![the same draws at every window](evidence/natural.png)") == 1
+    assert (tmp_path / "docs" / "evidence" / "natural.png").read_bytes() == b"picture"
+    before, after = page.MARKED.split(whole)[0], whole.rpartition("<!-- /gpu:evidence -->")[2]
+    assert told.startswith(before) and told.endswith(after)
+    (tmp_path / "results.json").write_text(json.dumps(results() | {"tiny": True}))
+    with pytest.raises(ValueError, match="holds a dry run"):
+        page.write(tmp_path)
+    with pytest.raises(ValueError, match="holds no results.json"):
+        page.write(tmp_path / "docs")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The whole
+
+
+def test_missing_inputs_are_named(tmp_path):
+    verb = [sys.executable, SCRIPTS / "story.py", "--inputs", tmp_path]
+    done = subprocess.run(
+        verb, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert done.returncode == 2 and "no tin_64_swasun.npz in it" in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_dry_run_leaves_a_table_and_is_not_repeated(tmp_path):
+    """Every step as on a GPU, of a model of nothing."""
+    (tmp_path / "inputs").mkdir()
+    natural.write_inputs(tmp_path / "inputs")
+    environment = {**os.environ, "TINY": "1", "PYTHON": sys.executable, "OUT": str(tmp_path / "out"),
+                   "SECONDS_IN_ALL": "1100", "OMP_NUM_THREADS": "1"}  # fmt: skip
+
+    def run() -> str:
+        words = [ROOT / "scripts" / "gpu" / "evidence", "--inputs", tmp_path / "inputs"]
+        done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    run()
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    wanted = ["shards", "timing", "base", "bits-base", "tuned", "bits-tuned", "control", "bits-control", "distances"]
+    assert list(found["steps"]) == wanted
+    assert {step["status"] for step in found["steps"].values()} == {"done"}
+    for model in ("base", "tuned", "control"):
+        assert all(8 < bits < 10 for bits in found["models"][model]["bits"].values())  # untrained: log2 512
+        assert list(found["models"][model]["bits"]) == ["16", "2", "1"]
+        assert found["models"][model]["steps"] == {"base": 6}.get(model, 5)
+    assert [(row["run"], row["window"], row["passes"]) for row in found["distances"]["rows"]] == [
+        (run, window, passes) for run in ("tin-base", "tin", "tin-control")
+        for window, passes in ((16, 256), (2, 60), (1, 46))
+    ]  # fmt: skip
+    for row in [*found["distances"]["rows"], found["distances"]["real"]]:
+        assert np.isfinite(row["fid"]["mean"]) and row["fid"]["mean"] > 0
+    assert (tmp_path / "out" / "samples.png").read_bytes().startswith(b"\x89PNG")
+    import page
+
+    assert len([line for line in page.lines(found) if line.startswith("|")]) == 2 + 9 + 1
+    (tmp_path / "out" / "results.json").unlink()
+    assert " 0.0 s" not in run()  # nothing is run again
+    assert sorted(json.loads((tmp_path / "out" / "work" / "state.json").read_text())) == sorted(wanted)
