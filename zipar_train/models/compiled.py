@@ -1,5 +1,7 @@
 """torch.compile for a model's layers, one at a time."""
 
+import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,18 +12,40 @@ from torch._dynamo.exc import FailOnRecompileLimitHit
 RECOMPILE_LIMIT = 64  # PyTorch's is 8; a layer needs one version for each dtype, mode and rank of its mask
 
 
+class LimitTold(logging.Handler):
+    """Says once, in plain words, that PyTorch has stopped compiling: it goes on uncompiled, with a line in its log."""
+
+    said = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not self.said and "recompile_limit" in record.getMessage():
+            self.said = True
+            print(
+                f"torch.compile has made {torch._dynamo.config.recompile_limit} versions of a layer, the most that are "
+                "allowed: calls of other shapes run uncompiled and slowly from now on. Use fewer batch sizes and "
+                "windows at once, or leave torch.compile out (tune.compile = false)",
+                file=sys.stderr,
+                flush=True,
+            )
+
+
 def compile_layers(body: nn.Module, *, dynamic: bool | None = None) -> None:
     """Compile each layer of a decoder body in place; names of weights stay as they are.
 
     All layers of a model share their code and their compiled graphs, so the cost is that of one layer: 38 s instead of
     164 s for LlamaGen-L's forward and backward pass with a static and a dynamic length, on two CPU cores. Norms,
-    embeddings and the head stay uncompiled.
+    embeddings and the head stay uncompiled. Under FSDP, compile before `fully_shard`.
+
+    Past `RECOMPILE_LIMIT` versions PyTorch runs a layer uncompiled; a line on stderr says so.
 
     Args:
         body: with its decoder layers in `body.layers`.
         dynamic: as in `torch.compile`.
     """
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
+    log = logging.getLogger("torch._dynamo.convert_frame")
+    if not any(isinstance(handler, LimitTold) for handler in log.handlers):
+        log.addHandler(LimitTold())
     for layer in body.layers:  # type: ignore[union-attr]
         layer.compile(dynamic=dynamic)
 

@@ -117,7 +117,7 @@ def training(recipe: Recipe, family: Family) -> tuple[Memory, int]:
         codes = torch.randint(family.codes, (images, family.grid.codes))
         optimizer, trained = module.optimizer(), [p for p in family.model.parameters() if p.requires_grad]
         for group in optimizer.param_groups:
-            group["foreach"] = True  # as on a GPU
+            group["fused"] = True  # as on a GPU
         alive = Alive(trained)
         alive.add([*family.model.parameters(), *family.model.buffers()])
         weights = alive.now
