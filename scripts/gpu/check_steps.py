@@ -1,0 +1,167 @@
+"""The steps of `check`, in the order of their worth: what each runs, and for how long at most.
+
+The seconds in comments are estimates for one H100, made by counting bytes and kernels. They come to some 560 s, of
+which a step that is killed at its limit takes more; then the last steps are skipped.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from interrupted_run import lose_newest, reached, speed
+from step_runner import Step
+
+HERE = Path(__file__).parent
+TESTS = HERE.parents[1] / "tests"
+SAVED_EVERY = 10  # steps between checkpoints of `fit`
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What differs between the real run and the dry one."""
+
+    model: tuple[str, ...] = ()  # overrides
+    windows: str = "24,16,12,8,4"
+    wide_and_paper: str = "24,16"  # next-token, and the window that the paper reports to lose nothing
+    window: str = "16"
+    train_batch: int = 32
+    draw_batch: int = 32
+    many: int = 64  # images drawn at once
+    images: int = 64
+    rounds: int = 3
+    steps: int = 25  # of `fit`, when it has been resumed
+    compiled: str = "true"
+    small: tuple[str, ...] = ()  # an option of the scripts
+    processes: int = 4  # of pytest
+    tolerance: float = 0.02  # share that a repeated step's loss may differ by; kernels add up in any order
+
+
+FULL = Sizes()
+TINY = Sizes(
+    model=(
+        *("model.size=null", "model.depth=2", "model.heads=2", "model.width=32", "model.feed_forward=64"),
+        *("model.grid=[6, 6]", "model.codes=64", "zipar.windows={6: 1, 3: 1}", "evaluate.windows=[6, 3]"),
+        *("data.workers=0", "trainer.precision=32-true"),
+    ),
+    windows="6,3",
+    wide_and_paper="6,3",
+    window="3",
+    train_batch=4,
+    draw_batch=4,
+    many=4,
+    images=6,
+    rounds=1,
+    steps=60,
+    small=("--small",),
+    processes=0,
+    tolerance=0.0,
+)
+
+
+def gpu_tests() -> list[str]:
+    """The test files with tests that need a GPU; the others may import what the machine lacks."""
+    files = sorted(TESTS.glob("test_*.py"))
+    return [str(file.relative_to(TESTS.parent)) for file in files if re.search(r"mark\.gpu\b", file.read_text())]
+
+
+def test_outcomes(log: str) -> dict[str, list[str]]:
+    """Names of tests by what pytest's log says of them, also where it was cut off."""
+    found: dict[str, set[str]] = {"passed": set(), "failed": set(), "error": set(), "skipped": set()}
+    for before, name, after in re.findall(r"(?:\b([A-Z]+) )?(tests/\S+::\S+)(?: ([A-Z]+)\b)?", log):
+        for outcome in {before.lower(), after.lower()} & found.keys():
+            found[outcome].add(name)
+    return {outcome: sorted(names) for outcome, names in found.items()}
+
+
+def checks(work: Path, sizes: Sizes) -> list[list[Step]]:
+    """The steps; those of an inner list run side by side, and nothing in them is timed.
+
+    Args:
+        work: a folder for everything that they write.
+    """
+    run, json = work / "runs" / "l", work / "json"
+    model, shards, last = work / "model.pt", work / "data" / "val.json", run / "checkpoints" / "last.ckpt"
+    overrides = tuple(part for override in sizes.model for part in ("--set", override))
+    training = (
+        *(f"model.weights={model}", f"model.tokenizer_weights={work / 'tokenizer.pt'}", f"run={run}"),
+        *(f"data.train={work / 'data' / 'train.json'}", f"data.val={shards}", f"data.batch_size={sizes.train_batch}"),
+        *(f"optim.batch={sizes.train_batch}", "optim.lr=1e-3", "log.wandb=disabled"),
+        *(f"trainer.max_steps={sizes.steps}", "trainer.log_every_n_steps=1", "trainer.num_sanity_val_steps=0"),
+        *(f"trainer.val_check_interval={SAVED_EVERY}", "trainer.limit_val_batches=1"),
+        f"checkpoint_every={SAVED_EVERY}",
+    )
+    settings = (*overrides, *(part for override in training for part in ("--set", override)))
+
+    def verb(name: str, *arguments: str, recipe: str = "llamagen-l") -> tuple[str, ...]:
+        return ("-m", "zipar_train", name, "--recipe", recipe, *arguments)
+
+    def script(name: str, *arguments: str) -> tuple[str, ...]:
+        return (str((HERE / name).relative_to(TESTS.parent)), *arguments)
+
+    def timed(name: str, about: str, *arguments: str, limit: float, least: float, recipe: str = "llamagen-l") -> Step:
+        command = verb("bench", *arguments, *overrides, "--json", str(json / f"{name}.json"), recipe=recipe)
+        return Step(name, about, command, limit, least, json / f"{name}.json")
+
+    def drawing(name: str, about: str, *arguments: str, limit: float, least: float, **more: str) -> Step:
+        alone = ("--alone", "--rounds", str(sizes.rounds), *arguments)
+        return timed(name, about, *alone, limit=limit, least=least, **more)
+
+    batch = str(sizes.train_batch)
+    fit = verb("fit", *settings)
+    interrupted: dict[str, Any] = {"needs": (model, shards), "killed_when": lambda: reached(run, 2 * SAVED_EVERY),
+                   "summary": lambda log: speed(run)}  # fmt: skip
+    return [
+        # 15 s
+        [Step("data", "random weights and shards", script("synthetic_data.py", str(work), *sizes.small, *overrides),
+              limit=60)],
+        # 25 s
+        [Step("probe", "kernels of a pass and of a training step",
+              script("probe.py", *sizes.small, "--json", str(json / "probe.json")), 60, 15, json / "probe.json")],
+        # 90 s for the three; the last two fill the compilers' caches for what is timed below
+        [Step("tests", "tests that need a GPU", ("-m", "pytest", "-m", "gpu", "-vv", "-rA", "-n", str(sizes.processes),
+              "--timeout=140", "-p", "no:cacheprovider", *gpu_tests()), 150, 40, summary=test_outcomes),
+         Step("warm-train", "compile training steps", verb("bench", "--train", "--rounds", "1", "--batch-sizes", batch,
+              *overrides), 150, 60),
+         Step("warm-decode", "compile passes", verb("bench", "--alone", "--compiled", "--rounds", "1", "--windows",
+              sizes.wide_and_paper, *overrides), 150, 60)],
+        # 30 s
+        [drawing("decode-l", "LlamaGen-L, one image", "--windows", sizes.windows, limit=90, least=20)],
+        # 45 s: 10 to load, 15 to compile from the cache, 10 for 20 steps and a validation, 10 for a checkpoint
+        [Step("fit", "20 training steps, killed while it writes a checkpoint", fit, 120, 35, **interrupted)],
+        # as long, if the one before has left no checkpoint
+        [Step("fit-uncompiled", "the same without torch.compile", (*fit, "--set", "tune.compile=false"), 90, 35,
+              unless=last, **interrupted)],
+        # 45 s
+        [Step("resume", "the killed run to its end",
+              (*fit, "--resume", "--allow", "tune.compile", "--set", "checkpoint_every=null"), 100, 30,
+              needs=(last,), before=lambda: lose_newest(run))],
+        # 1 s
+        [Step("continuity", "losses of the steps that were made twice",
+              script("interrupted_run.py", str(run), "--tolerance", str(sizes.tolerance), "--json",
+                     str(json / "continuity.json")), 10, 1, json / "continuity.json", needs=(last,))],
+        # 30 s
+        [Step("generate", "codes and pixels of the trained run",
+              script("generate_timing.py", str(run), "--window", sizes.window, "--batch", str(sizes.draw_batch),
+                     "--images", str(sizes.images), "--json", str(json / "generate.json"),
+                     "--png", str(work / "generated.png")), 60, 20, json / "generate.json", needs=(last,))],
+        # 45 s
+        [drawing("decode-l-compiled", "LlamaGen-L, one image, torch.compile", "--compiled", "--windows",
+                 sizes.wide_and_paper, limit=90, least=25)],
+        # 35 s
+        [drawing("decode-l-many", "LlamaGen-L, many images at once", "--windows", sizes.window, "--batch-sizes",
+                 str(sizes.many), limit=70, least=25)],
+        # 35 s
+        [drawing("decode-xl", "LlamaGen-XL, one image", "--windows", sizes.wide_and_paper, limit=70, least=25,
+                 recipe="llamagen-xl")],
+        # 60 s
+        [timed("train", "training steps without a teacher", "--train", "--batch-sizes", batch, "--rounds",
+               str(sizes.rounds), limit=110, least=30)],
+        # 25 s
+        [Step("advise", "bits and attention at every window",
+              verb("advise", *settings, "--checkpoint", str(run), "--json", str(json / "advise.json")), 50, 20,
+              json / "advise.json", needs=(last,))],
+        # 80 s
+        [timed("baselines", "LlamaGen-L beside other ways of drawing", "--windows", sizes.wide_and_paper, "--rounds",
+               "1", limit=150, least=45)],
+    ]  # fmt: skip
