@@ -25,7 +25,6 @@ from zipar_train.evaluation.subjects import expected, subjects, windows_of
 from zipar_train.grid import Grid
 from zipar_train.loader import ShardLoader
 from zipar_train.masks import dense
-from zipar_train.models.additive import additive
 from zipar_train.models.family import predictors
 from zipar_train.picture import write_figure
 from zipar_train.plan import NEVER, Plan
@@ -172,7 +171,7 @@ def _observed(sums: dict[int, Tensor], plan: Plan) -> Iterator[None]:
     def attend(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, **rest: Any) -> Any:
         keys = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1).float()
         scale = rest.get("scaling") or query.shape[-1] ** -0.5
-        bias = additive(mask, torch.float32).float()  # `mask` is bool where a family leaves the conversion to attention
+        bias = mask.float()
         total = sums.setdefault(module.layer_idx, torch.zeros(codes, codes, dtype=torch.float64, device=query.device))
         queries, fed = (torch.tensor(slots, device=query.device) for slots in (drawing, feeding))
         source = torch.tensor(plan.source[feeding], device=query.device)
