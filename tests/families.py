@@ -4,6 +4,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from zipar_train.grid import Grid
+from zipar_train.models.cache_argument import cache_arguments
 from zipar_train.models.family import build
 from zipar_train.plan import ROW_END
 from zipar_train.sections import Model, Text
@@ -51,28 +52,43 @@ class StockLlama:
             inputs_embeds=embeddings,
             position_ids=(positions + self.prompt_length).view(-1, positions.shape[-1]),
             attention_mask=mask,
-            past_key_values=cache,
-            use_cache=cache is not None,
+            **cache_arguments(self.model.model, cache),
         ).last_hidden_state
 
     def head(self, hidden):
         return self.model.lm_head(hidden)[..., : self.codes]
 
 
-def llamagen(height: int, width: int, *, codes: int = 7, classes: int = 3, seed: int = 0, dtype=torch.float64):
-    """A LlamaGen with weights large enough that every context matters."""
+def llamagen(
+    height: int,
+    width: int,
+    *,
+    codes: int = 7,
+    classes: int = 3,
+    head: int = 8,
+    seed: int = 0,
+    dtype=torch.float64,
+    device="cpu",
+):
+    """A LlamaGen with weights large enough that every context matters; the same on every device.
+
+    Args:
+        head: width of an attention head. torch.compile's FlexAttention takes 16 and more.
+    """
     torch.manual_seed(seed)
     model = Model(
         family="llamagen",
         depth=2,
         heads=2,
-        width=16,
-        feed_forward=24,
+        width=2 * head,
+        feed_forward=3 * head,
         grid=[height, width],
         codes=codes,
         classes=classes,
     )
-    return _loud(build(model, dtype=dtype))
+    family = _loud(build(model, dtype=dtype), 20 * (8 / head) ** 0.5)
+    family.model.to(device)
+    return family
 
 
 def llamagen_t2i(height: int, width: int, *, codes: int = 7, tokens: int = 3, features: int = 6, seed: int = 0):
@@ -85,9 +101,9 @@ def llamagen_t2i(height: int, width: int, *, codes: int = 7, tokens: int = 3, fe
     return _loud(build(model, dtype=torch.float64))
 
 
-def _loud(family):
+def _loud(family, times: float = 20):
     with torch.no_grad():
         for parameter in family.model.parameters():
             if parameter.ndim > 1:
-                parameter.mul_(20)
+                parameter.mul_(times)
     return family

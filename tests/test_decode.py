@@ -117,23 +117,37 @@ def test_theorem_with_the_block_mask(window, guidance):
     assert torch.equal(again, codes)
 
 
+def check_theorem_with_both_masks(device: str, side: int, window: int) -> None:
+    """Drawn in float64, then in one pass of each mask; FlexAttention in float32, as compiled kernels take it.
+
+    A head is 64 wide: compiled FlexAttention refuses less than 16.
+    """
+    family = llamagen(side, side, head=64, device=device)
+    plan = Plan.zipar(family.grid, window=window)
+    labels = torch.tensor([0, 2], device=device)
+    codes, seen = drawn_and_seen(family, plan, Draw(guidance=2.0), labels)
+    with torch.no_grad():
+        forced = teacher_forced(family, plan, codes, labels, dense(plan, device=device))
+        assert (forced - seen[:2]).abs().max() <= 1e-10 * forced.abs().max()
+        family.model.to(torch.float32)
+        flex = teacher_forced(family, plan, codes, labels, block(plan, device=device))
+    assert (flex - forced).abs().max() <= 1e-3 * forced.abs().max()
+    assert forced.std() > 0.1
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("window", [24, 16, 4, 1])
 def test_theorem_on_a_gpu(window):
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
-    family = llamagen(24, 24)
-    family.model.cuda()
-    plan = Plan.zipar(family.grid, window=window)
-    labels = torch.tensor([0, 2], device="cuda")
-    codes, seen = drawn_and_seen(family, plan, Draw(guidance=2.0), labels)
-    with torch.no_grad():
-        forced = teacher_forced(family, plan, codes, labels, dense(plan, device="cuda"))
-    assert (forced - seen[:2]).abs().max() <= 1e-10
-    family.model.to(torch.float32)
-    with torch.no_grad():
-        flex = teacher_forced(family, plan, codes, labels, block(plan, device="cuda"))
-    assert (flex - forced).abs().max() <= 1e-3 * forced.abs().max()
+    check_theorem_with_both_masks("cuda", 24, window)
+
+
+@pytest.mark.parametrize("window", [12, 4, 1])
+def test_theorem_as_on_a_gpu(window):
+    """The same on the CPU, where FlexAttention runs uncompiled."""
+    with torch.compiler.set_stance("force_eager"):
+        check_theorem_with_both_masks("cpu", 12, window)
 
 
 def test_the_widest_window_is_a_stock_causal_model():

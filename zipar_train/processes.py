@@ -8,7 +8,10 @@ from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElastic
 
 
 def process() -> tuple[int, int, torch.device]:
-    """This process's number, their count, and its device: torchrun's or SLURM's, otherwise alone."""
+    """This process's number, their count, and its device: torchrun's or SLURM's, otherwise alone.
+
+    A GPU is made the current one, so that streams, captured graphs and libraries use it without being told.
+    """
     environment: Any = None
     if TorchElasticEnvironment.detect():
         environment = TorchElasticEnvironment()
@@ -17,4 +20,8 @@ def process() -> tuple[int, int, torch.device]:
     rank, world = (environment.global_rank(), environment.world_size()) if environment else (0, 1)
     local = environment.local_rank() if environment else 0
     gpus = torch.cuda.device_count()  # one, where SLURM shows each task its own
-    return rank, world, torch.device("cuda", local % gpus) if gpus else torch.device("cpu")
+    if not gpus:
+        return rank, world, torch.device("cpu")
+    device = torch.device("cuda", local % gpus)
+    torch.cuda.set_device(device)
+    return rank, world, device

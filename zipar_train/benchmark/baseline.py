@@ -122,7 +122,7 @@ class _Whole:
 
     def __init__(self, family: Family, plan: Plan, *, rows: int):
         self.prompt, self.slots, self.device = plan.prompt, plan.prompt + plan.grid.codes, family.model.device
-        self.cache = SlotCache(family.model.config.get_text_config().num_hidden_layers, self.slots)
+        self.cache = SlotCache(family.model, rows=rows, slots=self.slots)
         self.causal = torch.tril(torch.ones(self.slots, self.slots, dtype=torch.bool, device=self.device))
 
     def aim(self, positions: list[int]) -> tuple[Tensor, Tensor]:

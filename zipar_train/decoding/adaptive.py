@@ -21,6 +21,7 @@ from zipar_train.decoding.cache import SlotCache
 from zipar_train.decoding.canvas import prompts
 from zipar_train.decoding.decoder import Observer
 from zipar_train.decoding.memory import make_room
+from zipar_train.decoding.place import drawing_on, keys_aligned
 from zipar_train.decoding.rows import Feed, Rows
 from zipar_train.decoding.sampling import guide, inverse, probabilities, reconsider
 from zipar_train.masks import hide
@@ -93,6 +94,10 @@ class AdaptiveDecoder:
             ValueError: for a condition the family does not know.
             NoRoom: for more images than memory holds; names how many it does.
         """
+        with drawing_on(self.family.model.device):
+            return self._drawn(condition, uniforms, draw, observe)
+
+    def _drawn(self, condition: Any, uniforms: Tensor, draw: Draw, observe: Observer | None) -> Tensor:
         images, family = len(uniforms), self.family
         assert uniforms.shape == (images, self.numbers), uniforms.shape
         rows = [Rows(**self.rule) for _ in range(images)]
@@ -120,13 +125,15 @@ class _Sheet:
         self.family, self.draw, self.uniforms = family, draw, uniforms.to(device)
         looks = (grid.height - 1) * (grid.row_length - plan.window)  # at most
         self.most = plan.prompt + grid.height * grid.row_length + looks
-        make_room(family, plan, images, rows=self.copies * images, slots=self.most + 1)
+        self.aligned = keys_aligned(device)
+        slots = self.most + 1 + -(self.most + 1) % self.aligned
+        make_room(family, plan, images, rows=self.copies * images, slots=slots)
         self.tokens = torch.full((images, grid.codes + 2), ROW_END, device=device)  # codes, the row end, and no code
         self.before: Tensor | None = None  # what the codes that are looked at were drawn from, (B, V)
         self.written = np.zeros(images, dtype=np.int64)
-        self.position = np.zeros((images, self.most + 1), dtype=np.int64)
-        self.expires = np.zeros((images, self.most + 1), dtype=np.int64)  # 0: not written
-        self.cache = SlotCache(family.model.config.get_text_config().num_hidden_layers, self.most + 1)
+        self.position = np.zeros((images, slots), dtype=np.int64)
+        self.expires = np.zeros((images, slots), dtype=np.int64)  # 0: not written
+        self.cache = SlotCache(family.model, rows=self.copies * images, slots=slots)
 
     def forward(self, step: int, feeds: list[list[Feed]], observe: Observer | None) -> NDArray[np.bool_]:
         """A pass; says of each image whether the code that it looked at is accepted."""
@@ -145,6 +152,7 @@ class _Sheet:
                 self.written[image] += n
 
         seen = int(self.written.max())
+        seen += -seen % self.aligned
         visible = (self.expires[:, None, :seen] > step) & (self.position[:, None, :seen] <= position[..., None])
         mask = torch.from_numpy(visible).to(device)[:, None].repeat(self.copies, 1, 1, 1)
         if self.padding is not None:

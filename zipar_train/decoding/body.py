@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, rms_norm, scaled_dot_product_attention, silu
 from transformers import Cache, PreTrainedModel
+from transformers.cache_utils import CacheLayerMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.models.chameleon.modeling_chameleon import ChameleonModel
 from transformers.models.llama.modeling_llama import LlamaModel
 
 from zipar_train.decoding.packed import LEAST, packed
+from zipar_train.models.compiled import compile_layers
 
 
 class Layer(nn.Module):
@@ -23,7 +25,7 @@ class Layer(nn.Module):
     def __init__(self, layer: Any, *, heads: int, least: int):
         super().__init__()
         attention, mlp = layer.self_attn, layer.mlp
-        self.head, self.scale, self.index = attention.head_dim, attention.scaling, attention.layer_idx
+        self.head, self.scale = attention.head_dim, attention.scaling
         self.heads, self.groups = heads, attention.num_key_value_groups
         self.norms: tuple[Tensor, ...] | None = None  # of queries and keys: Chameleon's, numbers of each head
         if hasattr(attention, "q_norm"):
@@ -38,7 +40,15 @@ class Layer(nn.Module):
         self.gate_up = packed(torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]), least=least)
         self.down = packed(mlp.down_proj.weight, least=least)
 
-    def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, cache: Cache | None) -> Tensor:
+    def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, kept: CacheLayerMixin | None) -> Tensor:
+        """Apply the layer.
+
+        Args:
+            hidden: (R, K, D).
+            cos, sin: (1 or R, K, 1, head width); the first half of `sin` is negative.
+            mask: additive, (1 or R, 1, G K, keys): row g K + k is slot k's, for each of the G queries that share a key.
+            kept: this layer's keys and values; None: the pass's own are all there are.
+        """
         rows, slots, _ = hidden.shape
         keys = self.heads // self.groups
         heads = self.qkv(norm(hidden, self.before)).view(rows, slots, -1, self.head)
@@ -49,21 +59,31 @@ class Layer(nn.Module):
         turned = torch.addcmul(turning * cos, turning.roll(self.head // 2, -1), sin)
         query, key = turned.transpose(1, 2).split([self.heads, keys], dim=1)
         value = value.transpose(1, 2)
-        if cache is not None:
-            key, value = cache.update(key, value, self.index)
-        attended = scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, scale=self.scale, enable_gqa=self.groups > 1
-        )
+        if kept is not None:
+            key, value = kept.update(key, value)
+        if self.groups > 1:  # queries of one key stand below each other, as if they were further slots
+            query = query.reshape(rows, keys, self.groups * slots, self.head)
+        attended = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=self.scale)
+        if self.groups > 1:
+            attended = attended.reshape(rows, self.heads, slots, self.head)
         hidden = hidden + self.out(attended.transpose(1, 2).reshape(rows, slots, -1))
         gate, up = self.gate_up(norm(hidden, self.between)).chunk(2, dim=-1)
         return hidden + self.down(silu(gate) * up)
 
 
 class Body(nn.Module):
-    """In the place of a LlamaModel, for calls with embeddings, positions and a dense mask."""
+    """In the place of a LlamaModel, for calls with embeddings, positions and a dense additive mask.
+
+    Grouped queries are folded into the slots, so that attention sees as many heads of queries as of keys: kernels that
+    take a mask (memory-efficient attention) refuse `enable_gqa` or copy the keys for each head, and the fallback
+    computes whole score matrices (aten/src/ATen/native/transformers/cuda/sdp_utils.cpp).
+    """
 
     def __init__(self, llama: Any, *, least: int):
         super().__init__()
+        self.groups = llama.config.num_attention_heads // (
+            llama.config.num_key_value_heads or llama.config.num_attention_heads
+        )
         self.embed_tokens, self.rotary_emb, self.norm = llama.embed_tokens, llama.rotary_emb, llama.norm
         self.layers = nn.ModuleList()
         for index, layer in enumerate(llama.layers):
@@ -76,15 +96,19 @@ class Body(nn.Module):
         inputs_embeds: Tensor,
         position_ids: Tensor,
         attention_mask: Tensor,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         use_cache: bool = False,
     ) -> BaseModelOutputWithPast:
         cos, sin = (t[:, :, None] for t in self.rotary_emb(inputs_embeds, position_ids=position_ids))
         half = sin.shape[-1] // 2
         sin = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)  # the sign that transformers' rotate_half gives x
+        mask = attention_mask.repeat(1, 1, self.groups, 1) if self.groups > 1 else attention_mask
         hidden = inputs_embeds
-        for layer in self.layers:
-            hidden = layer(hidden, cos, sin, attention_mask, past_key_values)
+        # layers are given what they keep and do not know their number, so that compiled ones share their code
+        for layer, kept in zip(
+            self.layers, cache.layers if cache is not None else [None] * len(self.layers), strict=True
+        ):
+            hidden = layer(hidden, cos, sin, mask, kept)
         return BaseModelOutputWithPast(last_hidden_state=norm(hidden, self.norm))
 
 
@@ -113,3 +137,17 @@ def streamline(model: PreTrainedModel, *, least: int = LEAST) -> bool:
     if type(head) is nn.Linear and head.bias is None:
         model.lm_head = packed(head.weight, least=least)
     return True
+
+
+def compile_body(model: PreTrainedModel) -> None:
+    """torch.compile what `streamline` has made of a model, in place.
+
+    Layer by layer: for any windows, batch sizes and guidance, a layer has as many versions as the whole body would have
+    (6 to 8), each a fraction of the work. A model that `streamline` left as it was is compiled whole, since its layers
+    know their number and would each need versions of their own.
+    """
+    body: Any = model.base_model
+    if isinstance(body, Body):
+        compile_layers(body, dynamic=True)
+    else:
+        body.compile(dynamic=True)

@@ -33,7 +33,7 @@ class Canvas:
         self.uniforms = torch.empty(images, codes, device=device)
         self.slot = torch.zeros((), dtype=torch.long, device=device)  # the next to be fed
         self.code = torch.zeros((), dtype=torch.long, device=device)  # how many have been drawn
-        self.cache = SlotCache(family.model.config.get_text_config().num_hidden_layers, slots)
+        self.cache = SlotCache(family.model, rows=len(prompt), slots=slots)
 
     def fits(self, images: int, prompt: Tensor) -> bool:
         return len(self.tokens) == images and self.prompt.shape == prompt.shape and self.prompt.dtype == prompt.dtype

@@ -13,11 +13,17 @@ class Captured:
 
     What is captured must read and write tensors that stay where they are, and never look at a value. All graphs share
     one pool of memory, so a result holds until the next graph is run.
+
+    Args:
+        device: where the work is done. Its graphs are captured on a stream of this device: the stream that
+            `torch.cuda.graph` makes otherwise lies on the device that was current at the process's first capture.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device):
+        self.device = device
         self.graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, Any] | None] = {}
         self.pool: Any = None  # known once something has been captured
+        self.stream: torch.cuda.Stream | None = None  # the same for all graphs of the pool
 
     @property
     def complete(self) -> bool:
@@ -34,9 +40,11 @@ class Captured:
             return work()  # libraries set themselves up, and compilers compile
         captured = self.graphs[key]
         if captured is None:
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self.pool):
-                result = work()  # recorded, not done
+            with torch.cuda.device(self.device):
+                self.stream = self.stream or torch.cuda.Stream(self.device)
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
+                    result = work()  # recorded, not done
             self.pool = graph.pool()
             self.graphs[key] = captured = graph, result
         captured[0].replay()

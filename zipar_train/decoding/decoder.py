@@ -17,6 +17,7 @@ from torch.nn.functional import pad
 
 from zipar_train.decoding.canvas import Canvas, prompts
 from zipar_train.decoding.capture import Captured
+from zipar_train.decoding.place import drawing_on, keys_aligned
 from zipar_train.decoding.sampling import guide, sample
 from zipar_train.masks import dense, hide, unwritten
 from zipar_train.models.family import Family
@@ -74,7 +75,7 @@ class Decoder:
         released = released and not plan.grid.row_end
         if released:
             visible = torch.cat([visible, unwritten(plan, device=device)[0, 0]], dim=1)
-        bucket = BUCKET if self.capture else 1
+        bucket = BUCKET if self.capture else keys_aligned(device)
         self.visible = pad(visible, (0, -visible.shape[1] % bucket))
         self.shapes = []
         for step in range(plan.passes):
@@ -96,7 +97,7 @@ class Decoder:
     def release(self) -> None:
         """Give back the memory that the last batch was drawn on."""
         self.canvas: Canvas | None = None
-        self.captured = Captured()
+        self.captured = Captured(self.family.model.device)
 
     @torch.inference_mode()
     def __call__(self, condition: Any, uniforms: Tensor, draw: Draw, *, observe: Observer | None = None) -> Tensor:
@@ -116,6 +117,10 @@ class Decoder:
             ValueError: for a condition the family does not know.
             NoRoom: for more images than memory holds; names how many it does.
         """
+        with drawing_on(self.family.model.device):
+            return self._drawn(condition, uniforms, draw, observe)
+
+    def _drawn(self, condition: Any, uniforms: Tensor, draw: Draw, observe: Observer | None) -> Tensor:
         family, grid, images = self.family, self.plan.grid, len(uniforms)
         assert uniforms.shape == (images, grid.codes), uniforms.shape
         prompt, padding = prompts(family, family.check(condition), guided=draw.guidance != 1)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from zipar_train.decoding.adaptive import AdaptiveDecoder
-from zipar_train.decoding.body import streamline
+from zipar_train.decoding.body import compile_body, streamline
 from zipar_train.decoding.decoder import Decoder
 from zipar_train.decoding.memory import NoRoom, explained
 from zipar_train.decoding.pixels import Pixels
@@ -90,7 +90,7 @@ class Generator:
         saved: the weights.
         device: None: a GPU where there is one.
         dtype: of the weights and of the computation.
-        compile: torch.compile the model's body: up to minutes before the first image, for many of them on a GPU.
+        compile: torch.compile the model's layers: up to a minute before the first image, for many of them on a GPU.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class Generator:
         self.drawing = restored(recipe.model, saved, dtype=dtype, device=self.device)
         streamline(self.drawing.model)
         if compile:
-            self.drawing.model.base_model.compile(dynamic=True)
+            compile_body(self.drawing.model)
         self.decoders: dict[tuple[int | None, Manner], Decoder | AdaptiveDecoder] = {}
 
     @cached_property

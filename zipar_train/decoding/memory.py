@@ -9,6 +9,7 @@ import numpy as np
 import psutil
 import torch
 
+from zipar_train.decoding.cache import head_shape
 from zipar_train.models.family import Family
 from zipar_train.plan import Plan
 
@@ -29,8 +30,8 @@ def needed(family: Family, plan: Plan, images: int, *, rows: int, slots: int) ->
         slots: of the cache.
     """
     config, size = family.model.config.get_text_config(), family.model.dtype.itemsize
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    cache = 2 * config.num_hidden_layers * (config.num_key_value_heads or config.num_attention_heads) * head * slots
+    heads, width = head_shape(config)
+    cache = 2 * config.num_hidden_layers * heads * width * slots
     fed = int(np.bincount(plan.step).max())
     drawn = int(np.bincount(plan.step[plan.target >= 0]).max())
     hidden = fed * (8 * config.hidden_size + 3 * config.intermediate_size)

@@ -49,16 +49,26 @@ def probabilities(logits: Tensor, *, temperature: float, top_k: int, top_p: floa
     if top_k:
         logits = TopKLogitsWarper(min(top_k, logits.shape[-1]))(None, logits)
     if top_p < 1:
-        logits = TopPLogitsWarper(top_p)(None, logits)
+        logits = TopPLogitsWarper(top_p)(None, two_rows(logits))[: len(logits)]
     return logits.softmax(-1)
 
 
 def inverse(probabilities: Tensor, uniform: Tensor) -> Tensor:
     """Codes, int64 (N,): of each row (N, V), which need not sum to one, the code at a share (N,) in [0, 1) of it."""
-    cdf = probabilities.cumsum(-1)
+    cdf = two_rows(probabilities).cumsum(-1)[: len(probabilities)]
     # uniform < 1 keeps the threshold below the last sum, so a code of probability zero is never drawn
     threshold = uniform.to(cdf.dtype)[:, None] * cdf[:, -1:]
     return torch.searchsorted(cdf, threshold, right=True).squeeze(-1).clamp(max=cdf.shape[-1] - 1)
+
+
+def two_rows(x: Tensor) -> Tensor:
+    """What is summed along its rows (N, V), with a single row given twice.
+
+    On CUDA, sums along one row alone come from CUB's device-wide scan, whose order of additions, and so whose last
+    bits, may differ from run to run. Two rows and more are added in a fixed order (PyTorch,
+    aten/src/ATen/native/cuda/ScanUtils.cuh: `scan_dim` asks whether `self.numel() == self.size(dim)`).
+    """
+    return x.expand(2, -1) if len(x) == 1 else x
 
 
 def reconsider(code: Tensor, before: Tensor, now: Tensor, accept: Tensor, anew: Tensor) -> tuple[Tensor, Tensor]:

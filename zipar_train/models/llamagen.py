@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 from transformers import Cache, PreTrainedModel
 
+from zipar_train.models.cache_argument import cache_arguments
 from zipar_train.models.layout import SIZES
 from zipar_train.models.modeling_llamagen import LlamaGenConfig, LlamaGenForCausalLM
 from zipar_train.models.text import Captions, TextEncoder, left_padded
@@ -91,8 +92,7 @@ class LlamaGen:
             inputs_embeds=embeddings,
             position_ids=(positions + self.prompt_length).view(-1, positions.shape[-1]),
             attention_mask=mask,
-            past_key_values=cache,
-            use_cache=cache is not None,
+            **cache_arguments(self.model.model, cache),
         ).last_hidden_state
 
     def head(self, hidden: Tensor) -> Tensor:
