@@ -2,7 +2,9 @@
 
 import copy
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,9 +20,9 @@ from zipar_train.benchmark.turns import Failure, Key, Timed, Trouble, Way, relea
 from zipar_train.decoding import memory
 from zipar_train.decoding.body import compile_body, streamline
 from zipar_train.decoding.decoder import Decoder
+from zipar_train.decoding.place import drawing_on
 from zipar_train.decoding.sampling import uniforms
 from zipar_train.environment import environment
-from zipar_train.models.attention import attention_kernels
 from zipar_train.models.family import Family, conditions
 from zipar_train.plan import Plan
 from zipar_train.sections import Recipe
@@ -230,7 +232,7 @@ class _Cases:
             def run() -> Tensor:
                 if not made:
                     made.append(Decoder(family, plan, **how))
-                with attention_kernels(self.device):
+                with whole_graphs():
                     return made[0](condition, numbers, draw)
 
             def settled() -> bool:
@@ -240,7 +242,8 @@ class _Cases:
 
         def eager(window: int) -> None:
             assert plain is not None
-            eager_loop(plain, condition, numbers, draw, window=window)  # codes of another rule: not compared
+            with drawing_on(self.device):
+                eager_loop(plain, condition, numbers, draw, window=window)  # codes of another rule: not compared
 
         for window, plan in plans.items():
             ways[OURS, window] = drawing(self.ours, plan)
@@ -254,7 +257,7 @@ class _Cases:
                 stock = Stock(plain)
 
                 def generate(stock: Stock = stock) -> None:
-                    with attention_kernels(self.device):
+                    with drawing_on(self.device):
                         stock(condition, draw)  # from other random numbers: not compared
 
                 ways[STOCK, window], passes[STOCK, window] = Way(generate), stock.passes
@@ -295,6 +298,22 @@ class _Cases:
             error=trouble.error,
             trace=trouble.trace,
         )
+
+
+@contextmanager
+def whole_graphs() -> Iterator[None]:
+    """Fail where torch.compile leaves a part of what it compiles as it was.
+
+    At PyTorch's limit of recompilations the decoder fails by itself, see `never_silently_eager`.
+
+    Raises:
+        RuntimeError: if a graph broke; names the reasons.
+    """
+    breaks: Counter[str] = torch._dynamo.utils.counters["graph_break"]
+    before = breaks.copy()
+    yield
+    if found := breaks - before:
+        raise RuntimeError(f"torch.compile left parts uncompiled: {'; '.join(found)}")
 
 
 def in_groups(needs: Mapping[Key, int], room: int) -> list[list[Key]]:
