@@ -7,6 +7,7 @@ import isolated  # first of all: what follows reads the environment
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -65,10 +66,35 @@ def shards(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def classifier(shards, tmp_path_factory) -> Path:
+    """A folder with the digits' classifier, as an evaluation with the recipe's settings trains it and keeps it."""
+    from zipar_train.evaluation.classifier import trained
+    from zipar_train.loader import ShardLoader
+    from zipar_train.models.vq import Palette
+
+    folder = tmp_path_factory.mktemp("classifier")
+    loader = ShardLoader(shards / "train.json", batch_size=32, shuffle=10000)
+    trained(folder / "classifier.safetensors", loader, Palette.grey(17))
+    return folder
+
+
 @pytest.fixture
-def tiny(shards, tmp_path):
+def kept_classifier(classifier):
+    """Put the digits' classifier into the folder of an evaluation, so that this one need not train it."""
+    return lambda out: shutil.copytree(classifier, out, dirs_exist_ok=True)
+
+
+@pytest.fixture(scope="session")
+def made_tiny(shards) -> list[str]:
+    """Overrides that make any digits recipe tiny."""
+    return [*TINY, f"data.train={shards}/train.json", f"data.val={shards}/val.json"]
+
+
+@pytest.fixture
+def tiny(made_tiny, tmp_path) -> list[str]:
     """Overrides that make any digits recipe tiny and put its run under tmp_path / "run"."""
-    return [*TINY, f"data.train={shards}/train.json", f"data.val={shards}/val.json", f"run={tmp_path}/run"]
+    return [*made_tiny, f"run={tmp_path}/run"]
 
 
 @pytest.fixture

@@ -34,6 +34,7 @@ def told(path: Path) -> dict[str, dict]:
     return {row["name"]: row for row in rows}
 
 
+@pytest.mark.slow
 def test_this_machine(fresh_cli, tmp_path, shards):
     """All of it, by the command line, with a key that must show nowhere."""
     (tmp_path / "tmp").mkdir()

@@ -1,6 +1,7 @@
 """Evaluation: scores against their definitions, bits against the chain rule, the report against its own numbers."""
 
 import json
+import shutil
 from math import log
 
 import numpy as np
@@ -26,10 +27,11 @@ from zipar_train.models.vq import Palette
 from zipar_train.sections import Draw
 
 
-@pytest.fixture(scope="module")
-def classifier(shards, tmp_path_factory):
-    path = tmp_path_factory.mktemp("features") / "classifier.safetensors"
-    return path, trained(path, ShardLoader(shards / "train.json", batch_size=32, shuffle=10000), Palette.grey(17))
+@pytest.fixture
+def network(shards, classifier):
+    """The digits' classifier."""
+    loader = ShardLoader(shards / "train.json", batch_size=32, shuffle=10000)
+    return trained(classifier / "classifier.safetensors", loader, Palette.grey(17))
 
 
 def pictures(shards, split):
@@ -37,8 +39,9 @@ def pictures(shards, split):
     return torch.cat([pixels for pixels, _ in pixels_of(loader, Palette.grey(17), (8, 8))])
 
 
-def test_the_classifier_learns_and_is_kept(shards, classifier):
-    path, network = classifier
+@pytest.mark.slow
+def test_the_classifier_learns_and_is_kept(shards, classifier, network, tmp_path):
+    path = shutil.copytree(classifier, tmp_path / "kept") / "classifier.safetensors"
     loader = ShardLoader(shards / "val.json", batch_size=100)
     assert network.accuracy(pixels_of(loader, Palette.grey(17), (8, 8))) > 0.95
     again = trained(path, ShardLoader(shards / "train.json", batch_size=32, shuffle=10000), Palette.grey(17), epochs=20)
@@ -54,8 +57,7 @@ def features_of(pixels, extractor):
     return extractor(Pictures(lambda: iter(pixels.split(50)), len(pixels)))
 
 
-def test_frechet_distance_is_its_definition_in_float64(shards, classifier):
-    _, network = classifier
+def test_frechet_distance_is_its_definition_in_float64(shards, network):
     extractor = register(network)
     real, other = pictures(shards, "val"), pictures(shards, "train")[:300]
     reference = open_reference(str(shards / "val.json"), extractor, tokenizer=Palette.grey(17), size=8)
@@ -73,7 +75,7 @@ def test_frechet_distance_is_its_definition_in_float64(shards, classifier):
     assert fidelity(features_of(noise, extractor), reference, extractor)["fid"].mean > 20 * scores["fid"].mean
 
 
-def test_scores_of_the_small_network_are_torch_fidelitys(shards, classifier):
+def test_scores_of_the_small_network_are_torch_fidelitys(shards, network):
     """All but KID's, whose subsets are half as large here, through calculate_metrics as anyone would call it."""
     from torch_fidelity import calculate_metrics
 
@@ -87,7 +89,7 @@ def test_scores_of_the_small_network_are_torch_fidelitys(shards, classifier):
         def __getitem__(self, index):
             return self.pixels[index]
 
-    extractor = register(classifier[1])
+    extractor = register(network)
     real, drawn = pictures(shards, "val"), pictures(shards, "train")[:300]
     theirs = calculate_metrics(input1=Whole(drawn), input2=Whole(real), feature_extractor=extractor.name, cuda=False,
                                fid=True, kid=True, isc=True, prc=True, kid_subset_size=150, cache=False, verbose=False,
@@ -101,9 +103,9 @@ def test_scores_of_the_small_network_are_torch_fidelitys(shards, classifier):
         assert ours[mine].mean == pytest.approx(theirs[name], rel=1e-6, abs=1e-6), name
 
 
-def test_the_error_bar_of_one_seed_is_that_of_many_drawings(shards, classifier):
+def test_the_error_bar_of_one_seed_is_that_of_many_drawings(shards, network):
     """The jackknife of one set of pictures against the spread over disjoint sets of the same size."""
-    extractor = register(classifier[1])
+    extractor = register(network)
     reference = open_reference(str(shards / "val.json"), extractor, tokenizer=Palette.grey(17), size=8)
     loader = ShardLoader(shards / "train.json", batch_size=100)
     labels = torch.cat([labels for _, labels in pixels_of(loader, Palette.grey(17), (8, 8))])
@@ -177,7 +179,7 @@ def test_bits_of_the_released_decoder_are_those_of_a_cache_of_zeros():
     assert bits_by_drawing(Decoder(family, plan), One()) != pytest.approx(truth, rel=1e-4)
 
 
-def test_compared_checkpoints_have_their_gap_closed(shards, tmp_path, tiny):
+def test_compared_checkpoints_have_their_gap_closed(shards, tmp_path, tiny, kept_classifier):
     """Against hand arithmetic on the report's own bits, and in the report's words."""
     from zipar_train.evaluation.evaluate import evaluate
     from zipar_train.evaluation.report import findings, markdown
@@ -189,6 +191,7 @@ def test_compared_checkpoints_have_their_gap_closed(shards, tmp_path, tiny):
         recipe = load_recipe("digits-base", [*tiny, f"run={tmp_path}/{name}", "trainer.max_epochs=2", f"optim.lr={lr}"])
         fit(recipe)
         paths.append(tmp_path / name)
+    kept_classifier(tmp_path)
     report, samples, _ = evaluate(recipe, paths[1], compare=[paths[0]], windows=[1], out=tmp_path, progress=False)
     slow8, slow1, fast8, fast1 = (report.row(n, w).bits for n in ("slow", "fast") for w in (8, 1))
     assert fast8 < slow8
@@ -235,12 +238,13 @@ PAPER = ("paper={source: 'a paper, table 1', protocol: {images: 50000, condition
          "features: inception}, rows: [{window: 8, passes: 64, seconds: 2.5, fid: 3.16}]}")  # fmt: skip
 
 
-def test_the_protocol_is_guarded(tiny, tmp_path, run):
+def test_the_protocol_is_guarded(tiny, tmp_path, run, kept_classifier):
     """What departs from a published protocol is said; the released baseline has rows of its own."""
     from zipar_train.recipe import load_recipe
     from zipar_train.training.fit import fit
 
     fit(load_recipe("digits-base", [*tiny, "trainer.max_epochs=1"]))
+    kept_classifier(tmp_path / "out")
     more = [*tiny, PAPER, "evaluate.batch_size=5"]
     options = ["--windows", "2", "--released", "--adaptive", "--out", "out", "--npz", "--png", "--json", "r.json"]
     status, out, err = run(
@@ -302,11 +306,12 @@ def test_a_departure_is_each_difference_and_nothing_else():
     assert "validation set" in warnings(Protocol(**{**ours, "validation": True}))[0]
 
 
-def test_guidance_is_searched(tiny, tmp_path, run):
+def test_guidance_is_searched(tiny, tmp_path, run, kept_classifier):
     from zipar_train.recipe import load_recipe
     from zipar_train.training.fit import fit
 
     fit(load_recipe("digits-base", [*tiny, "trainer.max_epochs=4", "optim.lr=1e-2"]))
+    kept_classifier(tmp_path / "run" / "evaluation")
     arguments = ["evaluate", "--recipe", "digits-base", *sets(tiny), "--checkpoint", tmp_path / "run", "--windows", "2"]
     status, out, err = run(*arguments, "--search-guidance", "1,1.5,30", "--search-images", "40", "--json", "s.json")
     assert status == 0, err
@@ -341,10 +346,10 @@ def test_bits_are_of_as_many_images_as_is_said():
     assert bits_per_code(Bare(), plan, parts, images=100) == bits_per_code(Bare(), plan, parts)
 
 
-def test_a_reference_of_another_grid_is_refused(shards, tmp_path, classifier):
+def test_a_reference_of_another_grid_is_refused(shards, network):
     from zipar_train.grid import Grid
 
-    extractor = register(classifier[1])
+    extractor = register(network)
     with pytest.raises(ValueError, match=r"val\.json.*8x8.*4x4"):
         open_reference(
             str(shards / "val.json"), extractor, tokenizer=Palette.grey(17), size=8, grid=Grid(4, 4), codes=17

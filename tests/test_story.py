@@ -8,6 +8,7 @@ from zipar_train.loader import ShardLoader
 from zipar_train.recipe import load_recipe
 from zipar_train.training.fit import fit
 
+pytestmark = pytest.mark.slow
 SMALL = ["log.wandb=disabled", "model.depth=3", "model.width=64", "model.feed_forward=128", "trainer.accelerator=cpu"]
 
 

@@ -44,9 +44,17 @@ def same_end(a: Path, b: Path) -> None:
     )
 
 
-def test_twenty_kills_change_nothing(tiny, tmp_path):
+@pytest.fixture(scope="module")
+def whole(made_tiny, tmp_path_factory):
+    """A run that nothing has interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    fit(load_recipe("digits-base", quick(made_tiny, folder, "whole", *SHORT)))
+    return folder / "whole"
+
+
+@pytest.mark.slow
+def test_twenty_kills_change_nothing(tiny, tmp_path, whole):
     """SIGKILL at random moments, a third of them while a checkpoint is being written."""
-    fit(load_recipe("digits-base", quick(tiny, tmp_path, "whole", *SHORT)))
     verb = ["fit", "--recipe", "digits-base", *sets(quick(tiny, tmp_path, "broken", *SHORT)), "--resume"]
     rng, folder, writing = random.Random(0), tmp_path / "broken" / "checkpoints", 0
     part = folder / "next.ckpt.part"
@@ -64,10 +72,10 @@ def test_twenty_kills_change_nothing(tiny, tmp_path):
     last = Running(*verb, log=tmp_path / "last")
     assert last.ended() == 0, last.said()
     assert writing >= 3
-    same_end(tmp_path / "whole", tmp_path / "broken")
+    same_end(whole, tmp_path / "broken")
     assert [damage(path) for path in (*newest_first(tmp_path / "broken"), folder / "best.ckpt")] == [None] * 3
     assert [read(path).extra["global_step"] for path in newest_first(tmp_path / "broken")] == [80, 78]
-    best = [read(tmp_path / name / "checkpoints" / "best.ckpt") for name in ("whole", "broken")]
+    best = [read(run / "checkpoints" / "best.ckpt") for run in (whole, tmp_path / "broken")]
     assert states_equal(best[0].state, best[1].state) and best[0].extra["least"] == best[1].extra["least"]
 
 
@@ -80,6 +88,7 @@ WAYS = {  # processes, images of a batch, more
 }
 
 
+@pytest.mark.slow
 def test_any_number_of_processes_ends_alike(tiny, tmp_path):
     """The same step of 16 images in float64: losses, weights, averages; also of a run begun by one, ended by two.
 
@@ -162,8 +171,7 @@ def test_the_newest_whole_checkpoint_is_found_whatever_the_clock_says(tiny, tmp_
         fit(load_recipe("digits-base", longer), resume=True)
 
 
-def test_a_clock_that_jumps_changes_nothing(tiny, tmp_path, monkeypatch):
-    fit(load_recipe("digits-base", quick(tiny, tmp_path, "whole", *SHORT)))
+def test_a_clock_that_jumps_changes_nothing(tiny, tmp_path, monkeypatch, whole):
     real, jumps = time.time, random.Random(1)
     monkeypatch.setattr(time, "time", lambda: real() + jumps.uniform(-1e6, 1e6))
     broken = load_recipe("digits-base", quick(tiny, tmp_path, "broken", *SHORT))
@@ -179,7 +187,7 @@ def test_a_clock_that_jumps_changes_nothing(tiny, tmp_path, monkeypatch):
         fit(broken)
     monkeypatch.setattr(ZipARModule, "training_step", steps)
     fit(broken, resume=True)
-    same_end(tmp_path / "whole", tmp_path / "broken")
+    same_end(whole, tmp_path / "broken")
 
 
 def test_differences_that_are_meant_are_named_and_take_effect(tiny, tmp_path, monkeypatch):
@@ -232,6 +240,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", disk], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_what_is_there_and_training_goes_on(tiny, tmp_path, small_disk):
     """Filled in mid-run, and emptied again."""
     short = [o for o in SHORT if not o.startswith("checkpoint_best")]
@@ -298,12 +307,12 @@ def hurt(path: Path, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["deleted", "truncated", "flipped"])
 def test_a_shard_damaged_in_mid_run_is_named_and_stops_or_is_skipped(tiny, many, tmp_path, monkeypatch, how, capsys):
-    overrides = quick(tiny, tmp_path, "run", f"data.train={many}/train.json", "data.batch_size=1", "data.shuffle=10",
-                      "trainer.max_epochs=1", "optim.batch=1", "trainer.limit_val_batches=1")  # fmt: skip
+    overrides = quick(tiny, tmp_path, "run", f"data.train={many}/train.json", "data.batch_size=4", "data.shuffle=10",
+                      "trainer.max_epochs=1", "optim.batch=4", "trainer.limit_val_batches=1")  # fmt: skip
     steps = ZipARModule.training_step
 
     def hurting(module, batch, batch_idx):
-        if module.trainer.global_step == 250:
+        if module.trainer.global_step == 62:
             left = {shard.name for shard in read_manifest(many / "train.json").shards} - set(seen)
             victim.append(sorted(left)[-1])
             hurt(many / victim[0], how)
@@ -326,7 +335,7 @@ def test_a_shard_damaged_in_mid_run_is_named_and_stops_or_is_skipped(tiny, many,
     said = capsys.readouterr().err
     assert victim[0] in said and "(100 samples)" in said
     found = losses(tmp_path / "skipping")
-    assert len(found) == 800
+    assert len(found) == 200
     text = (tmp_path / "skipping" / "logs" / "version_0" / "metrics.csv").read_text().strip().split("\n")
     assert float(text[-2].split(",")[text[0].split(",").index("train/damaged")] or 100) == 100
 
@@ -393,11 +402,16 @@ def bad_at(step, how, monkeypatch):
     monkeypatch.setattr(ZipARModule, "losses", hurt)
 
 
+@pytest.fixture(scope="module")
+def before(made_tiny, tmp_path_factory):
+    """Losses of a run without a bad step."""
+    folder = tmp_path_factory.mktemp("plain")
+    fit(load_recipe("digits-base", quick(made_tiny, folder, "plain", *SHORT, "trainer.max_epochs=1", "health.spike=3")))
+    return losses(folder / "plain")
+
+
 @pytest.mark.parametrize("how", ["loss", "gradient", "leap"])
-def test_bad_steps_stop_or_are_skipped_and_name_their_images(tiny, tmp_path, monkeypatch, how, capsys):
-    plain = quick(tiny, tmp_path, "plain", *SHORT, "trainer.max_epochs=1", "health.spike=3")
-    fit(load_recipe("digits-base", plain))
-    before = losses(tmp_path / "plain")
+def test_bad_steps_stop_or_are_skipped_and_name_their_images(tiny, tmp_path, monkeypatch, before, how, capsys):
     bad_at(25, how, monkeypatch)
     overrides = quick(tiny, tmp_path, "run", *SHORT, "trainer.max_epochs=1", "health.spike=3")
     with pytest.raises(ValueError, match=r"step 26: .*Its images: train-000000.tar/\S+, .*on_spike = skip") as stopped:
@@ -437,7 +451,7 @@ def test_the_guard_looks_at_recent_losses_and_gives_up_in_the_end():
 # Clusters
 
 
-def test_slurm_hands_the_job_back_before_its_time_is_over(tiny, tmp_path):
+def test_slurm_hands_the_job_back_before_its_time_is_over(tiny, tmp_path, whole):
     tools = tmp_path / "bin"
     tools.mkdir()
     (tools / "scontrol").write_text(f"#!/bin/sh\necho $@ >> {tmp_path}/asked\n")
@@ -445,7 +459,6 @@ def test_slurm_hands_the_job_back_before_its_time_is_over(tiny, tmp_path):
     env = {"SLURM_JOB_ID": "77", "SLURM_JOB_NAME": "tune", "SLURM_NTASKS": "1", "SLURM_PROCID": "0",
            "SLURM_NODEID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS_PER_NODE": "1", "SLURM_JOB_NODELIST": "localhost",
            "PATH": f"{tools}:{os.environ['PATH']}"}  # fmt: skip
-    fit(load_recipe("digits-base", quick(tiny, tmp_path, "whole", *SHORT)))
     verb = ["fit", "--recipe", "digits-base", *sets(quick(tiny, tmp_path, "run", *SHORT)), "--resume"]
     first = Running(*verb, log=tmp_path / "first", env=env)
     first.until(lambda: newest_first(tmp_path / "run"))
@@ -456,4 +469,4 @@ def test_slurm_hands_the_job_back_before_its_time_is_over(tiny, tmp_path):
     assert not list((tmp_path / "run").rglob("hpc_ckpt*"))
     second = Running(*verb, log=tmp_path / "second", env=env)
     assert second.ended() == 0, second.said()
-    same_end(tmp_path / "whole", tmp_path / "run")
+    same_end(whole, tmp_path / "run")

@@ -46,6 +46,7 @@ def starts(place: Path) -> int:
     return (place / "log.txt").read_text().count("digits-base: llamagen")
 
 
+@pytest.mark.slow
 def test_an_interrupted_sweep_goes_on_and_runs_nothing_twice(tiny, tmp_path):
     """Its process group killed, then itself asked to end, in mid-training each time; then left alone to its end."""
     rates = [10 ** (-1 - k / 4) for k in range(TRIALS)]

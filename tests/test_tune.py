@@ -188,6 +188,7 @@ def test_distillation_needs_a_teacher(base):
         ZipARModule(family, windows={2: 1}, distill=0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapters", [[], [LORA]])
 def test_recomputed_and_compiled_it_is_the_same_run(tiny, tmp_path, base, adapters):
     """Distilled, as the recipe says."""
