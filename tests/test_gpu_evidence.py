@@ -24,6 +24,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def _scripts(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS.parent))
     monkeypatch.syspath_prepend(str(SCRIPTS))
 
 
@@ -205,29 +206,55 @@ def test_the_deadline_holds_at_any_rate(images):
         assert ends + 256 / images > left  # and no time is left unused
 
 
-def test_steps_are_limited_done_once_and_told_at_once(tmp_path):
+def test_steps_that_have_passed_are_not_repeated(tmp_path):
     import story
+    from step_runner import Runner
 
-    def made():
-        return story.Story(tmp_path, tmp_path / "out", tmp_path / "work", seconds=100, tiny=True)
+    def made(seconds=100.0):
+        runner = Runner(tmp_path, tmp_path / "out", deadline=monotonic() + seconds, told={})
+        return story.Story(runner, tmp_path, tmp_path, tiny=True)
 
-    told, quick = made(), ["python", "-c", "print('hello')"]
-    assert told.step("quick", quick, least=1, most=50)
-    begun = monotonic()
-    hang = ["python", "-c", "import time; print('begun', flush=True); time.sleep(60)"]
-    assert not told.step("hanging", hang, least=1, most=story.GRACE + 3)
-    assert monotonic() - begun < 20
-    assert not told.step("failing", ["python", "-c", "raise SystemExit(3)"], least=1, most=50)
-    assert not told.step("late", quick, least=200, most=300)
-    found = json.loads((tmp_path / "out" / "results.json").read_text())["steps"]
-    assert {name: step["status"] for name, step in found.items()} == {
-        "quick": "done", "hanging": "out of time", "failing": "failed (3)", "late": found["late"]["status"],
-    }  # fmt: skip
-    assert found["late"]["status"].startswith("skipped: ")
-    assert "hello" in (tmp_path / "out" / "logs.txt").read_text()
+    first, limits, count = made(), {"limit": 50.0, "least": 1.0}, tmp_path / "count"
+    once = ["-c", f"open({str(count)!r}, 'a').write('.')"]
+    assert first.step("quick", "quick", once, **limits)
+    assert not first.step("failing", "failing", ["-c", "raise SystemExit(3)"], **limits)
+    assert [step["status"] for step in first.runner.done] == ["passed", "failed"]
     again = made()
-    assert again.step("quick", ["python", "-c", "raise SystemExit(1)"], least=1, most=50)  # not run once more
-    assert again.step("failing", quick, least=1, most=50)
+    assert again.step("quick", "quick", once, **limits) and again.step("failing", "failing", once, **limits)
+    assert [step["status"] for step in again.runner.done] == ["not needed", "passed"] and count.read_text() == ".."
+    assert not made(0.0).step("late", "late", once, **limits) and count.read_text() == ".."
+
+
+def test_what_cannot_be_compiled_is_trained_without_and_what_cannot_be_trained_ends_the_story(tmp_path, monkeypatch):
+    import story
+    from step_runner import Runner
+
+    runner = Runner(tmp_path, tmp_path / "out", deadline=monotonic() + 500, told={})
+    told = story.Story(runner, tmp_path, tmp_path, tiny=False)
+    ran: list[tuple[str, list]] = []
+
+    def step(name, about, command, **limits):
+        ran.append((name, command))
+        told.runner.done.append({"seconds": 60.0, "status": "failed"})
+        if name == "timing-uncompiled" and trains:
+            folder = tmp_path / "runs" / name / "logs" / "version_0"
+            folder.mkdir(parents=True, exist_ok=True)
+            rows = "".join(f"{speed}.0,{n}\n" for n, speed in enumerate((100, 3000, 2000, 2400)))
+            (folder / "metrics.csv").write_text(f"train/images_per_second,step\n{rows}")
+        return name == "shards"
+
+    monkeypatch.setattr(told, "step", step)
+    trains = False
+    told.tell()
+    assert [name for name, _ in ran] == ["shards", "timing", "timing-uncompiled"]
+    ran.clear()
+    trains, told.more = True, []
+    told.tell()
+    assert [name for name, _ in ran] == ["shards", "timing", "timing-uncompiled", "base"]  # which left no checkpoint
+    assert "tune.compile=false" not in ran[1][1] and "tune.compile=false" in ran[3][1]
+    rate = told.timed()
+    assert rate.images == 2400  # the median of the last three
+    assert rate.start == story.START == 30  # at most; 60 s less 100 steps of 256 images are more
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -242,15 +269,22 @@ def results():
     for model, extra in (("base", 0.2), ("tuned", 0.05), ("control", 0.15)):
         bits = {str(window): 6.0 + extra * (window == 2) for window in (16, 2)}
         models[model] = {"environment": MADE, "parameters": 27.9e6, "steps": 3910, "epochs": 10.01, "images": 5000,
-                         "bits": bits, "training": {"train/images_per_second": 4321.0, "train/mfu": 0.25},
-                         "command": f"zipar-train fit --recipe /some/where/{model}.yaml"}  # fmt: skip
+                         "bits": bits, "training": {"train/images_per_second": 4321.0, "train/mfu": 0.25}}  # fmt: skip
     score = {"fid": {"mean": 120.04, "std": 2.0}, "precision": {"mean": 0.5, "std": 0.01},
              "recall": {"mean": 0.25, "std": None}}  # fmt: skip
     rows = [{"run": run, "window": window, "passes": 256 if window == 16 else 60, "images_per_second": 900.0, **score}
             for run in ("tin-base", "tin", "tin-control") for window in (16, 2)]  # fmt: skip
     distances = {"environment": MADE, "images": 2000, "rows": rows, "real": {"images": 2000, **score}}
-    return {"command": "scripts/gpu/evidence", "steps": {"base": {"status": "done"}}, "models": models,
-            "distances": distances}  # fmt: skip
+    steps = [
+        {"name": model, "status": "passed", "command": f"zipar-train fit --recipe {model}.yaml"} for model in models
+    ]
+    judged = {f"bits-{model}": told for model, told in models.items()}
+    return {
+        "command": "scripts/gpu/evidence",
+        "tiny": False,
+        "steps": steps,
+        "results": judged | {"distances": distances},
+    }
 
 
 def test_every_row_of_the_page_names_what_it_was_measured_with():
@@ -268,19 +302,18 @@ def test_every_row_of_the_page_names_what_it_was_measured_with():
     assert table[8].startswith("| 2,000 training images | - | - | - | - | 120.0")
     assert any("27.9 M parameters; 3,910 steps, 10.0 epochs; 4,321 images/s" in line for line in lines)
     assert any("`zipar-train fit --recipe tuned.yaml`" in line for line in lines)
-    assert "/some" not in "\n".join(lines)
 
 
 def test_a_shorter_run_still_has_a_table():
     import page
 
     found = copy.deepcopy(results())
-    del found["models"]["control"], found["distances"]
-    found["steps"]["control"] = {"status": "skipped: 9 s left of 40 s needed"}
+    del found["results"]["bits-control"], found["results"]["distances"]
+    found["steps"][2]["status"] = "skipped"
     lines = page.lines(found)
     assert lines[2].startswith("| untuned | 16 | - | 6.0000 | - | - | - | - | - | NVIDIA H100")
     assert len([line for line in lines if line.startswith("|")]) == 2 + 4
-    assert "Not measured: control (skipped: 9 s left of 40 s needed)." in lines
+    assert "Not measured: control (skipped)." in lines
     assert page.lines({}) == ["Not yet measured."]
 
 
@@ -313,12 +346,11 @@ def test_the_page_has_a_place_for_it_and_takes_no_dry_run(tmp_path, monkeypatch)
 
 
 def test_missing_inputs_are_named(tmp_path):
-    verb = [sys.executable, SCRIPTS / "story.py", "--inputs", tmp_path]
-    done = subprocess.run(
-        verb, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
-    )
+    verb = [sys.executable, ROOT / "scripts" / "gpu" / "evidence", "--inputs", tmp_path]
+    environment = {**os.environ, "PYTHON": sys.executable, "OUT": str(tmp_path / "out")}
+    done = subprocess.run(verb, cwd=tmp_path, capture_output=True, text=True, env=environment)
     assert done.returncode == 2 and "no tin_64_swasun.npz in it" in done.stderr and "Traceback" not in done.stderr
-    assert not (tmp_path / "runs").exists()
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
@@ -328,7 +360,7 @@ def test_a_dry_run_leaves_a_table_and_is_not_repeated(tmp_path):
     (tmp_path / "inputs").mkdir()
     natural.write_inputs(tmp_path / "inputs")
     environment = {**os.environ, "TINY": "1", "PYTHON": sys.executable, "OUT": str(tmp_path / "out"),
-                   "SECONDS_IN_ALL": "1100", "OMP_NUM_THREADS": "1"}  # fmt: skip
+                   "WORK": str(tmp_path / "work"), "SECONDS_IN_ALL": "1100", "OMP_NUM_THREADS": "1"}  # fmt: skip
 
     def run() -> str:
         words = [ROOT / "scripts" / "gpu" / "evidence", "--inputs", tmp_path / "inputs"]
@@ -339,22 +371,23 @@ def test_a_dry_run_leaves_a_table_and_is_not_repeated(tmp_path):
     run()
     found = json.loads((tmp_path / "out" / "results.json").read_text())
     wanted = ["shards", "timing", "base", "bits-base", "tuned", "bits-tuned", "control", "bits-control", "distances"]
-    assert list(found["steps"]) == wanted
-    assert {step["status"] for step in found["steps"].values()} == {"done"}
+    assert [(step["name"], step["status"]) for step in found["steps"]] == [(name, "passed") for name in wanted]
     for model in ("base", "tuned", "control"):
-        assert all(8 < bits < 10 for bits in found["models"][model]["bits"].values())  # untrained: log2 512
-        assert list(found["models"][model]["bits"]) == ["16", "2", "1"]
-        assert found["models"][model]["steps"] == {"base": 6}.get(model, 5)
-    assert [(row["run"], row["window"], row["passes"]) for row in found["distances"]["rows"]] == [
+        told = found["results"][f"bits-{model}"]
+        assert list(told["bits"]) == ["16", "2", "1"]
+        assert all(8 < bits < 10 for bits in told["bits"].values())  # untrained: log2 512
+        assert told["steps"] == {"base": 6}.get(model, 5) and told["training"]["train/images_per_second"] > 0
+    distances = found["results"]["distances"]
+    assert [(row["run"], row["window"], row["passes"]) for row in distances["rows"]] == [
         (run, window, passes) for run in ("tin-base", "tin", "tin-control")
         for window, passes in ((16, 256), (2, 60), (1, 46))
     ]  # fmt: skip
-    for row in [*found["distances"]["rows"], found["distances"]["real"]]:
+    for row in [*distances["rows"], distances["real"]]:
         assert np.isfinite(row["fid"]["mean"]) and row["fid"]["mean"] > 0
     assert (tmp_path / "out" / "samples.png").read_bytes().startswith(b"\x89PNG")
     import page
 
     assert len([line for line in page.lines(found) if line.startswith("|")]) == 2 + 9 + 1
-    (tmp_path / "out" / "results.json").unlink()
-    assert " 0.0 s" not in run()  # nothing is run again
-    assert sorted(json.loads((tmp_path / "out" / "work" / "state.json").read_text())) == sorted(wanted)
+    assert run().count(" not needed ") == 2 * len(wanted)  # told when each is over, and in the end
+    again = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert again["results"] == found["results"]

@@ -1,7 +1,7 @@
 """What the models of `scripts/gpu/evidence` are worth on held-out images: bits a code, and Frechet distances.
 
-    python scripts/gpu/tin/judge.py bits RUN --images 5000 --out base.json
-    python scripts/gpu/tin/judge.py distances BASE TUNED CONTROL --inputs FOLDER --out FILE.json --picture FILE.png
+    python scripts/gpu/tin/judge.py bits RUN --images 5000 --json base.json
+    python scripts/gpu/tin/judge.py distances BASE TUNED CONTROL --inputs FOLDER --json FILE.json --picture FILE.png
 
 Each result is written when it is known, so a run that is cut short leaves what it has. Drawn batches are kept, and not
 drawn again.
@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from decoder import load_decoder
 from inputs import DECODER, NETWORK, find
+from runlog import last, logged
 from squeezenet import load_extractor
 from torch import Tensor
 
@@ -60,6 +61,7 @@ def bits(run: Path, *, images: int, out: Path, device: torch.device) -> None:
         "parameters": sum(parameter.numel() for parameter in generator.drawing.model.parameters()),
         "steps": extra["global_step"],
         "epochs": extra["global_step"] * recipe.data.batch_size / read_manifest(recipe.data.train).samples,
+        "training": last(logged(run)),
         "images": min(images, loader.manifest.samples),
         "bits": {},
     }  # fmt: skip
@@ -144,18 +146,18 @@ if __name__ == "__main__":
     verb = verbs.add_parser("bits")
     verb.add_argument("run", type=Path)
     verb.add_argument("--images", type=int, default=5000)
-    verb.add_argument("--out", type=Path, required=True)
     verb = verbs.add_parser("distances")
     verb.add_argument("runs", type=Path, nargs="+")
     verb.add_argument("--inputs", type=Path, required=True)
-    verb.add_argument("--out", type=Path, required=True)
     verb.add_argument("--picture", type=Path, required=True)
+    for verb in verbs.choices.values():
+        verb.add_argument("--json", type=Path, required=True)
     asked = parser.parse_args()
     here = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         if asked.verb == "bits":
-            bits(asked.run, images=asked.images, out=asked.out, device=here)
+            bits(asked.run, images=asked.images, out=asked.json, device=here)
         else:
-            distances(asked.runs, asked.inputs, out=asked.out, picture=asked.picture, device=here)
+            distances(asked.runs, asked.inputs, out=asked.json, picture=asked.picture, device=here)
     except ValueError as error:
         sys.exit(f"judge: {error}")

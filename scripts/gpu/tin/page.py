@@ -35,7 +35,7 @@ LEAST = 0.005  # share of next-token's bits that a gap must have to be spoken of
 
 def lines(found: dict[str, Any]) -> list[str]:
     """The table, a row a model and window, and how each model was trained."""
-    models, distances = found.get("models", {}), found.get("distances", {})
+    models, distances = judged(found), found.get("results", {}).get("distances", {})
     drawn = {(RUNS[row["run"]], row["window"]): row for row in distances.get("rows", [])}
     if not models and not drawn:
         return ["Not yet measured."]
@@ -59,6 +59,12 @@ def lines(found: dict[str, Any]) -> list[str]:
                      score(real, "recall", ".3f"), "-", measured(distances["environment"], found)])  # fmt: skip
     text = ["| " + " | ".join(row) + " |" for row in [HEAD, ["---"] * len(HEAD), *rows]]
     return [*text, "", *trained(found), *skipped(found)]
+
+
+def judged(found: dict[str, Any]) -> dict[str, Any]:
+    """What is known of each model but its distances."""
+    names = {f"bits-{model}": model for model in MODELS}
+    return {names[step]: result for step, result in found.get("results", {}).items() if step in names}
 
 
 def cell(value: Any, form: str) -> str:
@@ -86,9 +92,10 @@ def measured(made: dict[str, str], found: dict[str, Any]) -> str:
 
 def trained(found: dict[str, Any]) -> list[str]:
     """How each model was trained, and its command."""
-    said = []
+    said, models = [], judged(found)
+    commands = {step["name"]: step["command"] for step in found["steps"]}
     for model, name in MODELS.items():
-        if (told := found.get("models", {}).get(model)) is None:
+        if (told := models.get(model)) is None:
             continue
         row = told.get("training") or {}
         words = [
@@ -101,20 +108,14 @@ def trained(found: dict[str, Any]) -> list[str]:
             words.append(f"{row['train/mfu']:.0%} of the card's peak")
         if "train/memory_gib" in row:
             words.append(f"{row['train/memory_gib']:.1f} GiB")
-        said.append(
-            f"* {name}: {'; '.join(words)}; bits of {told['images']:,} images; `{brief(told['command'] or '')}`"
-        )
+        said.append(f"* {name}: {'; '.join(words)}; bits of {told['images']:,} images; `{commands[model]}`")
     return [*said, ""] if said else []
-
-
-def brief(command: str) -> str:
-    """Without folders."""
-    return re.sub(r"(?<=[ =])/[^ ]*/(?=[^/ ]+)", "", command)
 
 
 def skipped(found: dict[str, Any]) -> list[str]:
     """Steps that were not done."""
-    left = [f"{name} ({step['status']})" for name, step in found.get("steps", {}).items() if step["status"] != "done"]
+    over = ("passed", "not needed")
+    left = [f"{step['name']} ({step['status']})" for step in found.get("steps", []) if step["status"] not in over]
     return [f"Not measured: {', '.join(left)}.", ""] if left else []
 
 
