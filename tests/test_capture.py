@@ -111,10 +111,10 @@ def test_a_few_graphs_serve_an_image_of_24_by_24():
     assert max(counts.values()) <= 60, counts
 
 
-def counted_body(model) -> CompileCounterWithBackend:
+def counted_body(model, *, fullgraph: bool = True) -> CompileCounterWithBackend:
     """Compile a body as `compile_body` does, by the backend that leaves the operators as they are."""
     counter = CompileCounterWithBackend("eager")
-    with patch.object(nn.Module, "compile", partialmethod(nn.Module.compile, backend=counter, fullgraph=True)):
+    with patch.object(nn.Module, "compile", partialmethod(nn.Module.compile, backend=counter, fullgraph=fullgraph)):
         compile_body(model)
     return counter
 
@@ -141,7 +141,7 @@ def test_a_compiled_body_never_goes_on_uncompiled(monkeypatch):
     family = llamagen(6, 6, dtype=torch.float32)
     assert streamline(family.model, least=10**9)
     torch.compiler.reset()
-    counter = counted_body(family.model)
+    counter = counted_body(family.model, fullgraph=False)  # which fails by itself
     monkeypatch.setattr(compiled, "RECOMPILE_LIMIT", 2)
     with torch._dynamo.config.patch(recompile_limit=1):
         decoder, numbers = Decoder(family, Plan.raster(family.grid)), uniforms([0], 36, seed=0)
@@ -173,9 +173,13 @@ def test_nothing_is_compiled_inside_a_captured_pass(recorder):
 
 def test_the_emulation_sees_what_compiles(recorder):
     """A first call is not recorded; what makes the second one compile is found there."""
-    inputs = iter([torch.ones(2), torch.ones(2, 2)])
+
+    class Tanh(nn.Module):
+        def forward(self, x):
+            return x.tanh()
+
+    inputs, module = iter([torch.ones(2), torch.ones(2, 2)]), Tanh()
     torch.compiler.reset()
-    module = nn.Tanh()
     module.compile(backend="eager")
     captured = Captured(torch.device("cuda", 0))
     captured("tanh", lambda: module(next(inputs)))

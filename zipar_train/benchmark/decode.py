@@ -2,9 +2,7 @@
 
 import copy
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +14,7 @@ from zipar_train.benchmark.baseline import eager_loop
 from zipar_train.benchmark.floor import Rates, Work, measure
 from zipar_train.benchmark.stock import Stock
 from zipar_train.benchmark.subject import on_grid, subject
-from zipar_train.benchmark.turns import Failure, Key, Timed, Trouble, Way, release, take_turns
+from zipar_train.benchmark.turns import Failure, Key, Timed, Trouble, Way, release, take_turns, whole_graphs
 from zipar_train.decoding import memory
 from zipar_train.decoding.body import compile_body, streamline
 from zipar_train.decoding.decoder import Decoder
@@ -298,22 +296,6 @@ class _Cases:
             error=trouble.error,
             trace=trouble.trace,
         )
-
-
-@contextmanager
-def whole_graphs() -> Iterator[None]:
-    """Fail where torch.compile leaves a part of what it compiles as it was.
-
-    At PyTorch's limit of recompilations the decoder fails by itself, see `never_silently_eager`.
-
-    Raises:
-        RuntimeError: if a graph broke; names the reasons.
-    """
-    breaks: Counter[str] = torch._dynamo.utils.counters["graph_break"]
-    before = breaks.copy()
-    yield
-    if found := breaks - before:
-        raise RuntimeError(f"torch.compile left parts uncompiled: {'; '.join(found)}")
 
 
 def in_groups(needs: Mapping[Key, int], room: int) -> list[list[Key]]:

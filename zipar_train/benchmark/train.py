@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from zipar_train.benchmark.floor import Work, measure
 from zipar_train.benchmark.subject import on_grid, subject
-from zipar_train.benchmark.turns import Failure, Timed, Trouble, Way, release, take_turns
+from zipar_train.benchmark.turns import Failure, Timed, Trouble, Way, release, take_turns, whole_graphs
 from zipar_train.environment import environment
 from zipar_train.loader import Batch
 from zipar_train.models.attention import attention_kernels
@@ -219,7 +219,7 @@ class _Made:
             if mixed
             else nullcontext()  # as Lightning has it
         )
-        with attention_kernels(self.device):
+        with attention_kernels(self.device), whole_graphs() if self.recipe.tune.compile else nullcontext():
             with narrow:
                 value = self._loss(module)
             value.backward()

@@ -2,7 +2,9 @@
 
 import gc
 import traceback
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import median
 from time import perf_counter
@@ -14,6 +16,7 @@ from torch import Tensor
 
 from zipar_train.benchmark.floor import wait
 from zipar_train.decoding.memory import Peak
+from zipar_train.models.compiled import never_silently_eager
 
 MOST_WARM_UPS = 6  # runs; a shape is seen, captured and replayed after 2, and compiled for another length after 3
 Key = TypeVar("Key", bound=Hashable)
@@ -162,3 +165,18 @@ def release(ways: Iterable[Way], device: torch.device) -> None:
 def compilations() -> int:
     """Graphs that torch.compile has made in this process, whoever asked for them."""
     return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+
+@contextmanager
+def whole_graphs() -> Iterator[None]:
+    """Fail where torch.compile leaves a part of what it compiles as it was, or stops compiling.
+
+    Raises:
+        RuntimeError: if a graph broke, or a function has as many versions as PyTorch allows; names the reasons.
+    """
+    breaks: Counter[str] = torch._dynamo.utils.counters["graph_break"]
+    before = breaks.copy()
+    with never_silently_eager():
+        yield
+    if found := breaks - before:
+        raise RuntimeError(f"torch.compile left parts uncompiled: {'; '.join(found)}")
