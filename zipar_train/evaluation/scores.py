@@ -43,8 +43,12 @@ def over_seeds(scores: list[Score]) -> Score:
     return Score(mean=mean(values), std=stdev(values))
 
 
-def fidelity(drawn: Features, reference: Reference, extractor: Extractor) -> dict[str, Score]:
-    """FID, KID, IS, precision, recall, and sFID, as far as the reference holds what they need."""
+def fidelity(drawn: Features, reference: Reference, extractor: Extractor, *, kid: bool = True) -> dict[str, Score]:
+    """FID, KID, IS, precision, recall, and sFID, as far as the reference holds what they need.
+
+    Args:
+        kid: False: without KID, whose 100 subsets take seconds on a CPU.
+    """
     features = {score: drawn.layers[extractor.layer(score)] for score in ("fid", "kid", "isc", "prc")}
     inception_score = isc_features_to_metric(features["isc"])
     scores = {
@@ -54,12 +58,15 @@ def fidelity(drawn: Features, reference: Reference, extractor: Extractor) -> dic
     if drawn.spatial and reference.spatial:
         scores["sfid"] = Score(mean=frechet(drawn.spatial.statistics(), reference.spatial), std=None)
     if reference.features is not None:
-        real = reference.features.layers[extractor.layer("kid")]
-        size = subset_size(len(drawn), len(real))
-        kid = kid_features_to_metric(features["kid"], real, kid_subsets=SUBSETS, kid_subset_size=size, verbose=False)
-        scores["kid"] = Score(
-            mean=kid[KEY_METRIC_KID_MEAN], std=kid[KEY_METRIC_KID_STD] * sqrt(size / min(len(drawn), len(real)))
-        )
+        if kid:
+            real = reference.features.layers[extractor.layer("kid")]
+            size = subset_size(len(drawn), len(real))
+            found = kid_features_to_metric(
+                features["kid"], real, kid_subsets=SUBSETS, kid_subset_size=size, verbose=False
+            )
+            scores["kid"] = Score(
+                mean=found[KEY_METRIC_KID_MEAN], std=found[KEY_METRIC_KID_STD] * sqrt(size / min(len(drawn), len(real)))
+            )
         device, real = extractor.device, reference.features.layers[extractor.layer("prc")]
         rows = max(1, DISTANCES // max(len(drawn), len(real)))
         balls = prc_features_to_metric(

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from math import ceil
 
 PEAK, SHARE, BANDWIDTH = 790e12, 0.25, 3.0e12  # FLOP/s in large products, share of it in training, bytes/s
-SECONDS = 230.0  # of base training
+SECONDS = 235.0  # of base training
 START = 30.0  # seconds from the start of a process to its first training step, if not measured
 BITS = 25.0  # seconds to count the bits of a model
-DISTANCES = 75.0  # seconds to draw and score 15 rows
+DISTANCES = 85.0  # seconds to draw and score 15 rows
 TUNING = (
     1.6  # seconds of a distillation step by those of a next-token step: a teacher's pass (4/3), 271 slots, its loss
 )
@@ -30,12 +30,12 @@ class Rate:
 
 
 def reserve(rate: Rate, *, epoch: int) -> float:
-    """Seconds that must be left when base training ends: two epochs, all bits, all distances.
+    """Seconds that must be left when base training ends: two epochs, bits that nothing runs beside, all distances.
 
     Args:
         epoch: training images.
     """
-    return (1 + TUNING) * epoch / rate.images + 2 * rate.start + 3 * BITS + DISTANCES + SLACK
+    return (1 + TUNING) * epoch / rate.images + 2 * rate.start + BITS + DISTANCES + SLACK
 
 
 def steps(rate: Rate, *, left: float, epoch: int, batch: int) -> int:

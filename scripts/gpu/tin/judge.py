@@ -125,7 +125,7 @@ def distances(runs: list[Path], inputs: Path, *, out: Path, picture: Path, devic
 
 def scores(pictures: Pictures, reference: Reference, extractor: Extractor) -> dict[str, Any]:
     """Each score as {mean, std}, see `zipar_train.evaluation.scores`."""
-    found = fidelity(extractor(pictures), reference, extractor)
+    found = fidelity(extractor(pictures), reference, extractor, kid=False)
     return {name: score.model_dump() for name, score in found.items()}
 
 

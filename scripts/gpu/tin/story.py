@@ -4,6 +4,7 @@ A class-conditional LlamaGen is trained next-token on Tiny-ImageNet's VQ codes (
 a mix of ZipAR masks (tin.yaml) and, as a control, for one epoch more next-token. Held-out bits a code and Frechet
 distances are measured at windows 16, 8, 4, 2 and 1 for all three: the bits of a model as soon as it is trained, the
 distances last. The rate of training is measured first, and the base model trained for as many steps as the time allows.
+Bits are counted while the next training starts.
 """
 
 from pathlib import Path
@@ -46,28 +47,35 @@ class Story:
     def tell(self) -> None:
         few = ["--most", self.epoch] if self.tiny else []
         shards = self.script("inputs.py", self.inputs, self.work / "data" / "tin", *few)
-        if not self.step("shards", "codes as shards", shards, limit=90, least=20):
+        if not self.run(self.step("shards", "codes as shards", shards, limit=90, least=20)):
             return
         if (rate := self.timed()) is None:
             return
         count = 6 if self.tiny else steps(rate, left=self.left, epoch=self.epoch, batch=self.batch)
         overrides = {
             "base": [f"trainer.max_steps={count}"],
-            "control": ["zipar.windows={16: 1}", "tune.distill=0", f"run={self.run('control')}"],
+            "control": ["zipar.windows={16: 1}", "tune.distill=0", f"run={self.folder('control')}"],
         }
         epoch = self.epoch / rate.images + rate.start
-        after = {"base": reserve(rate, epoch=self.epoch), "tuned": epoch + 2 * BITS + DISTANCES}
+        after = {"base": reserve(rate, epoch=self.epoch), "tuned": epoch + BITS + DISTANCES}
+        beside: list[Step] = []
         for model, recipe in (("base", "tin-base"), ("tuned", "tin"), ("control", "tin")):
             most = min(self.left, max(60.0, self.left - after.get(model, BITS + DISTANCES) + SLACK))
             time = f"trainer.max_time={clock(most - rate.start - GRACE)}"
             words = self.fit(recipe, *overrides.get(model, []), time)
-            self.step(model, ABOUT[model], words, limit=most, least=rate.start + GRACE)
+            self.run(*beside, self.step(model, ABOUT[model], words, limit=most, least=rate.start + GRACE))
+            beside = []
             if not self.trained(model):
-                return  # the others start from it, or there is no time for them
-            self.judge(f"bits-{model}", "held-out bits a code", "bits", self.run(model), limit=3 * BITS, least=15)
-        runs = [self.run(model) for model in RUNS if self.trained(model)]
+                break  # the others start from it, or there is no time for them
+            words = ["bits", self.folder(model)]
+            beside = [self.judge(f"bits-{model}", "held-out bits a code", *words, limit=3 * BITS, least=15)]
+        self.run(*beside)
+        runs = [self.folder(model) for model in RUNS if self.trained(model)]
+        if not runs:
+            return
         words = [*runs, "--inputs", self.inputs, "--picture", self.runner.out / "samples.png"]
-        self.judge("distances", "Frechet distances of drawn images", "distances", *words, limit=1000, least=25)
+        about = "Frechet distances of drawn images"
+        self.run(self.judge("distances", about, "distances", *words, limit=1000, least=25))
 
     def timed(self) -> Rate | None:
         """Images a second of the base model, from a short run that also fills the compilers' caches.
@@ -77,7 +85,7 @@ class Story:
         count = 4 if self.tiny else 100
         for name in ("timing", "timing-uncompiled"):
             words = self.fit("tin-base", f"run={self.work}/runs/{name}", f"trainer.max_steps={count}")
-            self.step(name, "the rate of training", words, limit=110, least=40)
+            self.run(self.step(name, "the rate of training", words, limit=110, least=40))
             rows = logged(self.work / "runs" / name)
             if speeds := [row["train/images_per_second"] for row in rows if "train/images_per_second" in row]:
                 images, seconds = median(speeds[-3:]), self.runner.done[-1]["seconds"]
@@ -91,16 +99,18 @@ class Story:
         """Seconds."""
         return self.runner.deadline - monotonic()
 
-    def step(self, name: str, about: str, command: list[Any], **more: Any) -> bool:
-        """Run a command unless it has passed before; whether it has passed."""
-        stamp = self.work / "done" / name
-        self.runner.together([Step(name, about, tuple(map(str, command)), unless=stamp, **more)])
-        passed = self.runner.done[-1]["status"] in OVER
-        if passed:
-            stamp.touch()
-        return passed
+    def run(self, *steps: Step) -> bool:
+        """Run steps side by side; whether all have passed, now or before."""
+        self.runner.together(list(steps))
+        ended = {step["name"]: step["status"] in OVER for step in self.runner.done[-len(steps) :]} if steps else {}
+        for name in (name for name, passed in ended.items() if passed):
+            (self.work / "done" / name).touch()
+        return all(ended.values())
 
-    def judge(self, name: str, about: str, *words: Any, **more: Any) -> bool:
+    def step(self, name: str, about: str, command: list[Any], **more: Any) -> Step:
+        return Step(name, about, tuple(map(str, command)), unless=self.work / "done" / name, **more)
+
+    def judge(self, name: str, about: str, *words: Any, **more: Any) -> Step:
         out = self.work / "json" / f"{name}.json"
         return self.step(name, about, [*self.script("judge.py", *words), "--json", out], json=out, **more)
 
@@ -113,11 +123,11 @@ class Story:
         allowed = ["--allow", "trainer.max_steps", "--allow", "trainer.max_time"]
         return ["-m", "zipar_train", "fit", "--recipe", f"{HERE}/{recipe}.yaml", *sets, "--resume", *allowed]
 
-    def run(self, model: str) -> Path:
+    def folder(self, model: str) -> Path:
         return self.work / "runs" / RUNS[model]
 
     def trained(self, model: str) -> bool:
-        return (self.run(model) / "checkpoints" / "last.ckpt").is_file()
+        return (self.folder(model) / "checkpoints" / "last.ckpt").is_file()
 
 
 def clock(seconds: float) -> str:
