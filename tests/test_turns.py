@@ -159,6 +159,24 @@ def test_a_way_that_fails_leaves_the_rows_of_others(run, tmp_path, monkeypatch):
     assert [(f["method"], f["window"]) for f in report["failures"]] == [(EAGER, 2), (OURS, 8), (OURS, 2)]
 
 
+def test_a_step_that_fails_leaves_the_rows_of_others(run, tmp_path, monkeypatch):
+    def scarce(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB")
+
+    monkeypatch.setattr(train.ZipARModule, "losses", scarce)
+    sets = [part for override in TINY for part in ("--set", override)]
+    arguments = ["bench", "--train", "--recipe", "digits", *sets, "--batch-sizes", "2", "--rounds", "1",
+                 "--json", tmp_path / "t.json"]  # fmt: skip
+    status, out, _ = run(*arguments)
+    assert status == 1
+    assert "not measured: sdpa, window 1, batch 2, 8x8: OutOfMemoryError: CUDA out of memory" in out
+    report = json.loads((tmp_path / "t.json").read_text())
+    assert [row["attention"] for row in report["rows"]] == ["causal"]
+    monkeypatch.setattr(train, "causal", scarce)
+    status, _, err = run(*arguments)
+    assert status == 2 and "CUDA out of memory" in err
+
+
 @pytest.mark.parametrize(
     "verb",
     [{"batch_sizes": "1,2", "windows": "8", "alone": True}, {"train": True}, {"grids": "8,4", "windows": "4"}],

@@ -134,7 +134,9 @@ def bench_train(
         for batch in batches:
             causal = None
             for kind in kinds:
-                case = Case(kind, tuple(each.model.grid), window, batch)
+                case = Case(
+                    kind, tuple(each.model.grid), each.model.raster.row_length if kind == CAUSAL else window, batch
+                )
                 before, made = list(report.rows), _Made(each, case, numbers, device)
 
                 def keep(timed: dict[Case, Timed], made: "_Made" = made, before: list[Row] = before) -> None:
@@ -245,7 +247,7 @@ class _Made:
             family.model, lr=recipe.optim.lr, betas=(recipe.optim.betas[0], recipe.optim.betas[1]),
             weight_decay=recipe.optim.weight_decay,
         )  # fmt: skip
-        self.plan = self.module.plans[family.grid.row_length if self.case.kind == CAUSAL else self.case.window]
+        self.plan = self.module.plans[self.case.window]
         self.codes = torch.randint(family.codes, (self.case.batch, family.grid.codes), device=self.device)
         self.condition = family.check(conditions(recipe.model, self.case.batch))
         return self.module
