@@ -154,15 +154,18 @@ def test_a_compiled_body_never_goes_on_uncompiled(monkeypatch):
     torch.compiler.reset()
 
 
-def test_nothing_is_compiled_inside_a_captured_pass(recorder):
+@pytest.mark.parametrize("window", [5, 2])
+def test_nothing_is_compiled_inside_a_captured_pass(recorder, window):
     """Captions: the prompt's pass is the only one of its shape, so it is captured in the second image.
+
+    At the widest window no other pass feeds several slots, so nothing else compiles a version for that.
 
     `graphs.capture` fails if torch.compile works while it records.
     """
     family = llamagen_t2i(4, 5)
     assert streamline(family.model, least=10**9)
     torch.compiler.reset()
-    counter, plan = counted_body(family.model), Plan.zipar(family.grid, window=2, prompt=3)
+    counter, plan = counted_body(family.model), Plan.zipar(family.grid, window=window, prompt=3)
     decoder = Decoder(family, plan)
     for seed in range(3):
         captions = family.check([torch.randn(n, 6) for n in (3, 1)])
