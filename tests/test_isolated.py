@@ -46,7 +46,8 @@ def hostile() -> dict[str, str]:
 def test_variables_of_a_person_are_gone_before_anything_is_imported(tmp_path):
     code = "import sys, json, os, isolated; print(json.dumps([dict(os.environ), 'torch' in sys.modules]))"
     relative = {"PYTHONPATH": os.path.relpath(TESTS, tmp_path)}
-    done = subprocess.run([sys.executable, "-c", code], env=hostile() | relative, text=True, stdout=subprocess.PIPE)
+    verb = [sys.executable, "-c", code]
+    done = subprocess.run(verb, cwd=tmp_path, env=hostile() | relative, text=True, stdout=subprocess.PIPE)
     found, imported = json.loads(done.stdout)
     left = {name for name in HOSTILE if name in found}
     assert left == {"HOME", "HF_HUB_OFFLINE", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES"} and not imported
