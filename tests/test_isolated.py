@@ -32,7 +32,6 @@ CHOSEN = [
     "test_doctor.py::test_modes_are_those_of_fit",
     "test_fuzz.py::test_what_is_accepted_and_small_can_be_made",
     "test_recipe.py::test_overrides_environment_and_paths",
-    "test_survival.py::test_two_runs_do_not_write_into_one_folder",
     "test_tracking.py::test_other_processes_start_nothing_and_neither_does_a_disabled_one",
     "test_tracking.py::test_an_empty_mode_is_none",
 ]
