@@ -2,6 +2,7 @@
 
 import functools
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from zipar_train.models.prompts import Prompts
 from zipar_train.models.text import Captions
 from zipar_train.recipe import load_recipe
 from zipar_train.sections import Model, Text, Words
+from zipar_train.training import optimizer as optimizers
 from zipar_train.training.module import units
 from zipar_train.training.trainer import module_of
 
@@ -160,3 +162,41 @@ def test_compiled_layers_are_shared_among_devices(graphs):
         assert set(graphs) == {1} and len(graphs) <= 2
     finally:
         destroy_process_group()
+
+
+def test_sharded_gradients_are_clipped_and_a_fused_step_is_taken(monkeypatch):
+    """On DTensors as on whole tensors."""
+    from torch.distributed import HashStore, destroy_process_group, init_process_group
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    monkeypatch.setattr(optimizers, "fused", lambda device: True)
+    batch = Batch(torch.randint(7, (2, 16)), torch.tensor([0, 2]))
+    found = []
+    init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    try:
+        for shared in (False, True):
+            module = ZipARModule(llamagen(4, 4, dtype=torch.float32), windows={2: 1}, lr=1e-2)
+            if shared:
+                for unit in units(module.model):
+                    fully_shard(unit, mesh=init_device_mesh("cpu", (1,)))
+            optimizer = module.optimizer()
+            step(module, batch, 2)
+            module._trainer = SimpleNamespace(
+                strategy=SimpleNamespace(reduce=lambda loss, reduce_op: loss), precision_plugin=None, loggers=[],
+                current_epoch=0, global_rank=0, accumulate_grad_batches=1, global_step=0,
+            )  # fmt: skip
+            module.log, module.parts = lambda *args, **more: None, [torch.zeros(1)]
+            module.on_before_optimizer_step(optimizer)
+            module.configure_gradient_clipping(optimizer, 0.1, "norm")
+            optimizer.step()
+            whole = [p.full_tensor() if shared else p.detach() for p in module.model.parameters()]
+            grads = [p.grad.full_tensor() if shared else p.grad for p in module.model.parameters()]
+            found.append((float(module.norm), whole, grads))
+    finally:
+        destroy_process_group()
+    (norm, weights, gradients), (other, others, theirs) = found
+    assert norm == pytest.approx(other, rel=1e-5) and norm > 1
+    assert float(torch.nn.utils.get_total_norm(theirs)) == pytest.approx(0.1, rel=1e-4)
+    for a, b in zip(weights + gradients, others + theirs, strict=True):
+        assert torch.allclose(a, b, rtol=1e-4, atol=1e-6)
