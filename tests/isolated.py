@@ -13,6 +13,7 @@ import tempfile
 
 KEPT = re.compile(
     r"PATH|LD_(LIBRARY_PATH|PRELOAD)|LIBRARY_PATH|CPATH|CC|CXX|CUDA_.*|NVIDIA_.*"  # programs and devices
+    r"|OPENBLAS_(CORETYPE|L2_SIZE)"  # which kernels this processor can run
     r"|PYTHON(PATH|HOME|DONTWRITEBYTECODE|PYCACHEPREFIX)|VIRTUAL_ENV|PYTEST_.*|COVERAGE_.*|COV_CORE_.*"
     r"|TMPDIR|USER|LOGNAME|SHELL|LANG|LC_.*|TZ|TERM"
     r"|ZIPAR_FUZZ|ZIPAR_SWEEP_TRIALS"  # the suite's own
