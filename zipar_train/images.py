@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from zipar_train.files import regular
 from zipar_train.keys import unique_keys
 from zipar_train.picture_decoding import decode_image
 from zipar_train.picture_files import named, picture_files
@@ -112,7 +113,7 @@ def _from_tars(tars: list[Path], name: str, captions: bool) -> Source:
     samples: dict[tuple[int, str], dict[str, tuple[Path, int, int]]] = {}
     for number, tar in enumerate(tars):
         try:
-            with tarfile.open(tar, "r:") as archive:
+            with tarfile.open(regular(tar), "r:") as archive:
                 for member in archive:
                     file = Path(member.name).name
                     if member.isfile() and "." in file and not file.startswith("."):
