@@ -51,7 +51,10 @@ def decode_image(source: Path | bytes) -> Image.Image:
         OSError: if the file cannot be opened, or is a pipe, a device or a folder.
     """
     with open_regular(source) if isinstance(source, Path) else io.BytesIO(source) as file, _refusals(file):
-        return _upright(Image.open(file, formats=FORMATS))
+        image = Image.open(file, formats=FORMATS)
+        if image.format == "JPEG2000" and not _ends(file):
+            raise ValueError("image file is truncated")  # of which its decoder says nothing
+        return _upright(image)
 
 
 def refusal(path: Path) -> str | None:
@@ -91,6 +94,12 @@ def _upright(image: Image.Image) -> Image.Image:
         turn = None
     rgb = _rgb(image)
     return rgb if turn is None else rgb.transpose(turn)
+
+
+def _ends(file: BinaryIO) -> bool:
+    """Whether JPEG 2000's end-of-codestream mark, which nothing else in a codestream looks like, is there."""
+    file.seek(0)
+    return b"\xff\xd9" in file.read()
 
 
 def _mend_key(image: Any) -> None:
