@@ -36,8 +36,9 @@ def picture_files(folder: Path, *, root: Path) -> Found:
     found: dict[str, list[str]] = {}
     skipped: dict[str, str] = {}
     for place, entries in _folders(folder, root, skipped):
+        hidden = _hidden(place, root)
         for entry in entries:
-            if reason := "in a hidden folder" if _hidden(place, root) else _reason(entry):
+            if reason := "in a hidden folder" if hidden else _reason(entry):
                 skipped[named(entry.path, root)] = reason
             else:
                 found.setdefault(place, []).append(entry.path)
