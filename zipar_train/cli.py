@@ -171,7 +171,8 @@ def tokenize(
             continue
         print(f"{out / part}.json: {done.manifest.samples:,} images in {len(done.manifest.shards)} shards")
         if done.manifest.skipped:
-            print(f"{done.manifest.skipped:,} could not be read: see {out / part}.skipped.txt", file=sys.stderr)
+            why = f"{out / part}.skipped.txt says which and why"
+            print(f"{done.manifest.skipped:,} files or pictures were not read: {why}", file=sys.stderr)
 
 
 @app.command()

@@ -4,10 +4,13 @@ import hashlib
 import os
 import secrets
 import socket
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
+HANDED = ("/dev/fd/", "/proc/self/fd/", "/dev/stdin")
 CLAIM = ".claimed"  # the file that says so
 
 
@@ -52,6 +55,32 @@ def claimed(folder: Path) -> Iterator[None]:
         yield
 
 
+def regular(path: Path) -> Path:
+    """The path itself, if it leads to a regular file, which opens and reads without waiting for another program.
+
+    A pipe that a shell hands over, as in `--grid <(command)`, is taken too: the command ends it.
+
+    Raises:
+        OSError: naming the file, if it is missing, a folder, a pipe, a socket or a device.
+    """
+    mode = path.stat().st_mode
+    if stat.S_ISREG(mode) or (stat.S_ISFIFO(mode) and str(path).startswith(HANDED)):
+        return path
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(f"{path} is a folder, not a file")
+    kind = {stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}.get(stat.S_IFMT(mode), "device")
+    raise OSError(f"{path} is a {kind}, not a file: reading it might never end")
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file for reading, in bytes.
+
+    Raises:
+        OSError: as `regular`, or if it may not be read.
+    """
+    return open(regular(path), "rb")
+
+
 def make_folder(path: Path) -> None:
     """Make a folder and those above it.
 
@@ -67,7 +96,7 @@ def make_folder(path: Path) -> None:
 def sha256(path: Path) -> str:
     """A file's checksum, 64 hexadecimal digits."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         while chunk := file.read(2**20):
             digest.update(chunk)
     return digest.hexdigest()

@@ -1,6 +1,5 @@
 """Where pictures come from: a folder a class, tar shards, a `datasets` data set, scikit-learn's digits."""
 
-import io
 import json
 import tarfile
 from collections.abc import Callable
@@ -11,10 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from zipar_train.files import regular
+from zipar_train.keys import unique_keys
+from zipar_train.picture_decoding import decode_image
+from zipar_train.picture_files import named, picture_files
+
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-
-
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # and none whose decoder runs programs
 
 
 class Source(NamedTuple):
@@ -24,6 +25,7 @@ class Source(NamedTuple):
     keys: list[str]  # unique
     read: Callable[[int], tuple[Image.Image, int | str]]  # raises whatever the file's decoder raises
     classes: int | None  # None: unknown, or captions
+    skipped: dict[str, str] = {}  # files that are not read, by name, and why
 
 
 def splits(images: str) -> tuple[str, ...]:
@@ -65,21 +67,32 @@ def _open(images: str, split: str, captions: bool) -> Source:
 
 
 def _from_folders(path: Path, name: str) -> Source:
-    from torchvision.datasets import ImageFolder
-
-    try:
-        found = ImageFolder(str(path))
-    except (FileNotFoundError, OSError) as error:
-        raise ValueError(
-            f"--images {path}: not a folder with a folder of pictures for each class ({str(error).split('. ')[0]})"
-        ) from error
-    keys = _unique([str(Path(file).relative_to(path).with_suffix("")) for file, _ in found.samples])
+    """Pictures in a folder for each class, and in the folders in it."""
+    skipped: dict[str, str] = {}
+    files: list[tuple[Path, int]] = []
+    classes = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
+    for label, folder in enumerate(classes):
+        found = picture_files(path / folder, root=path)
+        files += [(file, label) for file in found.files]
+        skipped |= found.skipped
+        if not found.files:
+            reason = f" ({next(iter(found.skipped.values()))})" if found.skipped else ""
+            raise ValueError(
+                f"--images {path}: not a folder with a folder of pictures for each class: {folder} has none{reason}"
+            )
+    if not classes:
+        raise ValueError(f"--images {path}: not a folder with a folder of pictures for each class: it has no folders")
+    skipped |= {named(entry, path): "it lies in no class's folder" for entry in path.iterdir() if not entry.is_dir()}
+    keys = unique_keys([str(file.relative_to(path).with_suffix("")) for file, _ in files])
 
     def read(i: int) -> tuple[Image.Image, int | str]:
-        file, label = found.samples[i]
-        return Image.open(file, formats=FORMATS), label
+        file, label = files[i]
+        try:
+            return decode_image(file), label
+        except ValueError as error:
+            raise ValueError(f"{named(file, path)}: {error}") from error
 
-    return Source(name, keys, read, len(found.classes))
+    return Source(name, keys, read, len(classes), skipped)
 
 
 def _tars(path: Path) -> list[Path]:
@@ -100,7 +113,7 @@ def _from_tars(tars: list[Path], name: str, captions: bool) -> Source:
     samples: dict[tuple[int, str], dict[str, tuple[Path, int, int]]] = {}
     for number, tar in enumerate(tars):
         try:
-            with tarfile.open(tar, "r:") as archive:
+            with tarfile.open(regular(tar), "r:") as archive:
                 for member in archive:
                     file = Path(member.name).name
                     if member.isfile() and "." in file and not file.startswith("."):
@@ -118,10 +131,9 @@ def _from_tars(tars: list[Path], name: str, captions: bool) -> Source:
     def read(i: int) -> tuple[Image.Image, int | str]:
         kinds = files[i]
         picture = next(kind for kind in kinds if kind in PICTURES)
-        opened = Image.open(io.BytesIO(_bytes(*kinds[picture])), formats=FORMATS)
-        return opened, _condition(kinds, captions)
+        return decode_image(_bytes(*kinds[picture])), _condition(kinds, captions)
 
-    return Source(name, _unique([f"{tars[number].stem}/{key}" for number, key in kept]), read, None)
+    return Source(name, unique_keys([f"{tars[number].stem}/{key}" for number, key in kept]), read, None)
 
 
 def _bytes(path: Path, start: int, size: int) -> bytes:
@@ -166,10 +178,12 @@ def _from_datasets(images: str, split: str, captions: bool) -> Source:
         wanted = "captions" if captions else "classes"
         raise ValueError(f"--images {images}: needs a column of pictures and one of {wanted}, but has {held}")
     kind = found.features[labels[0]]
+    found = found.cast_column(pictures[0], datasets.Image(decode=False))  # its own decoder runs programs, for EPS say
 
     def read(i: int) -> tuple[Image.Image, int | str]:
         row = found[i]
-        return row[pictures[0]], row[labels[0]]
+        held = row[pictures[0]]
+        return decode_image(held["bytes"] if held["bytes"] is not None else Path(held["path"])), row[labels[0]]
 
     classes = kind.num_classes if isinstance(kind, datasets.ClassLabel) else None
     return Source(f"{images}, {split} split", [f"{i:08d}" for i in range(len(found))], read, classes)
@@ -197,15 +211,3 @@ def _digits(split: str) -> Source:
         return Image.fromarray(grey), int(data.target[chosen[i]])
 
     return Source(f"scikit-learn digits, {split} split", [f"digit{i:04d}" for i in chosen], read, 10)
-
-
-def _unique(names: list[str]) -> list[str]:
-    """Names as keys of samples: without the separators that tar readers go by, each once."""
-    keys, seen = [], set()
-    for number, name in enumerate(names):
-        key = name.replace("/", "_").replace("\\", "_").replace(".", "_")
-        while key in seen:
-            key = f"{key}-{number}"
-        seen.add(key)
-        keys.append(key)
-    return keys

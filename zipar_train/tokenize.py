@@ -30,6 +30,7 @@ from zipar_train.models.vq import Tokenizer, build_tokenizer
 from zipar_train.processes import process
 from zipar_train.sections import Recipe
 from zipar_train.shards import Layout, Manifest, Sample, Shard, read_manifest, shard_name, write_manifest, write_shard
+from zipar_train.wording import printable
 
 
 class Tokenized(NamedTuple):
@@ -70,7 +71,8 @@ def tokenize(
     model = recipe.model
     source = open_source(images, split, captions=model.captions)
     if not source.keys:
-        raise ValueError(f"--images {images} holds no pictures")
+        reason = f". {next(iter(source.skipped))}: {next(iter(source.skipped.values()))}" if source.skipped else ""
+        raise ValueError(f"--images {images} holds no pictures{reason}")
     if model.classes and source.classes is not None and source.classes != model.classes:
         raise ValueError(
             f"--images {images} has {source.classes} classes, the recipe's model {model.classes}. "
@@ -86,7 +88,7 @@ def tokenize(
     if tokenizer is None:
         raise ValueError(f"recipe {recipe.name} has no model.tokenizer: set it to vq16 or palette")
     layout = Layout(
-        source=source.name, grid=(model.grid[0], model.grid[1]), codes=model.codes, classes=model.classes,
+        source=printable(source.name), grid=(model.grid[0], model.grid[1]), codes=model.codes, classes=model.classes,
         views=kind, tokenizer=tokenizer.sha256, features=features, images=len(source.keys),
     )  # fmt: skip
     manifest, notes = Path(out) / f"{split}.json", Path(out) / f".{split}"
@@ -117,7 +119,7 @@ def tokenize(
         note = {"shard": shard and shard.model_dump(), "skipped": skipped}
         write_whole(notes / f"{part}.json", json.dumps(note).encode())
     bar.close()
-    whole, skipped = _gather(manifest, notes, layout, len(parts))
+    whole, skipped = _gather(manifest, notes, layout, len(parts), source.skipped)
     return Tokenized(whole, len(work), perf_counter() - start, waiting.seconds, skipped)
 
 
@@ -233,22 +235,25 @@ def _same(theirs: dict[str, Any], ours: dict[str, Any], where: Path) -> None:
         )
 
 
-def _gather(manifest: Path, notes: Path, layout: Layout, parts: int) -> tuple[Manifest | None, dict[str, str]]:
-    """Write the manifest when every part has its note."""
+def _gather(
+    manifest: Path, notes: Path, layout: Layout, parts: int, skipped: dict[str, str]
+) -> tuple[Manifest | None, dict[str, str]]:
+    """Write the manifest when every part has its note. `skipped`: what the source has not read, and why."""
     try:
         found = [json.loads((notes / f"{part}.json").read_bytes()) for part in range(parts)]
     except FileNotFoundError:  # other processes are still at work, or have just gathered everything
         return (read_manifest(manifest) if manifest.is_file() else None), {}
-    skipped = {key: reason for note in found for key, reason in note["skipped"].items()}
+    unread = {key: reason for note in found for key, reason in note["skipped"].items()}
+    listed = sorted([*skipped.items(), *unread.items()])
     shards = [Shard(**note["shard"]) for note in found if note["shard"]]
     if not shards:
         shutil.rmtree(notes, ignore_errors=True)
-        raise ValueError(f"none of the {len(skipped)} pictures can be read: {next(iter(skipped.values()))}")
-    if skipped:
-        lines = "".join(f"{key}\t{reason}\n" for key, reason in sorted(skipped.items()))
+        raise ValueError(f"none of the {len(unread)} pictures can be read: {next(iter(unread.values()))}")
+    if listed:
+        lines = "".join(f"{printable(name)}\t{printable(reason)}\n" for name, reason in listed)
         write_whole(manifest.with_suffix(".skipped.txt"), lines.encode())
-    written = write_manifest(manifest, layout, shards, skipped=len(skipped))
+    written = write_manifest(manifest, layout, shards, skipped=len(listed))
     for left in manifest.parent.glob(f".{manifest.stem}-*.tar.*"):  # by killed processes
         left.unlink(missing_ok=True)
     shutil.rmtree(notes, ignore_errors=True)
-    return written, skipped
+    return written, dict(listed)
