@@ -35,7 +35,7 @@ ROOMS = [
         "models.lumina",
     ),
     *("models.family", "models"),
-    *("foreign", "shards", "order", "loader", "crops", "images", "tokenize", "importers", "check"),
+    *("foreign", "shards", "order", "loader", "crops", "picture_decoding", "images", "tokenize", "importers", "check"),
     *("decoding.cache", "decoding.memory", "decoding.canvas", "decoding.capture", "decoding.packed", "decoding.body"),
     *("decoding.pixels", "decoding.sampling", "decoding.decoder", "decoding.rows", "decoding.adaptive", "decoding"),
     *("training.guard", "training.loss", "training.module", "training.datamodule"),

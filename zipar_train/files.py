@@ -4,9 +4,11 @@ import hashlib
 import os
 import secrets
 import socket
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 CLAIM = ".claimed"  # the file that says so
 
@@ -50,6 +52,32 @@ def claimed(folder: Path) -> Iterator[None]:
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
         yield
+
+
+def regular(path: Path) -> Path:
+    """The path itself, if it leads to a regular file, which opens and reads without waiting for another program.
+
+    Raises:
+        OSError: naming the file, if it is missing, a folder, a pipe, a socket or a device.
+    """
+    mode = path.stat().st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(f"{path} is a folder, not a file")
+    if not stat.S_ISREG(mode):
+        kinds = {stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}
+        raise OSError(
+            f"{path} is a {kinds.get(stat.S_IFMT(mode), 'special file')}, not a file: reading might never end"
+        )
+    return path
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file for reading, in bytes.
+
+    Raises:
+        OSError: as `regular`, or if it may not be read.
+    """
+    return open(regular(path), "rb")
 
 
 def make_folder(path: Path) -> None:
