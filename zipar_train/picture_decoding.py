@@ -7,15 +7,33 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from zipar_train.files import open_regular
 
-# Pillow decodes these in this process. EPS starts Ghostscript; IPTC opens what it contains as any format, EPS too.
-FORMATS = (
-    *("JPEG", "MPO", "PNG", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "ICO", "CUR", "ICNS"),
-    *("TGA", "PSD", "QOI", "DDS", "PCX", "DCX", "SGI", "SUN", "IM", "MSP", "FLI", "BLP", "FTEX", "XBM", "XPM"),
+# Decoded by Pillow in this process. EPS starts Ghostscript; IPTC opens what it contains as any format, EPS too.
+KNOWN = (
+    *(
+        "JPEG",
+        "PNG",
+        "WEBP",
+        "AVIF",
+        "GIF",
+        "BMP",
+        "DIB",
+        "TIFF",
+        "PPM",
+        "JPEG2000",
+        "ICO",
+        "CUR",
+        "ICNS",
+        "PSD",
+        "QOI",
+    ),
+    *("DDS", "PCX", "DCX", "SGI", "SUN", "IM", "MSP", "FLI", "BLP", "FTEX", "XBM", "XPM", "TGA"),
 )
+Image.init()
+FORMATS = tuple(name for name in KNOWN if name in Image.OPEN)  # some depend on how Pillow was built
 LARGEST = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # pixels; a larger picture is taken for a decompression bomb
 BACKGROUND = (255, 255, 255)  # behind transparent pixels: white, as browsers and viewers show them
 ORIENTATION, BITS, PHOTOMETRIC, SAMPLE_FORMAT = 274, 258, 262, 339  # tags of EXIF and TIFF
@@ -45,7 +63,7 @@ def decode_image(source: Path | bytes) -> Image.Image:
             format that only another program can draw.
         OSError: if the file cannot be opened, or is a pipe, a device or a folder.
     """
-    with io.BytesIO(source) if isinstance(source, bytes) else open_regular(source) as file:
+    with open_regular(source) if isinstance(source, Path) else io.BytesIO(source) as file:  # noqa: SIM117
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about odd but readable files, and pictures of half `LARGEST`
             try:
