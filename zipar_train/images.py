@@ -48,21 +48,20 @@ def open_source(images: str, split: str, *, captions: bool = False) -> Source:
 
 
 def _open(images: str, split: str, captions: bool) -> Source:
-    path, name, notes = Path(images), images, []
-    if is_table(path):
-        return open_table(images, split, captions)
+    path = Path(images)
     folders = _split_folders(path, split)
-    if (found := matching(folders, split)) is not None:
-        path, name, notes = path / found, f"{images}, {found}", [f"split {split!r}: folder {found!r}"] * (found != split)
-    elif matching(folders, "train"):
-        raise ValueError(f"--images {images}: no folder for --split {split}, but {', '.join(folders)}. Give one of them")
-    if tars := tar_files(path):
-        source = open_tars(tars, name, captions)
-    elif path.is_dir():
-        source = _from_folders(path, name)
-    else:
-        source = open_table(images, split, captions)
-    return source._replace(notes=(*notes, *source.notes))
+    found = matching(folders, split)
+    part, name = (path, images) if found is None else (path / found, f"{images}, {found}")
+    notes = (f"split {split!r}: folder {found!r}",) if found not in (None, split) else ()
+    if tars := tar_files(part):
+        return open_tars(tars, name, captions)._replace(notes=notes)
+    if is_table(path) or not path.is_dir():
+        return open_table(images, split, captions)
+    if found is None and matching(folders, "train"):
+        raise ValueError(
+            f"--images {images}: no folder for --split {split}, but {', '.join(folders)}: give one of them"
+        )
+    return _from_folders(part, name)._replace(notes=notes)
 
 
 def _split_folders(path: Path, split: str = "train") -> list[str]:

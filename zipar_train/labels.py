@@ -65,11 +65,10 @@ def caption(text: Any) -> str:
     """
     if isinstance(text, list | tuple | np.ndarray):
         text = next((each for each in text if isinstance(each, str) and each.strip()), None)
-    if text is None:
-        raise LabelError("there is no caption")
-    if not isinstance(text, str) or not text.strip():
-        raise LabelError(f"{shown(text)} is no caption")
-    return text.strip()
+    text = text.strip() if isinstance(text, str) else text
+    if not isinstance(text, str) or not text:
+        raise LabelError("there is no caption" if text is None else f"{shown(text)} is no caption")
+    return text
 
 
 def words(labels: Iterable[Any]) -> Names | None:
@@ -138,7 +137,7 @@ def assign(
         ValueError: if the source's classes are not the model's, or not the other split's.
     """
     if names is None:
-        return Classes(None, known)
+        return Classes(None, None)
     empty = set(empty)
     used = [name for name in names if name not in empty]
     notes = [f"class folders without a picture: {listed(sorted(empty))}"] if empty else []
@@ -159,14 +158,16 @@ def assign(
     if numbers is not None and max(numbers) < classes:
         table = dict(zip(used, numbers, strict=True))
         notes += _absent(table, [str(k) for k in range(classes)])
-        return Classes(tuple(table.get(name, -1) for name in names), known, tuple(notes))
+        return Classes(tuple(table.get(name, -1) for name in names), None, tuple(notes))
     kept = used if len(used) == classes else list(names)
     if len(kept) != classes:
-        some = f"{len(used)} classes ({listed(used)})" if used else "no classes"
-        outside = f", and class {max(numbers)} is outside 0 .. {classes - 1}" if numbers else ""
+        outside = f" (class {max(numbers)} is outside 0 .. {classes - 1})" if numbers else ""
+        later = (
+            "" if numbers else ". A split that lacks some can be tokenized after one that has all, into the same --out"
+        )
         raise ValueError(
-            f"{where} has {some}, the recipe's model {classes}{outside}. Give all classes, or set model.classes"
-            + ("; a split that lacks some is tokenized after the one that has all, into the same --out" * (not numbers))
+            f"{where} has {len(used)} classes, the recipe's model {classes}{outside}. Give all classes, or set "
+            f"model.classes. Classes found: {listed(used) or 'none'}{later}"
         )
     if (values := numbered(kept)) is not None:  # 1 .. N for a model of N classes
         kept = [name for _, name in sorted(zip(values, kept, strict=True))]

@@ -3,8 +3,7 @@
 A shard set is a manifest, `train.json` say, beside its tar files. A sample is `{key}.codes.npy`, uint16 (A, H, W) with
 A views of one image, and its condition: `{key}.cls`, a class in decimal, or `{key}.txt`, a caption in UTF-8, which
 `{key}.features.npy`, float16 (n, F), may stand beside. That is plain webdataset. The manifest holds the grid, the
-codebook's size, the number of classes and, where they have any, their names, the tokenizer's checksum, and every shard's
-count and checksum.
+codebook's size, the number of classes and their names, the tokenizer's checksum, and every shard's count and checksum.
 
 A manifest may lie behind any URL that fsspec opens (https, s3, gs, hf); its shards then lie beside it.
 """
@@ -30,7 +29,7 @@ from zipar_train.labels import differ
 from zipar_train.section import Side, Vocabulary
 from zipar_train.wording import cut, shown
 
-
+Misfit = Callable[[str, Any], str]  # a caption and its features, if there are any; why they do not fit
 LATER = ("class_names", "prompt")  # optional fields that older manifests lack
 
 
@@ -174,6 +173,8 @@ def _check(sample: Sample, layout: Layout, *, where: str) -> None:
     if not layout.classes and not str(sample.condition).strip():
         raise ValueError(f"{where}: an empty caption")
     if (features := sample.features) is None:
+        if layout.features:
+            raise ValueError(f"{where}: no features, which its manifest promises")
         return
     if layout.classes or features.ndim != 2 or not features.size or features.dtype.kind != "f":
         raise ValueError(
@@ -257,14 +258,14 @@ def read_shard(
     layout: Layout,
     *,
     bad: list[ValueError] | None = None,
-    fits: Callable[[str], str] | None = None,
+    misfit: Misfit | None = None,
 ) -> Iterator[Sample]:
     """The samples of one shard, in their order on disk.
 
     Args:
         manifest: where the manifest lies; the shard lies beside it.
         bad: takes up what is wrong with samples, which are then left out; None: it is raised.
-        fits: says why a caption does not fit the model's prompt; empty: it does. None: captions are not looked at.
+        misfit: says why a caption, or its features, does not fit the model; empty: it does. None: nobody looks.
 
     Raises:
         ValueError: if the file is not the one the manifest lists, or a sample is not what it should be; names both.
@@ -280,7 +281,7 @@ def read_shard(
     for raw in grouped(data, path):
         found += 1
         try:
-            sample = _sample(raw, layout, where=f"{path}, sample {raw['__key__']}", fits=fits)
+            sample = _sample(raw, layout, where=f"{path}, sample {raw['__key__']}", misfit=misfit)
         except ValueError as error:
             if bad is None:
                 raise
@@ -291,7 +292,7 @@ def read_shard(
         raise ValueError(f"{path} holds {found} samples, but its manifest lists {shard.samples}. Make it again")
 
 
-def _sample(raw: dict[str, Any], layout: Layout, *, where: str, fits: Callable[[str], str] | None) -> Sample:
+def _sample(raw: dict[str, Any], layout: Layout, *, where: str, misfit: Misfit | None) -> Sample:
     try:
         codes = array(raw["codes.npy"])
         condition = int(raw["cls"]) if layout.classes else raw["txt"].decode()
@@ -300,7 +301,7 @@ def _sample(raw: dict[str, Any], layout: Layout, *, where: str, fits: Callable[[
         raise ValueError(f"{where}: not readable ({cut(error, length=200)}). Make the shard again") from error
     sample = Sample(raw["__key__"], codes, condition, features)
     _check(sample, layout, where=where)
-    if fits is not None and isinstance(condition, str) and (reason := fits(condition)):
+    if misfit is not None and isinstance(condition, str) and (reason := misfit(condition, features)):
         raise ValueError(f"{where}: {reason}")
     return sample
 

@@ -51,7 +51,7 @@ def is_table(path: Path) -> bool:
     metadata. Where there are tables and pictures, the library decides.
     """
     if path.is_file():
-        return _module(path) is not None
+        return _module(path) not in (None, "imagefolder", "webdataset")
     if not path.is_dir():
         return False
     if _saved(path) or any((path / name).is_file() for name in METADATA):
@@ -198,7 +198,7 @@ def label_column(features: Any) -> Column | None:
     return None
 
 
-def caption_column(features: Any) -> Column | None:
+def caption_column(features: Any, names: Sequence[str] = CAPTIONS) -> Column | None:
     """Captions, or lists of captions, by name."""
     import datasets
 
@@ -206,17 +206,18 @@ def caption_column(features: Any) -> Column | None:
     held = [
         each
         for each in _columns(features)
-        if _place(each.entry or each.name, CAPTIONS) < len(CAPTIONS)
+        if _place(each.entry or each.name, names) < len(names)
         and (_text(each.feature) or (isinstance(each.feature, lists) and _text(each.feature.feature)))
     ]
-    return min(held, key=lambda each: _place(each.entry or each.name, CAPTIONS), default=None)
+    return min(held, key=lambda each: _place(each.entry or each.name, names), default=None)
 
 
 def reason(error: BaseException) -> str:
     """The first line of an error of the library, with that of its cause."""
     said = str(error).strip().split("\n")[0] or type(error).__name__
-    cause = error.__cause__
-    return f"{said}: {reason(cause)}" if cause is not None and type(error).__name__ == "DatasetGenerationError" else said
+    if type(error).__name__ != "DatasetGenerationError" or error.__cause__ is None:
+        return said
+    return f"{said}: {reason(error.__cause__)}"
 
 
 def _names(rows: Any, column: Column) -> labels.Names | None:
@@ -268,7 +269,7 @@ def _text(feature: Any) -> bool:
 
 
 def _kind(feature: Any) -> str:
-    return getattr(feature, "dtype", None) if type(feature).__name__ == "Value" else type(feature).__name__
+    return str(feature.dtype) if type(feature).__name__ == "Value" else type(feature).__name__
 
 
 def _place(name: str, names: Sequence[str]) -> int:
