@@ -84,7 +84,7 @@ def test_scores_are_those_of_torch_fidelitys_own_command(inception_weights, fold
     done = subprocess.run([sys.executable, "-c", code, *map(str, command)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     theirs = json.loads(done.stdout[done.stdout.index("{") :])
-    reference = open_reference(str(b), extractor, tokenizer=Palette.grey(2), size=40)
+    reference = open_reference(str(b), extractor, tokenizer=Palette.grey(2), size=(40, 40))
     ours = fidelity(extractor(pictures(a)), reference, extractor)
     pairs = {
         "fid": "frechet_inception_distance",
@@ -129,8 +129,8 @@ def test_spatial_features_are_the_first_channels_of_mixed_6(folders, inception_w
 def test_adms_file_gives_the_statistics_of_its_pictures(folders, extractor, tmp_path):
     a, b = folders
     file = adm_file(tmp_path / "VIRTUAL_imagenet256_labeled.npz", b, extractor)
-    by_folder = open_reference(str(b), extractor, tokenizer=Palette.grey(2), size=40)
-    by_file = open_reference(str(file), extractor, tokenizer=Palette.grey(2), size=40)
+    by_folder = open_reference(str(b), extractor, tokenizer=Palette.grey(2), size=(40, 40))
+    by_file = open_reference(str(file), extractor, tokenizer=Palette.grey(2), size=(40, 40))
     alone = open_reference(
         str(adm_file(tmp_path / "val_imagenet.npz", b)), extractor, tokenizer=Palette.grey(2), size=40
     )
@@ -145,7 +145,7 @@ def test_adms_file_gives_the_statistics_of_its_pictures(folders, extractor, tmp_
     assert found.keys() == {"fid", "sfid", "kid", "isc", "precision", "recall"}
     assert found["sfid"].mean > 0
     statistics = adm_file(tmp_path / "statistics.npz", b, extractor, arr_0=None, mu_s=None, sigma_s=None)
-    assert open_reference(str(statistics), extractor, tokenizer=Palette.grey(2), size=40).features is None
+    assert open_reference(str(statistics), extractor, tokenizer=Palette.grey(2), size=(40, 40)).features is None
 
 
 def test_files_that_are_not_adms_are_refused(folders, extractor, tmp_path):
@@ -165,8 +165,10 @@ def test_files_that_are_not_adms_are_refused(folders, extractor, tmp_path):
         np.savez(tmp_path / f"{name}.npz", **arrays)
         with pytest.raises(ValueError, match=message):
             read_reference(tmp_path / f"{name}.npz")
-    with pytest.raises(ValueError, match="its images have 40 pixels each way, the drawn ones 256"):
-        open_reference(str(adm_file(tmp_path / "a.npz", folders[0])), extractor, tokenizer=Palette.grey(2), size=256)
+    with pytest.raises(ValueError, match="its images have 40 x 40 pixels, the drawn ones 256 x 256"):
+        open_reference(
+            str(adm_file(tmp_path / "a.npz", folders[0])), extractor, tokenizer=Palette.grey(2), size=(256, 256)
+        )
     whole = (tmp_path / "a.npz").read_bytes()
     for length in (100, len(whole) // 2):
         (tmp_path / "cut.npz").write_bytes(whole[:length])
@@ -184,12 +186,12 @@ def test_files_that_are_not_adms_are_refused(folders, extractor, tmp_path):
     with pytest.raises(ValueError, match=r"small\.npz is damaged: arr_0 is unreadable"):
         list(read_reference(tmp_path / "small.npz").blocks(5))
     with pytest.raises(ValueError, match=r"few\.npz: 9 pictures; at least 10 are needed"):
-        open_reference(str(tmp_path / "few.npz"), extractor, tokenizer=Palette.grey(2), size=40)
+        open_reference(str(tmp_path / "few.npz"), extractor, tokenizer=Palette.grey(2), size=(40, 40))
     for source in ("gone.npz", "gone", "gone.json"):
         with pytest.raises(ValueError, match="gone"):
-            open_reference(str(tmp_path / source), extractor, tokenizer=Palette.grey(2), size=40)
+            open_reference(str(tmp_path / source), extractor, tokenizer=Palette.grey(2), size=(40, 40))
     with pytest.raises(ValueError, match=r"000\.png has 40 x 40 pixels, the drawn images 64"):
-        open_reference(str(folders[0]), extractor, tokenizer=Palette.grey(2), size=64)
+        open_reference(str(folders[0]), extractor, tokenizer=Palette.grey(2), size=(64, 64))
 
 
 def test_images_for_adm_are_read_back(tmp_path):

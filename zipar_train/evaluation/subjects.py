@@ -13,6 +13,7 @@ from zipar_train.evaluation.captions import captions_of
 from zipar_train.evaluation.drawing import Drawing, classes_of
 from zipar_train.files import sha256
 from zipar_train.models.weights import read
+from zipar_train.section import scaled
 from zipar_train.sections import Draw, Recipe
 
 
@@ -57,6 +58,11 @@ def expected(recipe: Recipe) -> dict[str, Any]:
     """What shards of the recipe's model must be, for `read_manifest`."""
     model = recipe.model
     return {"grid": model.raster, "codes": model.codes, "classes": model.classes, "captions": model.captions}
+
+
+def scored(recipe: Recipe) -> tuple[int, int] | None:
+    """Height and width in pixels that drawn images are resized to; None: they are scored as drawn."""
+    return scaled(recipe.model.grid, recipe.evaluate.size) if recipe.evaluate.size else None
 
 
 def windows_of(recipe: Recipe, windows: Sequence[int] | None) -> list[int]:
@@ -111,5 +117,5 @@ def drawing(
         batch_size=settings.batch_size,
         draw=draw or recipe.draw,
         manner=manner,
-        size=settings.size,
+        size=scored(recipe),
     )
