@@ -35,7 +35,7 @@ ROOMS = [
         "models.lumina",
     ),
     *("models.family", "models"),
-    *("labels", "foreign", "shards", "order", "loader", "crops", "picture_decoding"),
+    *("labels", "foreign", "shards", "order", "loader", "crops", "keys", "picture_decoding", "picture_files"),
     *("source", "source_tars", "source_tables", "images", "splits", "tokenize", "importers", "check"),
     *("decoding.cache", "decoding.memory", "decoding.canvas", "decoding.capture", "decoding.packed", "decoding.body"),
     *("decoding.pixels", "decoding.sampling", "decoding.decoder", "decoding.rows", "decoding.adaptive", "decoding"),

@@ -25,7 +25,7 @@ def newest_first(run: str | Path) -> list[Path]:
 
 def older(run: str | Path) -> list[Path]:
     """The numbered ones, newest first."""
-    return sorted(folder(run).glob("step-*.ckpt"), reverse=True)
+    return sorted((file for file in folder(run).glob("step-*.ckpt") if file.is_file()), reverse=True)
 
 
 def numbered(run: str | Path, step: int) -> Path:

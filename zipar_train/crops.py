@@ -8,6 +8,7 @@ from torch import Tensor
 from torchvision.transforms.functional import hflip, pil_to_tensor, ten_crop
 
 Views = Literal["one", "flip", "ten"]
+MOST = 16  # times the crop's area; a picture that would be resized to more is cut beforehand
 RANGES = (1.1, 1.05)  # sizes of the centre crops that ten crops are taken from; LlamaGen trains on both
 
 
@@ -18,7 +19,7 @@ def views(image: Image.Image, height: int, width: int, kind: Views) -> Tensor:
     crops 1.1 and then 1.05 times the size, 20 views in all (LlamaGen, autoregressive/train/extract_codes_c2i.py, run
     once for each).
     """
-    image = image.convert("RGB")  # CMYK, grey and palettes too
+    image = image.convert("RGB")  # the digits are grey
     if kind == "ten":
         larger = [centre_crop(image, int(height * scale), int(width * scale)) for scale in RANGES]
         crops = [crop for large in larger for crop in ten_crop(large, [height, width])]
@@ -31,11 +32,18 @@ def views(image: Image.Image, height: int, width: int, kind: Views) -> Tensor:
 def centre_crop(image: Image.Image, height: int, width: int) -> Image.Image:
     """ADM's centre crop, of any shape: halve by box filter while twice too large, resize by bicubic, cut.
 
+    Of a very long or tall picture, only the middle is resized: the same pixels to within rounding, in bounded memory.
+
     openai/guided-diffusion, guided_diffusion/image_datasets.py, center_crop_arr.
     """
     while image.width >= 2 * width and image.height >= 2 * height:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = max(width / image.width, height / image.height)
-    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    return image.crop((left, top, left + width, top + height))
+    wide, high = round(image.width * scale), round(image.height * scale)
+    left, top = (wide - width) // 2, (high - height) // 2
+    if wide * high <= MOST * width * height:
+        image = image.resize((wide, high), Image.Resampling.BICUBIC)
+        return image.crop((left, top, left + width, top + height))
+    across, down = image.width / wide, image.height / high
+    middle = (left * across, top * down, (left + width) * across, (top + height) * down)
+    return image.resize((width, height), Image.Resampling.BICUBIC, box=middle)

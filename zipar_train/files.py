@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+HANDED = ("/dev/fd/", "/proc/self/fd/", "/dev/stdin")
 CLAIM = ".claimed"  # the file that says so
 
 
@@ -57,18 +58,18 @@ def claimed(folder: Path) -> Iterator[None]:
 def regular(path: Path) -> Path:
     """The path itself, if it leads to a regular file, which opens and reads without waiting for another program.
 
+    A pipe that a shell hands over, as in `--grid <(command)`, is taken too: the command ends it.
+
     Raises:
         OSError: naming the file, if it is missing, a folder, a pipe, a socket or a device.
     """
     mode = path.stat().st_mode
+    if stat.S_ISREG(mode) or (stat.S_ISFIFO(mode) and str(path).startswith(HANDED)):
+        return path
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(f"{path} is a folder, not a file")
-    if not stat.S_ISREG(mode):
-        kinds = {stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}
-        raise OSError(
-            f"{path} is a {kinds.get(stat.S_IFMT(mode), 'special file')}, not a file: reading might never end"
-        )
-    return path
+    kind = {stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}.get(stat.S_IFMT(mode), "device")
+    raise OSError(f"{path} is a {kind}, not a file: reading it might never end")
 
 
 def open_regular(path: Path) -> BinaryIO:
@@ -95,7 +96,7 @@ def make_folder(path: Path) -> None:
 def sha256(path: Path) -> str:
     """A file's checksum, 64 hexadecimal digits."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         while chunk := file.read(2**20):
             digest.update(chunk)
     return digest.hexdigest()

@@ -11,7 +11,7 @@ def validations(run: Path) -> dict[int, dict[str, float]]:
     """
     found: dict[int, dict[str, float]] = {}
     logs = sorted((run / "logs").glob("version_*/metrics.csv"), key=lambda file: int(file.parent.name.split("_")[1]))
-    for file in logs:
+    for file in filter(Path.is_file, logs):
         with file.open(newline="") as rows:
             for row in csv.DictReader(rows):
                 numbers = {name: float(text) for name, text in row.items() if name.startswith("val/") and text}

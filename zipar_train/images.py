@@ -7,10 +7,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from zipar_train.keys import unique_keys
 from zipar_train.picture_decoding import decode_image
-from zipar_train.source import Source, unique
+from zipar_train.picture_files import named, picture_files
+from zipar_train.source import Source
 from zipar_train.source_tables import is_table, matching, open_table, split_names
-from zipar_train.source_tars import PICTURES, open_tars, tar_files
+from zipar_train.source_tars import open_tars, tar_files
+from zipar_train.wording import printable
 
 __all__ = ["Source", "open_source", "splits"]
 
@@ -78,23 +81,32 @@ def _folders(path: Path) -> list[str]:
 
 
 def _from_folders(path: Path, name: str) -> Source:
-    """A folder with a folder of pictures for each class, in the order of torchvision's ImageFolder."""
-    names, files = _folders(path), []
-    skipped = {each.name: "hidden" for each in os.scandir(path) if each.is_dir() and each.name.startswith(".")}
-    for label, folder in enumerate(names):
-        for root, _, held in sorted(os.walk(path / folder, followlinks=True)):
-            files += [(Path(root) / file, label) for file in sorted(held) if file.lower().endswith(PICTURES)]
-    if not files:
-        raise ValueError(f"--images {path}: not a folder with a folder of pictures for each class")
-    keys = unique([str(file.relative_to(path).with_suffix("")) for file, _ in files])
+    """A folder with a folder of pictures for each class, in the order of their names."""
+    skipped: dict[str, str] = {}
+    files: list[tuple[Path, int]] = []
+    classes = _folders(path)
+    for label, folder in enumerate(classes):
+        found = picture_files(path / folder, root=path)
+        files += [(file, label) for file in found.files]
+        skipped |= found.skipped
+    for entry in path.iterdir():
+        if entry.name not in classes:
+            skipped[named(entry, path)] = "hidden" if entry.is_dir() else "it lies in no class's folder"
     seen = {label for _, label in files}
+    empty = tuple(printable(folder) for label, folder in enumerate(classes) if label not in seen)
+    if not files:
+        reason = next((f"{name}: {why}" for name, why in skipped.items()), "it has no folders")
+        raise ValueError(f"--images {path}: not a folder with a folder of pictures for each class ({reason})")
+    keys = unique_keys([str(file.relative_to(path).with_suffix("")) for file, _ in files])
 
     def read(i: int) -> tuple[Image.Image, Any]:
         file, label = files[i]
-        return decode_image(file), label
+        try:
+            return decode_image(file), label
+        except ValueError as error:
+            raise ValueError(f"{named(file, path)}: {error}") from error
 
-    empty = tuple(name for label, name in enumerate(names) if label not in seen)
-    return Source(name, keys, read, len(names), tuple(names), empty=empty, skipped=skipped)
+    return Source(name, keys, read, len(classes), tuple(map(printable, classes)), empty, skipped)
 
 
 def _digits(split: str) -> Source:

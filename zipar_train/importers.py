@@ -10,8 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from zipar_train.files import regular
+from zipar_train.keys import unique_keys
 from zipar_train.sections import Recipe
 from zipar_train.shards import Layout, Manifest, Sample, write_shards
+from zipar_train.wording import printable
 
 
 class Codes(NamedTuple):
@@ -48,8 +51,8 @@ def import_codes(
     if manifest.exists():
         raise ValueError(f"{manifest} already exists: give another --out or --split, or remove it")
     layout = Layout(
-        source=f"{found.kind}: {Path(codes).name}", grid=(height, width), codes=model.codes, classes=model.classes,
-        views="as imported",
+        source=f"{found.kind}: {printable(Path(codes).name)}", grid=(height, width), codes=model.codes,
+        classes=model.classes, views="as imported",
     )  # fmt: skip
 
     def samples() -> Iterator[Sample]:
@@ -98,12 +101,13 @@ def recognise(path: Path) -> Codes:
 def _pair(codes: Path, labels: Path) -> Codes:
     """`{i}.npy` int64 (1, A, N) and its label (1,) in another folder (LlamaGen, train/extract_codes_c2i.py)."""
     files = sorted(codes.glob("*.npy"), key=lambda file: (len(file.stem), file.stem))
+    keys = unique_keys(file.stem for file in files)
 
     def read(i: int) -> tuple[str, NDArray[Any], int]:
         label = _load(labels / files[i].name)
         if label.size != 1:
             raise ValueError(f"{labels / files[i].name} holds {label.size} labels, not one")
-        return files[i].stem, _views(_load(files[i])), int(label.item())
+        return keys[i], _views(_load(files[i])), int(label.item())
 
     return Codes("LlamaGen code folder", len(files), read)
 
@@ -111,10 +115,10 @@ def _pair(codes: Path, labels: Path) -> Codes:
 def _classes(path: Path) -> Codes:
     """`{class}/{i}.npy`, int64 (A, N) (RandAR, tools/extract_latent_codes.py)."""
     files = sorted(file for file in path.glob("*/*.npy") if file.parent.name.isdigit())
+    keys = unique_keys(f"{file.parent.name}_{file.stem}" for file in files)
 
     def read(i: int) -> tuple[str, NDArray[Any], int]:
-        label = files[i].parent.name
-        return f"{label}_{files[i].stem}", _views(_load(files[i])), int(label)
+        return keys[i], _views(_load(files[i])), int(files[i].parent.name)
 
     return Codes("RandAR folder", len(files), read)
 
@@ -122,7 +126,7 @@ def _classes(path: Path) -> Codes:
 def _tar(path: Path) -> Codes:
     """The same folder in a tar file."""
     try:
-        archive = tarfile.open(path)  # noqa: SIM115 it stays open for the reader
+        archive = tarfile.open(regular(path))  # noqa: SIM115 it stays open for the reader
         members = [
             m for m in archive if m.isfile() and m.name.endswith(".npy") and not Path(m.name).name.startswith(".")
         ]
@@ -131,12 +135,15 @@ def _tar(path: Path) -> Codes:
     if strange := [member.name for member in members if not Path(member.name).parent.name.isdigit()]:
         raise ValueError(f"{path}: {strange[0]} lies in no folder named by a class number")
 
+    places = [Path(member.name) for member in members]
+    keys = unique_keys(f"{place.parent.name}_{place.stem}" for place in places)
+
     def read(i: int) -> tuple[str, NDArray[Any], int]:
-        place = Path(members[i].name)
+        place = places[i]
         data = archive.extractfile(members[i])
         assert data is not None  # it is a file
         codes = _load(io.BytesIO(data.read()), name=f"{path}, {place}")
-        return f"{place.parent.name}_{place.stem}", _views(codes), int(place.parent.name)
+        return keys[i], _views(codes), int(place.parent.name)
 
     return Codes("RandAR tar", len(members), read)
 
@@ -167,7 +174,7 @@ def _foreign_codebook(found: Codes, codes: int) -> bool:
 
 def _load(file: Any, *, name: Any = None) -> NDArray[Any]:
     try:
-        return np.load(file, allow_pickle=False)
+        return np.load(regular(file) if isinstance(file, Path) else file, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise ValueError(f"{name or file} is not a readable .npy file ({error}). Copy it again") from error
 

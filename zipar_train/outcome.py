@@ -73,7 +73,8 @@ def gathered(folder: Path, *, file: str, metric: str, goal: Literal["minimize", 
     Args:
         file: the sweep's, for its name.
     """
-    trials = [Trial.model_validate_json(path.read_bytes()) for path in sorted(folder.glob("[0-9]*/result.json"))]
+    files = [path for path in sorted(folder.glob("[0-9]*/result.json")) if path.is_file()]
+    trials = [Trial.model_validate_json(path.read_bytes()) for path in files]
     sign = 1 if goal == "minimize" else -1
     trials.sort(key=lambda trial: sign * trial.metrics.get(metric, sign * float("inf")))
     return Outcome(sweep=file, metric=metric, goal=goal, trials=trials)

@@ -2,38 +2,25 @@
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from zipar_train.files import open_regular
+from zipar_train.wording import cut
 
 # Decoded by Pillow in this process. EPS starts Ghostscript; IPTC opens what it contains as any format, EPS too.
 KNOWN = (
-    *(
-        "JPEG",
-        "PNG",
-        "WEBP",
-        "AVIF",
-        "GIF",
-        "BMP",
-        "DIB",
-        "TIFF",
-        "PPM",
-        "JPEG2000",
-        "ICO",
-        "CUR",
-        "ICNS",
-        "PSD",
-        "QOI",
-    ),
-    *("DDS", "PCX", "DCX", "SGI", "SUN", "IM", "MSP", "FLI", "BLP", "FTEX", "XBM", "XPM", "TGA"),
+    "JPEG PNG WEBP AVIF GIF BMP DIB TIFF PPM JPEG2000 ICO CUR ICNS PSD QOI DDS PCX DCX SGI SUN IM MSP FLI BLP FTEX XBM "
+    "XPM TGA"
 )
 Image.init()
-FORMATS = tuple(name for name in KNOWN if name in Image.OPEN)  # some depend on how Pillow was built
+FORMATS = tuple(name for name in KNOWN.split() if name in Image.OPEN)  # some depend on how Pillow was built
 LARGEST = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # pixels; a larger picture is taken for a decompression bomb
 BACKGROUND = (255, 255, 255)  # behind transparent pixels: white, as browsers and viewers show them
 ORIENTATION, BITS, PHOTOMETRIC, SAMPLE_FORMAT = 274, 258, 262, 339  # tags of EXIF and TIFF
@@ -63,25 +50,38 @@ def decode_image(source: Path | bytes) -> Image.Image:
             format that only another program can draw.
         OSError: if the file cannot be opened, or is a pipe, a device or a folder.
     """
-    with open_regular(source) if isinstance(source, Path) else io.BytesIO(source) as file:  # noqa: SIM117
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about odd but readable files, and pictures of half `LARGEST`
-            try:
-                return _upright(file)
-            except UnidentifiedImageError:
-                raise ValueError(_unknown(file)) from None
-            except Image.DecompressionBombError:
-                raise ValueError(
-                    f"more than {LARGEST:,} pixels, as a decompression bomb has: make it smaller"
-                ) from None
-            except MemoryError:
-                raise ValueError("the picture does not fit into memory: make it smaller") from None
-            except Exception as error:  # decoders of foreign bytes fail in a dozen ways
-                raise ValueError(f"a damaged picture ({error or type(error).__name__})") from error
+    with open_regular(source) if isinstance(source, Path) else io.BytesIO(source) as file, _refusals(file):
+        return _upright(Image.open(file, formats=FORMATS))
 
 
-def _upright(file: Any) -> Image.Image:
-    image: Image.Image = Image.open(file, formats=FORMATS)
+def refusal(path: Path) -> str | None:
+    """Why a file is no picture, by its first bytes; None: it may be one. The rest is not read."""
+    try:
+        with open_regular(path) as file, _refusals(file):
+            Image.open(file, formats=FORMATS)
+    except (ValueError, OSError) as error:
+        return str(error)
+    return None
+
+
+@contextmanager
+def _refusals(file: BinaryIO) -> Iterator[None]:
+    """Turn whatever decoders raise into a ValueError that says what is wrong with the file."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about odd but readable files, and pictures of half `LARGEST`
+        try:
+            yield
+        except UnidentifiedImageError:
+            raise ValueError(_unknown(file)) from None
+        except Image.DecompressionBombError:
+            raise ValueError(f"more than {LARGEST:,} pixels, as decompression bombs have: scale it down") from None
+        except MemoryError:
+            raise ValueError("the picture does not fit into memory: scale it down") from None
+        except Exception as error:  # decoders of foreign bytes fail in a dozen ways
+            raise ValueError(f"a damaged picture ({cut(error, length=200) or type(error).__name__})") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
     if image.format == "PNG" and image.info.get("transparency") is not None:
         _mend_key(image)
     image.load()  # the first frame
@@ -102,7 +102,7 @@ def _mend_key(image: Any) -> None:
         image.info["transparency"] = tuple(value >> 8 for value in key)
 
 
-def _unknown(file: Any) -> str:
+def _unknown(file: BinaryIO) -> str:
     file.seek(0)
     start = file.read(16)
     if not start:

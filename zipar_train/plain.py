@@ -1,5 +1,6 @@
 """YAML that people write, read without trust: of bounded size, each key once, plain data alone."""
 
+import io
 import re
 from collections import Counter
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from zipar_train.files import open_regular
 from zipar_train.wording import cut
 
 LARGEST = 2**18  # characters of a file
@@ -54,7 +56,7 @@ def read(path: Path, *, loader: type[Loader] = Loader) -> Any:
         ValueError: naming the file, and what is wrong.
     """
     try:
-        with path.open(encoding="utf-8") as file:
+        with io.TextIOWrapper(open_regular(path), encoding="utf-8") as file:
             return parse(file.read(LARGEST + 1), loader=loader)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} is not readable YAML: {error}") from None

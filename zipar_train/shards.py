@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from zipar_train.files import make_folder, write_whole
+from zipar_train.files import make_folder, regular, write_whole
 from zipar_train.foreign import array, grouped
 from zipar_train.grid import Grid
 from zipar_train.labels import differ
@@ -322,7 +322,7 @@ def _read(path: str | Path) -> bytes:
         OSError: whatever went wrong.
     """
     if not is_url(path):
-        return Path(path).read_bytes()
+        return regular(Path(path)).read_bytes()
     try:
         with fsspec.open(str(path), "rb") as file:
             return file.read()

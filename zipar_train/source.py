@@ -19,15 +19,3 @@ class Source(NamedTuple):
     empty: tuple[str, ...] = ()  # names that have no picture
     skipped: dict[str, str] = {}  # files that are not read, and why
     notes: tuple[str, ...] = ()  # what was chosen, for people
-
-
-def unique(names: list[str]) -> list[str]:
-    """Names as keys of samples: without the separators that tar readers go by, each once."""
-    keys, seen = [], set()
-    for number, name in enumerate(names):
-        key = name.replace("/", "_").replace("\\", "_").replace(".", "_")
-        while key in seen:
-            key = f"{key}-{number}"
-        seen.add(key)
-        keys.append(key)
-    return keys

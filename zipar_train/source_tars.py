@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from zipar_train import labels
+from zipar_train.files import regular
 from zipar_train.foreign import entries
+from zipar_train.keys import unique_keys
 from zipar_train.labels import LabelError
 from zipar_train.picture_decoding import decode_image
-from zipar_train.source import Source, unique
+from zipar_train.source import Source
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 LABELS, CAPTIONS = ("label", "cls", "class_id"), ("caption", "text")  # keys of a .json
@@ -77,7 +79,7 @@ def open_tars(tars: list[Path], name: str, captions: bool) -> Source:
             wanted = labels.place(names, wanted)
         return decode_image(samples[i].picture.read()), wanted
 
-    keys = unique([f"{sample.picture.tar.stem}/{sample.name}" for sample in samples])
+    keys = unique_keys([f"{sample.picture.tar.stem}/{sample.name}" for sample in samples])
     return Source(name, keys, read, None if names is None else len(names), names, skipped=skipped)
 
 
@@ -111,7 +113,7 @@ def _files(tar: Path, skipped: dict[str, str]) -> Iterator[tuple[str, _Place]]:
     """Names and places of the files of a tar, hard links included."""
     places: dict[str, _Place] = {}
     try:
-        with tarfile.open(tar, "r:") as archive:
+        with tarfile.open(regular(tar), "r:") as archive:
             for member in entries(archive):
                 if member.isdir():
                     continue

@@ -43,6 +43,7 @@ from zipar_train.shards import (
     write_shard,
 )
 from zipar_train.splits import class_numbers
+from zipar_train.wording import printable
 
 LABEL = "label error: "  # how the reasons begin that are of no picture
 
@@ -88,7 +89,8 @@ def tokenize(
     sources = sources or {split: open_source(images, split, captions=model.captions)}
     source = sources[split]
     if not source.keys:
-        raise ValueError(f"--images {images} holds no pictures")
+        reason = f". {next(iter(source.skipped))}: {next(iter(source.skipped.values()))}" if source.skipped else ""
+        raise ValueError(f"--images {images} holds no pictures{reason}")
     classes = class_numbers(model, sources, out).get(split)
     if features and not model.text:
         raise ValueError(f"features are of captions, and recipe {recipe.name} has none")
@@ -106,8 +108,8 @@ def tokenize(
         print(f"caption lengths are not checked: {error}", file=sys.stderr, flush=True)
         fitting = None
     layout = Layout(
-        source=source.name, grid=(model.grid[0], model.grid[1]), codes=model.codes, classes=model.classes,
-        views=kind, tokenizer=tokenizer.sha256, features=features, images=len(source.keys) + len(source.skipped),
+        source=printable(source.name), grid=(model.grid[0], model.grid[1]), codes=model.codes, classes=model.classes,
+        views=kind, tokenizer=tokenizer.sha256, features=features, images=len(source.keys),
         class_names=classes and classes.names, prompt=fitting.fingerprint if fitting else None,
     )  # fmt: skip
     manifest, notes = Path(out) / f"{split}.json", Path(out) / f".{split}"
@@ -294,26 +296,27 @@ def _same(theirs: dict[str, Any], ours: dict[str, Any], where: Path) -> None:
 
 
 def _gather(
-    manifest: Path, notes: Path, layout: Layout, parts: int, unread: Mapping[str, str]
+    manifest: Path, notes: Path, layout: Layout, parts: int, skipped: dict[str, str]
 ) -> tuple[Manifest | None, dict[str, str]]:
     """Write the manifest when every part has its note.
 
     Args:
-        unread: files that the source left out, and why.
+        skipped: what the source has not read, and why.
     """
     try:
         found = [json.loads((notes / f"{part}.json").read_bytes()) for part in range(parts)]
     except FileNotFoundError:  # other processes are still at work, or have just gathered everything
         return (read_manifest(manifest) if manifest.is_file() else None), {}
-    skipped = {**unread, **{key: reason for note in found for key, reason in note["skipped"].items()}}
+    unread = {key: reason for note in found for key, reason in note["skipped"].items()}
+    skipped = skipped | unread
     shards = [Shard(**note["shard"]) for note in found if note["shard"]]
     if not shards:
         shutil.rmtree(notes, ignore_errors=True)
-        key, reason = next(iter(found[0]["skipped"].items()))
-        raise ValueError(f"none of the {len(skipped)} pictures can be used. The first, {key}: {reason}")
+        key, reason = next(iter(unread.items()))
+        raise ValueError(f"none of the {len(unread)} pictures can be used. The first, {key}: {reason}")
     if skipped:
-        lines = "".join(f"{key}\t{reason}\n" for key, reason in sorted(skipped.items()))
-        write_whole(manifest.with_suffix(".skipped.txt"), lines.encode("utf-8", "surrogateescape"))
+        lines = "".join(f"{printable(key)}\t{printable(reason)}\n" for key, reason in sorted(skipped.items()))
+        write_whole(manifest.with_suffix(".skipped.txt"), lines.encode())
     written = write_manifest(manifest, layout, shards, skipped=len(skipped))
     for left in manifest.parent.glob(f".{manifest.stem}-*.tar.*"):  # by killed processes
         left.unlink(missing_ok=True)

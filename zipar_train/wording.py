@@ -1,6 +1,7 @@
 """How errors show values and names that came from outside: as they are, cut short where they are long."""
 
 import difflib
+import re
 from collections.abc import Iterable
 from reprlib import Repr
 from typing import Any
@@ -10,6 +11,19 @@ _short.maxstring = _short.maxother = 300
 _short.maxlong = 60
 _short.maxdict = _short.maxlist = _short.maxset = _short.maxtuple = 12
 _short.maxlevel = 4
+
+
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """A text as one line of valid Unicode: control characters and a file name's undecodable bytes as `\\xe9`."""
+
+    def escaped(found: re.Match[str]) -> str:
+        code = ord(found[0])
+        return f"\\x{code & 0xFF:02x}" if code < 0x100 or 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"
+
+    return _UNPRINTABLE.sub(escaped, text)
 
 
 def shown(value: Any) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 from zipfile import is_zipfile
 
 from zipar_train.doctor.rows import Asked, Check, Row, note, ok, problem, size
+from zipar_train.files import open_regular, regular
 from zipar_train.shards import is_url, read_manifest
 
 Severe = Callable[[str, str, str], Row]
@@ -122,22 +123,29 @@ def whole(name: str, path: Path, severe: Severe, remedy: str) -> Row:
         if not any(path.iterdir()):
             return severe(name, f"{path} is empty", remedy)
     for file in files:
-        if short(file):
-            return severe(name, f"{file} is cut short or damaged", remedy)
+        try:
+            if short(file):
+                return severe(name, f"{file} is cut short or damaged", remedy)
+        except OSError as error:
+            return severe(name, f"{file} cannot be read ({error.strerror or error})", remedy)
     return ok(name, f"{path}, {size(sum(file.stat().st_size for file in files))}")
 
 
 def short(file: Path) -> bool:
-    """Whether the end is missing of safetensors, or of an archive: PyTorch's, numpy's."""
+    """Whether the end is missing of safetensors, or of an archive: PyTorch's, numpy's.
+
+    Raises:
+        OSError: if it cannot be read, or is no regular file.
+    """
     from safetensors import SafetensorError, safe_open
 
-    if file.suffix == ".safetensors":
+    if regular(file).suffix == ".safetensors":
         try:
             with safe_open(file, "pt"):
                 return False
         except SafetensorError:
             return True
-    with file.open("rb") as opened:
+    with open_regular(file) as opened:
         start = opened.read(4)
     return not start or (start == b"PK\x03\x04" and not is_zipfile(file))
 

@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from zipar_train.files import regular
+
 Statistics = dict[str, NDArray[np.floating[Any]]]  # mu, sigma
 SHAPES = {"mu": (2048,), "sigma": (2048, 2048), "mu_s": (2023,), "sigma_s": (2023, 2023)}
 UNREADABLE = (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError)
@@ -67,7 +69,7 @@ def read_reference(path: Path) -> Reference:
         ValueError: for a file, key, shape or dtype that is not of the format; names it and the remedy.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(regular(path)) as archive:
             names = {name.removesuffix(".npy") for name in archive.namelist()}
             if unknown := names - SHAPES.keys() - {"arr_0"}:
                 raise ValueError(f"{path} holds {sorted(unknown)[0]!r}, which is not of ADM's format. {REMEDY}")

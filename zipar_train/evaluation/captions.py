@@ -6,6 +6,7 @@ import io
 from contextlib import suppress
 from pathlib import Path
 
+from zipar_train.files import regular
 from zipar_train.labels import LabelError, caption
 from zipar_train.shards import is_url, read_manifest, read_shard
 from zipar_train.source_tables import caption_column, load_table, reason
@@ -43,7 +44,7 @@ def captions_of(source: str) -> tuple[list[str], str]:
 
 def _from_file(path: Path) -> list[str]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = regular(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"evaluate.captions = {path}: cannot be read as UTF-8 ({error}). {REMEDY}") from None
     if path.suffix == ".txt":

@@ -21,7 +21,7 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 from torch_fidelity.utils import create_feature_extractor, get_featuresdict_from_dataset
 from tqdm import tqdm
 
-from zipar_train.files import sha256
+from zipar_train.files import regular, sha256
 
 INCEPTION = "inception-v3-compat"
 SPATIAL = 7  # channels of `mixed_6/conv:0` that sFID is of (guided-diffusion, evaluations/evaluator.py)
@@ -153,7 +153,7 @@ def inception(weights: str | None, *, device: torch.device) -> Extractor:
                 "network, and set evaluate.features_weights to its path"
             ) from None
     try:
-        state = torch.load(path, weights_only=True, map_location="cpu")  # torch-fidelity would load anything
+        state = torch.load(regular(path), weights_only=True, map_location="cpu")  # torch-fidelity would load anything
     except Exception as error:  # of many classes
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{key}: not a file of weights ({reason}). Remove it, and fetch {URL_INCEPTION_V3}") from None

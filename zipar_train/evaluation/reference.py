@@ -2,12 +2,12 @@
 
 import hashlib
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch_fidelity.metric_fid import fid_features_to_statistics
 from torchvision.transforms.functional import pil_to_tensor
@@ -20,11 +20,13 @@ from zipar_train.files import sha256
 from zipar_train.grid import Grid
 from zipar_train.loader import ShardLoader
 from zipar_train.models.vq import Tokenizer
+from zipar_train.picture_decoding import decode_image
+from zipar_train.picture_files import named, picture_files
 from zipar_train.shards import is_url, read_manifest
+from zipar_train.wording import printable
 
 BLOCK = 64  # pictures in memory
 LEAST = 10  # pictures of a reference
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 VALIDATION = re.compile(r"(^|[^a-z])(val|valid|validation)([^a-z]|$)|ILSVRC2012_val", re.IGNORECASE)
 
 
@@ -143,21 +145,26 @@ def _from_shards(
 
 
 def _from_folder(path: Path, extractor: Extractor, *, size: tuple[int, int]) -> Reference:
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in PICTURES)
+    files, skipped = picture_files(path, root=path)
+    files.sort()
     _enough(path, len(files))
+    if skipped:
+        name, reason = next(iter(skipped.items()))
+        print(f"evaluate.reference = {printable(str(path))}: {len(skipped):,} of its files are not compared with: "
+              f"{name}, {printable(reason)}, for one", file=sys.stderr)  # fmt: skip
 
     def blocks() -> Iterator[Tensor]:
         for start in range(0, len(files), BLOCK):
             yield torch.stack([_picture(file, size) for file in files[start : start + BLOCK]])
 
     features = extractor(Pictures(blocks, len(files), words="reference"), spatial=True)
-    listing = "\n".join(f"{file.relative_to(path)} {file.stat().st_size}" for file in files)
-    named = (path.name, *(file.name for file in files[:3]))
+    listing = "\n".join(f"{named(file, path)} {file.stat().st_size}" for file in files)
+    names = (path.name, *(file.name for file in files[:3]))
     return Reference(
-        words=f"{len(files):,} pictures in {path.name}",
+        words=f"{len(files):,} pictures in {printable(path.name)}",
         checksum=hashlib.sha256(listing.encode()).hexdigest(),
         images=len(files),
-        validation=any(VALIDATION.search(name) for name in named),
+        validation=any(VALIDATION.search(name) for name in names),
         statistics=_statistics(features, extractor),
         spatial=features.spatial.statistics() if features.spatial else None,
         features=features,
@@ -175,9 +182,8 @@ def _by(size: tuple[int, int]) -> str:
 
 def _picture(file: Path, size: tuple[int, int]) -> Tensor:
     try:
-        with Image.open(file) as image:
-            picture = image.convert("RGB")
-    except Exception as error:  # of a dozen decoders
+        picture = decode_image(file)
+    except (ValueError, OSError) as error:
         raise ValueError(f"{file} is no readable picture ({error}): remove it or fetch it again") from None
     if picture.height < size[0] or picture.width < size[1]:
         raise ValueError(

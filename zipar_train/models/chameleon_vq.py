@@ -15,7 +15,7 @@ from transformers.models.chameleon.configuration_chameleon import ChameleonVQVAE
 from transformers.models.janus.configuration_janus import JanusVQVAEConfig
 from transformers.models.janus.modeling_janus import JanusVQVAEDecoder
 
-from zipar_train.files import sha256
+from zipar_train.files import regular, sha256
 from zipar_train.models.published import find, read_file, tensors, unaccounted
 from zipar_train.models.vq16 import to_bytes
 
@@ -107,7 +107,11 @@ def load_chameleon_vq(source: str | None, *, codes: int) -> ChameleonVQ:
 def _order(path: Path) -> Tensor:
     """The code of each row of the codebook."""
     try:
-        ids = {name: i for name, i in json.loads(path.read_bytes())["model"]["vocab"].items() if name.startswith(MARK)}
+        ids = {
+            name: i
+            for name, i in json.loads(regular(path).read_bytes())["model"]["vocab"].items()
+            if name.startswith(MARK)
+        }
         digits = str.maketrans("ABCDEFGHIJ", "0123456789")
         rows = {int(name.removeprefix(MARK).removesuffix("Z").translate(digits)): i - FIRST for name, i in ids.items()}
         order = torch.tensor([rows[row] for row in range(len(rows))])

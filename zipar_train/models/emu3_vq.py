@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import Emu3VQVAE
 from transformers.models.emu3.configuration_emu3 import Emu3VQVAEConfig
 
+from zipar_train.files import regular
 from zipar_train.models.published import find, read_folder, unaccounted
 from zipar_train.models.vq16 import fingerprint, to_bytes
 
@@ -70,6 +71,6 @@ def load_emu3_vq(source: str | None, *, codes: int) -> Emu3VQ:
 
 def _config(path: Path) -> Emu3VQVAEConfig:
     try:
-        return Emu3VQVAEConfig(**json.loads((path / "config.json").read_bytes())["vq_config"])
+        return Emu3VQVAEConfig(**json.loads(regular(path / "config.json").read_bytes())["vq_config"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}/config.json describes no vq_config of Emu3 ({error!r})") from None

@@ -11,7 +11,7 @@ from torch.nn.functional import interpolate, normalize
 from transformers import JanusVQVAE
 from transformers.models.janus.configuration_janus import JanusVQVAEConfig
 
-from zipar_train.files import sha256
+from zipar_train.files import regular, sha256
 from zipar_train.models.published import find, read_file, read_folder, tensors, unaccounted
 
 STRIDE = 16  # pixels a code, each way
@@ -132,7 +132,7 @@ def _of_checkpoint(path: Path, codes: int) -> VQ16:
     prefix = "model.vqmodel."
     state = {name.removeprefix(prefix): tensor for name, tensor in read_folder(path, prefix=prefix).items()}
     try:
-        config = JanusVQVAEConfig(**json.loads((path / "config.json").read_bytes())["vq_config"])
+        config = JanusVQVAEConfig(**json.loads(regular(path / "config.json").read_bytes())["vq_config"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}/config.json describes no vq_config of Janus-Pro ({error!r})") from None
     with torch.device("meta"):
