@@ -89,7 +89,7 @@ def test_codes_of_others_become_shards(tmp_path, make):
         ),
         (
             lambda path: np.save(path / "imagenet384_codes" / "3.npy", np.array([{}]), allow_pickle=True),
-            "Object arrays",
+            "3.npy is not a readable .npy file .an array of shape .1,. and type object",
         ),
     ],
 )
@@ -102,7 +102,7 @@ def test_bad_codes_are_named(tmp_path, spoil, message):
 
 def test_damaged_lines_and_tars_are_named(tmp_path):
     recipe = load_recipe("llamagen-b", RECIPE)
-    for path, message in ((rar(tmp_path / "a"), "a.jsonl is damaged"), (randar(tmp_path / "b"), "b.tar")):
+    for path, message in ((rar(tmp_path / "a"), "a.jsonl, line 7, is damaged"), (randar(tmp_path / "b"), "b.tar")):
         os.truncate(path, 700)
         with pytest.raises(ValueError, match=message):
             import_codes(recipe, codes=path, out=tmp_path / "out")

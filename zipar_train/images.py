@@ -77,7 +77,7 @@ def _folders(path: Path) -> list[str]:
     """Names of a folder's folders that are not hidden, sorted."""
     if not path.is_dir():
         return []
-    return sorted(each.name for each in os.scandir(path) if each.is_dir() and not each.name.startswith("."))
+    return sorted(name for name in os.listdir(path) if not name.startswith(".") and os.path.isdir(path / name))
 
 
 def _from_folders(path: Path, name: str) -> Source:
