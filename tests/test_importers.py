@@ -102,7 +102,7 @@ def test_bad_codes_are_named(tmp_path, spoil, message):
 
 def test_damaged_lines_and_tars_are_named(tmp_path):
     recipe = load_recipe("llamagen-b", RECIPE)
-    for path, message in ((rar(tmp_path / "a"), "a.jsonl, line 7, is damaged"), (randar(tmp_path / "b"), "b.tar")):
+    for path, message in ((rar(tmp_path / "a"), "a.jsonl, line 13, is damaged"), (randar(tmp_path / "b"), "b.tar")):
         os.truncate(path, 700)
         with pytest.raises(ValueError, match=message):
             import_codes(recipe, codes=path, out=tmp_path / "out")

@@ -11,13 +11,11 @@ from zipar_train.keys import unique_keys
 from zipar_train.picture_decoding import decode_image
 from zipar_train.picture_files import named, picture_files
 from zipar_train.source import Source
-from zipar_train.source_tables import is_table, matching, open_table, split_names
+from zipar_train.source_tables import SPLITS, is_table, listing_of, matching, open_table, split_names
 from zipar_train.source_tars import open_tars, tar_files
 from zipar_train.wording import printable
 
 __all__ = ["Source", "open_source", "splits"]
-
-SPLITS = ("train", "val", "test")
 
 
 def splits(images: str) -> tuple[str, ...]:
@@ -25,7 +23,10 @@ def splits(images: str) -> tuple[str, ...]:
     if images == "digits":
         return ("train", "val")
     try:
-        names = split_names(images) if is_table(Path(images)) else _split_folders(Path(images))
+        path = Path(images)
+        names = split_names(images) if is_table(path) else _split_folders(path)
+        if not names and path.is_dir():
+            names = [split for split in SPLITS if listing_of(path, split)]
     except Exception:  # of the library, which `open_source` tells of
         names = []
     return ("train", "val") if matching(names, "train") and matching(names, "val") else ("train",)
@@ -60,10 +61,10 @@ def _open(images: str, split: str, captions: bool) -> Source:
         return open_tars(tars, name, captions)._replace(notes=notes)
     if is_table(path) or not path.is_dir():
         return open_table(images, split, captions)
+    if found is None and (listing := listing_of(path, split)):
+        return open_table(str(listing), split, captions)
     if found is None and matching(folders, "train"):
-        raise ValueError(
-            f"--images {images}: no folder for --split {split}, but {', '.join(folders)}: give one of them"
-        )
+        raise ValueError(f"--images {images}: no folder for --split {split}. Give one of {', '.join(folders)}")
     return _from_folders(part, name)._replace(notes=notes)
 
 

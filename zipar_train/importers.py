@@ -41,7 +41,8 @@ class Codes(NamedTuple):
             return key, rows, number(label)
         except Exception as error:  # a parser of foreign bytes fails in a dozen ways
             kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-            told = f"{self.where(i)} is damaged ({kind}{cut(error, length=300)})"
+            told = f"{kind}{_line(error)}"
+            told = told if self.where(i) in told else f"{self.where(i)} is damaged ({told})"
             raise ValueError(f"{told}. Copy or download it again") from error
 
 
@@ -154,7 +155,7 @@ def _tar(path: Path) -> Codes:
             if m.isfile() and m.name.endswith(".npy") and not Path(m.name).name.startswith(".")
         ]
     except Exception as error:  # of the archive, and of what compresses it
-        raise ValueError(f"{path} is damaged ({cut(error, length=300)}). Copy or download it again") from error
+        raise ValueError(f"{path} is damaged ({_line(error)}). Copy or download it again") from error
     if strange := [member.name for member in members if not Path(member.name).parent.name.isdecimal()]:
         raise ValueError(f"{path}: {strange[0]} lies in no folder named by a class number")
 
@@ -194,6 +195,10 @@ def _foreign_codebook(found: Codes, codes: int) -> bool:
     return codes > 1024 and max((int(found.sample(i)[1].max()) for i in some), default=0) < 1024
 
 
+def _line(error: Exception) -> str:
+    return cut(" ".join(str(error).split()), length=300)
+
+
 def _arrays(path: Path, pattern: str) -> list[Path]:
     """The files of a pattern that are not hidden."""
     return [file for file in path.glob(pattern) if not any(p.startswith(".") for p in file.relative_to(path).parts)]
@@ -204,4 +209,4 @@ def _load(file: Path) -> NDArray[Any]:
         with open_regular(file) as opened:
             return array(opened.read())
     except Exception as error:  # a parser of foreign bytes fails in a dozen ways
-        raise ValueError(f"{file} is not a readable .npy file ({cut(error, length=300)})") from error
+        raise ValueError(f"{file} is not a readable .npy file ({_line(error)})") from error

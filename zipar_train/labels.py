@@ -144,8 +144,9 @@ def assign(
     numbers = numbered(used)
     if known is not None:
         theirs = _table(known)
-        if numbers is None or numbered(known) is not None:
-            ours = dict(zip(used, numbers or used, strict=True))
+        as_numbers = numbers is not None and numbered(known) is not None
+        if as_numbers or numbers is None or set(used) <= set(known):
+            ours = dict(zip(used, numbers if as_numbers and numbers else used, strict=True))
             if strange := [name for name in used if ours[name] not in theirs]:
                 raise ValueError(
                     f"{where} has the class {strange[0]!r}, which {known_of} has not: its classes are {listed(known)}. "

@@ -18,6 +18,8 @@ PICTURES = ("image", "images", "img", "picture", "photo", "jpg", "jpeg", "png", 
 LABELS = ("label", "labels", "class_id", "cls", "class", "class_label", "category", "target")
 CAPTIONS = ("caption", "captions", "text", "prompt", "txt")
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # of an image folder, for `datasets`
+SPLITS = ("train", "val", "test")
+PLAIN = ("images", "image", "img", "imgs", "pictures", "photos", "data")  # folders that are no classes
 FEW = 200  # files of a folder that tell what it holds
 
 
@@ -69,6 +71,18 @@ def is_table(path: Path) -> bool:
         return False
 
 
+def listing_of(path: Path, split: str) -> Path | None:
+    """The table that lists a split's pictures beside their folders, `train.csv` say; None: folders are classes."""
+    entries = sorted(each for each in path.iterdir() if not each.name.startswith("."))
+    folders = [each.name.lower() for each in entries if each.is_dir()]
+    known = [name for name in folders if name in PLAIN or any(matching([name], split) for split in SPLITS)]
+    if len(known) < len(folders):
+        return None
+    tables = {each.stem: each for each in entries if each.is_file() and _module(each) in ("csv", "json")}
+    found = matching(list(tables), split)
+    return tables[found] if found is not None else None
+
+
 def split_names(images: str) -> list[str]:
     """The names of a data set's splits; none if it is no data set with splits of its own.
 
@@ -107,7 +121,9 @@ def load_table(images: str, split: str) -> Table:
     import datasets
 
     path, names = Path(images), split_names(images)
-    folders = [path if path.is_dir() else path.parent]
+    folders = (
+        [path] if path.is_dir() else [path.parent, *sorted(each for each in path.parent.iterdir() if each.is_dir())]
+    )
     chosen = matching(names, split) if names else split
     if chosen is None:
         raise ValueError(f"it has no split {split!r}, but {', '.join(names)}: give one of them as --split")
