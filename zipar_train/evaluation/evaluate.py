@@ -2,7 +2,9 @@
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -20,13 +22,14 @@ from zipar_train.evaluation.protocol import Protocol, departures, one_or_two, wa
 from zipar_train.evaluation.reference import Reference, open_reference
 from zipar_train.evaluation.results import Report, Row
 from zipar_train.evaluation.scores import Score, average, fidelity, over_seeds, share
-from zipar_train.evaluation.subjects import Subject, drawing, expected, scored, subjects, windows_of
+from zipar_train.evaluation.subjects import Subject, check_captions, drawing, expected, scored, subjects, windows_of
 from zipar_train.files import make_folder
 from zipar_train.loader import ShardLoader
+from zipar_train.models.family import fits
 from zipar_train.models.vq import Tokenizer
 from zipar_train.processes import process
 from zipar_train.sections import Recipe
-from zipar_train.shards import is_url, read_manifest
+from zipar_train.shards import is_url, read_manifest, same_classes
 
 SHOWN = 10  # images of each drawing, for the report
 LEAST = 1000  # held-out images whose bits are counted, where there are as many
@@ -150,7 +153,11 @@ def evaluate(
     baseline = found[0].name if compare else None
     judging = judge(recipe, found[0], out=out, device=device) if rank == 0 else None
     if _there(recipe.data.val):
-        read_manifest(recipe.data.val, **expected(recipe))
+        held_out, trained_on = read_manifest(recipe.data.val, **expected(recipe)), None
+        with suppress(ValueError):  # training shards need not be here
+            trained_on = read_manifest(recipe.data.train) if not is_url(recipe.data.train) else None
+        if trained_on is not None:
+            same_classes(recipe.data.train, recipe.data.val, (trained_on, held_out))
     if (released or adaptive) and len(wanted) == 1:
         raise ValueError("--released, --adaptive: at next-token, the only window, they draw as ever. Add --windows")
     cases: list[tuple[Subject, int, Manner]] = []
@@ -166,6 +173,7 @@ def evaluate(
         ]
         for subject, window, manner in cases
     }
+    check_captions(recipe, chain(*(drawn.conditions for of_seeds in drawings.values() for drawn in of_seeds)))
     for (name, window, manner), of_seeds in drawings.items():
         for drawn in of_seeds:
             words = f"{name}, window {window}{'' if manner == 'planned' else f', {manner}'}, seed {drawn.seed}"
@@ -279,7 +287,9 @@ def _bits(recipe: Recipe, cases: Sequence[tuple[Subject, int, Manner]]) -> dict[
     if not _there(recipe.data.val):
         print(f"no bits a code: data.val = {recipe.data.val} is not there", file=sys.stderr)
         return {}
-    loader = ShardLoader(recipe.data.val, batch_size=recipe.evaluate.batch_size)
+    fitting = fits(recipe.model)
+    loader = ShardLoader(recipe.data.val, batch_size=recipe.evaluate.batch_size, damaged=recipe.data.damaged,
+                         misfit=fitting.misfit if fitting else None)  # fmt: skip
     return {
         (subject.name, window, manner): bits_per_code(
             subject.generator, subject.generator.plan(window), loader, images=max(recipe.evaluate.images, LEAST)
