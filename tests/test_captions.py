@@ -51,9 +51,7 @@ def settings(encoder, tmp_path):
 
 
 def captioned(tmp_path, *, long=(5,), name="train", count=12):
-    samples = [
-        Sample(f"s{k}", np.full((1, 3, 3), k), LONG if k in long else "a blue car") for k in range(count)
-    ]
+    samples = [Sample(f"s{k}", np.full((1, 3, 3), k), LONG if k in long else "a blue car") for k in range(count)]
     layout = Layout(source="test", grid=(3, 3), codes=24)
     write_shards(samples, tmp_path / f"{name}.json", layout=layout, per_shard=5)
     return tmp_path / f"{name}.json"

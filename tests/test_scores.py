@@ -7,6 +7,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -153,7 +154,7 @@ def test_files_that_are_not_adms_are_refused(folders, extractor, tmp_path):
     cases = {
         "float": ({"arr_0": ones.astype(np.float32)}, "arr_0 is float32"),
         "flat": ({"arr_0": ones[:, :, :, 0]}, r"arr_0 is uint8 \(12, 40, 40\)"),
-        "oblong": ({"arr_0": ones[:, :20]}, r"not uint8 \(N, px, px, 3\)"),
+        "colours": ({"arr_0": ones[..., :2]}, r"not uint8 \(N, height, width, 3\)"),
         "other": ({"arr_0": ones, "labels": np.ones(3)}, "holds 'labels', which is not of ADM's format"),
         "half": ({"arr_0": ones, "mu": np.ones(2048)}, "one of mu and sigma without the other"),
         "none": ({"mu_s": np.ones(2023), "sigma_s": np.ones((2023, 2023))}, "neither arr_0 nor mu"),
@@ -197,7 +198,7 @@ def test_files_that_are_not_adms_are_refused(folders, extractor, tmp_path):
 def test_images_for_adm_are_read_back(tmp_path):
     """By numpy, and the way ADM's own reader streams them: the member's header, then bytes in order."""
     images = torch.randint(256, (11, 3, 8, 8), dtype=torch.uint8)
-    write_images(tmp_path / "x.npz", images.split(4), count=11, size=8)
+    write_images(tmp_path / "x.npz", images.split(4), count=11, size=(8, 8))
     expected = images.permute(0, 2, 3, 1).numpy()
     with np.load(tmp_path / "x.npz", allow_pickle=False) as file:
         assert file.files == ["arr_0"]
@@ -213,7 +214,7 @@ def test_images_for_adm_are_read_back(tmp_path):
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match=r"cannot write .*y\.npz: No space left"):
-        write_images(tmp_path / "y.npz", broken(), count=11, size=8)
+        write_images(tmp_path / "y.npz", broken(), count=11, size=(8, 8))
     assert [file.name for file in tmp_path.iterdir()] == ["x.npz"]
 
 
@@ -253,6 +254,25 @@ def test_clip_score_is_a_direct_transformers_computation(clip, folders):
     assert ours.std() > 0
     with pytest.raises(ValueError, match=r"evaluate\.clip = .*: no CLIP can be loaded"):
         Clip(str(folders[0]), device=CPU)
+
+
+def test_captions_of_data_sets_are_one_a_row(tmp_path, monkeypatch):
+    """Of a list of captions the first; a row without one is left out."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    for name, split, rows in (
+        ("lists", "train", {"captions": [["a cat", "the cat"], [], None, [None, " ", "a dog"]]}),
+        ("none", "train", {"text": ["a cat", None, " ", "a dog"]}),
+        ("held", "validation", {"id": [1, 2], "prompt": ["a cat", "a dog"]}),
+    ):
+        (tmp_path / name).mkdir()
+        datasets.Dataset.from_dict(rows).to_parquet(tmp_path / name / f"{split}.parquet")
+        at = str(tmp_path / name) + (":val" if split != "train" else "")
+        assert captions_of(at)[0] == ["a cat", "a dog"]
+    with pytest.raises(ValueError, match="it has no split 'train', but validation"):
+        captions_of(str(tmp_path / "held"))
+    datasets.Dataset.from_dict({"label": [1, 2]}).to_parquet(tmp_path / "numbers.parquet")
+    with pytest.raises(ValueError, match="its columns are label"):
+        captions_of(str(tmp_path / "numbers.parquet"))
 
 
 def test_captions_are_read_from_tables_texts_and_shards(tmp_path):

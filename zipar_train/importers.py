@@ -35,9 +35,9 @@ class Codes(NamedTuple):
         """
         try:
             key, codes, label = self.read(i)
-            rows = codes.reshape(-1, codes.shape[-1]) if codes.ndim else codes.reshape(1, 1)
-            if not rows.size:
+            if not codes.size:
                 raise ValueError(f"no codes in an array of shape {codes.shape}")
+            rows = codes.reshape(-1, codes.shape[-1]) if codes.ndim else codes.reshape(1, 1)
             return key, rows, number(label)
         except Exception as error:  # a parser of foreign bytes fails in a dozen ways
             kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
