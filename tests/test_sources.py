@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -355,3 +356,62 @@ def test_the_order_of_a_source_is_fixed(tmp_path):
     ordered = [f"n{k % 3}_{k}" for k in sorted(range(9), key=lambda k: (k % 3, k))]
     assert source.keys == [ordered[i] for i in np.random.default_rng(0).permutation(9)]
     assert [source.read(i)[1] for i in range(9)] == [int(key[1]) for key in source.keys]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Folders that hold more than one thing
+
+
+def test_files_beside_pictures_do_not_make_a_folder_a_table(tmp_path):
+    images = folders(tmp_path / "p", *(f"{name}/1.png" for name in "abc"))
+    for name in "abc":
+        (images / name / "1.json").write_text('{"x": 1}')
+        (images / name / "1.txt").write_text("x")
+    (images / "labels.csv").write_text("a,b\n1,2\n")
+    done = tokenized(images, tmp_path / "o", 3)
+    assert held(tmp_path / "o") == {"a_1": 0, "b_1": 1, "c_1": 2}
+    assert len(done.skipped) == 7
+
+
+def test_configurations_and_saved_splits(tmp_path):
+    for name in "ab":
+        parquet(tmp_path / f"cfg/{name}/train.parquet", rows(label=[0, 1, 2] * 2), LABELLED)
+    entries = "".join(f"- config_name: {name}\n  data_files: {name}/*.parquet\n" for name in "ab")
+    (tmp_path / "cfg/README.md").write_text(f"---\nconfigs:\n{entries}---\n")
+    with pytest.raises(ValueError, match=r"Please pick one among the available configs: \['a', 'b'\]"):
+        open_source(str(tmp_path / "cfg"), "train")
+    assert len(open_source(f"{tmp_path}/cfg:b", "train").keys) == 6
+    for name in ("train", "valid"):
+        datasets.Dataset.from_list(rows(label=[0, 1, 2] * 2), features=LABELLED).save_to_disk(tmp_path / "s" / name)
+    assert len(open_source(str(tmp_path / "s"), "val").keys) == 6
+
+
+def test_nested_tars_and_metadata_with_captions(tmp_path):
+    (tmp_path / "w/data").mkdir(parents=True)
+    files = {f"{k}.{kind}": data for k in range(4) for kind, data in (("png", png()), ("txt", b"a cat"), ("cls", b"2"))}
+    tar(tmp_path / "w/data/train-000.tar", files)
+    assert open_source(str(tmp_path / "w"), "train", captions=True).read(0)[1] == "a cat"
+    tokenized(tmp_path / "w", tmp_path / "o", 3)
+    assert set(held(tmp_path / "o").values()) == {2}
+    folders(tmp_path / "m", *(f"train/deep/{k}.png" for k in range(3)))
+    table = "file_name,text\n" + "".join(f"deep/{k}.png,cat {k}\n" for k in range(3))
+    (tmp_path / "m/train/metadata.csv").write_text(table)
+    source = open_source(str(tmp_path / "m"), "train", captions=True)
+    assert sorted(source.read(i)[1] for i in range(3)) == ["cat 0", "cat 1", "cat 2"]
+
+
+def test_a_pipe_among_tables_is_refused_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "train.parquet")
+    with pytest.raises(ValueError, match=r"train\.parquet is a pipe"):
+        open_source(str(tmp_path), "train")
+
+
+def test_pictures_that_are_missing_are_told_row_by_row(tmp_path):
+    table = rows(4, label=["x", None, "x", "y"])
+    table[0]["image"] = None
+    table.append({"image": {"bytes": None, "path": "gone.png"}, "label": "y"})
+    done = tokenized(parquet(tmp_path / "t.parquet", table), tmp_path / "o", 2)
+    assert held(tmp_path / "o") == {"00000002": 0, "00000003": 1}
+    assert done.skipped["00000000"] == "ValueError: there is no picture"
+    assert done.skipped["00000001"] == "label error: there is no label"
+    assert "gone.png" in done.skipped["00000004"]

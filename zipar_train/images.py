@@ -11,7 +11,7 @@ from zipar_train.keys import unique_keys
 from zipar_train.picture_decoding import decode_image
 from zipar_train.picture_files import named, picture_files
 from zipar_train.source import Source
-from zipar_train.source_tables import SPLITS, is_table, listing_of, matching, open_table, split_names
+from zipar_train.source_tables import SPLITS, is_saved, is_table, listing_of, matching, open_table, split_names
 from zipar_train.source_tars import open_tars, tar_files
 from zipar_train.wording import printable
 
@@ -59,7 +59,10 @@ def _open(images: str, split: str, captions: bool) -> Source:
     notes = (f"split {split!r}: folder {found!r}",) if found not in (None, split) else ()
     if tars := tar_files(part):
         return open_tars(tars, name, captions)._replace(notes=notes)
-    if is_table(path) or not path.is_dir():
+    saved = matching([each for each in _folders(path) if is_saved(path / each)], split)
+    if saved is not None:
+        return open_table(str(path / saved), split, captions)
+    if is_table(path) or not path.is_dir() or not _folders(path):
         return open_table(images, split, captions)
     if found is None and (listing := listing_of(path, split)):
         return open_table(str(listing), split, captions)

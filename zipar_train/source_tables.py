@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from zipar_train import labels
+from zipar_train.files import regular
 from zipar_train.labels import LabelError
 from zipar_train.picture_decoding import decode_image
 from zipar_train.source import Source
+from zipar_train.wording import cut
 
 PICTURES = ("image", "images", "img", "picture", "photo", "jpg", "jpeg", "png", "webp", "file_name", "filename",
             "image_path", "image_file", "filepath", "file_path", "path", "file")  # fmt: skip
@@ -49,26 +51,33 @@ class Column(NamedTuple):
 def is_table(path: Path) -> bool:
     """Whether a folder or a file is for `datasets` to load, and no plain folder of pictures.
 
-    That is so of a saved data set, of any folder with a table among its first files, and of an image folder with
-    metadata. Where there are tables and pictures, the library decides.
+    That is so of a saved data set, of an image folder with metadata, and of a folder of tables without pictures. Where
+    there are pictures beside tables that may hold pictures too, the library decides.
     """
     if path.is_file():
         return _module(path) not in (None, "imagefolder", "webdataset")
     if not path.is_dir():
         return False
-    if _saved(path) or any((path / name).is_file() for name in METADATA):
+    if is_saved(path):
         return True
     kinds = {_module(file) for file in _few_files(path)}
-    if not kinds & {"parquet", "arrow", "csv", "json", "webdataset", "metadata"}:
-        return False
     if "metadata" in kinds or "imagefolder" not in kinds:
-        return True
+        return bool(kinds & {"metadata", "parquet", "arrow", "csv", "json", "webdataset"})
+    if not kinds & {"parquet", "arrow", "webdataset"}:
+        return False
     import datasets
 
     try:
         return type(datasets.load_dataset_builder(str(path))).__module__.rpartition(".")[2] != "imagefolder"
     except Exception:  # of the library: what follows says what the folder is not
         return False
+
+
+def is_saved(path: Path) -> bool:
+    """Whether a folder is what `save_to_disk` writes."""
+    return (path / "dataset_dict.json").is_file() or all(
+        (path / file).is_file() for file in ("dataset_info.json", "state.json")
+    )
 
 
 def listing_of(path: Path, split: str) -> Path | None:
@@ -91,14 +100,15 @@ def split_names(images: str) -> list[str]:
     """
     import datasets
 
+    images, config = _configured(images)
     path = Path(images)
     if path.is_file():
         return []
     if (path / "dataset_dict.json").is_file():
         return list(datasets.load_from_disk(images))
-    if _saved(path):
+    if is_saved(path):
         return []
-    return [str(name) for name in datasets.get_dataset_split_names(images)]
+    return [str(name) for name in datasets.get_dataset_split_names(images, config)]
 
 
 def matching(names: Sequence[str], split: str) -> str | None:
@@ -120,7 +130,12 @@ def load_table(images: str, split: str) -> Table:
     """
     import datasets
 
-    path, names = Path(images), split_names(images)
+    for file in _few_files(Path(images)):
+        if _module(file) not in (None, "imagefolder"):
+            regular(file)  # the library would wait for a pipe
+    names = split_names(images)
+    images, config = _configured(images)
+    path = Path(images)
     folders = (
         [path] if path.is_dir() else [path.parent, *sorted(each for each in path.parent.iterdir() if each.is_dir())]
     )
@@ -133,14 +148,14 @@ def load_table(images: str, split: str) -> Table:
         kwargs: dict[str, Any] = {"sep": "\t"} if path.suffix == ".tsv" else {}
         return Table(datasets.load_dataset(module, data_files=str(path), split="train", **kwargs), path.name,
                      tuple(folders))  # fmt: skip
-    if _saved(path):
+    if is_saved(path):
         found: Any = datasets.load_from_disk(images)
         return Table(found[chosen] if names else found, chosen, tuple(folders))
     if path.is_dir():
-        files = datasets.load_dataset_builder(images).config.data_files or {}
+        files = datasets.load_dataset_builder(images, config).config.data_files or {}
         of_split = [file for name, some in files.items() if str(name) == chosen for file in some]
         folders += sorted({Path(str(file)).parent for file in of_split})
-    return Table(datasets.load_dataset(images, split=chosen), chosen, tuple(folders))
+    return Table(datasets.load_dataset(images, config, split=chosen), chosen, tuple(folders))
 
 
 def open_table(images: str, split: str, captions: bool) -> Source:
@@ -210,7 +225,7 @@ def label_column(features: Any) -> Column | None:
              and isinstance(each.feature, datasets.Value) and not _bytes(each.feature)]  # fmt: skip
     for some in (classes, named):
         if some:
-            return min(some, key=lambda each: _place(each.entry or each.name, LABELS))
+            return min(some, key=lambda each: (each.entry is not None, _place(each.entry or each.name, LABELS)))
     return None
 
 
@@ -225,15 +240,19 @@ def caption_column(features: Any, names: Sequence[str] = CAPTIONS) -> Column | N
         if _place(each.entry or each.name, names) < len(names)
         and (_text(each.feature) or (isinstance(each.feature, lists) and _text(each.feature.feature)))
     ]
-    return min(held, key=lambda each: _place(each.entry or each.name, names), default=None)
+    return min(held, key=lambda each: (each.entry is not None, _place(each.entry or each.name, names)), default=None)
 
 
 def reason(error: BaseException) -> str:
-    """The first line of an error of the library, with that of its cause."""
-    said = str(error).strip().split("\n")[0] or type(error).__name__
-    if type(error).__name__ != "DatasetGenerationError" or error.__cause__ is None:
-        return said
-    return f"{said}: {reason(error.__cause__)}"
+    """An error of the library in one line, with its cause."""
+    said = cut(" ".join(str(error).split()) or type(error).__name__, length=300)
+    return said if error.__cause__ is None else f"{said}: {reason(error.__cause__)}"
+
+
+def _configured(images: str) -> tuple[str, str | None]:
+    """A data set and its configuration, `owner/name:config` say."""
+    name, _, config = images.rpartition(":")
+    return (name, config) if name and "/" not in config and not Path(images).exists() else (images, None)
 
 
 def _names(rows: Any, column: Column) -> labels.Names | None:
@@ -290,12 +309,6 @@ def _kind(feature: Any) -> str:
 
 def _place(name: str, names: Sequence[str]) -> int:
     return names.index(name.lower()) if name.lower() in names else len(names)
-
-
-def _saved(path: Path) -> bool:
-    return (path / "dataset_dict.json").is_file() or all(
-        (path / file).is_file() for file in ("dataset_info.json", "state.json")
-    )
 
 
 def _module(file: Path) -> str | None:
