@@ -51,7 +51,10 @@ def decode_image(source: Path | bytes) -> Image.Image:
         OSError: if the file cannot be opened, or is a pipe, a device or a folder.
     """
     with open_regular(source) if isinstance(source, Path) else io.BytesIO(source) as file, _refusals(file):
-        return _upright(Image.open(file, formats=FORMATS))
+        image = Image.open(file, formats=FORMATS)
+        if image.format == "JPEG2000" and not _ends(file):
+            raise ValueError("image file is truncated")  # of which its decoder says nothing
+        return _upright(image)
 
 
 def refusal(path: Path) -> str | None:
@@ -93,6 +96,12 @@ def _upright(image: Image.Image) -> Image.Image:
     return rgb if turn is None else rgb.transpose(turn)
 
 
+def _ends(file: BinaryIO) -> bool:
+    """Whether JPEG 2000's end-of-codestream mark, which nothing else in a codestream looks like, is there."""
+    file.seek(0)
+    return b"\xff\xd9" in file.read()
+
+
 def _mend_key(image: Any) -> None:
     """Give a PNG's transparent colour as a value of the pixels that Pillow makes of it, not of those in the file."""
     key, raw = image.info["transparency"], image.tile[0].args if image.tile else None
@@ -116,11 +125,6 @@ def _unknown(file: BinaryIO) -> str:
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F" or image.mode.startswith("I"):
         return _scaled(image).convert("RGB")
-    if image.mode == "LAB":
-        from PIL import ImageCms
-
-        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        image = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB") or image
     if image.has_transparency_data:
         background = Image.new("RGBA", image.size, (*BACKGROUND, 255))
         image = Image.alpha_composite(background, image.convert("RGBA"))

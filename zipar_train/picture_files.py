@@ -36,7 +36,7 @@ def picture_files(folder: Path, *, root: Path) -> Found:
     found: dict[str, list[str]] = {}
     skipped: dict[str, str] = {}
     for place, entries in _folders(folder, root, skipped):
-        hidden = any(part.startswith(".") for part in Path(place).relative_to(root).parts)
+        hidden = _hidden(place, root)
         for entry in entries:
             if reason := "in a hidden folder" if hidden else _reason(entry):
                 skipped[named(entry.path, root)] = reason
@@ -46,12 +46,15 @@ def picture_files(folder: Path, *, root: Path) -> Found:
 
 
 def named(file: str | Path, root: Path) -> str:
-    """A file's path from `root`, as one line of valid Unicode."""
-    return printable(str(Path(file).relative_to(root)))
+    """A file's path from `root`, as one line of valid Unicode; of no other file."""
+    return printable(str(Path(file).relative_to(root)).replace("\\", "\\\\"))
 
 
 def _folders(folder: Path, root: Path, skipped: dict[str, str]) -> Iterator[tuple[str, list[os.DirEntry[str]]]]:
-    """The folder and those in it, each with what it holds that is no folder; real folders before links to them."""
+    """The folder and those in it, each with what it holds that is no folder; real folders before links to them.
+
+    A link to a folder is not followed where it is hidden: it counts as a file.
+    """
     holders = list(root.resolve().parents) + ([root.resolve()] if folder != root else [])
     seen = {(status.st_dev, status.st_ino): "that holds it" for status in (holder.stat() for holder in holders)}
     waiting, links = deque([str(folder)]), deque[str]()
@@ -60,25 +63,29 @@ def _folders(folder: Path, root: Path, skipped: dict[str, str]) -> Iterator[tupl
         try:
             status = os.stat(place)
             with os.scandir(place) as listed:
-                entries = list(listed)
+                entries = sorted(listed, key=lambda entry: entry.name)
         except OSError as error:
             if place == str(folder):
                 raise
             skipped[named(place, root)] = f"a folder that cannot be listed ({error.strerror})"
             continue
-        if reason := seen.get((status.st_dev, status.st_ino)):
-            skipped[named(place, root)] = f"a link to a folder {reason}"
-            continue
-        seen[status.st_dev, status.st_ino] = "that is read already"
+        hidden = _hidden(place, root)
+        if not hidden:
+            if reason := seen.get((status.st_dev, status.st_ino)):
+                skipped[named(place, root)] = f"a link to a folder {reason}"
+                continue
+            seen[status.st_dev, status.st_ino] = "that is read already"
         files = []
         for entry in entries:
-            if not _is_folder(entry):
+            if not _is_folder(entry) or (entry.is_symlink() and (hidden or entry.name.startswith("."))):
                 files.append(entry)
-            elif entry.is_symlink():
-                links.append(entry.path)
             else:
-                waiting.append(entry.path)
+                (links if entry.is_symlink() else waiting).append(entry.path)
         yield place, files
+
+
+def _hidden(place: str, root: Path) -> bool:
+    return any(part.startswith(".") for part in Path(place).relative_to(root).parts)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -91,6 +98,8 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 def _reason(entry: os.DirEntry[str]) -> str | None:
     """Why something in a folder is not read; None: it may be a picture."""
     try:
+        if entry.is_dir():
+            return "a hidden link to a folder"
         if not entry.is_file():
             regular(Path(entry.path))
     except OSError as error:

@@ -308,17 +308,17 @@ def _gather(
     except FileNotFoundError:  # other processes are still at work, or have just gathered everything
         return (read_manifest(manifest) if manifest.is_file() else None), {}
     unread = {key: reason for note in found for key, reason in note["skipped"].items()}
-    skipped = skipped | unread
+    listed = sorted([*skipped.items(), *unread.items()])
     shards = [Shard(**note["shard"]) for note in found if note["shard"]]
     if not shards:
         shutil.rmtree(notes, ignore_errors=True)
         key, reason = next(iter(unread.items()))
         raise ValueError(f"none of the {len(unread)} pictures can be used. The first, {key}: {reason}")
-    if skipped:
-        lines = "".join(f"{printable(key)}\t{printable(reason)}\n" for key, reason in sorted(skipped.items()))
+    if listed:
+        lines = "".join(f"{printable(name)}\t{printable(reason)}\n" for name, reason in listed)
         write_whole(manifest.with_suffix(".skipped.txt"), lines.encode())
-    written = write_manifest(manifest, layout, shards, skipped=len(skipped))
+    written = write_manifest(manifest, layout, shards, skipped=len(listed))
     for left in manifest.parent.glob(f".{manifest.stem}-*.tar.*"):  # by killed processes
         left.unlink(missing_ok=True)
     shutil.rmtree(notes, ignore_errors=True)
-    return written, skipped
+    return written, dict(listed)
