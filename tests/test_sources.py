@@ -224,7 +224,7 @@ def test_label_errors_are_told_as_such(tmp_path, run):
     status, out, err = run(*command, tmp_path / "o")
     assert status == 0
     assert "split 'train': pictures in column 'image', classes in column 'label'" in out
-    assert "2 left out, 2 of them for their labels or captions" in err
+    assert "2 files or pictures were not read, 2 of them for their labels or captions" in err
     assert "The first, 00000000: label error: label -1 is outside 0 .. 2" in err
     parquet(tmp_path / "none/train.parquet", rows(label=[-1] * 6), LABELLED)
     command[-2] = tmp_path / "none"

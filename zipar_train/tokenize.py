@@ -153,10 +153,11 @@ def left_out(done: Tokenized, listing: Path) -> str:
     assert done.manifest is not None
     wrong = sum(reason.startswith(LABEL) for reason in done.skipped.values())
     if not done.skipped:
-        return f"{done.manifest.skipped:,} left out: see {listing}"
+        return f"{done.manifest.skipped:,} files or pictures were not read: {listing} says which and why"
     key, reason = min(done.skipped.items())
     why = f", {wrong:,} of them for their labels or captions" if wrong else ""
-    return f"{done.manifest.skipped:,} left out{why}: see {listing}. The first, {key}: {reason}"
+    told = f"{done.manifest.skipped:,} files or pictures were not read{why}: {listing} says which and why"
+    return f"{told}. The first, {key}: {reason}"
 
 
 class _Row(NamedTuple):
