@@ -134,8 +134,8 @@ def test_pixels_are_resized_as_llamagen_does(vq):
     tokenizer, codes = load_vq16(str(vq), codes=24), torch.randint(24, (3, 3, 3))
     samples = torch.nn.functional.interpolate(tokenizer.images(codes), size=(32, 32), mode="bicubic")
     expected = torch.clamp(127.5 * samples + 128.0, 0, 255).permute(0, 2, 3, 1).to("cpu", dtype=torch.uint8)
-    assert torch.equal(tokenizer.decode(codes, size=32).permute(0, 2, 3, 1), expected)
-    assert torch.equal(tokenizer.decode(codes, size=48), tokenizer.decode(codes))
+    assert torch.equal(tokenizer.decode(codes, size=(32, 32)).permute(0, 2, 3, 1), expected)
+    assert torch.equal(tokenizer.decode(codes, size=(48, 48)), tokenizer.decode(codes))
 
 
 def digests(folder: Path) -> dict[str, str]:

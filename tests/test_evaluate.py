@@ -60,7 +60,7 @@ def features_of(pixels, extractor):
 def test_frechet_distance_is_its_definition_in_float64(shards, network):
     extractor = register(network)
     real, other = pictures(shards, "val"), pictures(shards, "train")[:300]
-    reference = open_reference(str(shards / "val.json"), extractor, tokenizer=Palette.grey(17), size=8)
+    reference = open_reference(str(shards / "val.json"), extractor, tokenizer=Palette.grey(17), size=(8, 8))
     scores = fidelity(features_of(other, extractor), reference, extractor)
     with torch.inference_mode():
         a, b = (network(x)[0].double().numpy() for x in (other, real))
@@ -94,7 +94,7 @@ def test_scores_of_the_small_network_are_torch_fidelitys(shards, network):
     theirs = calculate_metrics(input1=Whole(drawn), input2=Whole(real), feature_extractor=extractor.name, cuda=False,
                                fid=True, kid=True, isc=True, prc=True, kid_subset_size=150, cache=False, verbose=False,
                                save_cpu_ram=True)  # fmt: skip
-    reference = open_reference(str(shards / "val.json"), extractor, tokenizer=Palette.grey(17), size=8)
+    reference = open_reference(str(shards / "val.json"), extractor, tokenizer=Palette.grey(17), size=(8, 8))
     ours = fidelity(features_of(drawn, extractor), reference, extractor)
     assert subset_size(300, len(real)) == 150
     pairs = {"fid": "frechet_inception_distance", "kid": "kernel_inception_distance_mean",
@@ -106,7 +106,7 @@ def test_scores_of_the_small_network_are_torch_fidelitys(shards, network):
 def test_the_error_bar_of_one_seed_is_that_of_many_drawings(shards, network):
     """The jackknife of one set of pictures against the spread over disjoint sets of the same size."""
     extractor = register(network)
-    reference = open_reference(str(shards / "val.json"), extractor, tokenizer=Palette.grey(17), size=8)
+    reference = open_reference(str(shards / "val.json"), extractor, tokenizer=Palette.grey(17), size=(8, 8))
     loader = ShardLoader(shards / "train.json", batch_size=100)
     labels = torch.cat([labels for _, labels in pixels_of(loader, Palette.grey(17), (8, 8))])
     mixed = torch.randperm(1400, generator=torch.Generator().manual_seed(0))
@@ -352,7 +352,9 @@ def test_a_reference_of_another_grid_is_refused(shards, network):
     extractor = register(network)
     with pytest.raises(ValueError, match=r"val\.json.*8x8.*4x4"):
         open_reference(
-            str(shards / "val.json"), extractor, tokenizer=Palette.grey(17), size=8, grid=Grid(4, 4), codes=17
+            str(shards / "val.json"), extractor, tokenizer=Palette.grey(17), size=(8, 8), grid=Grid(4, 4), codes=17
         )
     with pytest.raises(ValueError, match=r"val\.json"):
-        open_reference(str(shards / "val.json"), extractor, tokenizer=Palette.grey(4), size=8, grid=Grid(8, 8), codes=4)
+        open_reference(
+            str(shards / "val.json"), extractor, tokenizer=Palette.grey(4), size=(8, 8), grid=Grid(8, 8), codes=4
+        )

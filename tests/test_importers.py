@@ -1,7 +1,10 @@
 """Other people's codes become shards; `shards check` tells what is in a set, and everything wrong with it."""
 
+import bz2
+import gzip
 import io
 import json
+import lzma
 import os
 import tarfile
 
@@ -89,7 +92,7 @@ def test_codes_of_others_become_shards(tmp_path, make):
         ),
         (
             lambda path: np.save(path / "imagenet384_codes" / "3.npy", np.array([{}]), allow_pickle=True),
-            "Object arrays",
+            "3.npy is not a readable .npy file .an array of shape .1,. and type object",
         ),
     ],
 )
@@ -102,12 +105,126 @@ def test_bad_codes_are_named(tmp_path, spoil, message):
 
 def test_damaged_lines_and_tars_are_named(tmp_path):
     recipe = load_recipe("llamagen-b", RECIPE)
-    for path, message in ((rar(tmp_path / "a"), "a.jsonl is damaged"), (randar(tmp_path / "b"), "b.tar")):
+    for path, message in ((rar(tmp_path / "a"), "a.jsonl, line 13, is damaged"), (randar(tmp_path / "b"), "b.tar")):
         os.truncate(path, 700)
         with pytest.raises(ValueError, match=message):
             import_codes(recipe, codes=path, out=tmp_path / "out")
     with pytest.raises(ValueError, match="neither a LlamaGen code folder"):
         import_codes(recipe, codes=tmp_path / "nothing", out=tmp_path / "out")
+
+
+def array(found, **kwargs):
+    buffer = io.BytesIO()
+    np.save(buffer, found, **kwargs)
+    return buffer.getvalue()
+
+
+def archive():
+    buffer = io.BytesIO()
+    np.savez(buffer, a=np.arange(3))
+    return buffer.getvalue()
+
+
+def gigantic():
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, {"descr": "<i8", "fortran_order": False, "shape": (10**13, 9)})
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "message"),
+    [
+        ("codes", archive(), "not a readable .npy file"),
+        ("codes", gigantic(), "not a readable .npy file"),
+        ("codes", array(np.zeros((3, 0), int)), "no codes in an array of shape .3, 0.|cannot reshape"),
+        ("codes", array(np.zeros((2, 9), bool)), "type bool"),
+        ("codes", array(np.zeros((2, 9), "<U3")), "type <U3"),
+        ("codes", array(np.zeros((2, 9)))[:-8], "not a readable .npy file"),
+        ("labels", array(np.array([np.inf])), "label inf is no class number"),
+        ("labels", array(np.array([np.nan])), "label nan is no class number"),
+        ("labels", array(np.array([1.5])), "label 1.5 is no class number"),
+        ("labels", array(np.array([1, 2])), "holds 2 labels, not one"),
+        ("labels", array(np.array([], int)), "holds 0 labels, not one"),
+        ("labels", array(np.array(["1"])), "not a readable .npy file"),
+        ("labels", b"", "not a readable .npy file"),
+    ],
+)
+def test_damaged_arrays_are_named(tmp_path, kind, data, message):
+    root = llamagen(tmp_path / "theirs")
+    (root / f"imagenet384_{kind}" / "3.npy").write_bytes(data)
+    with pytest.raises(ValueError, match=message) as error:
+        import_codes(load_recipe("llamagen-b", RECIPE), codes=root, out=tmp_path / "out")
+    assert "3.npy" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_labels_that_are_whole_floats_are_classes(tmp_path):
+    root = llamagen(tmp_path / "theirs")
+    np.save(root / "imagenet384_labels" / "3.npy", np.array([3.0]))
+    import_codes(load_recipe("llamagen-b", RECIPE), codes=root, out=tmp_path / "out")
+    assert held(tmp_path / "out" / "train.json") == sorted((v.tolist(), i % 4) for i in range(12) for v in codes(i))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b'{"class_id": Infinity, "tokens": [0]}', "label inf"),
+        (b'{"class_id": true, "tokens": [0]}', "label True"),
+        (b'{"class_id": "cat", "tokens": [0]}', "label 'cat'"),
+        (b'{"class_id": null, "tokens": [0]}', "no label"),
+        (b'{"class_id": 1}', "tokens"),
+        (b'{"class_id": 1, "tokens": []}', "no codes"),
+        (b'{"class_id": 1, "tokens": [[1], [1, 2]]}', "is damaged"),
+        (b"[1, 2]", "is damaged"),
+        (b"[" * 100000, "RecursionError"),
+        (b'{"class_id": 1, "tokens": "\xff"}', "utf-8"),
+    ],
+)
+def test_damaged_lines_are_numbered(tmp_path, line, message):
+    path = rar(tmp_path / "theirs")
+    path.write_bytes(path.read_bytes() + b"\n" + line + b"\n")
+    with pytest.raises(ValueError, match=message) as error:
+        import_codes(load_recipe("llamagen-b", RECIPE), codes=path, out=tmp_path / "out")
+    assert "theirs.jsonl, line 26, is damaged" in str(error.value)
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, lzma.compress, bz2.compress])
+@pytest.mark.parametrize("damage", ["none", "a byte", "cut", "joined"])
+def test_damaged_tars_are_named_however_they_are_packed(tmp_path, pack, damage):
+    path = randar(tmp_path / "theirs")
+    plain = path.read_bytes()
+    packed = bytearray(pack(plain))
+    if damage == "a byte" and pack is bytes:
+        at = plain.index(b"imagenet-llamagen-adm-256_codes/1/5.npy")
+        packed[at : at + 30] = b"\xff" * 30
+    elif damage == "a byte":
+        packed[len(packed) // 2] ^= 255
+    elif damage == "cut":
+        packed = packed[: len(packed) // 2]
+    elif damage == "joined":
+        packed = bytearray(pack(plain + plain))
+    path.write_bytes(packed)
+    recipe = load_recipe("llamagen-b", RECIPE)
+    if damage == "none":
+        assert import_codes(recipe, codes=path, out=tmp_path / "out").samples == 12
+        return
+    with pytest.raises(ValueError, match=r"theirs\.tar is damaged") as error:
+        import_codes(recipe, codes=path, out=tmp_path / "out")
+    assert "\n" not in str(error.value)
+
+
+def test_folders_that_no_number_names_are_told(tmp_path, capsys):
+    root = unpacked(tmp_path / "theirs")
+    for name in ("cat", ".hidden", "²"):
+        (root / name).mkdir()
+        np.save(root / name / "0.npy", codes(0))
+    np.save(root / "1" / "._5.npy", codes(0))
+    assert import_codes(load_recipe("llamagen-b", RECIPE), codes=root, out=tmp_path / "out").samples == 12
+    assert "left out, as no class number names them: folders cat, ²" in capsys.readouterr().err
+    for name in ("x_codes", "x_labels"):
+        (tmp_path / "nothing" / name).mkdir(parents=True)
+    with pytest.raises(ValueError, match="nothing holds no codes"):
+        import_codes(load_recipe("llamagen-b", RECIPE), codes=tmp_path / "nothing", out=tmp_path / "out2")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -152,6 +269,16 @@ def test_check_finds_everything_that_is_wrong(tmp_path, cli):
     assert "train-000001.tar is damaged: its checksum is not the manifest's" in done.stderr
     assert "train-000002.tar holds 5 samples, but its manifest lists 6" in done.stderr
     assert "10 keys occur more than once, k0 for one" in done.stderr
+
+
+def test_check_compares_the_names_of_classes(tmp_path, run):
+    for name, known in (("train", ("ant", "bee", "cow")), ("val", ("ant", "cow", "bee"))):
+        layout = LAYOUT.model_copy(update={"class_names": known})
+        found = [Sample(f"k{i}", np.full((2, 2, 3), i % 5), i % 3) for i in range(5)]
+        write_shards(found, tmp_path / f"{name}.json", layout=layout)
+    status, out, err = run("shards", "check", tmp_path / "train.json", tmp_path / "val.json")
+    assert status == 1
+    assert "(ant, bee, cow)" in out and "number their classes differently: class 1 is 'bee' in one and 'cow'" in err
 
 
 def test_check_against_a_recipe(tmp_path, cli):

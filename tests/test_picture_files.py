@@ -285,13 +285,13 @@ def test_a_reference_decodes_like_other_sources_and_leaves_out_what_is_no_pictur
     (tmp_path / "loop").symlink_to(".")
     extractor = Seen()
     with pytest.raises(StopAsyncIteration):
-        open_reference(str(tmp_path), extractor, tokenizer=None, size=32)
+        open_reference(str(tmp_path), extractor, tokenizer=None, size=(32, 32))
     assert "4 of its files are not compared with" in capsys.readouterr().err
     wanted = Image.open(tmp_path / "0.jpg").transpose(Image.Transpose.ROTATE_270)
     assert np.array_equal(extractor.pictures[0][0].numpy(), np.asarray(centre_crop(wanted, 32, 32)).transpose(2, 0, 1))
     (tmp_path / "z.png").write_bytes(b"broken")
     with pytest.raises(ValueError, match="z.png is no readable picture"):
-        open_reference(str(tmp_path), extractor, tokenizer=None, size=32)
+        open_reference(str(tmp_path), extractor, tokenizer=None, size=(32, 32))
 
 
 def test_a_references_checksum_is_of_names_and_sizes(tmp_path):

@@ -7,6 +7,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -84,7 +85,7 @@ def test_scores_are_those_of_torch_fidelitys_own_command(inception_weights, fold
     done = subprocess.run([sys.executable, "-c", code, *map(str, command)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     theirs = json.loads(done.stdout[done.stdout.index("{") :])
-    reference = open_reference(str(b), extractor, tokenizer=Palette.grey(2), size=40)
+    reference = open_reference(str(b), extractor, tokenizer=Palette.grey(2), size=(40, 40))
     ours = fidelity(extractor(pictures(a)), reference, extractor)
     pairs = {
         "fid": "frechet_inception_distance",
@@ -129,8 +130,8 @@ def test_spatial_features_are_the_first_channels_of_mixed_6(folders, inception_w
 def test_adms_file_gives_the_statistics_of_its_pictures(folders, extractor, tmp_path):
     a, b = folders
     file = adm_file(tmp_path / "VIRTUAL_imagenet256_labeled.npz", b, extractor)
-    by_folder = open_reference(str(b), extractor, tokenizer=Palette.grey(2), size=40)
-    by_file = open_reference(str(file), extractor, tokenizer=Palette.grey(2), size=40)
+    by_folder = open_reference(str(b), extractor, tokenizer=Palette.grey(2), size=(40, 40))
+    by_file = open_reference(str(file), extractor, tokenizer=Palette.grey(2), size=(40, 40))
     alone = open_reference(
         str(adm_file(tmp_path / "val_imagenet.npz", b)), extractor, tokenizer=Palette.grey(2), size=40
     )
@@ -145,7 +146,7 @@ def test_adms_file_gives_the_statistics_of_its_pictures(folders, extractor, tmp_
     assert found.keys() == {"fid", "sfid", "kid", "isc", "precision", "recall"}
     assert found["sfid"].mean > 0
     statistics = adm_file(tmp_path / "statistics.npz", b, extractor, arr_0=None, mu_s=None, sigma_s=None)
-    assert open_reference(str(statistics), extractor, tokenizer=Palette.grey(2), size=40).features is None
+    assert open_reference(str(statistics), extractor, tokenizer=Palette.grey(2), size=(40, 40)).features is None
 
 
 def test_files_that_are_not_adms_are_refused(folders, extractor, tmp_path):
@@ -153,7 +154,7 @@ def test_files_that_are_not_adms_are_refused(folders, extractor, tmp_path):
     cases = {
         "float": ({"arr_0": ones.astype(np.float32)}, "arr_0 is float32"),
         "flat": ({"arr_0": ones[:, :, :, 0]}, r"arr_0 is uint8 \(12, 40, 40\)"),
-        "oblong": ({"arr_0": ones[:, :20]}, r"not uint8 \(N, px, px, 3\)"),
+        "colours": ({"arr_0": ones[..., :2]}, r"not uint8 \(N, height, width, 3\)"),
         "other": ({"arr_0": ones, "labels": np.ones(3)}, "holds 'labels', which is not of ADM's format"),
         "half": ({"arr_0": ones, "mu": np.ones(2048)}, "one of mu and sigma without the other"),
         "none": ({"mu_s": np.ones(2023), "sigma_s": np.ones((2023, 2023))}, "neither arr_0 nor mu"),
@@ -165,8 +166,10 @@ def test_files_that_are_not_adms_are_refused(folders, extractor, tmp_path):
         np.savez(tmp_path / f"{name}.npz", **arrays)
         with pytest.raises(ValueError, match=message):
             read_reference(tmp_path / f"{name}.npz")
-    with pytest.raises(ValueError, match="its images have 40 pixels each way, the drawn ones 256"):
-        open_reference(str(adm_file(tmp_path / "a.npz", folders[0])), extractor, tokenizer=Palette.grey(2), size=256)
+    with pytest.raises(ValueError, match="its images have 40 x 40 pixels, the drawn ones 256 x 256"):
+        open_reference(
+            str(adm_file(tmp_path / "a.npz", folders[0])), extractor, tokenizer=Palette.grey(2), size=(256, 256)
+        )
     whole = (tmp_path / "a.npz").read_bytes()
     for length in (100, len(whole) // 2):
         (tmp_path / "cut.npz").write_bytes(whole[:length])
@@ -184,18 +187,18 @@ def test_files_that_are_not_adms_are_refused(folders, extractor, tmp_path):
     with pytest.raises(ValueError, match=r"small\.npz is damaged: arr_0 is unreadable"):
         list(read_reference(tmp_path / "small.npz").blocks(5))
     with pytest.raises(ValueError, match=r"few\.npz: 9 pictures; at least 10 are needed"):
-        open_reference(str(tmp_path / "few.npz"), extractor, tokenizer=Palette.grey(2), size=40)
+        open_reference(str(tmp_path / "few.npz"), extractor, tokenizer=Palette.grey(2), size=(40, 40))
     for source in ("gone.npz", "gone", "gone.json"):
         with pytest.raises(ValueError, match="gone"):
-            open_reference(str(tmp_path / source), extractor, tokenizer=Palette.grey(2), size=40)
+            open_reference(str(tmp_path / source), extractor, tokenizer=Palette.grey(2), size=(40, 40))
     with pytest.raises(ValueError, match=r"000\.png has 40 x 40 pixels, the drawn images 64"):
-        open_reference(str(folders[0]), extractor, tokenizer=Palette.grey(2), size=64)
+        open_reference(str(folders[0]), extractor, tokenizer=Palette.grey(2), size=(64, 64))
 
 
 def test_images_for_adm_are_read_back(tmp_path):
     """By numpy, and the way ADM's own reader streams them: the member's header, then bytes in order."""
     images = torch.randint(256, (11, 3, 8, 8), dtype=torch.uint8)
-    write_images(tmp_path / "x.npz", images.split(4), count=11, size=8)
+    write_images(tmp_path / "x.npz", images.split(4), count=11, size=(8, 8))
     expected = images.permute(0, 2, 3, 1).numpy()
     with np.load(tmp_path / "x.npz", allow_pickle=False) as file:
         assert file.files == ["arr_0"]
@@ -211,7 +214,7 @@ def test_images_for_adm_are_read_back(tmp_path):
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match=r"cannot write .*y\.npz: No space left"):
-        write_images(tmp_path / "y.npz", broken(), count=11, size=8)
+        write_images(tmp_path / "y.npz", broken(), count=11, size=(8, 8))
     assert [file.name for file in tmp_path.iterdir()] == ["x.npz"]
 
 
@@ -251,6 +254,25 @@ def test_clip_score_is_a_direct_transformers_computation(clip, folders):
     assert ours.std() > 0
     with pytest.raises(ValueError, match=r"evaluate\.clip = .*: no CLIP can be loaded"):
         Clip(str(folders[0]), device=CPU)
+
+
+def test_captions_of_data_sets_are_one_a_row(tmp_path, monkeypatch):
+    """Of a list of captions the first; a row without one is left out."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    for name, split, rows in (
+        ("lists", "train", {"captions": [["a cat", "the cat"], [], None, [None, " ", "a dog"]]}),
+        ("none", "train", {"text": ["a cat", None, " ", "a dog"]}),
+        ("held", "validation", {"id": [1, 2], "prompt": ["a cat", "a dog"]}),
+    ):
+        (tmp_path / name).mkdir()
+        datasets.Dataset.from_dict(rows).to_parquet(tmp_path / name / f"{split}.parquet")
+        at = str(tmp_path / name) + (":val" if split != "train" else "")
+        assert captions_of(at)[0] == ["a cat", "a dog"]
+    with pytest.raises(ValueError, match="it has no split 'train', but validation"):
+        captions_of(str(tmp_path / "held"))
+    datasets.Dataset.from_dict({"label": [1, 2]}).to_parquet(tmp_path / "numbers.parquet")
+    with pytest.raises(ValueError, match="its columns are label"):
+        captions_of(str(tmp_path / "numbers.parquet"))
 
 
 def test_captions_are_read_from_tables_texts_and_shards(tmp_path):

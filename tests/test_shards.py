@@ -1,6 +1,7 @@
 """Shards: whole or absent; every sample once; damage named; position restored."""
 
 import functools
+import hashlib
 import http.server
 import io
 import json
@@ -18,7 +19,8 @@ from zipar_train import loader as loading
 from zipar_train.grid import Grid
 from zipar_train.loader import ShardLoader
 from zipar_train.order import Share
-from zipar_train.shards import Layout, Sample, read_manifest, read_shard, write_shards
+from zipar_train.shards import Layout, Sample, read_manifest, read_shard, same_classes, write_shards
+from zipar_train.training.datamodule import ShardDataModule
 
 LAYOUT = Layout(source="test", grid=(2, 3), codes=5, classes=3)
 
@@ -233,8 +235,6 @@ def test_a_damaged_shard_is_named(tmp_path, kind, workers):
 
 def retar(path, index, members):
     """Replace a shard by other members and mend its checksum: damage that only its content shows."""
-    import hashlib
-
     content = json.loads(path.read_text())
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
@@ -278,6 +278,44 @@ def test_a_damaged_sample_is_named(tmp_path, members, message):
         seen(ShardLoader(path, batch_size=8))
     assert message in str(error.value)
     assert "train-000001.tar" in str(error.value)
+
+
+@pytest.mark.parametrize("how", ["a header", "joined", "cut between files"])
+def test_a_tar_that_is_damaged_inside_is_named(tmp_path, how):
+    """Its checksum may be right: the damage came before."""
+    path = written(tmp_path)
+    shard = tmp_path / "train-000001.tar"
+    data = shard.read_bytes()
+    at = data.index(b"s014.codes.npy")
+    spoilt = {"joined": data + data, "cut between files": data[:at]}.get(
+        how, data[:at] + b"\xff" * 99 + data[at + 99 :]
+    )
+    shard.write_bytes(spoilt)
+    content = json.loads(path.read_text())
+    content["shards"][1]["sha256"] = hashlib.sha256(spoilt).hexdigest()
+    content["shards"][1]["samples"] = 4
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"train-000001\.tar is not a readable tar file .*(it is damaged|cut short)"):
+        seen(ShardLoader(path, batch_size=8))
+
+
+def test_class_names_are_kept_and_compared(tmp_path):
+    names = {"train": ("ant", "bee", "cow"), "val": ("bee", "ant", "cow"), "old": None}
+    for name, known in names.items():
+        layout = LAYOUT.model_copy(update={"class_names": known})
+        write_shards(samples(5), tmp_path / f"{name}.json", layout=layout)
+    train, val, old = (read_manifest(tmp_path / f"{name}.json") for name in names)
+    assert train.class_names == ("ant", "bee", "cow") and old.class_names is None
+    assert len({train.checksum, val.checksum, old.checksum}) == 3
+    same_classes("a", "b", (train, old))
+    with pytest.raises(ValueError, match="a and b number their classes differently: class 0 is 'ant' in one and 'bee'"):
+        same_classes("a", "b", (train, val))
+    with pytest.raises(ValueError, match=r"train\.json and .*val\.json number their classes differently"):
+        ShardDataModule(tmp_path / "train.json", tmp_path / "val.json", batch_size=2)
+    content = json.loads((tmp_path / "train.json").read_text())
+    (tmp_path / "train.json").write_text(json.dumps({**content, "class_names": ["ant", "ant", "cow"]}))
+    with pytest.raises(ValueError, match="class_names holds 2 names for 3 classes"):
+        read_manifest(tmp_path / "train.json")
 
 
 @pytest.mark.parametrize(

@@ -153,13 +153,21 @@ def tokenize(
     loaded = load_recipe(recipe, overrides)
     if views not in ("one", "flip", "ten"):
         raise ValueError(f"--views {views!r} is unknown: use one, flip or ten")
-    from zipar_train.images import splits
+    from zipar_train.images import open_source, splits
+    from zipar_train.splits import class_numbers
+    from zipar_train.tokenize import left_out
     from zipar_train.tokenize import tokenize as work
 
-    for part in [split] if split else splits(images):
+    parts = [split] if split else splits(images)
+    sources = {part: open_source(images, part, captions=loaded.model.captions) for part in parts}
+    classes = class_numbers(loaded.model, sources, out)
+    for part in parts:
+        for note in (*sources[part].notes, *(classes[part].notes if classes else ())):
+            print(f"{part}: {note}")
+    for part in parts:
         try:
-            done = work(loaded, images=images, out=out, split=part, kind=cast(Any, views), features=features,
-                        per_shard=per_shard, batch_size=batch_size)  # fmt: skip
+            done = work(loaded, images=images, out=out, split=part, sources=sources, kind=cast(Any, views),
+                        features=features, per_shard=per_shard, batch_size=batch_size)  # fmt: skip
         except KeyboardInterrupt:
             print("\nzipar-train: stopped; run the same command again to go on", file=sys.stderr)
             raise typer.Exit(130) from None
@@ -171,8 +179,7 @@ def tokenize(
             continue
         print(f"{out / part}.json: {done.manifest.samples:,} images in {len(done.manifest.shards)} shards")
         if done.manifest.skipped:
-            why = f"{out / part}.skipped.txt says which and why"
-            print(f"{done.manifest.skipped:,} files or pictures were not read: {why}", file=sys.stderr)
+            print(left_out(done, (out / f"{part}.json").with_suffix(".skipped.txt")), file=sys.stderr)
 
 
 @app.command()

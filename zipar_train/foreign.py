@@ -29,10 +29,31 @@ def grouped(data: bytes, path: str) -> Iterator[dict[str, Any]]:
         raise ValueError(f"{path} is not a readable tar file ({reason}). Copy or make it again") from error
 
 
+def entries(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """The members of a tar up to its end, where `tarfile` itself stops silently at the first damaged header.
+
+    Raises:
+        tarfile.ReadError: if the tar does not end with an end-of-archive mark, or anything follows it.
+    """
+    yield from archive
+    file, end = archive.fileobj, archive.offset  # type: ignore[attr-defined]  # where the next header was looked for
+    assert file is not None
+    file.seek(end)
+    marked = False
+    while block := file.read(2**20):
+        if block.strip(b"\0"):
+            raise tarfile.ReadError(
+                f"byte {end:,} begins no file, and data follow: it is damaged there, or two archives are joined"
+            )
+        marked = True
+    if not marked:
+        raise tarfile.ReadError("it ends without an end-of-archive mark, so files may be missing: it is cut short")
+
+
 def _files(data: bytes, path: str) -> Iterator[dict[str, Any]]:
     """The files of a tar for webdataset: none is unpacked, followed, or larger than it lies there."""
     with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
-        for member in tar:
+        for member in entries(tar):
             if member.size < 0 or len(member.name) > LONGEST:
                 raise tarfile.ReadError(f"a file of {member.size} bytes, a name of {len(member.name)} characters")
             if member.isdir():
@@ -51,9 +72,10 @@ def array(data: bytes) -> NDArray:
         Exception: of a dozen kinds, if it is none.
     """
     file = io.BytesIO(data)
-    if npy.read_magic(file) != (1, 0):
+    headers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+    if (read := headers.get(npy.read_magic(file))) is None:
         raise ValueError("not a plain .npy file")
-    shape, by_columns, dtype = npy.read_array_header_1_0(file)
+    shape, by_columns, dtype = read(file)
     if dtype.kind not in "uif" or any(side < 0 for side in shape):
         raise ValueError(f"an array of shape {shape} and type {dtype}")
     flat = np.frombuffer(data, dtype, offset=file.tell())

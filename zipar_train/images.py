@@ -1,38 +1,35 @@
 """Where pictures come from: a folder a class, tar shards, a `datasets` data set, scikit-learn's digits."""
 
-import json
-import tarfile
-from collections.abc import Callable
-from glob import glob
+import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from zipar_train.files import regular
 from zipar_train.keys import unique_keys
 from zipar_train.picture_decoding import decode_image
 from zipar_train.picture_files import named, picture_files
+from zipar_train.source import Source
+from zipar_train.source_tables import SPLITS, is_saved, is_table, listing_of, matching, open_table, split_names
+from zipar_train.source_tars import open_tars, tar_files
+from zipar_train.wording import printable
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-
-
-class Source(NamedTuple):
-    """A numbered collection of pictures, each with a class or a caption."""
-
-    name: str  # in words
-    keys: list[str]  # unique
-    read: Callable[[int], tuple[Image.Image, int | str]]  # raises whatever the file's decoder raises
-    classes: int | None  # None: unknown, or captions
-    skipped: dict[str, str] = {}  # files that are not read, by name, and why
+__all__ = ["Source", "open_source", "splits"]
 
 
 def splits(images: str) -> tuple[str, ...]:
-    """The splits a source has of its own accord."""
-    if images == "digits" or all((Path(images) / split).is_dir() for split in ("train", "val")):
+    """The splits a source has of its own accord: train and val, by whatever name, or train alone."""
+    if images == "digits":
         return ("train", "val")
-    return ("train",)
+    try:
+        path = Path(images)
+        names = split_names(images) if is_table(path) else _split_folders(path)
+        if not names and path.is_dir():
+            names = [split for split in SPLITS if listing_of(path, split)]
+    except Exception:  # of the library, which `open_source` tells of
+        names = []
+    return ("train", "val") if matching(names, "train") and matching(names, "val") else ("train",)
 
 
 def open_source(images: str, split: str, *, captions: bool = False) -> Source:
@@ -55,138 +52,65 @@ def open_source(images: str, split: str, *, captions: bool = False) -> Source:
 
 
 def _open(images: str, split: str, captions: bool) -> Source:
-    path, name = Path(images), images
-    if (path / split).is_dir():
-        path, name = path / split, f"{images}, {split}"
-    if tars := _tars(path):
-        return _from_tars(tars, name, captions)
-    saved = any((path / file).is_file() for file in ("dataset_info.json", "dataset_dict.json"))
-    if path.is_dir() and not saved and not any(path.glob("*.parquet")) and not any(path.glob("*.arrow")):
-        return _from_folders(path, name)
-    return _from_datasets(images, split, captions)
+    path = Path(images)
+    folders = _split_folders(path, split)
+    found = matching(folders, split)
+    part, name = (path, images) if found is None else (path / found, f"{images}, {found}")
+    notes = (f"split {split!r}: folder {found!r}",) if found not in (None, split) else ()
+    if tars := tar_files(part):
+        return open_tars(tars, name, captions)._replace(notes=notes)
+    saved = matching([each for each in _folders(path) if is_saved(path / each)], split)
+    if saved is not None:
+        return open_table(str(path / saved), split, captions)
+    if is_table(path) or not path.is_dir() or not _folders(path):
+        return open_table(images, split, captions)
+    if found is None and (listing := listing_of(path, split)):
+        return open_table(str(listing), split, captions)
+    if found is None and matching(folders, "train"):
+        raise ValueError(f"--images {images}: no folder for --split {split}. Give one of {', '.join(folders)}")
+    return _from_folders(part, name)._replace(notes=notes)
+
+
+def _split_folders(path: Path, split: str = "train") -> list[str]:
+    """Names of the folders that are splits: a folder without folders or tars in it is a class, whatever its name."""
+    named = [each for each in _folders(path) if any(matching([each], known) for known in (split, *SPLITS))]
+    return [each for each in named if any(one.is_dir() or one.suffix == ".tar" for one in (path / each).iterdir())]
+
+
+def _folders(path: Path) -> list[str]:
+    """Names of a folder's folders that are not hidden, sorted."""
+    if not path.is_dir():
+        return []
+    return sorted(name for name in os.listdir(path) if not name.startswith(".") and os.path.isdir(path / name))
 
 
 def _from_folders(path: Path, name: str) -> Source:
-    """Pictures in a folder for each class, and in the folders in it."""
+    """A folder with a folder of pictures for each class, in the order of their names."""
     skipped: dict[str, str] = {}
     files: list[tuple[Path, int]] = []
-    classes = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
+    classes = _folders(path)
     for label, folder in enumerate(classes):
         found = picture_files(path / folder, root=path)
         files += [(file, label) for file in found.files]
         skipped |= found.skipped
-        if not found.files:
-            reason = f" ({next(iter(found.skipped.values()))})" if found.skipped else ""
-            raise ValueError(
-                f"--images {path}: not a folder with a folder of pictures for each class: {folder} has none{reason}"
-            )
-    if not classes:
-        raise ValueError(f"--images {path}: not a folder with a folder of pictures for each class: it has no folders")
-    skipped |= {named(entry, path): "it lies in no class's folder" for entry in path.iterdir() if not entry.is_dir()}
+    for entry in path.iterdir():
+        if entry.name not in classes:
+            skipped[named(entry, path)] = "hidden" if entry.is_dir() else "it lies in no class's folder"
+    seen = {label for _, label in files}
+    empty = tuple(printable(folder) for label, folder in enumerate(classes) if label not in seen)
+    if not files:
+        reason = next((f"{name}: {why}" for name, why in skipped.items()), "it has no folders")
+        raise ValueError(f"--images {path}: not a folder with a folder of pictures for each class ({reason})")
     keys = unique_keys([str(file.relative_to(path).with_suffix("")) for file, _ in files])
 
-    def read(i: int) -> tuple[Image.Image, int | str]:
+    def read(i: int) -> tuple[Image.Image, Any]:
         file, label = files[i]
         try:
             return decode_image(file), label
         except ValueError as error:
             raise ValueError(f"{named(file, path)}: {error}") from error
 
-    return Source(name, keys, read, len(classes), skipped)
-
-
-def _tars(path: Path) -> list[Path]:
-    import braceexpand
-
-    if path.is_dir():
-        return sorted(path.glob("*.tar"))
-    if path.suffix != ".tar":
-        return []
-    found = [file for pattern in braceexpand.braceexpand(str(path)) for file in (sorted(glob(pattern)) or [pattern])]
-    if missing := [file for file in found if not Path(file).is_file()]:
-        raise ValueError(f"--images {path}: no file {missing[0]}")
-    return [Path(file) for file in found]
-
-
-def _from_tars(tars: list[Path], name: str, captions: bool) -> Source:
-    """webdataset tars: a sample is the files that share their name up to the first dot."""
-    samples: dict[tuple[int, str], dict[str, tuple[Path, int, int]]] = {}
-    for number, tar in enumerate(tars):
-        try:
-            with tarfile.open(regular(tar), "r:") as archive:
-                for member in archive:
-                    file = Path(member.name).name
-                    if member.isfile() and "." in file and not file.startswith("."):
-                        folder = member.name[: -len(file)]
-                        key, _, kind = file.partition(".")
-                        place = (tar, member.offset_data, member.size)
-                        samples.setdefault((number, folder + key), {})["." + kind.lower()] = place
-        except (tarfile.TarError, OSError) as error:
-            raise ValueError(f"--images: {tar} is not a readable, uncompressed tar file ({error})") from error
-    kept = {key: files for key, files in samples.items() if any(kind in PICTURES for kind in files)}
-    if not kept:
-        raise ValueError(f"--images: no pictures in {tars[0]}{' and the others' if len(tars) > 1 else ''}")
-    files = list(kept.values())
-
-    def read(i: int) -> tuple[Image.Image, int | str]:
-        kinds = files[i]
-        picture = next(kind for kind in kinds if kind in PICTURES)
-        return decode_image(_bytes(*kinds[picture])), _condition(kinds, captions)
-
-    return Source(name, unique_keys([f"{tars[number].stem}/{key}" for number, key in kept]), read, None)
-
-
-def _bytes(path: Path, start: int, size: int) -> bytes:
-    with open(path, "rb") as file:
-        file.seek(start)
-        return file.read(size)
-
-
-def _condition(kinds: dict[str, tuple[Path, int, int]], captions: bool) -> int | str:
-    if ".cls" in kinds and not captions:
-        return int(_bytes(*kinds[".cls"]))
-    if ".txt" in kinds and captions:
-        return _bytes(*kinds[".txt"]).decode().strip()
-    held = json.loads(_bytes(*kinds[".json"])) if ".json" in kinds else {}
-    for name in ("caption", "text") if captions else ("label", "cls", "class_id"):
-        if isinstance(held.get(name), str if captions else int):
-            return held[name]
-    raise ValueError(f"no {'caption in a .txt' if captions else 'class in a .cls'} or .json beside it")
-
-
-def _from_datasets(images: str, split: str, captions: bool) -> Source:
-    import datasets
-
-    try:
-        if (Path(images) / "dataset_info.json").is_file() or (Path(images) / "dataset_dict.json").is_file():
-            found: Any = datasets.load_from_disk(images)
-            found = found[split] if isinstance(found, datasets.DatasetDict) else found
-        else:
-            found = datasets.load_dataset(images, split=split)
-    except Exception as error:  # of the hub, its network, the data set's own reader
-        reason = str(error).strip().split("\n")[0]
-        raise ValueError(
-            f"--images {images}: neither a folder with a folder of pictures for each class, nor tar files, nor a data "
-            f"set with a split {split!r} that `datasets` can load ({reason})"
-        ) from error
-    pictures = [name for name, kind in found.features.items() if isinstance(kind, datasets.Image)]
-    labels = [name for name, kind in found.features.items() if isinstance(kind, datasets.ClassLabel) and not captions]
-    known = ("caption", "captions", "text", "prompt") if captions else ("label", "labels", "class_id", "cls")
-    labels += [name for name in known if name in found.features]
-    if not pictures or not labels:
-        held = ", ".join(f"{name} ({type(kind).__name__})" for name, kind in found.features.items())
-        wanted = "captions" if captions else "classes"
-        raise ValueError(f"--images {images}: needs a column of pictures and one of {wanted}, but has {held}")
-    kind = found.features[labels[0]]
-    found = found.cast_column(pictures[0], datasets.Image(decode=False))  # its own decoder runs programs, for EPS say
-
-    def read(i: int) -> tuple[Image.Image, int | str]:
-        row = found[i]
-        held = row[pictures[0]]
-        return decode_image(held["bytes"] if held["bytes"] is not None else Path(held["path"])), row[labels[0]]
-
-    classes = kind.num_classes if isinstance(kind, datasets.ClassLabel) else None
-    return Source(f"{images}, {split} split", [f"{i:08d}" for i in range(len(found))], read, classes)
+    return Source(name, keys, read, len(classes), tuple(map(printable, classes)), empty, skipped)
 
 
 def _digits(split: str) -> Source:
@@ -206,7 +130,7 @@ def _digits(split: str) -> Source:
         held_out[rng.permutation(np.flatnonzero(data.target == label))[::5]] = True
     chosen = np.flatnonzero(held_out == (split == "val"))
 
-    def read(i: int) -> tuple[Image.Image, int | str]:
+    def read(i: int) -> tuple[Image.Image, Any]:
         grey = (data.images[chosen[i]] * 255 / 16).round().astype(np.uint8)
         return Image.fromarray(grey), int(data.target[chosen[i]])
 

@@ -1,7 +1,7 @@
 """Codes that other projects made, to shards: LlamaGen's folders, RandAR's tar, 1d-tokenizer's (RAR's) lines of JSON."""
 
-import io
 import json
+import sys
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,11 +10,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from zipar_train.files import regular
+from zipar_train.files import open_regular, regular
+from zipar_train.foreign import array, entries
 from zipar_train.keys import unique_keys
+from zipar_train.labels import listed, number
 from zipar_train.sections import Recipe
 from zipar_train.shards import Layout, Manifest, Sample, write_shards
-from zipar_train.wording import printable
+from zipar_train.wording import cut, printable
 
 
 class Codes(NamedTuple):
@@ -22,7 +24,26 @@ class Codes(NamedTuple):
 
     kind: str  # whose, in words
     images: int
-    read: Callable[[int], tuple[str, NDArray[Any], int]]  # key, codes (A, N), class
+    read: Callable[[int], tuple[str, NDArray[Any], Any]]  # key, codes (..., A, N), label; raises anything
+    where: Callable[[int], str]  # the file that an image's codes lie in
+
+    def sample(self, i: int) -> tuple[str, NDArray[Any], int]:
+        """Key, codes (A, N) and class of an image.
+
+        Raises:
+            ValueError: naming the file, for codes or a label that cannot be read.
+        """
+        try:
+            key, codes, label = self.read(i)
+            if not codes.size:
+                raise ValueError(f"no codes in an array of shape {codes.shape}")
+            rows = codes.reshape(-1, codes.shape[-1]) if codes.ndim else codes.reshape(1, 1)
+            return key, rows, number(label)
+        except Exception as error:  # a parser of foreign bytes fails in a dozen ways
+            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+            told = f"{kind}{_line(error)}"
+            told = told if self.where(i) in told else f"{self.where(i)} is damaged ({told})"
+            raise ValueError(f"{told}. Copy or download it again") from error
 
 
 def import_codes(
@@ -48,6 +69,8 @@ def import_codes(
     if model.classes is None:
         raise ValueError(f"recipe {recipe.name} is prompted by captions, and imported codes have classes")
     found, manifest = recognise(Path(codes)), Path(out) / f"{split}.json"
+    if not found.images:
+        raise ValueError(f"{codes} holds no codes: copy or download it again")
     if manifest.exists():
         raise ValueError(f"{manifest} already exists: give another --out or --split, or remove it")
     layout = Layout(
@@ -58,7 +81,7 @@ def import_codes(
     def samples() -> Iterator[Sample]:
         order: Any = np.random.default_rng(0).permutation(found.images)  # theirs goes class by class
         for i in progress(order) if progress else order:
-            key, rows, label = found.read(int(i))
+            key, rows, label = found.sample(int(i))
             if rows.shape[-1] != height * width:
                 raise ValueError(
                     f"{codes}, {key}: {rows.shape[-1]} codes an image, but the recipe's grid of {height}x{width} has "
@@ -66,15 +89,12 @@ def import_codes(
                 )
             yield Sample(key, rows.reshape(-1, height, width), label)
 
-    try:
-        if _foreign_codebook(found, model.codes):
-            raise ValueError(
-                f"{codes}: all codes are below 1,024, as those of MaskGIT-VQGAN are, and the recipe's codebook has "
-                f"{model.codes}. Import them for a model of that tokenizer, with model.codes=1024"
-            )
-        return write_shards(samples(), manifest, layout=layout)
-    except (json.JSONDecodeError, tarfile.TarError, EOFError, KeyError, TypeError) as error:
-        raise ValueError(f"{codes} is damaged ({type(error).__name__}: {error}). Copy or download it again") from error
+    if _foreign_codebook(found, model.codes):
+        raise ValueError(
+            f"{codes}: all codes are below 1,024, as those of MaskGIT-VQGAN are, and the recipe's codebook has "
+            f"{model.codes}. Import them for a model of that tokenizer, with model.codes=1024"
+        )
+    return write_shards(samples(), manifest, layout=layout)
 
 
 def recognise(path: Path) -> Codes:
@@ -90,7 +110,7 @@ def recognise(path: Path) -> Codes:
     pairs = [(folder, folder.with_name(folder.name[:-6] + "_labels")) for folder in sorted(path.glob("*_codes"))]
     if pairs and pairs[0][1].is_dir():
         return _pair(*pairs[0])
-    if path.is_dir() and any(child.name.isdigit() and any(child.glob("*.npy")) for child in path.iterdir()):
+    if path.is_dir() and any(child.name.isdecimal() and any(child.glob("*.npy")) for child in path.iterdir()):
         return _classes(path)
     raise ValueError(
         f"--codes {path}: neither a LlamaGen code folder (with NAME_codes and NAME_labels in it), nor a RandAR tar or "
@@ -100,27 +120,29 @@ def recognise(path: Path) -> Codes:
 
 def _pair(codes: Path, labels: Path) -> Codes:
     """`{i}.npy` int64 (1, A, N) and its label (1,) in another folder (LlamaGen, train/extract_codes_c2i.py)."""
-    files = sorted(codes.glob("*.npy"), key=lambda file: (len(file.stem), file.stem))
+    files = sorted(_arrays(codes, "*.npy"), key=lambda file: (len(file.stem), file.stem))
     keys = unique_keys(file.stem for file in files)
 
-    def read(i: int) -> tuple[str, NDArray[Any], int]:
+    def read(i: int) -> tuple[str, NDArray[Any], Any]:
         label = _load(labels / files[i].name)
         if label.size != 1:
             raise ValueError(f"{labels / files[i].name} holds {label.size} labels, not one")
-        return keys[i], _views(_load(files[i])), int(label.item())
+        return keys[i], _load(files[i]), label.item()
 
-    return Codes("LlamaGen code folder", len(files), read)
+    return Codes("LlamaGen code folder", len(files), read, lambda i: str(files[i]))
 
 
 def _classes(path: Path) -> Codes:
     """`{class}/{i}.npy`, int64 (A, N) (RandAR, tools/extract_latent_codes.py)."""
-    files = sorted(file for file in path.glob("*/*.npy") if file.parent.name.isdigit())
+    files = sorted(file for file in _arrays(path, "*/*.npy") if file.parent.name.isdecimal())
     keys = unique_keys(f"{file.parent.name}_{file.stem}" for file in files)
+    if strange := sorted({file.parent.name for file in _arrays(path, "*/*.npy")} - {f.parent.name for f in files}):
+        print(f"{path}: left out, as no class number names them: folders {listed(strange)}", file=sys.stderr)
 
-    def read(i: int) -> tuple[str, NDArray[Any], int]:
-        return keys[i], _views(_load(files[i])), int(files[i].parent.name)
+    def read(i: int) -> tuple[str, NDArray[Any], Any]:
+        return keys[i], _load(files[i]), files[i].parent.name
 
-    return Codes("RandAR folder", len(files), read)
+    return Codes("RandAR folder", len(files), read, lambda i: str(files[i]))
 
 
 def _tar(path: Path) -> Codes:
@@ -128,57 +150,63 @@ def _tar(path: Path) -> Codes:
     try:
         archive = tarfile.open(regular(path))  # noqa: SIM115 it stays open for the reader
         members = [
-            m for m in archive if m.isfile() and m.name.endswith(".npy") and not Path(m.name).name.startswith(".")
+            m
+            for m in entries(archive)
+            if m.isfile() and m.name.endswith(".npy") and not Path(m.name).name.startswith(".")
         ]
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise ValueError(f"{path} is damaged ({error}). Copy or download it again") from error
-    if strange := [member.name for member in members if not Path(member.name).parent.name.isdigit()]:
+    except Exception as error:  # of the archive, and of what compresses it
+        raise ValueError(f"{path} is damaged ({_line(error)}). Copy or download it again") from error
+    if strange := [member.name for member in members if not Path(member.name).parent.name.isdecimal()]:
         raise ValueError(f"{path}: {strange[0]} lies in no folder named by a class number")
 
     places = [Path(member.name) for member in members]
     keys = unique_keys(f"{place.parent.name}_{place.stem}" for place in places)
 
-    def read(i: int) -> tuple[str, NDArray[Any], int]:
-        place = places[i]
+    def read(i: int) -> tuple[str, NDArray[Any], Any]:
         data = archive.extractfile(members[i])
         assert data is not None  # it is a file
-        codes = _load(io.BytesIO(data.read()), name=f"{path}, {place}")
-        return keys[i], _views(codes), int(place.parent.name)
+        return keys[i], array(data.read()), places[i].parent.name
 
-    return Codes("RandAR tar", len(members), read)
+    return Codes("RandAR tar", len(members), read, lambda i: f"{path}, {places[i]}")
 
 
 def _lines(path: Path) -> Codes:
     """`{"class_id": ..., "tokens": [...]}` a line; every view of an image is a line of its own."""
-    starts, at = [], 0
-    with open(path, "rb") as file:
-        for line in file:
+    starts, numbers, at = [], [], 0
+    with open_regular(path) as file:
+        for count, line in enumerate(file, 1):
             if line.strip():
                 starts.append(at)
+                numbers.append(count)
             at += len(line)
 
-    def read(i: int) -> tuple[str, NDArray[Any], int]:
-        with open(path, "rb") as file:
+    def read(i: int) -> tuple[str, NDArray[Any], Any]:
+        with open_regular(path) as file:
             file.seek(starts[i])
             row = json.loads(file.readline())
-        return f"line{i:09d}", _views(np.asarray(row["tokens"])), int(row["class_id"])
+        return f"line{i:09d}", np.asarray(row["tokens"]), row["class_id"]
 
-    return Codes("1d-tokenizer lines", len(starts), read)
+    return Codes("1d-tokenizer lines", len(starts), read, lambda i: f"{path}, line {numbers[i]},")
 
 
 def _foreign_codebook(found: Codes, codes: int) -> bool:
     """Whether a thousand samples have no code above 1,023, as MaskGIT-VQGAN's (which RAR's lines hold) must be."""
     some = range(0, found.images, max(1, found.images // 1000))
-    return codes > 1024 and max((int(found.read(i)[1].max()) for i in some), default=0) < 1024
+    return codes > 1024 and max((int(found.sample(i)[1].max()) for i in some), default=0) < 1024
 
 
-def _load(file: Any, *, name: Any = None) -> NDArray[Any]:
+def _line(error: Exception) -> str:
+    return cut(" ".join(str(error).split()), length=300)
+
+
+def _arrays(path: Path, pattern: str) -> list[Path]:
+    """The files of a pattern that are not hidden."""
+    return [file for file in path.glob(pattern) if not any(p.startswith(".") for p in file.relative_to(path).parts)]
+
+
+def _load(file: Path) -> NDArray[Any]:
     try:
-        return np.load(regular(file) if isinstance(file, Path) else file, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"{name or file} is not a readable .npy file ({error}). Copy it again") from error
-
-
-def _views(codes: NDArray[Any]) -> NDArray[Any]:
-    """(..., A, N) or (N,) as (A, N)."""
-    return codes.reshape(-1, codes.shape[-1]) if codes.ndim else codes.reshape(1, 1)
+        with open_regular(file) as opened:
+            return array(opened.read())
+    except Exception as error:  # a parser of foreign bytes fails in a dozen ways
+        raise ValueError(f"{file} is not a readable .npy file ({_line(error)})") from error

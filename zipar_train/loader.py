@@ -19,7 +19,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from zipar_train.order import Order, Share
-from zipar_train.shards import Manifest, Sample, read_manifest, read_shard
+from zipar_train.shards import Manifest, Misfit, Sample, read_manifest, read_shard
 
 Damaged = Literal["stop", "skip"]
 
@@ -50,6 +50,7 @@ class _Epoch(IterableDataset):
     share: Share
     first: int  # step to begin with
     damaged: Damaged
+    misfit: Misfit | None = None
 
     def __post_init__(self) -> None:
         self.shards = list(self.manifest.shards)
@@ -96,8 +97,9 @@ class _Epoch(IterableDataset):
         for shard in self.shards[index:] + self.shards[:index]:
             bad: list[ValueError] | None = [] if self.damaged == "skip" else None
             try:
-                read = enumerate(read_shard(self.path, shard, self.manifest, bad=bad), self.starts[index])
-                found = [self._view(number, sample, f"{shard.name}/{sample.key}") for number, sample in read]
+                read = read_shard(self.path, shard, self.manifest, bad=bad, misfit=self.misfit)
+                numbered = enumerate(read, self.starts[index])
+                found = [self._view(number, sample, f"{shard.name}/{sample.key}") for number, sample in numbered]
             except ValueError as error:
                 if bad is None:
                     raise
@@ -130,6 +132,7 @@ class ShardLoader:
             first view.
         workers: loader processes.
         damaged: what to do about shards and samples that cannot be read: stop, or skip and count them in `damaged`.
+        misfit: says why a caption does not fit the model, which counts as damage; see `read_shard`.
         stalled: seconds without a batch before that is told, on standard error; None: never.
     """
 
@@ -144,6 +147,7 @@ class ShardLoader:
         workers: int = 0,
         share: Share | None = None,
         damaged: Damaged = "stop",
+        misfit: Misfit | None = None,
         stalled: float | None = None,
     ):
         self.path, self.manifest = manifest, read_manifest(manifest)
@@ -152,6 +156,7 @@ class ShardLoader:
         assert self.step % (batch_size * self.share.of) == 0
         self.seed, self.shuffle, self.workers, self.stalled = seed, shuffle, workers, stalled
         self.skip: Damaged = damaged
+        self.misfit = misfit
         self.epoch = self.batches = 0  # the position: batches already given out of this epoch
         self.resumed = False
         self.waited = 0.0  # seconds, for batches
@@ -177,7 +182,7 @@ class ShardLoader:
     def _cut(self, first: int) -> Iterator[Batch]:
         """Batches, from a step on."""
         epoch = _Epoch(self.path, self.manifest, self.seed, self.epoch, self.shuffle, self.step, self.share, first,
-                       self.skip)  # fmt: skip
+                       self.skip, self.misfit)  # fmt: skip
         readers = min(self.workers, self.step // self.share.of)
         stream = self._parts(epoch, readers)
         for _ in range(first, epoch.order.steps):

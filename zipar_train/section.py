@@ -1,5 +1,6 @@
 """What all sections of a recipe share: how strictly they are read, and the ranges of numbers. Imports no torch."""
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -22,3 +23,11 @@ Name = Annotated[str, Field(min_length=1, max_length=128)]
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+
+def scaled(grid: Sequence[int], shorter: int) -> tuple[int, int] | None:
+    """Height and width in pixels of a grid's images, by their shorter side; None: the other is no whole number."""
+    rows, columns = grid
+    if shorter * max(grid) % min(grid):
+        return None
+    return shorter * rows // min(grid), shorter * columns // min(grid)

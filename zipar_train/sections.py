@@ -20,6 +20,7 @@ from zipar_train.section import (
     Weight,
     Window,
     Windows,
+    scaled,
 )
 from zipar_train.stand_in import FirstRow, Seen, StandIn
 from zipar_train.trainer_arguments import TrainerArguments, disagreements
@@ -243,7 +244,7 @@ class Evaluate(Section):
     batch_size: Batch = 64  # images drawn at once
     classes: Literal["random", "balanced"] = "random"  # of the images: at random, or in turn
     captions: Source | None = None  # a .csv, .tsv or .txt file, or a `datasets` id; null: those of data.val
-    size: Annotated[int, Field(ge=8, le=2048)] | None = None  # pixels each way, resized by bicubic; null: as drawn
+    size: Annotated[int, Field(ge=8, le=2048)] | None = None  # pixels of the shorter side, bicubic; null: as drawn
     dtype: Literal["float32", "bfloat16"] | None = None  # null: bfloat16 on a GPU, float32 on a CPU
     features: Literal["inception", "classifier"] = "inception"  # classifier: a small one, of data.train
     features_weights: Source | None = None  # a path of Inception's weights; null: torch-fidelity downloads them
@@ -319,6 +320,8 @@ class Recipe(Section):
             mistakes.append(
                 "tune.distill needs model.weights: random weights teach nothing. Set one or drop the other."
             )
+        if self.evaluate.size and scaled(self.model.grid, self.evaluate.size) is None:
+            mistakes.append(f"evaluate.size = {self.evaluate.size}: no whole pixels for {self.model.raster} codes.")
         if self.evaluate.clip and not self.model.captions:
             mistakes.append("evaluate.clip scores captions, and this model is prompted by classes: set it to null.")
         if self.evaluate.captions and not self.model.captions:

@@ -3,7 +3,7 @@
 A shard set is a manifest, `train.json` say, beside its tar files. A sample is `{key}.codes.npy`, uint16 (A, H, W) with
 A views of one image, and its condition: `{key}.cls`, a class in decimal, or `{key}.txt`, a caption in UTF-8, which
 `{key}.features.npy`, float16 (n, F), may stand beside. That is plain webdataset. The manifest holds the grid, the
-codebook's size, the number of classes, the tokenizer's checksum, and every shard's count and checksum.
+codebook's size, the number of classes and their names, the tokenizer's checksum, and every shard's count and checksum.
 
 A manifest may lie behind any URL that fsspec opens (https, s3, gs, hf); its shards then lie beside it.
 """
@@ -12,7 +12,7 @@ import hashlib
 import io
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,13 +20,17 @@ from typing import Any, NamedTuple
 import fsspec
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from zipar_train.files import make_folder, regular, write_whole
 from zipar_train.foreign import array, grouped
 from zipar_train.grid import Grid
+from zipar_train.labels import differ
 from zipar_train.section import Side, Vocabulary
 from zipar_train.wording import cut, shown
+
+Misfit = Callable[[str, Any], str]  # a caption and its features, if there are any; why they do not fit
+LATER = ("class_names", "prompt")  # optional fields that older manifests lack
 
 
 class Sample(NamedTuple):
@@ -55,6 +59,8 @@ class Layout(BaseModel):
     tokenizer: str | None = None  # SHA-256 of its file
     features: bool = False  # of captions, stored beside them
     images: int | None = Field(default=None, ge=0)  # that the source had, unreadable ones included
+    class_names: tuple[str, ...] | None = None  # by class number; None: not known, or the numbers themselves
+    prompt: str | None = None  # fingerprint of the prompt that every caption was found to fit into
 
 
 class Manifest(Layout):
@@ -63,14 +69,25 @@ class Manifest(Layout):
     skipped: int = Field(default=0, ge=0)  # images that could not be read
     shards: tuple[Shard, ...]
 
+    @model_validator(mode="after")
+    def _named(self) -> "Manifest":
+        if self.class_names is not None and len(set(self.class_names)) != self.classes:
+            raise ValueError(f"class_names holds {len(set(self.class_names))} names for {self.classes} classes")
+        return self
+
     @property
     def samples(self) -> int:
         return sum(shard.samples for shard in self.shards)
 
     @property
     def checksum(self) -> str:
-        """Of everything in the set: 64 hexadecimal digits."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+        """Of everything in the set: 64 hexadecimal digits. A manifest without the later fields keeps its checksum."""
+        return hashlib.sha256(self.model_dump_json(exclude=self.unset).encode()).hexdigest()
+
+    @property
+    def unset(self) -> set[str]:
+        """The fields that older manifests lack, where they say nothing."""
+        return {name for name in LATER if getattr(self, name) is None}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -130,7 +147,7 @@ def write_shard(samples: Iterable[Sample], path: Path, layout: Layout) -> Shard:
 
 def write_manifest(path: Path, layout: Layout, shards: Iterable[Shard], *, skipped: int = 0) -> Manifest:
     manifest = Manifest(**layout.model_dump(), shards=tuple(shards), skipped=skipped)
-    write_whole(path, (manifest.model_dump_json(indent=1) + "\n").encode())
+    write_whole(path, (manifest.model_dump_json(indent=1, exclude=manifest.unset) + "\n").encode())
     return manifest
 
 
@@ -156,6 +173,8 @@ def _check(sample: Sample, layout: Layout, *, where: str) -> None:
     if not layout.classes and not str(sample.condition).strip():
         raise ValueError(f"{where}: an empty caption")
     if (features := sample.features) is None:
+        if layout.features:
+            raise ValueError(f"{where}: no features, which its manifest promises")
         return
     if layout.classes or features.ndim != 2 or not features.size or features.dtype.kind != "f":
         raise ValueError(
@@ -220,14 +239,33 @@ def read_manifest(
     return manifest
 
 
+def same_classes(a: str | Path, b: str | Path, manifests: tuple[Manifest, Manifest]) -> None:
+    """Check that a class has one number in two shard sets, as far as both know names.
+
+    Raises:
+        ValueError: naming both sets and the first class that differs.
+    """
+    if told := differ(manifests[0].class_names, manifests[1].class_names):
+        raise ValueError(
+            f"{a} and {b} number their classes differently: {told}. Tokenize both splits of one data set into the same "
+            "--out, the one with all classes first"
+        )
+
+
 def read_shard(
-    manifest: str | Path, shard: Shard, layout: Layout, *, bad: list[ValueError] | None = None
+    manifest: str | Path,
+    shard: Shard,
+    layout: Layout,
+    *,
+    bad: list[ValueError] | None = None,
+    misfit: Misfit | None = None,
 ) -> Iterator[Sample]:
     """The samples of one shard, in their order on disk.
 
     Args:
         manifest: where the manifest lies; the shard lies beside it.
         bad: takes up what is wrong with samples, which are then left out; None: it is raised.
+        misfit: says why a caption, or its features, does not fit the model; empty: it does. None: nobody looks.
 
     Raises:
         ValueError: if the file is not the one the manifest lists, or a sample is not what it should be; names both.
@@ -243,7 +281,7 @@ def read_shard(
     for raw in grouped(data, path):
         found += 1
         try:
-            sample = _sample(raw, layout, where=f"{path}, sample {raw['__key__']}")
+            sample = _sample(raw, layout, where=f"{path}, sample {raw['__key__']}", misfit=misfit)
         except ValueError as error:
             if bad is None:
                 raise
@@ -254,7 +292,7 @@ def read_shard(
         raise ValueError(f"{path} holds {found} samples, but its manifest lists {shard.samples}. Make it again")
 
 
-def _sample(raw: dict[str, Any], layout: Layout, *, where: str) -> Sample:
+def _sample(raw: dict[str, Any], layout: Layout, *, where: str, misfit: Misfit | None) -> Sample:
     try:
         codes = array(raw["codes.npy"])
         condition = int(raw["cls"]) if layout.classes else raw["txt"].decode()
@@ -263,6 +301,8 @@ def _sample(raw: dict[str, Any], layout: Layout, *, where: str) -> Sample:
         raise ValueError(f"{where}: not readable ({cut(error, length=200)}). Make the shard again") from error
     sample = Sample(raw["__key__"], codes, condition, features)
     _check(sample, layout, where=where)
+    if misfit is not None and isinstance(condition, str) and (reason := misfit(condition, features)):
+        raise ValueError(f"{where}: {reason}")
     return sample
 
 

@@ -8,6 +8,8 @@ import typer
 
 from zipar_train.options import JsonOption, RecipeOption, SetOption, write_json
 
+MOST = 20  # problems of a shard set that are printed
+
 shards_app = typer.Typer(help="Check shards of codes, or import codes that others made.", no_args_is_help=True)
 
 
@@ -20,22 +22,38 @@ def shards_check(
 ) -> None:
     """Read every sample, say what is there, and list all that is wrong; exit status 1 if anything is."""
     from zipar_train.check import check_shards
+    from zipar_train.labels import listed
+    from zipar_train.models.family import fits
     from zipar_train.recipe import load_recipe
-    from zipar_train.shards import read_manifest
+    from zipar_train.shards import Manifest, read_manifest, same_classes
 
     model = load_recipe(recipe, overrides).model if recipe else None
     from tqdm import tqdm
 
+    fitting = fits(model) if model else None
+    try:
+        misfit = fitting.loaded().misfit if fitting else None
+    except ValueError as error:  # the rest can be checked without it
+        print(f"caption lengths are not checked: {error}", file=sys.stderr)
+        misfit = None
     results, problems = [], []
+    read: dict[str, Manifest] = {}
     for manifest in manifests:
         if model:
             read_manifest(
                 manifest, grid=model.raster, codes=model.codes, classes=model.classes, captions=model.captions
             )
-        found = check_shards(manifest, progress=lambda shards: tqdm(shards, desc="shards", leave=False))
+        found = check_shards(manifest, progress=lambda shards: tqdm(shards, desc="shards", leave=False), misfit=misfit)
         held, counts = found.manifest, found.per_class.values()
+        for other, theirs in read.items():
+            try:
+                same_classes(other, manifest, (theirs, held))
+            except ValueError as error:
+                found.problems.append(str(error))
+        read[manifest] = held
         per_class = f"{min(counts)} to {max(counts)} images" if counts else "no images"
         classes = f"{len(counts)} of {held.classes} classes, {per_class} each" if held.classes else "captions"
+        classes += f" ({listed(held.class_names)})" if held.class_names else ""
         lines = {
             "source": f"{held.source}; views: {held.views}; {held.skipped} images skipped",
             "samples": f"{found.samples:,} of {held.samples:,} readable, {found.views:,} views, "
@@ -46,7 +64,8 @@ def shards_check(
             "verdict": "whole" if not found.problems else f"{len(found.problems)} problems",
         }
         print(f"{manifest}\n" + "\n".join(f"  {name:10} {text}" for name, text in lines.items()))
-        problems += found.problems
+        more = len(found.problems) - MOST
+        problems += found.problems[:MOST] + ([f"{manifest}: {more:,} problems more"] if more > 0 else [])
         results.append({"manifest": manifest, "samples": found.samples, "views": found.views,
                         "per_class": found.per_class, "codes_used": found.codes_used, "problems": found.problems,
                         "layout": held.model_dump(exclude={"shards"})})  # fmt: skip

@@ -9,7 +9,7 @@ import json
 import multiprocessing
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
 from time import perf_counter
@@ -24,13 +24,28 @@ from tqdm import tqdm
 from zipar_train.crops import Views, views
 from zipar_train.files import make_folder, write_whole
 from zipar_train.images import Source, open_source
+from zipar_train.labels import Classes, LabelError, caption
 from zipar_train.loader import deaf
+from zipar_train.models.family import Fits, fits
 from zipar_train.models.text import TextEncoder
 from zipar_train.models.vq import Tokenizer, build_tokenizer
 from zipar_train.processes import process
 from zipar_train.sections import Recipe
-from zipar_train.shards import Layout, Manifest, Sample, Shard, read_manifest, shard_name, write_manifest, write_shard
+from zipar_train.shards import (
+    LATER,
+    Layout,
+    Manifest,
+    Sample,
+    Shard,
+    read_manifest,
+    shard_name,
+    write_manifest,
+    write_shard,
+)
+from zipar_train.splits import class_numbers
 from zipar_train.wording import printable
+
+LABEL = "label error: "  # how the reasons begin that are of no picture
 
 
 class Tokenized(NamedTuple):
@@ -49,6 +64,7 @@ def tokenize(
     images: str,
     out: str | Path,
     split: str = "train",
+    sources: Mapping[str, Source] | None = None,
     kind: Views = "one",
     features: bool = False,
     per_shard: int = 2000,
@@ -59,6 +75,7 @@ def tokenize(
 
     Args:
         images, split: see `images.open_source`.
+        sources: the sources of `images` by split, opened; their classes are compared before work starts.
         kind: views of each image, see `crops.views`.
         features: store T5 features of the captions beside them.
         per_shard: images a shard.
@@ -69,15 +86,12 @@ def tokenize(
         OSError: if a file cannot be written.
     """
     model = recipe.model
-    source = open_source(images, split, captions=model.captions)
+    sources = sources or {split: open_source(images, split, captions=model.captions)}
+    source = sources[split]
     if not source.keys:
         reason = f". {next(iter(source.skipped))}: {next(iter(source.skipped.values()))}" if source.skipped else ""
         raise ValueError(f"--images {images} holds no pictures{reason}")
-    if model.classes and source.classes is not None and source.classes != model.classes:
-        raise ValueError(
-            f"--images {images} has {source.classes} classes, the recipe's model {model.classes}. "
-            "Give all classes, or set model.classes"
-        )
+    classes = class_numbers(model, sources, out).get(split)
     if features and not model.text:
         raise ValueError(f"features are of captions, and recipe {recipe.name} has none")
     tokenizer = build_tokenizer(model)
@@ -87,9 +101,16 @@ def tokenize(
         )
     if tokenizer is None:
         raise ValueError(f"recipe {recipe.name} has no model.tokenizer: set it to vq16 or palette")
+    fitting = fits(model)
+    try:
+        fitting = fitting and fitting.loaded()
+    except ValueError as error:  # codes do not need it
+        print(f"caption lengths are not checked: {error}", file=sys.stderr, flush=True)
+        fitting = None
     layout = Layout(
         source=printable(source.name), grid=(model.grid[0], model.grid[1]), codes=model.codes, classes=model.classes,
         views=kind, tokenizer=tokenizer.sha256, features=features, images=len(source.keys),
+        class_names=classes and classes.names, prompt=fitting.fingerprint if fitting else None,
     )  # fmt: skip
     manifest, notes = Path(out) / f"{split}.json", Path(out) / f".{split}"
     settings = {**layout.model_dump(mode="json"), "per_shard": per_shard}
@@ -103,14 +124,14 @@ def tokenize(
         return Tokenized(finished, 0, 0.0, 0.0, {})
     encoder = TextEncoder(model.text) if features and model.text else None
 
-    work = _Work(source, [i for part in mine for i in parts[part]], tokenizer.stride, kind, layout)
+    work = _Work(source, [i for part in mine for i in parts[part]], tokenizer.stride, kind, layout, classes)
     bar = tqdm(total=len(work), desc=f"{split} images", unit=" images", disable=not progress or rank != 0,
                mininterval=0.1 if sys.stderr.isatty() else 20)  # fmt: skip
     start, waiting = perf_counter(), _Waiting(
         DataLoader(work, batch_size=max(1, batch_size // work.views), num_workers=recipe.data.workers,
                    collate_fn=list, worker_init_fn=deaf, multiprocessing_context=_fork(recipe.data.workers))
     )  # fmt: skip
-    rows = _encoded(waiting, tokenizer, encoder, device, bar)
+    rows = _encoded(_fitting(waiting, fitting), tokenizer, encoder, device, bar)
     for part, group in groupby(rows, key=lambda row: row.number // per_shard):
         found = list(group)
         samples = [Sample(r.key, r.codes, r.condition, r.features) for r in found if r.codes is not None]
@@ -121,6 +142,22 @@ def tokenize(
     bar.close()
     whole, skipped = _gather(manifest, notes, layout, len(parts), source.skipped)
     return Tokenized(whole, len(work), perf_counter() - start, waiting.seconds, skipped)
+
+
+def left_out(done: Tokenized, listing: Path) -> str:
+    """How many images a set lacks, and why, in words.
+
+    Args:
+        listing: the file that lists them all.
+    """
+    assert done.manifest is not None
+    wrong = sum(reason.startswith(LABEL) for reason in done.skipped.values())
+    if not done.skipped:
+        return f"{done.manifest.skipped:,} files or pictures were not read: {listing} says which and why"
+    key, reason = min(done.skipped.items())
+    why = f", {wrong:,} of them for their labels or captions" if wrong else ""
+    told = f"{done.manifest.skipped:,} files or pictures were not read{why}: {listing} says which and why"
+    return f"{told}. The first, {key}: {reason}"
 
 
 class _Row(NamedTuple):
@@ -138,8 +175,9 @@ class _Row(NamedTuple):
 class _Work(Dataset):
     """The images of one process, cropped; what cannot be read is told, not raised."""
 
-    def __init__(self, source: Source, numbers: list[int], stride: int, kind: Views, layout: Layout):
-        self.source, self.numbers, self.kind, self.layout = source, numbers, kind, layout
+    def __init__(self, source: Source, numbers: list[int], stride: int, kind: Views, layout: Layout,
+                 classes: Classes | None):  # fmt: skip
+        self.source, self.numbers, self.kind, self.layout, self.classes = source, numbers, kind, layout, classes
         self.height, self.width = (side * stride for side in layout.grid)
         self.views = {"one": 1, "flip": 2, "ten": 20}[kind]
 
@@ -150,14 +188,21 @@ class _Work(Dataset):
         number = self.numbers[index]
         key = self.source.keys[number]
         try:
-            image, condition = self.source.read(number)
-            if self.layout.classes and not (isinstance(condition, int) and 0 <= condition < self.layout.classes):
-                raise ValueError(f"class {condition!r} is outside 0 .. {self.layout.classes - 1}")
-            if not self.layout.classes and not (isinstance(condition, str) and condition.strip()):
-                raise ValueError(f"{condition!r} is no caption")
+            image, label = self.source.read(number)
+            condition = self._condition(label)
             return _Row(number, key, condition, views(image, self.height, self.width, self.kind))
+        except LabelError as error:
+            return _Row(number, key, reason=f"{LABEL}{error}")
         except Exception as error:  # a decoder's errors are of many classes, and one image must not stop the rest
             return _Row(number, key, reason=f"{type(error).__name__}: {error}")
+
+    def _condition(self, label: Any) -> int | str:
+        if self.classes is None or self.layout.classes is None:
+            return caption(label)
+        found = self.classes.number(label)
+        if not 0 <= found < self.layout.classes:
+            raise LabelError(f"label {found} is outside 0 .. {self.layout.classes - 1}")
+        return found
 
 
 class _Waiting:
@@ -177,8 +222,18 @@ class _Waiting:
             yield batch
 
 
+def _fitting(batches: Iterable[list[_Row]], fitting: Fits | None) -> Iterator[list[_Row]]:
+    """The batches, without the pixels of images whose captions are longer than the model's prompt."""
+    for batch in batches:
+        reasons = [fitting.misfit(row.condition) if fitting and row.pixels is not None else "" for row in batch]
+        yield [
+            row._replace(pixels=None, reason=LABEL + reason) if reason else row
+            for row, reason in zip(batch, reasons, strict=True)
+        ]
+
+
 def _encoded(
-    batches: _Waiting, tokenizer: Tokenizer, encoder: TextEncoder | None, device: torch.device, bar: tqdm
+    batches: Iterable[list[_Row]], tokenizer: Tokenizer, encoder: TextEncoder | None, device: torch.device, bar: tqdm
 ) -> Iterator[_Row]:
     """The rows in their order, pixels turned into codes, captions into features where there is an encoder."""
     for batch in batches:
@@ -210,7 +265,7 @@ def _finished(manifest: Path, layout: Layout) -> Manifest | None:
     if not manifest.is_file():
         return None
     there = read_manifest(manifest)
-    _same(there.model_dump(mode="json"), layout.model_dump(mode="json"), manifest)
+    _same(there.model_dump(mode="json"), layout.model_dump(mode="json", exclude={"prompt"}), manifest)
     return there
 
 
@@ -228,7 +283,13 @@ def _claim(notes: Path, settings: dict[str, Any]) -> None:
 
 
 def _same(theirs: dict[str, Any], ours: dict[str, Any], where: Path) -> None:
-    if changed := [f"{key}: {theirs.get(key)!r}, now {ours[key]!r}" for key in ours if theirs.get(key) != ours[key]]:
+    later = [key for key in LATER if theirs.get(key) is None]  # made before there was such a field
+    changed = [
+        f"{key}: {theirs.get(key)!r}, now {ours[key]!r}"
+        for key in ours
+        if theirs.get(key) != ours[key] and key not in later
+    ]
+    if changed:
         raise ValueError(
             f"{where} belongs to a set made otherwise ({'; '.join(changed)}). "
             "Choose another --out, or remove it to start again"
@@ -238,7 +299,11 @@ def _same(theirs: dict[str, Any], ours: dict[str, Any], where: Path) -> None:
 def _gather(
     manifest: Path, notes: Path, layout: Layout, parts: int, skipped: dict[str, str]
 ) -> tuple[Manifest | None, dict[str, str]]:
-    """Write the manifest when every part has its note. `skipped`: what the source has not read, and why."""
+    """Write the manifest when every part has its note.
+
+    Args:
+        skipped: what the source has not read, and why.
+    """
     try:
         found = [json.loads((notes / f"{part}.json").read_bytes()) for part in range(parts)]
     except FileNotFoundError:  # other processes are still at work, or have just gathered everything
@@ -248,7 +313,8 @@ def _gather(
     shards = [Shard(**note["shard"]) for note in found if note["shard"]]
     if not shards:
         shutil.rmtree(notes, ignore_errors=True)
-        raise ValueError(f"none of the {len(unread)} pictures can be read: {next(iter(unread.values()))}")
+        key, reason = next(iter(unread.items()))
+        raise ValueError(f"none of the {len(unread)} pictures can be used. The first, {key}: {reason}")
     if listed:
         lines = "".join(f"{printable(name)}\t{printable(reason)}\n" for name, reason in listed)
         write_whole(manifest.with_suffix(".skipped.txt"), lines.encode())

@@ -35,7 +35,7 @@ class Images:
 
     codes: int64 (B, H, W), on the CPU.
     passes: that each image took, int64 (B,), on the CPU.
-    pixels: uint8 (B, 3, px, px), on the CPU; None if the recipe has no tokenizer.
+    pixels: uint8 (B, 3, height, width), on the CPU; None if the recipe has no tokenizer.
     """
 
     codes: Tensor
@@ -52,7 +52,7 @@ class Images:
     def sheet(self, *, columns: int | None = None) -> Image.Image:
         """All images as one picture, small ones enlarged to about 96 px without smoothing."""
         pixels = self._pixels()
-        scale = max(1, 96 // pixels.shape[-1])
+        scale = max(1, 96 // max(pixels.shape[-2:]))
         pixels = pixels.repeat_interleave(scale, -1).repeat_interleave(scale, -2)
         grid = make_grid(pixels, nrow=columns or min(len(pixels), 10), padding=max(2, scale // 2), pad_value=255)
         return Image.fromarray(grid.permute(1, 2, 0).numpy())

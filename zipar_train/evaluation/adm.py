@@ -1,7 +1,7 @@
 """The `.npz` files of ADM's evaluator (openai/guided-diffusion, evaluations/): a reference read, drawn images written.
 
-A file holds images, `arr_0` uint8 (N, px, px, 3), and a reference also their statistics over a whole data set: `mu`
-(2048,) and `sigma` (2048, 2048) of Inception's pooled features, `mu_s` (2023,) and `sigma_s` of its spatial ones.
+A file holds images, `arr_0` uint8 (N, height, width, 3), and a reference also their statistics over a whole data set:
+`mu` (2048,) and `sigma` (2048, 2048) of Inception's pooled features, `mu_s` (2023,) and `sigma_s` of its spatial ones.
 Nothing is kept in memory but the block of images in hand.
 """
 
@@ -35,18 +35,18 @@ class Reference:
     """A checked file.
 
     images: how many pictures it holds; 0: statistics alone.
-    size: pixels each way; None without pictures.
+    size: height and width in pixels; None without pictures.
     pooled, spatial: {"mu", "sigma"} in float64; None where the file has none.
     """
 
     path: Path
     images: int
-    size: int | None
+    size: tuple[int, int] | None
     pooled: Statistics | None
     spatial: Statistics | None
 
     def blocks(self, count: int) -> Iterator[Tensor]:
-        """Its pictures, uint8 (count or fewer, 3, px, px), in their order."""
+        """Its pictures, uint8 (count or fewer, 3, height, width), in their order."""
         with zipfile.ZipFile(self.path) as archive, archive.open("arr_0.npy") as file:
             shape, _ = _header(file, self.path)
             one = int(np.prod(shape[1:]))
@@ -82,38 +82,39 @@ def read_reference(path: Path) -> Reference:
             if "arr_0" in names:
                 with archive.open("arr_0.npy") as file:
                     shape, dtype = _header(file, path)
-                if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or shape[1] != shape[2] or min(shape) < 1:
-                    raise ValueError(f"{path}: arr_0 is {dtype} {shape}, not uint8 (N, px, px, 3). {REMEDY}")
+                if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or min(shape) < 1:
+                    raise ValueError(f"{path}: arr_0 is {dtype} {shape}, not uint8 (N, height, width, 3). {REMEDY}")
             numbers = {name: _numbers(archive, name, path) for name in names - {"arr_0"}}
     except UNREADABLE as error:
         raise ValueError(f"{path} is no readable .npz file ({error}). {REMEDY}") from None
     return Reference(
         path=path,
         images=shape[0] if shape else 0,
-        size=shape[1] if shape else None,
+        size=(shape[1], shape[2]) if shape else None,
         pooled={"mu": numbers["mu"], "sigma": numbers["sigma"]} if "mu" in names else None,
         spatial={"mu": numbers["mu_s"], "sigma": numbers["sigma_s"]} if "mu_s" in names else None,
     )
 
 
-def write_images(path: Path, images: Iterable[Tensor], *, count: int, size: int) -> None:
+def write_images(path: Path, images: Iterable[Tensor], *, count: int, size: tuple[int, int]) -> None:
     """Write `arr_0` block by block: the file appears whole or not at all.
 
     Args:
-        images: blocks uint8 (B, 3, size, size), `count` images in all.
+        images: blocks uint8 (B, 3, height, width), `count` images in all.
+        size: height and width in pixels.
 
     Raises:
         OSError: naming the file; nothing is left behind.
     """
     aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    header = {"descr": "|u1", "fortran_order": False, "shape": (count, size, size, 3)}
+    header = {"descr": "|u1", "fortran_order": False, "shape": (count, *size, 3)}
     try:
         with zipfile.ZipFile(aside, "w", zipfile.ZIP_STORED) as archive:
             with archive.open(zipfile.ZipInfo("arr_0.npy"), "w", force_zip64=True) as file:
                 npy.write_array_header_1_0(file, header)
                 bar = tqdm(images, desc=path.name, unit="batch", leave=False, disable=None)
                 written = sum(file.write(_bytes(block, size)) for block in bar)
-            assert written == count * size * size * 3
+            assert written == count * size[0] * size[1] * 3
         os.replace(aside, path)
     except OSError as error:
         raise OSError(f"cannot write {path}: {error.strerror or error}") from error
@@ -122,8 +123,8 @@ def write_images(path: Path, images: Iterable[Tensor], *, count: int, size: int)
             aside.unlink()
 
 
-def _bytes(block: Tensor, size: int) -> bytes:
-    assert block.dtype == torch.uint8 and block.shape[1:] == (3, size, size)
+def _bytes(block: Tensor, size: tuple[int, int]) -> bytes:
+    assert block.dtype == torch.uint8 and block.shape[1:] == (3, *size)
     return block.permute(0, 2, 3, 1).contiguous().numpy().tobytes()
 
 

@@ -3,10 +3,13 @@
 import csv
 import hashlib
 import io
+from contextlib import suppress
 from pathlib import Path
 
 from zipar_train.files import regular
+from zipar_train.labels import LabelError, caption
 from zipar_train.shards import is_url, read_manifest, read_shard
+from zipar_train.source_tables import caption_column, load_table, reason
 
 COLUMNS = ("caption", "captions", "prompt", "text")
 REMEDY = (
@@ -32,8 +35,7 @@ def captions_of(source: str) -> tuple[list[str], str]:
         found = _from_shards(source)
     else:
         found = _from_datasets(source)
-    found = [" ".join(caption.split()) for caption in found]
-    found = [caption for caption in found if caption]
+    found = [line for line in (" ".join(each.split()) for each in found) if line]
     if not found:
         raise ValueError(f"evaluate.captions = {source}: no captions there. {REMEDY}")
     checksum = hashlib.sha256("\n".join(found).encode()).hexdigest()[:8]
@@ -67,15 +69,19 @@ def _from_shards(source: str) -> list[str]:
 
 
 def _from_datasets(source: str) -> list[str]:
-    import datasets
-
-    name, _, split = source.partition(":")
+    """The captions of a data set, of a list of captions the first; rows without one are left out."""
+    name, _, split = (source, "", "") if Path(source).exists() else source.partition(":")
     try:
-        found = datasets.load_dataset(name, split=split or "train")
+        table = load_table(name, split or "train")
     except Exception as error:  # of the hub, its network, the data set's own reader
-        reason = str(error).strip().split("\n")[0]
-        raise ValueError(f"evaluate.captions = {source}: `datasets` cannot load it ({reason}). {REMEDY}") from None
-    column = next((column for column in COLUMNS if column in found.features), None)
+        raise ValueError(
+            f"evaluate.captions = {source}: `datasets` cannot load it ({reason(error)}). {REMEDY}"
+        ) from None
+    column = caption_column(table.rows.features, COLUMNS)
     if column is None:
-        raise ValueError(f"evaluate.captions = {source}: its columns are {', '.join(found.features)}. {REMEDY}")
-    return [str(caption) for caption in found[column]]
+        raise ValueError(f"evaluate.captions = {source}: its columns are {', '.join(table.rows.features)}. {REMEDY}")
+    found = []
+    for row in table.rows.select_columns([column.name]):
+        with suppress(LabelError):
+            found.append(caption(column.of(row)))
+    return found

@@ -54,21 +54,21 @@ class Classifier(nn.Module):
 
 
 def pixels_of(
-    loader: ShardLoader, tokenizer: Tokenizer, grid: tuple[int, int], *, size: int | None = None
+    loader: ShardLoader, tokenizer: Tokenizer, grid: tuple[int, int], *, size: tuple[int, int] | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of (pixels uint8 (B, 3, px, px), labels (B,)) of a shard set; resized to `size`."""
+    """Batches of (pixels uint8 (B, 3, height, width), labels (B,)) of a shard set; resized to `size`."""
     for batch in loader:
         yield tokenizer.decode(batch.codes.view(-1, *grid), size=size), batch.condition
 
 
 def trained(
-    path: Path, loader: ShardLoader, tokenizer: Tokenizer, *, size: int | None = None, epochs: int = 20
+    path: Path, loader: ShardLoader, tokenizer: Tokenizer, *, size: tuple[int, int] | None = None, epochs: int = 20
 ) -> Classifier:
     """The classifier of a shard set: read from `path` if it was trained on the same shards, else trained and written.
 
     Args:
         path: a .safetensors file; `.shards` beside it names the shards it was trained on.
-        size: pixels each way that images are resized to.
+        size: height and width in pixels that images are resized to.
 
     Raises:
         OSError: if it cannot be written.
@@ -76,7 +76,7 @@ def trained(
     manifest = loader.manifest
     assert manifest.classes is not None
     classifier = Classifier(manifest.classes)
-    made_of = f"{manifest.checksum} {epochs} {size}"
+    made_of = f"{manifest.checksum} {epochs} {size[0] if size and size[0] == size[1] else size}"
     stamp = path.with_suffix(".shards")
     if path.is_file() and stamp.is_file() and stamp.read_bytes() == made_of.encode():
         try:

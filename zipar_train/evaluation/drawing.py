@@ -51,7 +51,7 @@ class Drawing:
         origin: where these come from, in words; a longer list from there begins with the shorter one.
         draw: how codes are sampled.
         manner: see `Generator.draw`.
-        size: pixels each way to resize to; None: as the tokenizer makes them.
+        size: height and width in pixels to resize to; None: as the tokenizer makes them.
     """
 
     root: Path
@@ -64,7 +64,7 @@ class Drawing:
     batch_size: int
     draw: Draw
     manner: Manner = "planned"
-    size: int | None = None
+    size: tuple[int, int] | None = None
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -172,7 +172,7 @@ class Drawing:
             yield found
 
     def pixels(self) -> Iterator[Tensor]:
-        """Blocks of pixels, uint8 (B, 3, px, px), on the CPU."""
+        """Blocks of pixels, uint8 (B, 3, height, width), on the CPU."""
         tokenizer = self.generator.drawing.tokenizer
         assert tokenizer is not None
         for codes in self.codes():
@@ -183,14 +183,14 @@ class Drawing:
 
     def write_npz(self) -> Path:
         """All images as one file for ADM's evaluator, beside the folder."""
-        size = next(self.pixels()).shape[-1]
-        path = self.folder.with_name(f"{self.folder.name}-{size}px.npz")
+        size = self._size()
+        path = self.folder.with_name(f"{self.folder.name}-{_named(size)}.npz")
         write_images(path, self.pixels(), count=len(self.conditions), size=size)
         return path
 
     def write_png(self) -> Path:
         """A folder of these images alone as PNG, `000000.png` and so on, beside the folder."""
-        folder = self.folder.with_name(f"{self.folder.name}-{next(self.pixels()).shape[-1]}px")
+        folder = self.folder.with_name(f"{self.folder.name}-{_named(self._size())}")
         make_folder(folder)
         for older in folder.glob("*.png"):
             older.unlink()
@@ -203,6 +203,11 @@ class Drawing:
                 write_whole(folder / f"{number:06d}.png", buffer.getvalue())
                 number += 1
         return folder
+
+    def _size(self) -> tuple[int, int]:
+        """Height and width of the images in pixels."""
+        height, width = next(self.pixels()).shape[-2:]
+        return height, width
 
     def _read(self, batch: range) -> tuple[Tensor, Tensor] | None:
         """A batch's codes and passes, if they are there and whole: the archive holds checksums."""
@@ -218,6 +223,11 @@ class Drawing:
             return None
         found = torch.from_numpy(codes.astype(np.int64))
         return (found, torch.from_numpy(passes)) if int(found.max()) < self.generator.drawing.codes else None
+
+
+def _named(size: tuple[int, int]) -> str:
+    height, width = size
+    return f"{width}px" if height == width else f"{height}x{width}px"
 
 
 def _digest(content: Any) -> str:

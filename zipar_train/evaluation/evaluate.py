@@ -2,7 +2,9 @@
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -16,29 +18,30 @@ from zipar_train.evaluation.clip import Clip
 from zipar_train.evaluation.drawing import Drawing
 from zipar_train.evaluation.features import Extractor, inception
 from zipar_train.evaluation.metrics import bits_per_code, milliseconds
-from zipar_train.evaluation.protocol import Protocol, departures, warnings
+from zipar_train.evaluation.protocol import Protocol, departures, one_or_two, warnings
 from zipar_train.evaluation.reference import Reference, open_reference
 from zipar_train.evaluation.results import Report, Row
 from zipar_train.evaluation.scores import Score, average, fidelity, over_seeds, share
-from zipar_train.evaluation.subjects import Subject, drawing, expected, subjects, windows_of
+from zipar_train.evaluation.subjects import Subject, check_captions, drawing, expected, scored, subjects, windows_of
 from zipar_train.files import make_folder
 from zipar_train.loader import ShardLoader
+from zipar_train.models.family import fits
 from zipar_train.models.vq import Tokenizer
 from zipar_train.processes import process
 from zipar_train.sections import Recipe
-from zipar_train.shards import is_url, read_manifest
+from zipar_train.shards import is_url, read_manifest, same_classes
 
 SHOWN = 10  # images of each drawing, for the report
 LEAST = 1000  # held-out images whose bits are counted, where there are as many
 Case = tuple[str, int, Manner]  # a subject's name, a window, how it is drawn
-Samples = dict[tuple[str, int], Tensor]  # by Row.name and window: uint8 (SHOWN, 3, px, px)
+Samples = dict[tuple[str, int], Tensor]  # by Row.name and window: uint8 (SHOWN, 3, height, width)
 
 
 @dataclass
 class Judge:
     """What scores drawings: a network's features of a reference, a classifier, a CLIP; each as far as there is one."""
 
-    size: int  # pixels each way
+    size: tuple[int, int]  # height and width in pixels
     extractor: Extractor | None = None
     reference: Reference | None = None
     classifier: Classifier | None = None
@@ -74,7 +77,7 @@ def judge(recipe: Recipe, subject: Subject, *, out: Path, device: torch.device) 
     tokenizer = subject.generator.drawing.tokenizer
     if tokenizer is None:
         raise ValueError(f"recipe {recipe.name} has no model.tokenizer: images cannot be scored without pixels")
-    size = settings.size or model.grid[1] * tokenizer.stride
+    size = scored(recipe) or drawn_size(recipe, tokenizer)
     clip = Clip(settings.clip, device=device) if settings.clip else None
     reference = settings.reference or (recipe.data.val if _there(recipe.data.val) else None)
     if reference is None:
@@ -86,11 +89,6 @@ def judge(recipe: Recipe, subject: Subject, *, out: Path, device: torch.device) 
         )
     if not is_url(reference) and not Path(reference).exists():
         raise ValueError(f"evaluate.reference = {reference}: no such file or folder. {REMEDY}")
-    if model.grid[0] != model.grid[1] and not reference.endswith(".json"):
-        raise ValueError(
-            f"evaluate.reference = {reference}: its pictures are square, and a grid of {model.raster} is not. Give "
-            "shards of this grid, made by `zipar-train tokenize`"
-        )
     classifier = accuracy = None
     if settings.features == "classifier":
         classifier, accuracy = _classifier(recipe, tokenizer, out)
@@ -155,7 +153,11 @@ def evaluate(
     baseline = found[0].name if compare else None
     judging = judge(recipe, found[0], out=out, device=device) if rank == 0 else None
     if _there(recipe.data.val):
-        read_manifest(recipe.data.val, **expected(recipe))
+        held_out, trained_on = read_manifest(recipe.data.val, **expected(recipe)), None
+        with suppress(ValueError):  # training shards need not be here
+            trained_on = read_manifest(recipe.data.train) if not is_url(recipe.data.train) else None
+        if trained_on is not None:
+            same_classes(recipe.data.train, recipe.data.val, (trained_on, held_out))
     if (released or adaptive) and len(wanted) == 1:
         raise ValueError("--released, --adaptive: at next-token, the only window, they draw as ever. Add --windows")
     cases: list[tuple[Subject, int, Manner]] = []
@@ -171,6 +173,7 @@ def evaluate(
         ]
         for subject, window, manner in cases
     }
+    check_captions(recipe, chain(*(drawn.conditions for of_seeds in drawings.values() for drawn in of_seeds)))
     for (name, window, manner), of_seeds in drawings.items():
         for drawn in of_seeds:
             words = f"{name}, window {window}{'' if manner == 'planned' else f', {manner}'}, seed {drawn.seed}"
@@ -240,8 +243,8 @@ def _protocol(recipe: Recipe, judging: Judge, drawn: Drawing) -> Protocol:
         images=settings.images,
         seeds=settings.seeds,
         conditions=drawn.origin,
-        size=judging.size,
-        drawn=recipe.model.grid[1] * tokenizer.stride,
+        size=one_or_two(judging.size),
+        drawn=one_or_two(drawn_size(recipe, tokenizer)),
         reference=reference.words if reference else None,
         reference_checksum=reference.checksum if reference else None,
         reference_images=reference.images if reference else None,
@@ -254,6 +257,12 @@ def _protocol(recipe: Recipe, judging: Judge, drawn: Drawing) -> Protocol:
     )
 
 
+def drawn_size(recipe: Recipe, tokenizer: Tokenizer) -> tuple[int, int]:
+    """Height and width of drawn images in pixels, before they are resized."""
+    rows, columns = recipe.model.grid
+    return rows * tokenizer.stride, columns * tokenizer.stride
+
+
 def _classifier(recipe: Recipe, tokenizer: Tokenizer, out: Path) -> tuple[Classifier, float]:
     """The small classifier of the recipe's own shards, and its accuracy on the held-out ones."""
     model, data = recipe.model, recipe.data
@@ -264,10 +273,10 @@ def _classifier(recipe: Recipe, tokenizer: Tokenizer, out: Path) -> tuple[Classi
         out / "classifier.safetensors",
         ShardLoader(data.train, batch_size=32, shuffle=10000),
         tokenizer,
-        size=recipe.evaluate.size,
+        size=scored(recipe),
     )
     held_out = ShardLoader(data.val, batch_size=recipe.evaluate.batch_size)
-    return classifier, classifier.accuracy(pixels_of(held_out, tokenizer, manifest.grid, size=recipe.evaluate.size))
+    return classifier, classifier.accuracy(pixels_of(held_out, tokenizer, manifest.grid, size=scored(recipe)))
 
 
 def _bits(recipe: Recipe, cases: Sequence[tuple[Subject, int, Manner]]) -> dict[Case, float]:
@@ -278,7 +287,9 @@ def _bits(recipe: Recipe, cases: Sequence[tuple[Subject, int, Manner]]) -> dict[
     if not _there(recipe.data.val):
         print(f"no bits a code: data.val = {recipe.data.val} is not there", file=sys.stderr)
         return {}
-    loader = ShardLoader(recipe.data.val, batch_size=recipe.evaluate.batch_size)
+    fitting = fits(recipe.model)
+    loader = ShardLoader(recipe.data.val, batch_size=recipe.evaluate.batch_size, damaged=recipe.data.damaged,
+                         misfit=fitting.misfit if fitting else None)  # fmt: skip
     return {
         (subject.name, window, manner): bits_per_code(
             subject.generator, subject.generator.plan(window), loader, images=max(recipe.evaluate.images, LEAST)

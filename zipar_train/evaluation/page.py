@@ -32,7 +32,7 @@ def html(
     """The page's text.
 
     Args:
-        samples: uint8 (B, 3, px, px) by checkpoint and window.
+        samples: uint8 (B, 3, height, width) by checkpoint and window.
         figure: closed when done.
         table: heading, then rows.
         findings, reading: sentences, with **bold** in Markdown.
@@ -52,7 +52,7 @@ def html(
         findings=[_bold(line) for line in findings],
         reading=[_bold(line) for line in reading],
         figure=Markup(_svg(figure)),
-        small=next(iter(samples.values())).shape[-1] < 64,
+        small=next(iter(samples.values())).shape[-2:].numel() < 64 * 64,
         checkpoints=[
             {
                 "name": name,

@@ -103,16 +103,18 @@ def plot_samples(samples: Mapping[tuple[str, int], Tensor], path: Path) -> None:
     images = len(next(iter(samples.values())))
     rows = {name: [window for n, window in samples if n == name] for name in names}
     heights = [len(windows) for windows in rows.values()]
-    side = next(iter(samples.values())).shape[-1] + 1
-    inch = 0.62 if side < 64 else 1.3
+    height, width = (side + 1 for side in next(iter(samples.values())).shape[-2:])
+    small = max(height, width) < 65
+    wide = 0.62 if small else 1.3  # inches an image
+    high = wide * height / width
     with plt.rc_context({"font.size": 9}):
         figure, axes = plt.subplots(
-            len(names), 1, figsize=(inch * images + 1.4, (inch + 0.04) * sum(heights) + 0.4 * len(names)),
+            len(names), 1, figsize=(wide * images + 1.4, (high + 0.04) * sum(heights) + 0.4 * len(names)),
             squeeze=False, layout="constrained", height_ratios=heights,
         )  # fmt: skip
         for axis, name in zip(axes[:, 0], names, strict=True):
-            axis.imshow(sheet(samples, name).numpy(), interpolation="nearest" if side < 64 else "antialiased")
-            axis.set_yticks([side * (i + 0.5) for i in range(len(rows[name]))], [f"window {w}" for w in rows[name]])
+            axis.imshow(sheet(samples, name).numpy(), interpolation="nearest" if small else "antialiased")
+            axis.set_yticks([height * (i + 0.5) for i in range(len(rows[name]))], [f"window {w}" for w in rows[name]])
             axis.set_xticks([])
             axis.tick_params(length=0)
             axis.spines[:].set_visible(False)

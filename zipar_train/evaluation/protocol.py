@@ -11,8 +11,8 @@ class Protocol(BaseModel):
     images: int  # drawn, for each seed
     seeds: list[int]
     conditions: str  # random classes | classes in turn | captions of ...
-    size: int  # pixels each way, as scored
-    drawn: int  # pixels each way, as drawn
+    size: int | tuple[int, int]  # pixels each way, or height and width, as scored
+    drawn: int | tuple[int, int]  # the same, as drawn
     reference: str | None  # None: nothing to compare with
     reference_checksum: str | None
     reference_images: int | None
@@ -25,6 +25,16 @@ class Protocol(BaseModel):
     features: str | None
     features_weights: str | None  # SHA-256
     clip: str | None = None
+
+
+def one_or_two(size: tuple[int, int]) -> int | tuple[int, int]:
+    """Pixels each way, or height and width of what is not square."""
+    return size[0] if size[0] == size[1] else size
+
+
+def in_pixels(size: int | tuple[int, int]) -> str:
+    """A size in words: `256 px`, `192 x 256 px`."""
+    return f"{size} px" if isinstance(size, int) else f"{size[0]} x {size[1]} px"
 
 
 def warnings(protocol: Protocol) -> list[str]:

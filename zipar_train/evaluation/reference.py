@@ -53,7 +53,7 @@ def open_reference(
     extractor: Extractor,
     *,
     tokenizer: Tokenizer,
-    size: int,
+    size: tuple[int, int],
     batch_size: int = BLOCK,
     grid: Grid | None = None,
     codes: int | None = None,
@@ -63,8 +63,8 @@ def open_reference(
     Args:
         source: a folder of pictures, the manifest (.json) of a shard set, or an .npz file of ADM's evaluator.
         tokenizer: of a shard set's codes.
-        size: pixels each way of the drawn images; larger pictures of a folder are cropped as ADM crops, shards' resized
-            as drawn images are.
+        size: height and width of the drawn images in pixels; larger pictures of a folder are cropped as ADM crops,
+            shards' resized as drawn images are.
         grid, codes: that a shard set's must be.
 
     Raises:
@@ -81,12 +81,17 @@ def open_reference(
     raise ValueError(f"evaluate.reference = {source}: nothing to compare with. {adm.REMEDY}")
 
 
-def _from_adm(path: Path, extractor: Extractor, *, size: int) -> Reference:
+def _from_adm(path: Path, extractor: Extractor, *, size: tuple[int, int]) -> Reference:
     file = adm.read_reference(path)
+    if file.size is None and size[0] != size[1]:
+        raise ValueError(
+            f"evaluate.reference = {path}: its statistics are of square images, the drawn ones have {_by(size)} "
+            "pixels. Give a folder of pictures, or shards made by `zipar-train tokenize`"
+        )
     if file.size not in (None, size):
         raise ValueError(
-            f"evaluate.reference = {path}: its images have {file.size} pixels each way, the drawn ones {size}. "
-            f"Set evaluate.size={file.size}, or give a reference of {size} pixels"
+            f"evaluate.reference = {path}: its images have {_by(file.size)} pixels, the drawn ones {_by(size)}. "
+            f"Set evaluate.size={min(file.size)}, or give a reference of {_by(size)} pixels"
         )
     if file.pooled and not extractor.inception:
         raise ValueError(
@@ -109,7 +114,9 @@ def _from_adm(path: Path, extractor: Extractor, *, size: int) -> Reference:
     )
 
 
-def _from_shards(source: str, extractor: Extractor, tokenizer: Tokenizer, *, size: int, batch_size: int) -> Reference:
+def _from_shards(
+    source: str, extractor: Extractor, tokenizer: Tokenizer, *, size: tuple[int, int], batch_size: int
+) -> Reference:
     def loader() -> ShardLoader:
         return ShardLoader(source, batch_size=batch_size)
 
@@ -137,7 +144,7 @@ def _from_shards(source: str, extractor: Extractor, tokenizer: Tokenizer, *, siz
     )
 
 
-def _from_folder(path: Path, extractor: Extractor, *, size: int) -> Reference:
+def _from_folder(path: Path, extractor: Extractor, *, size: tuple[int, int]) -> Reference:
     files, skipped = picture_files(path, root=path)
     files.sort()
     _enough(path, len(files))
@@ -169,17 +176,21 @@ def _enough(source: str | Path, images: int) -> None:
         raise ValueError(f"evaluate.reference = {source}: {images} pictures; at least {LEAST} are needed. {adm.REMEDY}")
 
 
-def _picture(file: Path, size: int) -> Tensor:
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]}"
+
+
+def _picture(file: Path, size: tuple[int, int]) -> Tensor:
     try:
         picture = decode_image(file)
     except (ValueError, OSError) as error:
         raise ValueError(f"{file} is no readable picture ({error}): remove it or fetch it again") from None
-    if min(picture.size) < size:
+    if picture.height < size[0] or picture.width < size[1]:
         raise ValueError(
-            f"{file} has {picture.width} x {picture.height} pixels, the drawn images {size}: enlarging it would "
+            f"{file} has {picture.height} x {picture.width} pixels, the drawn images {_by(size)}: enlarging it would "
             "change the scores. Give pictures at least as large, or set evaluate.size"
         )
-    return pil_to_tensor(centre_crop(picture, size, size))
+    return pil_to_tensor(centre_crop(picture, *size))
 
 
 def _statistics(features: Features | None, extractor: Extractor) -> Statistics:

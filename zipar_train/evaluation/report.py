@@ -9,6 +9,7 @@ from PIL import Image
 from zipar_train.evaluation.evaluate import Samples
 from zipar_train.evaluation.page import html
 from zipar_train.evaluation.plots import pareto, plot_samples
+from zipar_train.evaluation.protocol import in_pixels
 from zipar_train.evaluation.results import SCORES, Report, Row
 from zipar_train.evaluation.scores import Score
 from zipar_train.files import make_folder, write_whole
@@ -155,10 +156,11 @@ def reading(report: Report) -> list[str]:
     """How to read the table, and with what it was made."""
     protocol = report.protocol
     environment = ", ".join(f"{key} {value}" for key, value in report.environment.items())
-    resized = f", resized from {protocol.drawn} (bicubic, as LlamaGen does)" if protocol.size != protocol.drawn else ""
+    drawn = in_pixels(protocol.drawn).removesuffix(" px")
+    resized = f", resized from {drawn} (bicubic, as LlamaGen does)" if protocol.size != protocol.drawn else ""
     seeds = f"seed{'s' * (len(protocol.seeds) > 1)} {', '.join(map(str, protocol.seeds))}"
     lines = [
-        f"Drawn: {protocol.images:,} images a row and seed ({seeds}), {protocol.conditions}, {protocol.size} px"
+        f"Drawn: {protocol.images:,} images a row and seed ({seeds}), {protocol.conditions}, {in_pixels(protocol.size)}"
         f"{resized}, {protocol.dtype}; guidance {protocol.guidance:g}, temperature {protocol.temperature:g}, "
         f"top-k {protocol.top_k}, top-p {protocol.top_p:g}.",
     ]

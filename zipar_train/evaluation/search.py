@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from zipar_train.evaluation.evaluate import judge
 from zipar_train.evaluation.scores import Score
-from zipar_train.evaluation.subjects import drawing, subjects, windows_of
+from zipar_train.evaluation.subjects import check_captions, conditions, drawing, subjects, windows_of
 from zipar_train.files import make_folder
 from zipar_train.processes import process
 from zipar_train.sections import Recipe
@@ -57,6 +57,7 @@ def search_guidance(
     wanted = windows_of(recipe, windows)
     judging = judge(recipe, subject, out=out, device=device) if rank == 0 else None
     drawings = []
+    check_captions(recipe, conditions(recipe, images=images, seed=recipe.evaluate.seeds[0])[0])
     for scale in scales:
         draw = recipe.draw.model_copy(update={"guidance": float(scale)})
         for window in wanted:

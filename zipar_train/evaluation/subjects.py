@@ -1,7 +1,7 @@
 """What is evaluated: a checkpoint as a generator with a name, and its drawings as the recipe asks for them."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,9 @@ from zipar_train.decoding.generator import Generator, Manner
 from zipar_train.evaluation.captions import captions_of
 from zipar_train.evaluation.drawing import Drawing, classes_of
 from zipar_train.files import sha256
+from zipar_train.models.family import fits
 from zipar_train.models.weights import read
+from zipar_train.section import scaled
 from zipar_train.sections import Draw, Recipe
 
 
@@ -59,6 +61,11 @@ def expected(recipe: Recipe) -> dict[str, Any]:
     return {"grid": model.raster, "codes": model.codes, "classes": model.classes, "captions": model.captions}
 
 
+def scored(recipe: Recipe) -> tuple[int, int] | None:
+    """Height and width in pixels that drawn images are resized to; None: they are scored as drawn."""
+    return scaled(recipe.model.grid, recipe.evaluate.size) if recipe.evaluate.size else None
+
+
 def windows_of(recipe: Recipe, windows: Sequence[int] | None) -> list[int]:
     """The windows asked for and next-token, the widest first.
 
@@ -86,6 +93,21 @@ def conditions(recipe: Recipe, *, images: int, seed: int) -> tuple[list[Any], st
     return [captions[k % len(captions)] for k in range(images)], words
 
 
+def check_captions(recipe: Recipe, wanted: Iterable[Any]) -> None:
+    """See that captions fit the model's prompt, before anything is drawn.
+
+    Raises:
+        ValueError: for the first that does not.
+    """
+    fitting = fits(recipe.model)
+    if fitting is None or fitting.fingerprint is None:
+        return
+    source = recipe.evaluate.captions or recipe.data.val
+    for text in dict.fromkeys(wanted):
+        if reason := fitting.misfit(text):
+            raise ValueError(f"evaluate.captions = {source}: {reason}")
+
+
 def drawing(
     recipe: Recipe,
     subject: Subject,
@@ -111,5 +133,5 @@ def drawing(
         batch_size=settings.batch_size,
         draw=draw or recipe.draw,
         manner=manner,
-        size=settings.size,
+        size=scored(recipe),
     )

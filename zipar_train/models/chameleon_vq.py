@@ -60,7 +60,7 @@ class ChameleonVQ:
         return self.code.to(pixels.device)[torch.cat(found)]
 
     @torch.inference_mode()
-    def decode(self, codes: Tensor, *, size: int | None = None) -> Tensor:
+    def decode(self, codes: Tensor, *, size: tuple[int, int] | None = None) -> Tensor:
         """Pixels, uint8 (B, 3, px, px), of codes (B, H, W)."""
         return torch.cat([to_bytes(self.images(chunk), size=size) for chunk in codes.split(CHUNK)])
 

@@ -37,7 +37,7 @@ class Emu3VQ:
         return torch.stack(found)
 
     @torch.inference_mode()
-    def decode(self, codes: Tensor, *, size: int | None = None) -> Tensor:
+    def decode(self, codes: Tensor, *, size: tuple[int, int] | None = None) -> Tensor:
         """Pixels, uint8 (B, 3, px, px), of codes (B, H, W)."""
         model = self.model.to(codes.device)
         return torch.cat([to_bytes(model.decode(chunk).float(), size=size) for chunk in codes.split(CHUNK)])

@@ -18,8 +18,9 @@ from zipar_train.grid import Grid
 from zipar_train.masks import hide
 from zipar_train.models.additive import additive, computed_in
 from zipar_train.models.attention import attention_kernels
-from zipar_train.models.prompts import Prompts
+from zipar_train.models.prompts import Prompter, Prompts
 from zipar_train.models.published import allocate, find_frequencies
+from zipar_train.models.text import Width
 from zipar_train.models.vq import Tokenizer
 from zipar_train.plan import ROW_END, Plan
 from zipar_train.sections import Model
@@ -89,6 +90,24 @@ class Family(Protocol):
         """Logits over image codes, (..., V), of hidden states (..., D)."""
 
 
+class Fits(Protocol):
+    """Whether captions fit a model's prompt."""
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Of all that decides it; None: captions of any length fit."""
+
+    def loaded(self) -> "Fits":
+        """This, with what it needs loaded.
+
+        Raises:
+            ValueError: if that cannot be.
+        """
+
+    def misfit(self, caption: str, features: Any = None) -> str:
+        """Why a caption, or its features (n, F), does not fit; empty: it does."""
+
+
 def build(
     model: Model, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", empty: bool = False
 ) -> Family:
@@ -106,6 +125,18 @@ def build(
     else:
         find_frequencies(family.model, device=device)
     return family
+
+
+def fits(model: Model) -> Fits | None:
+    """What tells whether captions fit the recipe's model, without its weights; None: it is prompted by classes."""
+    if model.text is not None:
+        return Width(model.text)
+    if model.words is None:
+        return None
+    module, name = FAMILIES[model.family]
+    with torch.device("meta"):
+        words: Prompter = getattr(import_module(module), name)(model).words
+    return words
 
 
 def teacher_forced(family: Family, plan: Plan, codes: Tensor, condition: Any, mask: Any) -> Tensor:

@@ -1,5 +1,7 @@
 """Captions as token ids of a text model, left-padded to a fixed length."""
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -68,6 +70,15 @@ class Prompter:
             raise ValueError(f"model.words.encoder = {source}: its tokenizer lacks a padding token or a first token")
         return tokenizer
 
+    def loaded(self) -> "Prompter":
+        """This, with its tokenizer loaded.
+
+        Raises:
+            ValueError: if it cannot be, or is of another model.
+        """
+        _ = self.tokenizer
+        return self
+
     def check(self, condition: Any, device: torch.device) -> Prompts:
         """Captions, or what this has returned before, as prompts on the device.
 
@@ -85,21 +96,40 @@ class Prompter:
 
     def framed(self, captions: Sequence[str], device: torch.device) -> Prompts:
         """Captions in the model's format, left-padded."""
-        first, length = self.tokenizer.bos_token_id, self.text.tokens
+        length = self.text.tokens
         ids = torch.full((len(captions), length), self.tokenizer.pad_token_id)
         padding = torch.ones(len(captions), length, dtype=torch.bool)
         for row, caption in enumerate(captions):
-            before, after = self.ask.split("{}")
-            found = self.tokenizer(f"{before}{caption}{after}", add_special_tokens=False).input_ids
-            found = [first, *found, *map(self.tokenizer.convert_tokens_to_ids, self.after)]
+            found = self._ids(caption)
             if len(found) > length:
-                raise ValueError(
-                    f"caption {caption[:60]!r}... takes {len(found)} tokens with what surrounds it, the prompt has "
-                    f"{length}: shorten it, or set model.words.tokens higher"
-                )
+                raise ValueError(self._too_long(caption, len(found)))
             ids[row, length - len(found) :] = torch.tensor(found)
             padding[row, length - len(found) :] = False
         return Prompts(ids.to(device), padding.to(device))
+
+    def misfit(self, caption: str, features: Any = None) -> str:
+        """Why a caption does not fit into the prompt; empty: it does."""
+        whole = caption.strip() + self.text.positive
+        tokens = len(self._ids(whole))
+        return self._too_long(whole, tokens) if tokens > self.text.tokens else ""
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all that decides which captions fit: 16 hexadecimal digits."""
+        vocabulary = sorted(self.tokenizer.get_vocab().items())
+        parts = [self.ask, self.after, self.text.positive, self.text.tokens, vocabulary]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+    def _ids(self, caption: str) -> list[int]:
+        before, after = self.ask.split("{}")
+        found = self.tokenizer(f"{before}{caption}{after}", add_special_tokens=False).input_ids
+        return [self.tokenizer.bos_token_id, *found, *map(self.tokenizer.convert_tokens_to_ids, self.after)]
+
+    def _too_long(self, caption: str, tokens: int) -> str:
+        return (
+            f"caption {caption[:60]!r}... takes {tokens} tokens with what surrounds it, the prompt has "
+            f"{self.text.tokens}: shorten it, or set model.words.tokens higher"
+        )
 
     def dropped(self, prompts: Prompts, where: Tensor) -> Prompts:
         """The images `where`, bool (B,), without their words: padding tokens in their place, which are seen."""

@@ -1,7 +1,7 @@
 """Captions to the features of a T5 encoder, and features to a prompt of fixed length."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +14,27 @@ class Captions(NamedTuple):
 
     features: Tensor  # (B, P, F)
     padding: Tensor  # bool (B, P)
+
+
+class Width:
+    """What features of captions must be for a model that is prompted by them: of its width, however many.
+
+    More than the prompt's length are cut off, as the original does.
+    """
+
+    fingerprint = None  # nothing about a caption itself
+
+    def __init__(self, text: Text):
+        self.wanted = text.features
+
+    def loaded(self) -> "Width":
+        return self
+
+    def misfit(self, caption: str, features: Any = None) -> str:
+        """Why the features of a caption do not fit; empty: they do, or there are none yet."""
+        if features is None or features.shape[1] == self.wanted:
+            return ""
+        return f"caption features are {features.shape[1]} wide, the model's {self.wanted}: make them with its encoder"
 
 
 class TextEncoder:

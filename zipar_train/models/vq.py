@@ -17,8 +17,12 @@ class Tokenizer(Protocol):
     def sha256(self) -> str | None:
         """Of the file it was read from."""
 
-    def decode(self, codes: Tensor, *, size: int | None = None) -> Tensor:
-        """Pixels, uint8 (B, 3, px, px), of codes (B, H, W); resized to `size` pixels each way, as LlamaGen does."""
+    def decode(self, codes: Tensor, *, size: tuple[int, int] | None = None) -> Tensor:
+        """Pixels, uint8 (B, 3, height, width), of codes (B, H, W); resized to `size`, as LlamaGen does.
+
+        Args:
+            size: height and width in pixels; None: as decoded.
+        """
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Codes, int64 (B, H, W), of pixels uint8 (B, 3, px, px)."""
@@ -42,9 +46,9 @@ class Palette:
         ramp = torch.linspace(0, 255, levels).round().to(torch.uint8)
         return cls(ramp[:, None].expand(-1, 3).contiguous())
 
-    def decode(self, codes: Tensor, *, size: int | None = None) -> Tensor:
+    def decode(self, codes: Tensor, *, size: tuple[int, int] | None = None) -> Tensor:
         pixels = self.colours.to(codes.device)[codes].permute(0, 3, 1, 2).contiguous()
-        if size is None or pixels.shape[-2:] == (size, size):
+        if size is None or pixels.shape[-2:] == size:
             return pixels
         from zipar_train.models.vq16 import to_bytes
 

@@ -54,7 +54,7 @@ class VQ16:
         return torch.cat(found)
 
     @torch.inference_mode()
-    def decode(self, codes: Tensor, *, size: int | None = None) -> Tensor:
+    def decode(self, codes: Tensor, *, size: tuple[int, int] | None = None) -> Tensor:
         """Pixels, uint8 (B, 3, px, px), of codes (B, H, W); on a GPU in bfloat16 where that is not seen."""
         device = codes.device.type
         half = device == "cuda" and self.rounding(codes.device) < 1
@@ -83,14 +83,14 @@ class VQ16:
         return model.decoder(model.post_quant_conv(entries))
 
 
-def to_bytes(images: Tensor, *, size: int | None = None) -> Tensor:
-    """Pixels, uint8 (B, 3, px, px), of images, float (B, 3, px, px) around -1 .. 1.
+def to_bytes(images: Tensor, *, size: tuple[int, int] | None = None) -> Tensor:
+    """Pixels, uint8 (B, 3, px, px), of images, float (B, 3, px, px) around -1 .. 1; resized to `size`.
 
     As LlamaGen (autoregressive/sample/sample_c2i_ddp.py): bicubic without antialiasing, on the floats, then cut off to
     bytes.
     """
-    if size is not None and images.shape[-2:] != (size, size):
-        images = interpolate(images, size=(size, size), mode="bicubic")
+    if size is not None and images.shape[-2:] != size:
+        images = interpolate(images, size=size, mode="bicubic")
     return (127.5 * images + 128).clamp(0, 255).to(torch.uint8)
 
 

@@ -8,7 +8,7 @@ import lightning as L
 from zipar_train.grid import Grid
 from zipar_train.loader import Damaged, ShardLoader
 from zipar_train.order import Share
-from zipar_train.shards import read_manifest
+from zipar_train.shards import Misfit, read_manifest, same_classes
 
 
 class ShardDataModule(L.LightningDataModule):
@@ -18,11 +18,13 @@ class ShardDataModule(L.LightningDataModule):
         train, val: manifests, see `zipar_train.shards`.
         batch_size: images a batch on a device.
         step: images of an optimizer step over all devices, whatever their number; None: a batch on each.
-        damaged, stalled: of the training shards, see `ShardLoader`.
+        damaged, misfit: see `ShardLoader`.
+        stalled: of the training shards, see `ShardLoader`.
         grid, codes, classes, captions: what the model expects of the shards.
 
     Raises:
-        ValueError: if a shard set is missing or does not fit, or a step takes more images than there are.
+        ValueError: if a shard set is missing or does not fit, the two number classes differently, or a step takes more
+            images than there are.
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class ShardDataModule(L.LightningDataModule):
         shuffle: int = 10000,
         seed: int = 0,
         damaged: Damaged = "stop",
+        misfit: Misfit | None = None,
         stalled: float | None = None,
         grid: Grid | None = None,
         codes: int | None = None,
@@ -45,11 +48,12 @@ class ShardDataModule(L.LightningDataModule):
         super().__init__()
         self.train, self.val = train, val
         self.batch_size, self.workers, self.shuffle, self.seed = batch_size, workers, shuffle, seed
-        self.step, self.damaged, self.stalled = step, damaged, stalled
+        self.step, self.damaged, self.misfit, self.stalled = step, damaged, misfit, stalled
         self.loader: ShardLoader | None = None
         self.position: dict[str, int] | None = None
         expected: dict[str, Any] = {"grid": grid, "codes": codes, "classes": classes, "captions": captions}
-        self.manifests = [read_manifest(path, **expected) for path in (train, val)]
+        self.manifests = (read_manifest(train, **expected), read_manifest(val, **expected))
+        same_classes(train, val, self.manifests)
         if step and step > self.manifests[0].samples:
             raise ValueError(
                 f"{train} has {self.manifests[0].samples:,} images, and a step takes {step:,}: lower optim.batch, or "
@@ -57,9 +61,7 @@ class ShardDataModule(L.LightningDataModule):
             )
 
     def train_dataloader(self) -> ShardLoader:
-        self.loader = self._loader(
-            self.train, shuffle=self.shuffle, step=self.step, damaged=self.damaged, stalled=self.stalled
-        )
+        self.loader = self._loader(self.train, shuffle=self.shuffle, step=self.step, stalled=self.stalled)
         if self.position is not None:
             self.loader.load_state_dict(self.position)
         return self.loader
@@ -83,6 +85,5 @@ class ShardDataModule(L.LightningDataModule):
 
     def _loader(self, manifest: str | Path, **more: Any) -> ShardLoader:
         share = Share(self.trainer.global_rank, self.trainer.world_size) if self.trainer else Share()
-        return ShardLoader(
-            manifest, batch_size=self.batch_size, seed=self.seed, workers=self.workers, share=share, **more
-        )
+        return ShardLoader(manifest, batch_size=self.batch_size, seed=self.seed, workers=self.workers, share=share,
+                           damaged=self.damaged, misfit=self.misfit, **more)  # fmt: skip

@@ -13,6 +13,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_only
 
+from zipar_train.check import check_captions
 from zipar_train.checkpoints import damage, folder, last_checkpoint, newest_first
 from zipar_train.decoding.memory import ran_out
 from zipar_train.files import CLAIM, claimed, make_folder, write_whole
@@ -70,6 +71,8 @@ def _fit(recipe: Recipe, run: Path, *, resume: bool, allow: Sequence[str]) -> Pa
     train, val = build_datamodule(
         recipe, world=recipe.optim.batch or 1
     ).manifests  # looked at before anything is loaded
+    if recipe.data.damaged == "stop" and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+        check_captions(recipe.model, {recipe.data.train: train, recipe.data.val: val})
     described = {
         "trained on": f"{train.samples:,} images, {train.source} (views: {train.views})",
         "held out": f"{val.samples:,} images, {val.source}",

@@ -94,5 +94,5 @@ def _caption(wanted: Any) -> str:
 
 
 def _enlarged(picture: Image.Image) -> Image.Image:
-    scale = max(1, LEAST // picture.width)
+    scale = max(1, LEAST // max(picture.size))
     return picture.resize((scale * picture.width, scale * picture.height), Image.Resampling.NEAREST)

@@ -12,7 +12,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 
 from zipar_train.models import lora
 from zipar_train.models.compiled import compile_layers
-from zipar_train.models.family import Family, build
+from zipar_train.models.family import Family, build, fits
 from zipar_train.models.weights import read, restored
 from zipar_train.sections import Recipe
 from zipar_train.training.average import Average
@@ -97,6 +97,7 @@ def build_datamodule(recipe: Recipe, *, world: int = 1) -> ShardDataModule:
         ValueError: if the shards do not fit, or the devices cannot share a step.
     """
     data, model, (batch_size, accumulated) = recipe.data, recipe.model, dealt(recipe, world)
+    fitting = fits(model)  # where damage stops a run, `fit` has looked at every caption before
     return ShardDataModule(
         data.train,
         data.val,
@@ -106,6 +107,7 @@ def build_datamodule(recipe: Recipe, *, world: int = 1) -> ShardDataModule:
         shuffle=data.shuffle,
         seed=recipe.seed,
         damaged=data.damaged,
+        misfit=fitting.misfit if fitting and (data.damaged == "skip" or not fitting.fingerprint) else None,
         stalled=recipe.health.stalled,
         grid=model.raster,
         codes=model.codes,
