@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "zipar_train"
 ROOMS = [
     *("grid", "stand_in", "plan", "masks", "files", "checkpoints", "history", "picture", "wording", "plain"),
     "trainer_arguments",
-    *("section", "paper", "sections", "recipe", "processes", "environment", "peak_flops"),
+    *("section", "paper", "sections", "expansion", "recipe", "processes", "environment", "peak_flops"),
     *(
         "models.additive",
         "models.attention",

@@ -1,6 +1,7 @@
 """Adapters, distillation, recomputation, compilation: what is trained, what is kept, what is the same."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -96,13 +97,40 @@ def test_adapters_of_other_weights_are_refused(tiny, tmp_path, base, shards):
     recipe = tuned(tiny, tmp_path, tmp_path / "base", "run", LORA, "trainer.max_epochs=1")
     fit(recipe)
     (tmp_path / "base" / "checkpoints" / "last.ckpt").write_bytes((base / "checkpoints" / "last.ckpt").read_bytes())
-    with pytest.raises(ValueError, match="holds adapters for other weights than .*base holds now"):
+    with pytest.raises(
+        ValueError, match="holds adapters, and .* not found: .*base holds other weights.*--set model.weights=PATH"
+    ):
         load(tmp_path / "run")
     with pytest.raises(ValueError, match="the run was trained on other weights"):
         fit(recipe, resume=True)
     (tmp_path / "base" / "checkpoints" / "last.ckpt").unlink()
-    with pytest.raises(ValueError, match="holds adapters for .*base: .*holds neither"):
+    with pytest.raises(ValueError, match="holds adapters, and .*base holds neither"):
         load(tmp_path / "run")
+
+
+def test_a_base_that_was_moved_is_found_or_can_be_said(tiny, tmp_path, base, monkeypatch, run):
+    """By its fingerprint: above the adapters, where --set says, and on resuming."""
+    here = tmp_path / "one"
+    shutil.copytree(base, here / "base")
+    monkeypatch.chdir(here)
+    short = [LORA, "trainer.max_epochs=1", "trainer.limit_train_batches=2", "model.weights=base"]
+    recipe = load_recipe("digits", [*quick(tiny, here, "lora", *short)])
+    fit(recipe)
+    expected = load(here / "lora").draw([3], pixels=False).codes
+    monkeypatch.chdir(tmp_path)
+    assert torch.equal(load(here / "lora").draw([3], pixels=False).codes, expected)  # base lies beside it
+    (here / "base").rename(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="not found: .*--set model.weights=PATH"):
+        load(here / "lora")
+    moved = f"model.weights={tmp_path}/elsewhere"
+    assert torch.equal(load(here / "lora", overrides=[moved]).draw([3], pixels=False).codes, expected)
+    status, _, err = run("draw", "--checkpoint", here / "lora", "--set", moved, "--labels", "3", "--out", "a.png")
+    assert status == 0, err
+    with pytest.raises(ValueError, match="brings its own recipe"):
+        load(here / "lora", overrides=["optim.lr=1"])
+    with pytest.raises(ValueError, match="brings its own recipe"):
+        load(tmp_path / "elsewhere", overrides=[moved])  # no adapters
+    fit(load_recipe("digits", [*quick(tiny, here, "lora", *short), moved]), resume=True)  # the fingerprint is the same
 
 
 def test_what_goes_out_must_be_there(tmp_path, base, cli):

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from zipar_train.options import JsonOption, RecipeOption, SetOption, check_folder, integers, write_json
+from zipar_train.options import JsonOption, RecipeOption, SetOption, check_folder, integers, user_path, write_json
 
 
 def bench(
@@ -34,7 +34,9 @@ def bench(
     ] = None,
     overrides: SetOption = [],  # noqa: B006
     json_file: JsonOption = None,
-    png: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw milliseconds a pass, and the floor.")] = None,
+    png: Annotated[
+        Path | None, typer.Option(parser=user_path, metavar="FILE", help="Draw milliseconds a pass, and the floor.")
+    ] = None,
 ) -> None:
     """Measure what a pass and an image take, beside the floor of this device. Random weights: nothing to download.
 

@@ -16,8 +16,10 @@ from zipar_train.options import (
     OrRecipeOption,
     RecipeOption,
     SetOption,
+    expanded,
     integers,
     one_of,
+    user_path,
     write_json,
 )
 from zipar_train.shards_cli import shards_app
@@ -67,7 +69,9 @@ def plan(
     overrides: SetOption = [],  # noqa: B006
     window: Annotated[int | None, typer.Option(help="The window to map and draw; the recipe's smallest.")] = None,
     windows: Annotated[str | None, typer.Option(help="Windows of the table, for example 24,16,8.")] = None,
-    png: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the pass map and the mask.")] = None,
+    png: Annotated[
+        Path | None, typer.Option(parser=user_path, metavar="FILE", help="Draw the pass map and the mask.")
+    ] = None,
     memory: Annotated[bool, typer.Option(help="Tell what training and drawing take, in some ten seconds.")] = True,
     gib: Annotated[
         float | None, typer.Option(min=0.001, help="Memory of a device that it should fit into; this machine's GPU's.")
@@ -130,9 +134,17 @@ def plan(
 def tokenize(
     recipe: RecipeOption,
     images: Annotated[
-        str, typer.Option(help="A folder with a folder a class, tar shards, a `datasets` folder or id, or `digits`.")
+        str,
+        typer.Option(
+            parser=expanded,
+            metavar="SOURCE",
+            help="A folder with a folder a class, tar shards, a `datasets` folder or id, or `digits`.",
+        ),
     ],
-    out: Annotated[Path, typer.Option(help="The folder to write SPLIT.json and its tar files into.")],
+    out: Annotated[
+        Path,
+        typer.Option(parser=user_path, metavar="PATH", help="The folder to write SPLIT.json and its tar files into."),
+    ],
     split: Annotated[
         str | None, typer.Option(help="One split alone; otherwise train and val of what has both.")
     ] = None,
@@ -219,7 +231,7 @@ def fit(
 
 @app.command()
 def draw(
-    out: Annotated[Path, typer.Option(help="The picture to write.")],
+    out: Annotated[Path, typer.Option(parser=user_path, metavar="PATH", help="The picture to write.")],
     checkpoint: EitherCheckpointOption = None,
     recipe: OrRecipeOption = None,
     overrides: SetOption = [],  # noqa: B006
@@ -263,7 +275,9 @@ def draw(
 
 @app.command()
 def export(
-    out: Annotated[Path, typer.Option(help="A new folder; for --to llamagen a new .pt file.")],
+    out: Annotated[
+        Path, typer.Option(parser=user_path, metavar="PATH", help="A new folder; for --to llamagen a new .pt file.")
+    ],
     checkpoint: EitherCheckpointOption = None,
     recipe: OrRecipeOption = None,
     overrides: SetOption = [],  # noqa: B006

@@ -6,12 +6,18 @@ from typing import Annotated
 
 import typer
 
-from zipar_train.options import JsonOption, SetOption, write_json
+from zipar_train.options import JsonOption, SetOption, expanded, write_json
 
 
 def doctor(
     recipe: Annotated[
-        str | None, typer.Option("--recipe", help="Whether this one could run here too: a name, or a .yaml file.")
+        str | None,
+        typer.Option(
+            "--recipe",
+            parser=expanded,
+            metavar="RECIPE",
+            help="Whether this one could run here too: a name, or a .yaml file.",
+        ),
     ] = None,
     overrides: SetOption = [],  # noqa: B006
     only: Annotated[

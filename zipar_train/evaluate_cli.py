@@ -12,8 +12,10 @@ from zipar_train.options import (
     RecipeOption,
     SetOption,
     check_folder,
+    expanded,
     integers,
     numbers,
+    user_path,
     write_json,
 )
 
@@ -24,7 +26,12 @@ def evaluate(
     recipe: RecipeOption,
     checkpoint: CheckpointOption,
     compare: Annotated[
-        list[str], typer.Option(help="Another checkpoint to score beside it; the first is the baseline. Repeatable.")
+        list[str],
+        typer.Option(
+            parser=expanded,
+            metavar="PATH",
+            help="Another checkpoint to score beside it; the first is the baseline. Repeatable.",
+        ),
     ] = [],  # noqa: B006
     windows: Annotated[str | None, typer.Option(help="For example 8,4,2,1; otherwise the recipe's.")] = None,
     released: Annotated[
@@ -43,7 +50,10 @@ def evaluate(
         int | None, typer.Option(min=10, help="Images drawn at each scale and window; 2000 if not given.")
     ] = None,
     overrides: SetOption = [],  # noqa: B006
-    out: Annotated[Path | None, typer.Option(help="The report's folder; `evaluation` in the run folder.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(parser=user_path, metavar="PATH", help="The report's folder; `evaluation` in the run folder."),
+    ] = None,
     json_file: JsonOption = None,
 ) -> None:
     """Score checkpoints at several windows: passes, time, bits, FID and its kin, CLIP score; a page to read.
@@ -128,7 +138,10 @@ def _search(
 def advise(
     recipe: RecipeOption,
     checkpoint: CheckpointOption,
-    shards: Annotated[str | None, typer.Option(help="Held-out codes, a manifest; otherwise the recipe's.")] = None,
+    shards: Annotated[
+        str | None,
+        typer.Option(parser=expanded, metavar="MANIFEST", help="Held-out codes, a manifest; otherwise the recipe's."),
+    ] = None,
     windows: Annotated[
         str | None, typer.Option(help="For example 16,12,8,4; otherwise powers of two and the recipe's.")
     ] = None,
@@ -138,7 +151,7 @@ def advise(
     images: Annotated[int | None, typer.Option(help="Images whose bits are counted; otherwise all.")] = None,
     overrides: SetOption = [],  # noqa: B006
     png: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Draw bits, attention cut off, where it lies.")
+        Path | None, typer.Option(parser=user_path, metavar="FILE", help="Draw bits, attention cut off, where it lies.")
     ] = None,
     json_file: JsonOption = None,
 ) -> None:

@@ -6,20 +6,57 @@ from typing import Annotated, Any
 
 import typer
 
-RecipeOption = Annotated[str, typer.Option("--recipe", help="A shipped recipe's name, or the path of a .yaml file.")]
+from zipar_train.expansion import expand
+from zipar_train.wording import shown
+
+
+def expanded(text: str) -> str:
+    """A path, URL or name with `~` and variables replaced, see `expansion.expand`.
+
+    Raises:
+        typer.BadParameter: naming the text, and what is wrong with it.
+    """
+    try:
+        return expand(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"{shown(text)}: {error}") from None
+
+
+def user_path(text: str) -> Path:
+    """An `expanded` path."""
+    return Path(expanded(text))
+
+
+RecipeOption = Annotated[
+    str,
+    typer.Option(
+        "--recipe", parser=expanded, metavar="RECIPE", help="A shipped recipe's name, or the path of a .yaml file."
+    ),
+]
 SetOption = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a key, for example optim.lr=1e-4. Repeatable.")
 ]
 CheckpointOption = Annotated[
-    str, typer.Option("--checkpoint", help="A run folder, a .ckpt file or an exported folder.")
+    str,
+    typer.Option(
+        "--checkpoint", parser=expanded, metavar="PATH", help="A run folder, a .ckpt file or an exported folder."
+    ),
 ]
 EitherCheckpointOption = Annotated[
-    str | None, typer.Option("--checkpoint", help="A run folder, a .ckpt file or an exported folder.")
+    str | None,
+    typer.Option(
+        "--checkpoint", parser=expanded, metavar="PATH", help="A run folder, a .ckpt file or an exported folder."
+    ),
 ]
 OrRecipeOption = Annotated[
-    str | None, typer.Option("--recipe", help="Or a recipe, for the weights that it starts from.")
+    str | None,
+    typer.Option(
+        "--recipe", parser=expanded, metavar="RECIPE", help="Or a recipe, for the weights that it starts from."
+    ),
 ]
-JsonOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the same for programs.")]
+JsonOption = Annotated[
+    Path | None, typer.Option("--json", parser=user_path, metavar="FILE", help="Write the same for programs.")
+]
 
 
 def one_of(checkpoint: str | None, recipe: str | None, overrides: list[str]) -> str:
@@ -30,8 +67,12 @@ def one_of(checkpoint: str | None, recipe: str | None, overrides: list[str]) -> 
     """
     if (checkpoint is None) == (recipe is None):
         raise ValueError("give either --checkpoint or --recipe")
-    if checkpoint and overrides:
-        raise ValueError(f"--set {overrides[0]}: a checkpoint brings its own recipe; --set goes with --recipe")
+    moved = ("model.weights=", "model.weights_entry=")  # where the weights are that adapters were trained on
+    if checkpoint and (refused := [override for override in overrides if not override.startswith(moved)]):
+        raise ValueError(
+            f"--set {refused[0]}: a checkpoint brings its own recipe, in which model.weights alone can be set; "
+            "--set goes with --recipe"
+        )
     return str(checkpoint or recipe)
 
 

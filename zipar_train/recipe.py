@@ -1,11 +1,10 @@
 """Recipes found, overridden and checked. Imports no torch, so that mistakes show at once.
 
 A recipe is one complete YAML file that is the whole run. It is found by name (beside the package, or shipped inside the
-wheel) or by path; `key.path=value` overrides; `${NAME}` and `${NAME:-default}` stand for environment variables; every
-mistake is reported at once, with its key, value and remedy.
+wheel) or by path; `key.path=value` overrides; `~`, `${NAME}` and `${NAME:-default}` are expanded, see `expansion`;
+every mistake is reported at once, with its key, value and remedy.
 """
 
-import os
 import re
 from collections.abc import Iterable, Iterator
 from itertools import count
@@ -16,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from zipar_train import plain
+from zipar_train.expansion import expand
 from zipar_train.sections import Recipe, RecipeError
 from zipar_train.wording import cut, nearest, shown
 
@@ -93,6 +93,14 @@ def parse(raw: dict[str, Any], *, where: str) -> Recipe:
     return recipe
 
 
+def overridden(recipe: Recipe, overrides: Iterable[str], *, where: str) -> Recipe:
+    """The recipe with `key.path=value` set, checked again; `where` names its origin in errors."""
+    raw = recipe.model_dump()
+    for override in overrides:
+        _override(raw, override)
+    return parse(raw, where=where)
+
+
 def dump(recipe: Recipe) -> str:
     """The recipe as YAML, complete and resolved."""
     return yaml.dump(recipe.model_dump(), Dumper=plain.Dumper, sort_keys=False, allow_unicode=True)
@@ -114,8 +122,6 @@ def differences(a: Recipe, b: Recipe, *, ignore: Iterable[str] = ()) -> list[str
 
 
 _WHOLE = re.compile(r"[0-9]{1,9}")
-_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^{}]*))?\}")
-SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
 
 
 def _expand(value: Any, key: str, mistakes: list[str], met: Iterator[int]) -> Any:
@@ -127,24 +133,11 @@ def _expand(value: Any, key: str, mistakes: list[str], met: Iterator[int]) -> An
         return [_expand(v, f"{key}.{i}", mistakes, met) for i, v in enumerate(value)]
     if not isinstance(value, str):
         return value
-    if plain.unprintable(value):
-        mistakes.append(f"{key} = {shown(value)}: it holds a character that cannot be printed. Remove it.")
-
-    def replace(match: re.Match[str]) -> str:
-        name, default = match.groups()
-        if SECRET.search(name):
-            mistakes.append(f"{key} = {shown(value)}: a recipe is written into run folders; keep ${name} out of it.")
-        elif (found := os.environ.get(name, default)) is not None:
-            return found
-        else:
-            told = f"{key} = {shown(value)}: the environment variable {name} is not set"
-            mistakes.append(f"{told}. Set it, or write ${{{name}:-default}}.")
-        return name
-
-    expanded = _VARIABLE.sub(replace, value)
-    if "${" in expanded:
-        mistakes.append(f"{key} = {shown(value)}: write variables as ${{NAME}}, or ${{NAME:-default}} without braces.")
-    return expanded
+    try:
+        return expand(value)
+    except ValueError as error:
+        mistakes.append(f"{key} = {shown(value)}: {error}")
+        return value
 
 
 def _override(raw: dict[Any, Any], override: str) -> None:

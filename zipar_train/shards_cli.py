@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from zipar_train.options import JsonOption, RecipeOption, SetOption, write_json
+from zipar_train.options import JsonOption, RecipeOption, SetOption, expanded, user_path, write_json
 
 MOST = 20  # problems of a shard set that are printed
 
@@ -15,8 +15,13 @@ shards_app = typer.Typer(help="Check shards of codes, or import codes that other
 
 @shards_app.command("check")
 def shards_check(
-    manifests: Annotated[list[str], typer.Argument(metavar="MANIFEST...", help="Paths or URLs of .json manifests.")],
-    recipe: Annotated[str | None, typer.Option(help="Also check that the shards are for this recipe.")] = None,
+    manifests: Annotated[
+        list[str], typer.Argument(parser=expanded, metavar="MANIFEST...", help="Paths or URLs of .json manifests.")
+    ],
+    recipe: Annotated[
+        str | None,
+        typer.Option(parser=expanded, metavar="RECIPE", help="Also check that the shards are for this recipe."),
+    ] = None,
     overrides: SetOption = [],  # noqa: B006
     json_file: JsonOption = None,
 ) -> None:
@@ -80,9 +85,17 @@ def shards_check(
 def shards_import(
     recipe: RecipeOption,
     codes: Annotated[
-        Path, typer.Option(help="A LlamaGen code folder, a RandAR tar or its folder, or a 1d-tokenizer .jsonl.")
+        Path,
+        typer.Option(
+            parser=user_path,
+            metavar="PATH",
+            help="A LlamaGen code folder, a RandAR tar or its folder, or a 1d-tokenizer .jsonl.",
+        ),
     ],
-    out: Annotated[Path, typer.Option(help="The folder to write SPLIT.json and its tar files into.")],
+    out: Annotated[
+        Path,
+        typer.Option(parser=user_path, metavar="PATH", help="The folder to write SPLIT.json and its tar files into."),
+    ],
     split: Annotated[str, typer.Option(help="The manifest's name.")] = "train",
     overrides: SetOption = [],  # noqa: B006
 ) -> None:

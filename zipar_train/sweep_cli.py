@@ -7,14 +7,18 @@ from typing import Annotated
 
 import typer
 
-from zipar_train.options import JsonOption, RecipeOption, SetOption, write_json
+from zipar_train.options import JsonOption, RecipeOption, SetOption, user_path, write_json
 
 
 def sweep(
     recipe: RecipeOption,
-    grid: Annotated[Path, typer.Option(metavar="FILE", help="In W&B's sweep syntax; recipes/sweeps has some.")],
+    grid: Annotated[
+        Path, typer.Option(parser=user_path, metavar="FILE", help="In W&B's sweep syntax; recipes/sweeps has some.")
+    ],
     overrides: SetOption = [],  # noqa: B006
-    out: Annotated[Path | None, typer.Option(help="The sweep's folder; beside the recipe's run.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(parser=user_path, metavar="PATH", help="The sweep's folder; beside the recipe's run.")
+    ] = None,
     count: Annotated[
         int | None, typer.Option(min=1, help="Trials at most; a random sweep needs it or run_cap.")
     ] = None,

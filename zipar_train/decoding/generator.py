@@ -23,9 +23,10 @@ from zipar_train.files import write_whole
 from zipar_train.models.family import Family
 from zipar_train.models.weights import Saved, read, restored
 from zipar_train.plan import Plan
-from zipar_train.recipe import explain, load_recipe, shipped
+from zipar_train.recipe import differences, explain, load_recipe, overridden, shipped
 from zipar_train.sections import Draw, Recipe
 
+MOVED = ("model.weights", "model.weights_entry")  # may be set beside adapters: where their base is now
 Manner = Literal["planned", "released", "adaptive"]  # see `Generator.draw`
 
 
@@ -222,7 +223,8 @@ def load(
     """A generator from a run folder, a checkpoint, an export, or a recipe (by name or path) whose weights exist.
 
     Args:
-        overrides: of a recipe, `["model.weights=c2i_L_384.pt"]` say.
+        overrides: keys of a recipe, for example `["model.weights=c2i_L_384.pt"]`; beside a checkpoint of adapters,
+            `model.weights` alone: where the weights are now that they were trained on.
 
     Raises:
         ValueError: if there is nothing to load, or it is damaged; names the file and the remedy.
@@ -234,15 +236,19 @@ def load(
             f"or a recipe ({', '.join(shipped())})"
         )
     if path.exists() and path.suffix not in (".yaml", ".yml"):
-        if overrides:
-            raise ValueError(f"{path} brings its own recipe: {overrides[0]} goes with the name of a recipe")
         saved = read(path)
         if saved.recipe is None:
             raise ValueError(
                 f"{path} carries no recipe. Name the recipe it is for: --recipe llamagen-l --set model.weights={path}, "
                 f'or in Python load("llamagen-l", overrides=["model.weights={path}"])'
             )
-        return Generator(saved.recipe, saved, device=device, dtype=dtype)
+        recipe = overridden(saved.recipe, overrides, where=str(path))
+        if overrides and (not saved.adapter or differences(saved.recipe, recipe, ignore=MOVED)):
+            raise ValueError(
+                f"{path} brings its own recipe and weights: {overrides[0]} goes with the name of a recipe. Beside "
+                "adapters, model.weights can be set, to say where the weights are that they were trained on"
+            )
+        return Generator(recipe, saved, device=device, dtype=dtype)
     recipe = load_recipe(source, overrides)
     if recipe.model.weights is None:
         raise ValueError(

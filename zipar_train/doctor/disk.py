@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from zipar_train.doctor.rows import GIB, Asked, Check, Row, note, ok, problem, size
+from zipar_train.expansion import expand
 from zipar_train.files import write_whole
 from zipar_train.shards import is_url
 
@@ -61,12 +62,12 @@ def lower(sentence: str) -> str:
 
 
 def runs(asked: Asked) -> Iterator[Row]:
-    path = asked.recipe.run if asked.recipe else os.environ.get("ZIPAR_RUNS") or "runs"
+    path = asked.recipe.run if asked.recipe else expand("${ZIPAR_RUNS:-runs}")
     yield folder("runs", Path(path), "Choose another with ZIPAR_RUNS=FOLDER, or --set run=FOLDER")
 
 
 def data(asked: Asked) -> Iterator[Row]:
-    path = os.environ.get("ZIPAR_DATA") or "data"
+    path = expand("${ZIPAR_DATA:-data}")
     if asked.recipe:
         path = asked.recipe.data.train
         if is_url(path):

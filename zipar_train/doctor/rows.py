@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, field_validator, model_validator
 
-from zipar_train.recipe import SECRET
+from zipar_train.expansion import SECRET
 from zipar_train.sections import Recipe
 
 GIB = 2**30

@@ -110,24 +110,41 @@ def restored(
 def _with_adapters(model: Model, saved: Saved, **kwargs: Any) -> Family:
     recipe = saved.recipe
     assert recipe is not None and recipe.tune.lora is not None
-    if recipe.model.weights is None:
-        raise ValueError(f"{saved.path} holds adapters alone, and its recipe names no model.weights to add them to")
-    try:
-        base = read(recipe.model.weights, entry=recipe.model.weights_entry)
-        family = restored(model, base, **kwargs)
-    except ValueError as error:
-        raise ValueError(f"{saved.path} holds adapters for {recipe.model.weights}: {error}") from error
-    made_on = saved.extra.get("base")
-    if made_on is not None and made_on != lora.fingerprint(base.state):
-        raise ValueError(
-            f"{saved.path} holds adapters for other weights than {recipe.model.weights} holds now: their fingerprint "
-            f"is {made_on}. Put the weights back that it was trained on"
-        )
+    family = restored(model, _base(model, saved, recipe), **kwargs)
     try:
         lora.wrapped(family.model, recipe.tune.lora, saved.state).merge_and_unload()  # in place
     except ValueError as error:
         raise ValueError(f"{saved.path}: {error}") from error
     return family
+
+
+def _base(model: Model, saved: Saved, recipe: Recipe) -> Saved:
+    """The weights that adapters were trained on: the first found whose fingerprint is the one they keep.
+
+    They are looked for where the model that is asked for has its weights, then where the recipe of the adapters had
+    them, a relative path from here and from the folders above the adapters.
+    """
+    places = [] if model.weights in (None, recipe.model.weights) else [(model.weights, model.weights_entry)]
+    if recipe.model.weights is not None:
+        entry, relative = recipe.model.weights_entry, Path(recipe.model.weights)
+        places.append((recipe.model.weights, entry))
+        if not relative.is_absolute() and not relative.exists():
+            above = (folder / relative for folder in saved.path.absolute().parents)
+            places += [(str(place), entry) for place in above if place.exists()]
+    made_on, problems = saved.extra.get("base"), []
+    for place, entry in places:
+        try:
+            base = read(place, entry=entry)  # type: ignore[arg-type]
+        except ValueError as error:
+            problems.append(str(error))
+            continue
+        if made_on is None or made_on == lora.fingerprint(base.state):
+            return base
+        problems.append(f"{place} holds other weights: their fingerprint is not {made_on}, that of the adapters' base")
+    raise ValueError(
+        f"{saved.path} holds adapters, and the weights that they were trained on are not found: "
+        f"{'; '.join(problems) or 'its recipe names no model.weights'}. Say where they are: --set model.weights=PATH"
+    )
 
 
 def _same_model(saved: Saved, recipe: Recipe, model: Model) -> None:

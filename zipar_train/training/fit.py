@@ -29,6 +29,7 @@ HARMLESS = (  # keys that may differ on resuming: no loss depends on them
     *("trainer.log_every_n_steps", "trainer.enable_progress_bar", "trainer.enable_model_summary", "data.workers"),
 )
 SHARED = ("data.batch_size", "trainer.devices", "trainer.num_nodes")  # nor on these, where optim.batch is given
+MOVED = ("model.weights", "model.weights_entry")  # where weights are, not what they are
 FIXED = ("model", "tune.lora")  # keys that must not: the weights would not fit
 
 
@@ -117,7 +118,7 @@ def _fit(recipe: Recipe, run: Path, *, resume: bool, allow: Sequence[str]) -> Pa
 def harmful(made_by: Recipe, recipe: Recipe, allow: Sequence[str] = ()) -> list[str]:
     """What keeps a recipe from continuing a run that another one made, in words."""
     harmless = HARMLESS + (SHARED if recipe.optim.batch and made_by.optim.batch else ())
-    meant = [key for key in allow if not key.startswith(FIXED)]
+    meant = [key for key in allow if key in MOVED or not key.startswith(FIXED)]
     return differences(made_by, recipe, ignore=(*harmless, *meant))
 
 
@@ -135,11 +136,9 @@ def to_continue(recipe: Recipe, run: Path, allow: Sequence[str]) -> tuple[Path |
         saved = read(path)
         if saved.recipe is None:
             raise ValueError(f"{path} carries no recipe: it is no run of zipar-train. Choose another run folder")
-        harmless = HARMLESS + (SHARED if recipe.optim.batch and saved.recipe.optim.batch else ())
-        if changed := differences(
-            saved.recipe, recipe, ignore=(*harmless, *(key for key in allow if not key.startswith(FIXED)))
-        ):
-            fixed = [words for words in changed if words.startswith(FIXED)]
+        moved = MOVED if saved.extra.get("base") else ()  # the fingerprint says whether these are the same weights
+        if changed := harmful(saved.recipe, recipe, (*allow, *moved)):
+            fixed = [words for words in changed if words.startswith(FIXED) and words.partition(":")[0] not in MOVED]
             how = " ".join(f"--allow {words.partition(':')[0]}" for words in changed)
             raise ValueError(
                 f"{run} was made by another recipe: {'; '.join(changed)}. Resume with the recipe it was made by, "
