@@ -1,7 +1,6 @@
 """Shards to batches: one epoch an iteration, in an `Order` that any number of processes shares and can resume."""
 
 import random
-import signal
 import sys
 import threading
 from bisect import bisect
@@ -20,6 +19,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from zipar_train.order import Order, Share
 from zipar_train.shards import Manifest, Sample, read_manifest, read_shard
+from zipar_train.signals import deafen, held
 
 Damaged = Literal["stop", "skip"]
 
@@ -191,7 +191,9 @@ class ShardLoader:
         """What the readers have, in turn; raises the errors they met."""
         since, timer = perf_counter(), self._watched()
         try:
-            for part in DataLoader(epoch, batch_size=None, num_workers=readers, worker_init_fn=deaf):
+            with held():
+                batches = iter(DataLoader(epoch, batch_size=None, num_workers=readers, worker_init_fn=deaf))
+            for part in batches:
                 timer.cancel()
                 self.waited += perf_counter() - since
                 if isinstance(part, ValueError):
@@ -239,10 +241,8 @@ class ShardLoader:
 
 
 def deaf(worker: int) -> None:
-    """Loader processes leave signals to the process that trains: Ctrl-C always, others the first time."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for each in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(each, lambda signum, frame: signal.signal(signum, signal.SIG_DFL))
+    """Loader processes leave signals to the process that trains."""
+    deafen()
 
 
 def _collate(chunk: list[tuple[Any, Any, str]]) -> Batch:

@@ -30,6 +30,7 @@ from zipar_train.models.vq import Tokenizer, build_tokenizer
 from zipar_train.processes import process
 from zipar_train.sections import Recipe
 from zipar_train.shards import Layout, Manifest, Sample, Shard, read_manifest, shard_name, write_manifest, write_shard
+from zipar_train.signals import Heard, held, noted
 
 
 class Tokenized(NamedTuple):
@@ -66,6 +67,7 @@ def tokenize(
     Raises:
         ValueError: for a source that is none or does not fit the recipe, or a folder that holds another set.
         OSError: if a file cannot be written.
+        Stopped: if a signal has come; finished shards are kept.
     """
     model = recipe.model
     source = open_source(images, split, captions=model.captions)
@@ -108,15 +110,15 @@ def tokenize(
         DataLoader(work, batch_size=max(1, batch_size // work.views), num_workers=recipe.data.workers,
                    collate_fn=list, worker_init_fn=deaf, multiprocessing_context=_fork(recipe.data.workers))
     )  # fmt: skip
-    rows = _encoded(waiting, tokenizer, encoder, device, bar)
-    for part, group in groupby(rows, key=lambda row: row.number // per_shard):
-        found = list(group)
-        samples = [Sample(r.key, r.codes, r.condition, r.features) for r in found if r.codes is not None]
-        shard = write_shard(samples, Path(out) / shard_name(manifest, part), layout) if samples else None
-        skipped = {row.key: row.reason for row in found if row.codes is None}
-        note = {"shard": shard and shard.model_dump(), "skipped": skipped}
-        write_whole(notes / f"{part}.json", json.dumps(note).encode())
-    bar.close()
+    with noted() as heard, bar:
+        rows = _encoded(waiting, tokenizer, encoder, device, bar, heard)
+        for part, group in groupby(rows, key=lambda row: row.number // per_shard):
+            found = list(group)
+            samples = [Sample(r.key, r.codes, r.condition, r.features) for r in found if r.codes is not None]
+            shard = write_shard(samples, Path(out) / shard_name(manifest, part), layout) if samples else None
+            skipped = {row.key: row.reason for row in found if row.codes is None}
+            note = {"shard": shard and shard.model_dump(), "skipped": skipped}
+            write_whole(notes / f"{part}.json", json.dumps(note).encode())
     whole, skipped = _gather(manifest, notes, layout, len(parts))
     return Tokenized(whole, len(work), perf_counter() - start, waiting.seconds, skipped)
 
@@ -165,7 +167,8 @@ class _Waiting:
         self.loader, self.seconds = loader, 0.0
 
     def __iter__(self) -> Iterator[list[_Row]]:
-        batches = iter(self.loader)
+        with held():
+            batches = iter(self.loader)
         while True:
             start = perf_counter()
             batch = next(batches, None)
@@ -176,10 +179,15 @@ class _Waiting:
 
 
 def _encoded(
-    batches: _Waiting, tokenizer: Tokenizer, encoder: TextEncoder | None, device: torch.device, bar: tqdm
+    batches: _Waiting, tokenizer: Tokenizer, encoder: TextEncoder | None, device: torch.device, bar: tqdm, heard: Heard
 ) -> Iterator[_Row]:
-    """The rows in their order, pixels turned into codes, captions into features where there is an encoder."""
+    """The rows in their order, pixels turned into codes, captions into features where there is an encoder.
+
+    Raises:
+        Stopped: between two batches, if a signal has come.
+    """
     for batch in batches:
+        heard.check()
         good = [row for row in batch if row.pixels is not None]
         codes = iter(())
         if good:
