@@ -62,6 +62,7 @@ def main() -> None:
                 _end(Stopped(heard.signum, str(error)), heard)
             if os.environ.get("ZIPAR_TRACEBACK") or not isinstance(error, (ValueError, OSError)):
                 raise
+            clear_frames(error.__traceback__)
             print(f"zipar-train: {error}", file=sys.stderr)
             sys.exit(2)
         except SystemExit as end:

@@ -189,10 +189,10 @@ class ShardLoader:
 
     def _parts(self, epoch: _Epoch, readers: int) -> Iterator[Batch | None]:
         """What the readers have, in turn; raises the errors they met."""
+        with held():
+            batches: Any = iter(DataLoader(epoch, batch_size=None, num_workers=readers, worker_init_fn=deaf))
         since, timer = perf_counter(), self._watched()
         try:
-            with held():
-                batches = iter(DataLoader(epoch, batch_size=None, num_workers=readers, worker_init_fn=deaf))
             for part in batches:
                 timer.cancel()
                 self.waited += perf_counter() - since
@@ -211,6 +211,7 @@ class ShardLoader:
             ) from error
         finally:
             timer.cancel()
+            del batches  # ends the loader processes, which a traceback would keep
 
     def _watched(self) -> threading.Timer:
         """Tells of a batch that does not come, unless it is cancelled."""

@@ -169,13 +169,16 @@ class _Waiting:
     def __iter__(self) -> Iterator[list[_Row]]:
         with held():
             batches = iter(self.loader)
-        while True:
-            start = perf_counter()
-            batch = next(batches, None)
-            self.seconds += perf_counter() - start
-            if batch is None:
-                return
-            yield batch
+        try:
+            while True:
+                start = perf_counter()
+                batch = next(batches, None)
+                self.seconds += perf_counter() - start
+                if batch is None:
+                    return
+                yield batch
+        finally:
+            del batches  # ends the loader processes, which a traceback would keep
 
 
 def _encoded(
