@@ -9,7 +9,20 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "zipar_train"
 ROOMS = [
-    *("grid", "stand_in", "plan", "masks", "files", "checkpoints", "history", "picture", "wording", "plain"),
+    *(
+        "grid",
+        "stand_in",
+        "plan",
+        "masks",
+        "signals",
+        "output",
+        "files",
+        "checkpoints",
+        "history",
+        "picture",
+        "wording",
+        "plain",
+    ),
     "trainer_arguments",
     *("section", "paper", "sections", "expansion", "recipe", "processes", "environment", "peak_flops"),
     *(
@@ -43,7 +56,14 @@ ROOMS = [
     *("decoding.place", "decoding.pixels", "decoding.sampling", "decoding.decoder", "decoding.rows"),
     *("decoding.adaptive", "decoding"),
     *("training.guard", "training.loss", "training.optimizer", "training.module", "training.datamodule"),
-    *("training.average", "training.callbacks", "training.meter", "training.samples", "training.tracking"),
+    *(
+        "training.average",
+        "training.log",
+        "training.callbacks",
+        "training.meter",
+        "training.samples",
+        "training.tracking",
+    ),
     *("training.trainer", "training.fit", "training.memory", "training"),
     *("evaluation.metrics", "evaluation.adm", "evaluation.features", "evaluation.classifier", "evaluation.drawing"),
     *("evaluation.captions", "evaluation.subjects", "evaluation.reference", "evaluation.scores", "evaluation.clip"),

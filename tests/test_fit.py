@@ -23,7 +23,8 @@ from zipar_train.decoding.generator import Generator
 from zipar_train.loader import Batch, ShardLoader
 from zipar_train.models.weights import read
 from zipar_train.recipe import load_recipe
-from zipar_train.training.callbacks import Checkpoint, Stopped
+from zipar_train.signals import Stopped
+from zipar_train.training.callbacks import Checkpoint
 from zipar_train.training.fit import fit
 from zipar_train.training.meter import flops
 from zipar_train.training.module import units
@@ -121,7 +122,7 @@ def test_resuming_is_exact_with_short_epochs_and_gathered_gradients(tiny, tmp_pa
 
     def stop_at(module, batch, batch_idx):
         if module.current_epoch == 1 and batch_idx == 1:
-            next(c for c in module.trainer.callbacks if isinstance(c, Checkpoint)).signum = signal.SIGTERM
+            next(c for c in module.trainer.callbacks if isinstance(c, Checkpoint)).heard.signum = signal.SIGTERM
         return steps(module, batch, batch_idx)
 
     monkeypatch.setattr(ZipARModule, "training_step", stop_at)

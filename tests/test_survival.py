@@ -21,7 +21,8 @@ from zipar_train.loader import ShardLoader
 from zipar_train.models.weights import read
 from zipar_train.recipe import load_recipe
 from zipar_train.shards import Layout, read_manifest, read_shard, write_shards
-from zipar_train.training.callbacks import Checkpoint, Stopped
+from zipar_train.signals import Stopped
+from zipar_train.training.callbacks import Checkpoint
 from zipar_train.training.fit import fit
 from zipar_train.training.guard import Guard
 from zipar_train.training.module import ZipARModule
@@ -191,7 +192,7 @@ def test_a_clock_that_jumps_changes_nothing(tiny, tmp_path, monkeypatch, whole):
 
     def stop_at(module, batch, batch_idx):
         if module.current_epoch == 1 and batch_idx == 11:
-            next(c for c in module.trainer.callbacks if isinstance(c, Checkpoint)).signum = signal.SIGTERM
+            next(c for c in module.trainer.callbacks if isinstance(c, Checkpoint)).heard.signum = signal.SIGTERM
         return steps(module, batch, batch_idx)
 
     monkeypatch.setattr(ZipARModule, "training_step", stop_at)

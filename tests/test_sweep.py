@@ -20,6 +20,7 @@ from zipar_train.history import validations
 from zipar_train.models.weights import read
 from zipar_train.outcome import Trial, draw, passes
 from zipar_train.recipe import load_recipe, recipe_folder
+from zipar_train.signals import Stopped
 from zipar_train.sweep import run
 
 
@@ -183,16 +184,16 @@ def test_a_signal_is_heard_between_trials_and_a_full_disk_is_a_failed_trial(tmp_
             raise OSError("cannot write result.json: No space left on device")
         os.kill(os.getpid(), signal.SIGTERM)
         deadline = time.monotonic() + 10
-        while running.signum is None and time.monotonic() < deadline:
+        while not running.stopped and time.monotonic() < deadline:
             time.sleep(0.01)
         status = running.to_its_end([sys.executable, "-c", ""])
         raise ValueError(f"trial {number:03d} ended with status {status}")
 
     monkeypatch.setattr("zipar_train.sweep._one", one)
     path = write(tmp_path, "method: grid\nparameters: {seed: {values: [1, 2, 3, 4]}}")
-    with pytest.raises(KeyboardInterrupt) as stopped:
+    with pytest.raises(Stopped) as stopped:
         run("digits-base", path, out=tmp_path / "out", progress=False)
-    assert stopped.value.args == (signal.SIGTERM,) and begun == [0, 1]
+    assert stopped.value.signum == signal.SIGTERM and begun == [0, 1]
     assert [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)] == handlers
     begun.clear()
     monkeypatch.setattr("zipar_train.sweep._one", lambda *_: one(*_) if not begun else begun.append(1))

@@ -25,7 +25,8 @@ from zipar_train.loader import Batch
 from zipar_train.models.weights import read
 from zipar_train.recipe import load_recipe
 from zipar_train.sections import RecipeError
-from zipar_train.training.callbacks import Checkpoint, Stopped
+from zipar_train.signals import Stopped
+from zipar_train.training.callbacks import Checkpoint
 from zipar_train.training.fit import fit
 from zipar_train.training.module import ZipARModule
 from zipar_train.training.samples import Samples
@@ -88,7 +89,7 @@ def at_step(monkeypatch, step: int, act) -> None:
 
 
 def stop(trainer) -> None:
-    next(c for c in trainer.callbacks if isinstance(c, Checkpoint)).signum = signal.SIGTERM
+    next(c for c in trainer.callbacks if isinstance(c, Checkpoint)).heard.signum = signal.SIGTERM
 
 
 def holds(folder: Path, text: str) -> list[Path]:

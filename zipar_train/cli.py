@@ -3,7 +3,9 @@
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, cast
+from shlex import quote
+from traceback import clear_frames
+from typing import Annotated, Any, NoReturn, cast
 
 import typer
 
@@ -22,7 +24,9 @@ from zipar_train.options import (
     user_path,
     write_json,
 )
+from zipar_train.output import lasting
 from zipar_train.shards_cli import shards_app
+from zipar_train.signals import Heard, Stopped, raised, rank, requeue
 from zipar_train.sweep_cli import sweep
 
 app = typer.Typer(
@@ -42,15 +46,39 @@ app.command()(sweep)
 app.command()(doctor)
 
 
+PRINTING = ("recipes", "plan", "advise", "bench", "doctor", "shards")  # verbs whose work is what they print
+
+
 def main() -> None:
-    """Entry point: mistakes of the user's become one message and exit status 2; ZIPAR_TRACEBACK=1 shows where."""
-    try:
-        app(standalone_mode=True)
-    except (ValueError, OSError) as error:
-        if os.environ.get("ZIPAR_TRACEBACK"):
+    """Entry point: the message and the exit status tell how the command ended.
+
+    A mistake of the user is one message and status 2 (ZIPAR_TRACEBACK=1 shows where); signal n is status 128 + n.
+    """
+    with lasting() as out, raised() as heard:
+        try:
+            app(standalone_mode=True)
+        except Stopped as stop:
+            _end(stop, heard)
+        except Exception as error:
+            if heard.signum is not None:  # libraries turn an exception out of a handler into errors of their own
+                _end(Stopped(heard.signum, str(error)), heard)
+            if os.environ.get("ZIPAR_TRACEBACK") or not isinstance(error, (ValueError, OSError)):
+                raise
+            clear_frames(error.__traceback__)
+            print(f"zipar-train: {error}", file=sys.stderr)
+            sys.exit(2)
+        except SystemExit as end:
+            if not end.code and sys.argv[1:2] and sys.argv[1] in PRINTING and out.disk_full():
+                sys.exit(1)
             raise
-        print(f"zipar-train: {error}", file=sys.stderr)
-        sys.exit(2)
+
+
+def _end(stop: Stopped, heard: Heard) -> NoReturn:
+    heard.quiet()
+    clear_frames(stop.__traceback__)  # loader processes end with the iterators that the frames hold
+    if rank() == 0:
+        print(f"\nzipar-train: {stop}; {requeue(stop) or stop.advice}", file=sys.stderr)
+    sys.exit(128 + stop.signum)
 
 
 @app.command()
@@ -177,12 +205,8 @@ def tokenize(
         for note in (*sources[part].notes, *(classes[part].notes if classes else ())):
             print(f"{part}: {note}")
     for part in parts:
-        try:
-            done = work(loaded, images=images, out=out, split=part, sources=sources, kind=cast(Any, views),
-                        features=features, per_shard=per_shard, batch_size=batch_size)  # fmt: skip
-        except KeyboardInterrupt:
-            print("\nzipar-train: stopped; run the same command again to go on", file=sys.stderr)
-            raise typer.Exit(130) from None
+        done = work(loaded, images=images, out=out, split=part, sources=sources, kind=cast(Any, views),
+                    features=features, per_shard=per_shard, batch_size=batch_size)  # fmt: skip
         if done.images:
             print(f"{part}: {done.images / done.seconds:,.0f} images/s, {done.waited / done.seconds:.0%} of the time "
                   "waiting for images")  # fmt: skip
@@ -217,16 +241,16 @@ def fit(
         if loaded.log.wandb == "offline" and not os.environ.get("WANDB_MODE"):
             overrides.append("log.wandb=online")  # the sweep is on the server, and waits for its numbers
         loaded, resume = load_recipe(recipe, overrides), True  # as the agent may run it again
-    from zipar_train.training.callbacks import Stopped
-    from zipar_train.training.fit import fit as work
-    from zipar_train.training.fit import rank_zero_print, requeue
-
     try:
-        rank_zero_print(str(work(loaded, resume=resume, allow=allow)))
+        from zipar_train.training.fit import fit as work
+        from zipar_train.training.fit import rank_zero_print
+
+        made = work(loaded, resume=resume, allow=allow)
+        rank_zero_print(str(made) if made else "trainer.fast_dev_run: tried out, nothing is kept")
     except Stopped as stop:
-        again = " ".join(["zipar-train fit --recipe", recipe, *(f"--set '{o}'" for o in overrides), "--resume"])
-        rank_zero_print(f"\nzipar-train: {stop}. " + (requeue(stop) or f"Continue with: {again}"), file=sys.stderr)
-        raise typer.Exit(128 + stop.signum) from None
+        again = ["zipar-train fit --recipe", quote(recipe), *(f"--set {quote(o)}" for o in overrides)]
+        stop.advice = f"continue with: {' '.join([*again, '--resume'])}"
+        raise
 
 
 @app.command()

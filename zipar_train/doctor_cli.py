@@ -43,10 +43,7 @@ def doctor(
             broken = str(error)
     if sys.stderr.isatty():
         print("Trying things out takes some twenty seconds ...", file=sys.stderr, flush=True)
-    try:
-        report = examine(loaded, only=only.split(",") if only else (), patience=patience, broken=broken)
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None
+    report = examine(loaded, only=only.split(",") if only else (), patience=patience, broken=broken)
     print("\n".join(report.lines(min(max(shutil.get_terminal_size((110, 0)).columns, 60), 120))))
     if json_file:
         write_json(json_file, report.model_dump())

@@ -1,6 +1,5 @@
 """The `evaluate` verb, what a checkpoint is worth at each window, and the `advise` verb, which window to take."""
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -72,31 +71,27 @@ def evaluate(
     if search_images is not None and scales is None:
         raise ValueError("--search-images goes with --search-guidance")
     check_folder(json_file)
-    try:
-        if scales is not None:
-            if compare or released or adaptive or npz or png:
-                raise ValueError(
-                    "--search-guidance tries one checkpoint: leave --compare, --released, --adaptive, --npz, --png out"
-                )
-            _search(loaded, checkpoint, scales, sizes, search_images or 2000, folder, json_file)
-            return
-        from zipar_train.evaluation.evaluate import evaluate as work
-        from zipar_train.evaluation.report import findings, log_to_wandb, reading, table, write_report
+    if scales is not None:
+        if compare or released or adaptive or npz or png:
+            raise ValueError(
+                "--search-guidance tries one checkpoint: leave --compare, --released, --adaptive, --npz, --png out"
+            )
+        _search(loaded, checkpoint, scales, sizes, search_images or 2000, folder, json_file)
+        return
+    from zipar_train.evaluation.evaluate import evaluate as work
+    from zipar_train.evaluation.report import findings, log_to_wandb, reading, table, write_report
 
-        done = work(
-            loaded,
-            checkpoint,
-            compare=compare,
-            windows=sizes,
-            released=released,
-            adaptive=adaptive,
-            out=folder,
-            npz=npz,
-            png=png,
-        )
-    except KeyboardInterrupt:
-        print("\nzipar-train: stopped; run the same command again to go on", file=sys.stderr)
-        raise typer.Exit(130) from None
+    done = work(
+        loaded,
+        checkpoint,
+        compare=compare,
+        windows=sizes,
+        released=released,
+        adaptive=adaptive,
+        out=folder,
+        npz=npz,
+        png=png,
+    )
     if done is None:
         print("this process has drawn its share; the first one scores")
         return

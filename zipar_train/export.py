@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from zipar_train.files import make_folder, sha256, write_whole
@@ -45,8 +46,12 @@ def export(checkpoint: str | Path | Recipe, out: str | Path, *, to: Target = "hf
         for file in (out, out.with_suffix(".md")):
             if file.exists():
                 raise ValueError(f"{file} already exists: give another --out, or remove it")
-        _whole(out, lambda aside: torch.save({"model": published(recipe, saved)}, aside))
         write_whole(out.with_suffix(".md"), card)
+        try:
+            _whole(out, lambda aside: torch.save({"model": published(recipe, saved)}, aside))
+        except BaseException:
+            out.with_suffix(".md").unlink(missing_ok=True)
+            raise
         return out
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} already exists and is not an empty folder: give another --out, or remove it")
@@ -115,7 +120,7 @@ def _whole(out: Path, write: Callable[[Path], Any]) -> None:
         make_folder(out.parent)
         write(aside)
         os.replace(aside, out)
-    except (OSError, RuntimeError) as error:  # torch's writer raises the latter on a full disk
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch's and safetensors' writers on a full disk
         raise OSError(f"cannot write {out}: {getattr(error, 'strerror', None) or error}") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)

@@ -27,9 +27,11 @@ def write_whole(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, path)
-    except OSError as error:
+    except BaseException as error:
         with suppress(OSError):
             aside.unlink()
+        if not isinstance(error, OSError):
+            raise
         raise OSError(f"cannot write {path}: {error.strerror or error}") from error
 
 

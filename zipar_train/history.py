@@ -1,6 +1,8 @@
 """What a run folder has logged of its validations, in its CSV files: whole after any number of resumes."""
 
 import csv
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -10,11 +12,27 @@ def validations(run: Path) -> dict[int, dict[str, float]]:
     A step that was validated twice, before and after a resume, has its last numbers.
     """
     found: dict[int, dict[str, float]] = {}
-    logs = sorted((run / "logs").glob("version_*/metrics.csv"), key=lambda file: int(file.parent.name.split("_")[1]))
-    for file in filter(Path.is_file, logs):
-        with file.open(newline="") as rows:
-            for row in csv.DictReader(rows):
-                numbers = {name: float(text) for name, text in row.items() if name.startswith("val/") and text}
-                if numbers:
-                    found.setdefault(int(row["step"]), {}).update(numbers)
+    files = filter(Path.is_file, (run / "logs").glob("version_*/metrics.csv"))
+    logs = {file.parent.name.partition("_")[2]: file for file in files}
+    for number in sorted(filter(str.isdecimal, logs), key=int):
+        for row in whole_rows(logs[number]):
+            numbers = {name: value for name, value in row.items() if name.startswith("val/")}
+            if numbers:
+                found.setdefault(int(row["step"]), {}).update(numbers)
     return dict(sorted(found.items()))
+
+
+def whole_rows(file: Path) -> Iterator[dict[str, float]]:
+    """The rows of a CSV log, without empty fields.
+
+    A row that a kill or a full disk has cut short is left out: it lacks its line's end, fields or digits.
+    """
+    text = file.read_bytes().decode(errors="replace")
+    whole = text[: text.rfind("\n") + 1].splitlines()
+    header, *rows = list(csv.reader(line for line in whole if "\0" not in line)) or [[]]
+    for row in rows:
+        with suppress(ValueError):
+            named = zip(header, row, strict=True)
+            numbers = {name: float(field) for name, field in named if field}
+            if numbers.get("step", -1) >= 0:
+                yield numbers

@@ -1,7 +1,6 @@
 """Shards to batches: one epoch an iteration, in an `Order` that any number of processes shares and can resume."""
 
 import random
-import signal
 import sys
 import threading
 from bisect import bisect
@@ -20,6 +19,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from zipar_train.order import Order, Share
 from zipar_train.shards import Manifest, Misfit, Sample, read_manifest, read_shard
+from zipar_train.signals import deafen, held
 
 Damaged = Literal["stop", "skip"]
 
@@ -194,9 +194,11 @@ class ShardLoader:
 
     def _parts(self, epoch: _Epoch, readers: int) -> Iterator[Batch | None]:
         """What the readers have, in turn; raises the errors they met."""
+        with held():
+            batches: Any = iter(DataLoader(epoch, batch_size=None, num_workers=readers, worker_init_fn=deaf))
         since, timer = perf_counter(), self._watched()
         try:
-            for part in DataLoader(epoch, batch_size=None, num_workers=readers, worker_init_fn=deaf):
+            for part in batches:
                 timer.cancel()
                 self.waited += perf_counter() - since
                 if isinstance(part, ValueError):
@@ -214,6 +216,7 @@ class ShardLoader:
             ) from error
         finally:
             timer.cancel()
+            del batches  # ends the loader processes, which a traceback would keep
 
     def _watched(self) -> threading.Timer:
         """Tells of a batch that does not come, unless it is cancelled."""
@@ -244,10 +247,8 @@ class ShardLoader:
 
 
 def deaf(worker: int) -> None:
-    """Loader processes leave signals to the process that trains: Ctrl-C always, others the first time."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for each in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(each, lambda signum, frame: signal.signal(signum, signal.SIG_DFL))
+    """Loader processes leave signals to the process that trains."""
+    deafen()
 
 
 def _collate(chunk: list[tuple[Any, Any, str]]) -> Batch:

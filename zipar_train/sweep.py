@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,8 @@ from zipar_train.history import validations
 from zipar_train.outcome import Outcome, Trial, gathered, passes, varied
 from zipar_train.recipe import differences, dump, load_recipe, parse
 from zipar_train.sections import Recipe
+from zipar_train.signals import Heard, noted
 from zipar_train.trials import Sweep, overrides_of, read_sweep, trials_of
-
-HEARD = 30  # seconds for trials that have heard Ctrl-C to end by themselves
 
 
 def run(
@@ -55,7 +54,7 @@ def run(
 
     Raises:
         ValueError: for a file or recipe with mistakes, before anything is run; or a folder of another sweep.
-        KeyboardInterrupt: with the signal's number, when one has stopped it.
+        Stopped: if a signal has come; the trials have kept checkpoints.
     """
     sweep, base = read_sweep(file), load_recipe(recipe, overrides)
     folder = Path(out or f"{base.run}-{Path(file).stem}")
@@ -76,10 +75,9 @@ def run(
     waiting = [number for number in range(len(found)) if not (_name(folder, number) / "result.json").is_file()]
     bar = tqdm(total=len(found), initial=len(found) - len(waiting), desc="trials", disable=not progress,
                mininterval=0.1 if sys.stderr.isatty() else 20)  # fmt: skip
-    running = Running()
 
     def work(number: int) -> None:
-        if running.signum is not None:
+        if running.stopped:
             return
         slot = slots.get()
         try:
@@ -93,16 +91,16 @@ def run(
             slots.put(slot)
             bar.update()
 
-    with running, ThreadPoolExecutor(slots.qsize()) as pool:
-        futures = [pool.submit(work, number) for number in waiting]
-        while running.signum is None and wait(futures, timeout=0.2).not_done:
-            pass
-        if running.signum is not None:
-            pool.shutdown(wait=False, cancel_futures=True)
-            running.stop(futures)
-    bar.close()
-    if running.signum is not None:
-        raise KeyboardInterrupt(running.signum)
+    with bar, noted() as heard:  # an exception out of a handler could come while the bar holds its lock
+        running = Running(heard)
+        with ThreadPoolExecutor(slots.qsize()) as pool:
+            futures = [pool.submit(work, number) for number in waiting]
+            while not running.stopped and wait(futures, timeout=0.2).not_done:
+                pass
+            if running.stopped:
+                pool.shutdown(wait=False, cancel_futures=True)
+                running.stop()
+        heard.check()
     for future in futures:
         future.result()
     outcome = gathered(folder, file=Path(file).name, metric=str(sweep.metric), goal=sweep.goal)
@@ -110,34 +108,19 @@ def run(
 
 
 class Running:
-    """The trials' processes, none of which is left behind when SIGINT or SIGTERM stops the sweep.
+    """The trials' processes; none is left behind when a signal stops the sweep."""
 
-    While it is entered `signum` tells that one has come; a second one ends this process at once. An exception out of a
-    handler could come anywhere, within the progress bar's lock too.
-    """
+    def __init__(self, heard: Heard) -> None:
+        self.lock, self.processes, self.heard = threading.Lock(), set[subprocess.Popen](), heard
 
-    def __init__(self) -> None:
-        self.lock, self.processes = threading.Lock(), set[subprocess.Popen]()
-        self.signum: int | None = None
-        self.handlers: dict[int, Any] = {}
-
-    def __enter__(self) -> "Running":
-        if threading.current_thread() is threading.main_thread():  # Python's own rule
-            self.handlers = {signum: signal.signal(signum, self._hear) for signum in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for signum, handler in self.handlers.items():
-            signal.signal(signum, handler)
-
-    def _hear(self, signum: int, frame: Any) -> None:
-        self.signum = signum
-        signal.signal(signum, signal.SIG_DFL)
+    @property
+    def stopped(self) -> bool:
+        return self.heard.signum is not None
 
     def to_its_end(self, command: list[str], **options: Any) -> int:
         """Run a process; its status, 143 if the sweep has been stopped before it began."""
         with self.lock:
-            if self.signum is not None:
+            if self.stopped:
                 return 128 + signal.SIGTERM
             process = subprocess.Popen(command, **options)
             self.processes.add(process)
@@ -147,10 +130,8 @@ class Running:
             with self.lock:
                 self.processes.discard(process)
 
-    def stop(self, futures: list[Future]) -> None:
-        """Have each finish its step and keep a checkpoint; those that have heard a terminal's Ctrl-C do so already."""
-        if self.signum == signal.SIGINT:
-            wait(futures, timeout=HEARD)
+    def stop(self) -> None:
+        """Have each finish its step and keep a checkpoint. A terminal's signal may have reached it too."""
         with self.lock:
             for process in self.processes:
                 process.terminate()

@@ -1,7 +1,5 @@
 """The verb `sweep`."""
 
-import signal
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -31,12 +29,8 @@ def sweep(
     from zipar_train.outcome import draw, lines
     from zipar_train.sweep import run
 
-    try:
-        outcome, folder = run(recipe, grid, out=out, overrides=overrides, count=count, seed=seed, jobs=jobs,
-                              gpus=gpus.split(",") if gpus else ())  # fmt: skip
-    except KeyboardInterrupt as stopped:
-        print("\nzipar-train: stopped; run the same command again to go on", file=sys.stderr)
-        raise typer.Exit(128 + (stopped.args or (signal.SIGINT,))[0]) from None
+    outcome, folder = run(recipe, grid, out=out, overrides=overrides, count=count, seed=seed, jobs=jobs,
+                          gpus=gpus.split(",") if gpus else ())  # fmt: skip
     if outcome.trials:
         draw(outcome, folder / "sweep.png")
     print("\n".join(lines(outcome, folder)))

@@ -42,6 +42,7 @@ from zipar_train.shards import (
     write_manifest,
     write_shard,
 )
+from zipar_train.signals import Heard, held, noted
 from zipar_train.splits import class_numbers
 from zipar_train.wording import printable
 
@@ -84,6 +85,7 @@ def tokenize(
     Raises:
         ValueError: for a source that is none or does not fit the recipe, or a folder that holds another set.
         OSError: if a file cannot be written.
+        Stopped: if a signal has come; finished shards are kept.
     """
     model = recipe.model
     sources = sources or {split: open_source(images, split, captions=model.captions)}
@@ -131,15 +133,15 @@ def tokenize(
         DataLoader(work, batch_size=max(1, batch_size // work.views), num_workers=recipe.data.workers,
                    collate_fn=list, worker_init_fn=deaf, multiprocessing_context=_fork(recipe.data.workers))
     )  # fmt: skip
-    rows = _encoded(_fitting(waiting, fitting), tokenizer, encoder, device, bar)
-    for part, group in groupby(rows, key=lambda row: row.number // per_shard):
-        found = list(group)
-        samples = [Sample(r.key, r.codes, r.condition, r.features) for r in found if r.codes is not None]
-        shard = write_shard(samples, Path(out) / shard_name(manifest, part), layout) if samples else None
-        skipped = {row.key: row.reason for row in found if row.codes is None}
-        note = {"shard": shard and shard.model_dump(), "skipped": skipped}
-        write_whole(notes / f"{part}.json", json.dumps(note).encode())
-    bar.close()
+    with noted() as heard, bar:
+        rows = _encoded(_fitting(waiting, fitting), tokenizer, encoder, device, bar, heard)
+        for part, group in groupby(rows, key=lambda row: row.number // per_shard):
+            found = list(group)
+            samples = [Sample(r.key, r.codes, r.condition, r.features) for r in found if r.codes is not None]
+            shard = write_shard(samples, Path(out) / shard_name(manifest, part), layout) if samples else None
+            skipped = {row.key: row.reason for row in found if row.codes is None}
+            note = {"shard": shard and shard.model_dump(), "skipped": skipped}
+            write_whole(notes / f"{part}.json", json.dumps(note).encode())
     whole, skipped = _gather(manifest, notes, layout, len(parts), source.skipped)
     return Tokenized(whole, len(work), perf_counter() - start, waiting.seconds, skipped)
 
@@ -212,14 +214,18 @@ class _Waiting:
         self.loader, self.seconds = loader, 0.0
 
     def __iter__(self) -> Iterator[list[_Row]]:
-        batches = iter(self.loader)
-        while True:
-            start = perf_counter()
-            batch = next(batches, None)
-            self.seconds += perf_counter() - start
-            if batch is None:
-                return
-            yield batch
+        with held():
+            batches = iter(self.loader)
+        try:
+            while True:
+                start = perf_counter()
+                batch = next(batches, None)
+                self.seconds += perf_counter() - start
+                if batch is None:
+                    return
+                yield batch
+        finally:
+            del batches  # ends the loader processes, which a traceback would keep
 
 
 def _fitting(batches: Iterable[list[_Row]], fitting: Fits | None) -> Iterator[list[_Row]]:
@@ -233,10 +239,20 @@ def _fitting(batches: Iterable[list[_Row]], fitting: Fits | None) -> Iterator[li
 
 
 def _encoded(
-    batches: Iterable[list[_Row]], tokenizer: Tokenizer, encoder: TextEncoder | None, device: torch.device, bar: tqdm
+    batches: Iterable[list[_Row]],
+    tokenizer: Tokenizer,
+    encoder: TextEncoder | None,
+    device: torch.device,
+    bar: tqdm,
+    heard: Heard,
 ) -> Iterator[_Row]:
-    """The rows in their order, pixels turned into codes, captions into features where there is an encoder."""
+    """The rows in their order, pixels turned into codes, captions into features where there is an encoder.
+
+    Raises:
+        Stopped: between two batches, if a signal has come.
+    """
     for batch in batches:
+        heard.check()
         good = [row for row in batch if row.pixels is not None]
         codes = iter(())
         if good:

@@ -9,22 +9,16 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 from torch.optim.lr_scheduler import LambdaLR
 
 from zipar_train.checkpoints import folder, numbered, older
 from zipar_train.sections import Recipe
+from zipar_train.signals import Heard, Stopped
+from zipar_train.training.average import Average
 from zipar_train.training.optimizer import fused
-
-
-class Stopped(Exception):
-    """A signal ended the run after its step."""
-
-    def __init__(self, signum: int, saved: str):
-        super().__init__(f"stopped by {signal.Signals(signum).name}; {saved}")
-        self.signum = signum
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -51,25 +45,32 @@ class WholeFiles(TorchCheckpointIO):
             self.failure = f"{path} could not be written ({getattr(reason, 'strerror', None) or reason})"
 
 
-class Log(CSVLogger):
-    """Lightning's CSV log, which keeps its rows for a later try where a disk is full."""
+class Limit(Timer):
+    """Lightning's timer of `trainer.max_time`, which begins anew when a run is resumed."""
 
-    @rank_zero_only
-    def save(self) -> None:
-        with suppress(OSError):
-            super().save()
+    def __init__(self, duration: Any):
+        super().__init__(duration, verbose=False)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The time that earlier processes took is not counted."""
 
 
 class Checkpoint(L.Callback):
     """Keeps the checkpoints of a run folder, the recipe inside each; see `zipar_train.checkpoints`.
 
-    On SIGINT, SIGTERM or, under SLURM, SIGUSR1 the step in progress is finished, a checkpoint is written and `Stopped`
-    is raised; a second signal ends the process at once. What the logs hold is written first: no step before a
-    checkpoint is missing from them.
+    After a signal the step in progress is finished, a checkpoint is written and `Stopped` is raised, on all processes
+    at the same step. A validation in progress is left, and made from its beginning when the run is resumed. What the
+    logs hold is written before each checkpoint: no step before a checkpoint is missing from them.
 
     Args:
         data: what is trained on and held out, in words, for model cards.
         step: of the checkpoint that the run continues from.
+
+    Attributes:
+        heard: the signals that have come; `fit` gives its own.
     """
 
     def __init__(self, recipe: Recipe, *, data: dict[str, str] | None = None, step: int | None = None):
@@ -78,17 +79,15 @@ class Checkpoint(L.Callback):
         self.folder = folder(recipe.run)
         self.path = self.folder / "last.ckpt"
         self.io = WholeFiles()
-        self.signum: int | None = None
-        self.handlers: dict[int, Any] = {}
+        self.heard = Heard()
         self.stepped_to = -1
         self.least: float | None = None  # of the best validation
 
+    def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.heard.listen()  # Lightning has installed a handler of SIGTERM, which would end the run with status 0
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        signals = [signal.SIGINT, signal.SIGTERM]
-        if "SLURM_JOB_ID" in os.environ:
-            signals.append(signal.SIGUSR1)  # before its time is over: `#SBATCH --signal=USR1@120`
-        for signum in signals:
-            self.handlers[signum] = signal.signal(signum, self._stop)
+        self.heard.listen()
         self.stepped_to = trainer.global_step
         if self.saved is not None:  # the rate of the schedule as it is; of an unchanged recipe's the same
             for schedule in (config.scheduler for config in trainer.lr_scheduler_configs):
@@ -97,28 +96,42 @@ class Checkpoint(L.Callback):
                 for group, base, share in zip(groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
                     group["lr"] = base * share(schedule.last_epoch)
 
-    def _stop(self, signum: int, frame: Any) -> None:
-        self.signum = signum
-        signal.signal(signum, signal.SIG_DFL)
-
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        for signum, handler in self.handlers.items():
-            signal.signal(signum, handler)
-        self.handlers.clear()
-
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         if trainer.global_step == self.stepped_to:
             return  # gradients are being accumulated, and a checkpoint would lose them
         self.stepped_to = trainer.global_step
-        stop = trainer.strategy.reduce_boolean_decision(self.signum is not None, all=False)
-        if stop or (self.every and trainer.global_step % self.every == 0):
+        loop = trainer.fit_loop
+        over = trainer.should_stop and loop._can_stop_early
+        stop = self._asked(trainer)
+        if stop and (trainer.is_last_batch or loop.epoch_loop._should_check_val_fx(loop._data_fetcher)):  # type: ignore[arg-type]
+            stop = False  # in the validation or at the epoch's end, which follow: a resume would leave them out
+        if stop or over or (self.every and trainer.global_step % self.every == 0):
             self._save(trainer)
         if stop:
-            saved = f"{self.path} of step {self.saved:,} is whole" if self.saved is not None else "nothing is saved"
-            raise Stopped(self.signum or signal.SIGTERM, "; ".join(filter(None, [self.io.failure, saved])))
+            raise self._stopped()
+
+    def on_validation_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        if not self._asked(trainer):
+            return
+        if not trainer.sanity_checking:
+            for average in (each for each in trainer.callbacks if isinstance(each, Average)):  # type: ignore[attr-defined]
+                average.on_validation_epoch_end(trainer, pl_module)  # puts the weights in training back
+            progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress
+            progress.reset()
+            progress.total.ready = progress.total.started = 1  # type: ignore[attr-defined]  # to Lightning a validation that was cut short
+            self._save(trainer)
+        raise self._stopped()
+
+    def _asked(self, trainer: L.Trainer) -> bool:
+        """Whether any process has been asked to stop."""
+        return trainer.strategy.reduce_boolean_decision(self.heard.signum is not None, all=False)
+
+    def _stopped(self) -> Stopped:
+        saved = "nothing is saved" if self.saved is None else f"{self.path} of step {self.saved:,} is whole"
+        return Stopped(self.heard.signum or signal.SIGTERM, "; ".join(filter(None, [self.io.failure, saved])))
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.best is None or trainer.sanity_checking or trainer.global_step == 0:
+        if self.best is None or trainer.sanity_checking or trainer.global_step == 0 or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         bits = float(trainer.callback_metrics[self.best])  # over all devices
         if self.least is None or bits < self.least:
@@ -127,13 +140,18 @@ class Checkpoint(L.Callback):
             self._told()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._save(trainer)
+        if trainer.is_last_batch or self.saved != trainer.global_step:  # else max_time has ended the epoch early
+            self._save(trainer)
+        if self._asked(trainer) and not trainer.fit_loop.done:
+            raise self._stopped()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.io.failure:
             raise ValueError(f"{self.io.failure}, and the run is over. Make room and resume it with --resume")
 
     def _save(self, trainer: L.Trainer) -> None:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
         for logger in trainer.loggers:
             logger.save()
         aside = self.folder / "next.ckpt"  # under its name when it is known to be whole, on every node

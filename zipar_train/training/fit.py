@@ -1,17 +1,17 @@
 """A recipe's training from start to end: its run folder claimed, what is there continued, a checkpoint left behind."""
 
 import logging
-import os
 import signal
-import subprocess
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from zipar_train.check import check_captions
 from zipar_train.checkpoints import damage, folder, last_checkpoint, newest_first
@@ -20,7 +20,9 @@ from zipar_train.files import CLAIM, claimed, make_folder, write_whole
 from zipar_train.models.weights import read
 from zipar_train.recipe import differences, dump
 from zipar_train.sections import Recipe
-from zipar_train.training.callbacks import Stopped
+from zipar_train.signals import Stopped, noted
+from zipar_train.training.callbacks import Checkpoint
+from zipar_train.training.log import Log
 from zipar_train.training.tracking import tracked
 from zipar_train.training.trainer import build_datamodule, build_module, build_trainer
 
@@ -33,7 +35,7 @@ MOVED = ("model.weights", "model.weights_entry")  # where weights are, not what 
 FIXED = ("model", "tune.lora")  # keys that must not: the weights would not fit
 
 
-def fit(recipe: Recipe, *, resume: bool = False, allow: Sequence[str] = ()) -> Path:
+def fit(recipe: Recipe, *, resume: bool = False, allow: Sequence[str] = ()) -> Path | None:
     """Train a recipe into its run folder.
 
     Args:
@@ -41,13 +43,18 @@ def fit(recipe: Recipe, *, resume: bool = False, allow: Sequence[str] = ()) -> P
         allow: keys in which the recipe may differ from the one that the folder was made by.
 
     Returns:
-        The checkpoint.
+        The checkpoint; None after a trial run, `trainer.fast_dev_run`, which leaves nothing.
 
     Raises:
         ValueError: for anything wrong with the recipe, its data, its weights or its run folder.
         Stopped: when a signal ended the run; the checkpoint is whole.
     """
     quiet()
+    if recipe.trainer.get("fast_dev_run"):
+        with TemporaryDirectory(prefix="zipar-trial-") as trial:
+            log = recipe.log.model_copy(update={"wandb": "disabled"})
+            _fit(recipe.model_copy(update={"run": trial, "log": log}), Path(trial), resume=False, allow=())
+        return None
     run = Path(recipe.run)
     made = [place for place in (folder(run), *folder(run).parents) if not place.exists()]
     write_folder(run)
@@ -99,7 +106,13 @@ def _fit(recipe: Recipe, run: Path, *, resume: bool, allow: Sequence[str]) -> Pa
     rank_zero_print(f"A step is {' x '.join(shares)}.")
     with tracked(trainer, recipe, resume=resume):
         try:
-            trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+            with noted() as heard:
+                checkpoint_of(trainer).heard = heard
+                trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+        except MisconfigurationException as error:
+            raise ValueError(f"trainer: Lightning refuses the recipe's arguments: {_first_line(error)}") from error
+        except SIGTERMException:  # of Lightning's own handler, should it come before ours
+            raise Stopped(signal.SIGTERM, "the last checkpoint is whole") from None
         except (RuntimeError, MemoryError) as error:
             if not ran_out(error):
                 raise
@@ -109,10 +122,44 @@ def _fit(recipe: Recipe, run: Path, *, resume: bool, allow: Sequence[str]) -> Pa
             ) from error
         finally:
             for logger in trainer.loggers:
-                logger.save()
-    if last_checkpoint(run) is None:
-        raise ValueError(f"{run}: nothing was trained. It was stopped at its start, or recipe.trainer allows no step")
+                logger.close() if isinstance(logger, Log) else logger.save()
+    how_it_ended(trainer, recipe, step)
     return folder(run) / "last.ckpt"
+
+
+def checkpoint_of(trainer: L.Trainer) -> Checkpoint:
+    return next(each for each in trainer.callbacks if isinstance(each, Checkpoint))  # type: ignore[attr-defined]
+
+
+def how_it_ended(trainer: L.Trainer, recipe: Recipe, begun: int | None) -> None:
+    """Say why a run has ended before the end of its schedule, if it has.
+
+    Args:
+        begun: the step that the run was resumed from.
+
+    Raises:
+        ValueError: if nothing was trained, although something is left to train.
+    """
+    step, epoch = trainer.global_step, trainer.current_epoch
+    steps, epochs = trainer.max_steps, trainer.max_epochs
+    if step == (begun or 0):
+        ended = step > 0 and (step == steps or epoch == epochs)
+        if not ended:
+            raise ValueError(
+                f"{recipe.run}: nothing was trained. The recipe's trainer section allows no further step: "
+                f"max_steps = {steps}, max_epochs = {epochs}, limit_train_batches = {trainer.limit_train_batches}, "
+                f"and step {step:,} of epoch {epoch + 1} is reached"
+            )
+        rank_zero_print(f"{recipe.run} is trained to its end already, step {step:,}: nothing is left to do.")
+    elif trainer.should_stop:
+        rank_zero_print(
+            f"trainer.max_time = {recipe.trainer['max_time']} is over at step {step:,}, in epoch {epoch + 1}: the "
+            "checkpoint is kept, and --resume goes on for as long again."
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def harmful(made_by: Recipe, recipe: Recipe, allow: Sequence[str] = ()) -> list[str]:
@@ -151,20 +198,6 @@ def to_continue(recipe: Recipe, run: Path, allow: Sequence[str]) -> tuple[Path |
     if found:
         raise ValueError(f"{run}: none of its checkpoints is whole. Remove the folder and start again")
     return None, None
-
-
-def requeue(stop: Stopped) -> str:
-    """Under SLURM, hand the job back to its queue when its time is over; says so, or nothing where it did not."""
-    job = os.environ.get("SLURM_JOB_ID")
-    if job is None or stop.signum != signal.SIGUSR1 or rank_zero_only.rank != 0:  # type: ignore[attr-defined]
-        return ""
-    if "SLURM_ARRAY_JOB_ID" in os.environ:
-        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
-    try:
-        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.SubprocessError) as error:
-        return f"Job {job} could not be requeued ({error}): submit it again"
-    return f"Job {job} is requeued" if done.returncode == 0 else f"Job {job} was not requeued: {done.stderr.strip()}"
 
 
 @rank_zero_only

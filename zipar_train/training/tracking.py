@@ -27,7 +27,7 @@ from zipar_train.files import write_whole
 from zipar_train.history import validations
 from zipar_train.plan import Plan
 from zipar_train.sections import Recipe
-from zipar_train.training.callbacks import Stopped
+from zipar_train.signals import Stopped
 from zipar_train.training.samples import Samples
 
 FLUSH, HEADER = 2, 7  # seconds in which W&B's file is more than its header, and that in bytes

@@ -16,9 +16,10 @@ from zipar_train.models.family import Family, build, fits
 from zipar_train.models.weights import read, restored
 from zipar_train.sections import Recipe
 from zipar_train.training.average import Average
-from zipar_train.training.callbacks import Checkpoint, Lines, Log
+from zipar_train.training.callbacks import Checkpoint, Limit, Lines
 from zipar_train.training.datamodule import ShardDataModule
 from zipar_train.training.guard import Guard
+from zipar_train.training.log import Log
 from zipar_train.training.meter import Meter
 from zipar_train.training.module import ZipARModule
 
@@ -151,8 +152,10 @@ def build_trainer(recipe: Recipe, *, data: dict[str, str] | None = None, step: i
     if recipe.optim.ema is not None:
         callbacks.append(Average(decay=recipe.optim.ema))
     checkpoint = Checkpoint(recipe, data=data, step=step)
-    callbacks += [Meter(), checkpoint]  # last: it saves what the others have done
     arguments: dict[str, Any] = {"enable_model_summary": False, **recipe.trainer}
+    if (most := arguments.pop("max_time", None)) is not None:
+        callbacks.append(Limit(most))
+    callbacks += [Meter(), checkpoint]  # last: it saves what the others have done
     arguments |= {"enable_checkpointing": False, "default_root_dir": recipe.run, "callbacks": callbacks}
     arguments["enable_progress_bar"] = watched
     plugins: list[Any] = [checkpoint.io]
