@@ -12,6 +12,7 @@ import natural
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torch.nn.functional import conv2d, conv_transpose2d, relu
 
@@ -329,13 +330,13 @@ def test_the_page_has_a_place_for_it_and_takes_no_dry_run(tmp_path, monkeypatch)
     (tmp_path / "docs" / "evidence.md").write_text(whole)
     monkeypatch.setattr(page, "DOCS", tmp_path / "docs")
     (tmp_path / "results.json").write_text(json.dumps(results()))
-    (tmp_path / "samples.png").write_bytes(b"picture")
+    Image.new("RGB", (2800, 700), "red").save(tmp_path / "samples.png")
     for _ in range(2):
         page.write(tmp_path)
     told = (tmp_path / "docs" / "evidence.md").read_text()
     assert told.count("| one epoch, mixed windows | 2 | 60 | 6.0500 |") == 1
-    assert told.count("![the same draws at every window](evidence/natural.png)") == 1
-    assert (tmp_path / "docs" / "evidence" / "natural.png").read_bytes() == b"picture"
+    assert told.count("![the same draws at every window](evidence/natural.jpg)") == 1
+    assert Image.open(tmp_path / "docs" / "evidence" / "natural.jpg").size == (1400, 350)
     before, after = page.MARKED.split(whole)[0], whole.rpartition("<!-- /gpu:evidence -->")[2]
     assert told.startswith(before) and told.endswith(after)
     (tmp_path / "results.json").write_text(json.dumps(results() | {"tiny": True}))

@@ -7,10 +7,11 @@ What a shorter run has not measured is shown as a dash.
 
 import json
 import re
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from zipar_train.files import make_folder, write_whole
 
@@ -30,6 +31,7 @@ HEAD = [
     "images/s",
     "measured on",
 ]
+WIDTH = 1400  # pixels of the picture
 LEAST = 0.005  # share of next-token's bits that a gap must have to be spoken of, as `zipar-train evaluate` has it
 
 
@@ -134,8 +136,10 @@ def write(folder: Path) -> None:
     text = lines(found)
     if (folder / "samples.png").is_file():
         make_folder(DOCS / "evidence")
-        shutil.copyfile(folder / "samples.png", DOCS / "evidence" / "natural.png")
-        text += ["![the same draws at every window](evidence/natural.png)", ""]
+        with Image.open(folder / "samples.png") as picture:
+            picture.thumbnail((WIDTH, 10 * WIDTH))
+            picture.convert("RGB").save(DOCS / "evidence" / "natural.jpg", quality=88)
+        text += ["![the same draws at every window](evidence/natural.jpg)", ""]
     page = DOCS / "evidence.md"
     body = "\n".join(text).rstrip()
     changed, times = MARKED.subn(lambda match: f"{match[1]}{body}\n{match[2]}", page.read_text())
