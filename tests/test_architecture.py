@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "zipar_train"
 ROOMS = [
-    *("grid", "stand_in", "plan", "masks", "files", "checkpoints", "history", "picture", "wording", "plain"),
+    *("grid", "stand_in", "plan", "masks", "files", "wording", "checkpoints", "history", "picture", "plain"),
     "trainer_arguments",
     *("section", "paper", "sections", "recipe", "processes", "environment", "peak_flops"),
     *(
@@ -19,10 +19,12 @@ ROOMS = [
         "models.cache_argument",
         "models.rope",
         "models.modeling_llamagen",
+        "models.published",
+        "models.filling",
+        "models.pretrained",
         "models.text",
         "models.layout",
         "models.lora",
-        "models.published",
     ),
     "models.prompts",
     *(
@@ -42,7 +44,8 @@ ROOMS = [
     *("decoding.place", "decoding.pixels", "decoding.sampling", "decoding.decoder", "decoding.rows"),
     *("decoding.adaptive", "decoding"),
     *("training.guard", "training.loss", "training.optimizer", "training.module", "training.datamodule"),
-    *("training.average", "training.callbacks", "training.meter", "training.samples", "training.tracking"),
+    *("training.resumable", "training.average", "training.callbacks", "training.meter", "training.samples"),
+    "training.tracking",
     *("training.trainer", "training.fit", "training.memory", "training"),
     *("evaluation.metrics", "evaluation.adm", "evaluation.features", "evaluation.classifier", "evaluation.drawing"),
     *("evaluation.captions", "evaluation.subjects", "evaluation.reference", "evaluation.scores", "evaluation.clip"),

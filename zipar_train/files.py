@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 CLAIM = ".claimed"  # the file that says so
 
@@ -66,8 +67,14 @@ def make_folder(path: Path) -> None:
 
 def sha256(path: Path) -> str:
     """A file's checksum, 64 hexadecimal digits."""
-    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
+        return sha256_of(file)
+
+
+def sha256_of(file: BinaryIO) -> str:
+    """The checksum of an open file from its start, 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    file.seek(0)
+    while chunk := file.read(2**20):
+        digest.update(chunk)
     return digest.hexdigest()

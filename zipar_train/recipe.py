@@ -70,8 +70,8 @@ def load_recipe(recipe: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         raise RecipeError(str(error)) from None
     if not isinstance(raw, dict):
         raise RecipeError(f"{path} holds no sections: a recipe starts with `name:`; see `zipar-train recipes`.")
-    for override in overrides:
-        _override(raw, override)
+    for given in overrides:
+        _override(raw, given)
     return parse(raw, where=str(path))
 
 
@@ -91,6 +91,12 @@ def parse(raw: dict[str, Any], *, where: str) -> Recipe:
         told = [cut(mistake) for mistake in mistakes[:TOLD]] + ["and more"] * (len(mistakes) > TOLD)
         raise RecipeError(f"{where}: {len(mistakes)} mistake{'s' * (len(mistakes) > 1)}\n  " + "\n  ".join(told))
     return recipe
+
+
+def override(key: str, text: str) -> str:
+    """The override that sets a key to exactly this text, whatever YAML would make of it: `2024-01-01`, `a #b`, `no`."""
+    quoted = yaml.dump(text, Dumper=plain.Dumper, default_style='"', width=2**31, allow_unicode=True)
+    return f"{key}={quoted.strip()}"
 
 
 def dump(recipe: Recipe) -> str:
