@@ -231,13 +231,14 @@ def fit(
     more: Annotated[list[str], typer.Argument(metavar="[KEY=VALUE]...", help="As --set: for W&B's agents.")] = [],  # noqa: B006
 ) -> None:
     """Train a recipe into its run folder. Ctrl-C finishes the step, keeps a checkpoint and stops."""
-    from zipar_train.recipe import load_recipe
+    from zipar_train.recipe import load_recipe, override
     from zipar_train.trials import overrides_of_agent
 
     overrides = [*overrides, *overrides_of_agent(more)]
     loaded = load_recipe(recipe, overrides)
     if "WANDB_SWEEP_ID" in os.environ and "WANDB_RUN_ID" in os.environ:  # a W&B agent's: a folder for each of its runs
-        overrides.append(f"run={loaded.run}-{os.environ['WANDB_SWEEP_ID']}/{os.environ['WANDB_RUN_ID']}")
+        own = f"{loaded.run}-{os.environ['WANDB_SWEEP_ID']}/{os.environ['WANDB_RUN_ID']}"
+        overrides.append(override("run", own))
         if loaded.log.wandb == "offline" and not os.environ.get("WANDB_MODE"):
             overrides.append("log.wandb=online")  # the sweep is on the server, and waits for its numbers
         loaded, resume = load_recipe(recipe, overrides), True  # as the agent may run it again

@@ -10,10 +10,10 @@ import torch
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
-from zipar_train.files import make_folder, sha256, write_whole
+from zipar_train.files import make_folder, write_whole
 from zipar_train.models import layout, lora
 from zipar_train.models.published import find
-from zipar_train.models.weights import Saved, read, restored
+from zipar_train.models.weights import Saved, initial_weights, read, restored
 from zipar_train.recipe import dump
 from zipar_train.sections import Recipe
 
@@ -41,7 +41,7 @@ def export(checkpoint: str | Path | Recipe, out: str | Path, *, to: Target = "hf
         )
     if to == "llamagen" and out.suffix != ".pt":
         raise ValueError(f"--out {out}: --to llamagen writes one file, whose name must end in .pt")
-    card = model_card(recipe, saved, evaluation(saved.path), to).encode()
+    card = model_card(recipe, saved, evaluation(saved), to).encode()
     if to == "llamagen":
         for file in (out, out.with_suffix(".md")):
             if file.exists():
@@ -60,13 +60,13 @@ def export(checkpoint: str | Path | Recipe, out: str | Path, *, to: Target = "hf
         make_folder(aside)
         if to == "adapter":
             assert recipe.tune.lora is not None
-            family = restored(
-                recipe.model, read(str(recipe.model.weights), entry=recipe.model.weights_entry), dtype=None
-            )
-            peft = lora.wrapped(family.model, recipe.tune.lora, saved.state)
+            restored(recipe.model, saved, dtype=None)  # else nobody could read the export
+            family = restored(recipe.model, initial_weights(recipe.model), dtype=None)
+            peft = lora.wrapped(family.model, recipe.tune.lora, saved.state, where=saved.path)
             peft.peft_config["default"].base_model_name_or_path = recipe.model.weights
-            peft.save_pretrained(aside)
-            (aside / "base").write_text(saved.extra["base"])  # fingerprint of the weights that they belong to
+            peft.save_pretrained(aside, save_embedding_layers=False)
+            if made_on := saved.extra.get("base"):  # fingerprint of the weights that they belong to
+                (aside / "base").write_text(made_on)
         else:
             family, source = restored(recipe.model, saved, dtype=None), recipe.model.weights
             family.published(source).save_pretrained(aside)
@@ -97,9 +97,9 @@ def _source(checkpoint: str | Path | Recipe) -> tuple[Recipe, Saved]:
                 f"recipe {checkpoint.name} starts from random weights: there is nothing to export. "
                 "Set model.weights, or give --checkpoint"
             )
-        saved = read(checkpoint.model.weights, entry=checkpoint.model.weights_entry)
+        saved = read(checkpoint.model.weights, entry=checkpoint.model.weights_entry, checksum=True)
         return saved.recipe or checkpoint, saved
-    saved = read(checkpoint)
+    saved = read(checkpoint, checksum=True)
     if saved.recipe is None:
         raise ValueError(
             f"{saved.path} carries no recipe. Name the recipe it is for: "
@@ -128,10 +128,14 @@ def _whole(out: Path, write: Callable[[Path], Any]) -> None:
         transformers_logging.enable_progress_bar()
 
 
-def evaluation(weights: Path) -> list[str]:
-    """The evaluation of exactly these weights, if their run folder holds one: a table in Markdown and its evidence."""
-    file = weights.parent.parent / "evaluation" / "report.json"
-    if weights.suffix != ".ckpt" or not file.is_file():
+def evaluation(saved: Saved) -> list[str]:
+    """The evaluation of exactly these weights, if their run folder holds one: a table in Markdown and its evidence.
+
+    Args:
+        saved: the weights, read with their checksum.
+    """
+    file = saved.path.parent.parent / "evaluation" / "report.json"
+    if saved.path.suffix != ".ckpt" or not file.is_file() or saved.sha256 is None:
         return []
     from zipar_train.evaluation.report import markdown_table, reading
     from zipar_train.evaluation.results import Report
@@ -140,7 +144,7 @@ def evaluation(weights: Path) -> list[str]:
         report = Report.model_validate_json(file.read_bytes())
     except ValueError:
         return []  # of another version, or damaged: no evidence
-    made_of = f"sha256 {sha256(weights)[:8]}"
+    made_of = f"sha256 {saved.sha256[:8]}"
     if not any(made_of in origin for origin in report.checkpoints.values()):
         return []
     return [*markdown_table(report), "", *(f"- {line}" for line in reading(report))]

@@ -97,8 +97,14 @@ def make_folder(path: Path) -> None:
 
 def sha256(path: Path) -> str:
     """A file's checksum, 64 hexadecimal digits."""
-    digest = hashlib.sha256()
     with open_regular(path) as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
+        return sha256_of(file)
+
+
+def sha256_of(file: BinaryIO) -> str:
+    """The checksum of an open file from its start, 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    file.seek(0)
+    while chunk := file.read(2**20):
+        digest.update(chunk)
     return digest.hexdigest()

@@ -70,8 +70,8 @@ def load_recipe(recipe: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         raise RecipeError(str(error)) from None
     if not isinstance(raw, dict):
         raise RecipeError(f"{path} holds no sections: a recipe starts with `name:`; see `zipar-train recipes`.")
-    for override in overrides:
-        _override(raw, override)
+    for given in overrides:
+        _override(raw, given)
     return parse(raw, where=str(path))
 
 
@@ -95,10 +95,16 @@ def parse(raw: dict[str, Any], *, where: str) -> Recipe:
 
 def overridden(recipe: Recipe, overrides: Iterable[str], *, where: str) -> Recipe:
     """The recipe with `key.path=value` set, checked again; `where` names its origin in errors."""
-    raw = recipe.model_dump()
-    for override in overrides:
-        _override(raw, override)
-    return parse(raw, where=where)
+    raw, changes = recipe.model_dump(), list(overrides)
+    for change in changes:
+        _override(raw, change)
+    return parse(raw, where=where) if changes else recipe
+
+
+def override(key: str, text: str) -> str:
+    """The override that sets a key to exactly this text, whatever YAML would make of it: `2024-01-01`, `a #b`, `no`."""
+    quoted = yaml.dump(text, Dumper=plain.Dumper, default_style='"', width=2**31, allow_unicode=True)
+    return f"{key}={quoted.strip()}"
 
 
 def dump(recipe: Recipe) -> str:

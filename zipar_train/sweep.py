@@ -20,7 +20,7 @@ from tqdm import tqdm
 from zipar_train.files import make_folder, write_whole
 from zipar_train.history import validations
 from zipar_train.outcome import Outcome, Trial, gathered, passes, varied
-from zipar_train.recipe import differences, dump, load_recipe, parse
+from zipar_train.recipe import differences, dump, load_recipe, override, parse
 from zipar_train.sections import Recipe
 from zipar_train.signals import Heard, noted
 from zipar_train.trials import Sweep, overrides_of, read_sweep, trials_of
@@ -61,8 +61,9 @@ def run(
     found = trials_of(sweep, count=count, seed=seed)
     commands, recipes = [], []
     for number, values in enumerate(found):
-        own = [*overrides, *overrides_of(values), f"run={_name(folder, number)}", f"log.group={folder.name}",
-               f"log.name={base.name}-{number:03d}"]  # fmt: skip
+        own = [*overrides, *overrides_of(values), override("run", str(_name(folder, number))),
+               override("log.group", (folder.name or base.name)[:128]),
+               override("log.name", f"{base.name}-{number:03d}")]  # fmt: skip
         recipes.append(load_recipe(recipe, own))  # mistakes show before anything is run
         commands.append(["fit", "--recipe", recipe, *(part for o in own for part in ("--set", o)), "--resume"])
     sweep = sweep._replace(metric=_metric(sweep, recipes, file))

@@ -21,7 +21,7 @@ from zipar_train.decoding.pixels import Pixels
 from zipar_train.decoding.sampling import uniforms
 from zipar_train.files import write_whole
 from zipar_train.models.family import Family
-from zipar_train.models.weights import Saved, read, restored
+from zipar_train.models.weights import Saved, initial_weights, read, restored
 from zipar_train.plan import Plan
 from zipar_train.recipe import differences, explain, load_recipe, overridden, shipped
 from zipar_train.sections import Draw, Recipe
@@ -255,4 +255,4 @@ def load(
             f"recipe {recipe.name} starts from random weights, which draw nothing. "
             f"Train it with `zipar-train fit --recipe {source}`, then load {recipe.run}"
         )
-    return Generator(recipe, read(recipe.model.weights, entry=recipe.model.weights_entry), device=device, dtype=dtype)
+    return Generator(recipe, initial_weights(recipe.model), device=device, dtype=dtype)

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from zipar_train.models.pretrained import pretrained
+
 
 class Clip:
     """A CLIP of transformers.
@@ -20,13 +22,16 @@ class Clip:
     def __init__(self, source: str, *, device: torch.device):
         from transformers import CLIPModel, CLIPProcessor
 
-        try:
-            self.model = CLIPModel.from_pretrained(source).eval().requires_grad_(False).to(device)
-            self.processor = CLIPProcessor.from_pretrained(source)
-        except (OSError, ValueError, TypeError) as error:
-            reason = str(error).strip().split("\n")[0]
-            raise ValueError(f"evaluate.clip = {source}: no CLIP can be loaded ({reason})") from None
-        self.device, self.longest = device, self.model.config.text_config.max_position_embeddings
+        named = {"key": "evaluate.clip", "what": "no CLIP"}
+        self.processor = pretrained(CLIPProcessor, source, **named)
+        self.model = pretrained(CLIPModel, source, **named).eval().requires_grad_(False).to(device)
+        text = self.model.config.text_config
+        if len(self.processor.tokenizer) > text.vocab_size:
+            raise ValueError(
+                f"evaluate.clip = {source}: its tokenizer has {len(self.processor.tokenizer):,} tokens, its model "
+                f"knows {text.vocab_size:,}. They do not belong together: download the folder again"
+            )
+        self.device, self.longest = device, text.max_position_embeddings
 
     @torch.inference_mode()
     def __call__(self, pixels: Tensor, captions: Sequence[str]) -> Tensor:

@@ -1,6 +1,5 @@
 """What is evaluated: a checkpoint as a generator with a name, and its drawings as the recipe asks for them."""
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +10,8 @@ import torch
 from zipar_train.decoding.generator import Generator, Manner
 from zipar_train.evaluation.captions import captions_of
 from zipar_train.evaluation.drawing import Drawing, classes_of
-from zipar_train.files import sha256
 from zipar_train.models.family import fits
-from zipar_train.models.weights import read
+from zipar_train.models.weights import Saved, read
 from zipar_train.section import scaled
 from zipar_train.sections import Draw, Recipe
 
@@ -35,24 +33,22 @@ def subjects(recipe: Recipe, paths: Sequence[str | Path], *, device: torch.devic
     dtype = getattr(torch, recipe.evaluate.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
     found: list[Subject] = []
     for path in paths:
-        saved = read(path)
+        saved = read(path, checksum=True)
         name = saved.path.parent.parent.name if saved.path.suffix == ".ckpt" else saved.path.stem
         name = name or (saved.recipe or recipe).name
         if name in {subject.name for subject in found}:
             name = f"{name}-{len(found) + 1}"
-        weights, file = _checksum(saved.path)
+        weights, file = _checksum(saved)
         generator = Generator(recipe, saved, device=device, dtype=dtype)
         found.append(Subject(name, generator, weights, f"{file}, sha256 {weights[:8]}"))
     return found
 
 
-def _checksum(path: Path) -> tuple[str, Path]:
-    """Of a file; of a folder's one file, or of all its parts together; and what of."""
-    for file in (path, path / "model.safetensors", path / "adapter_model.safetensors"):
-        if file.is_file():
-            return sha256(file), file
-    parts = "".join(sha256(part) for part in sorted(path.glob("*.safetensors")))
-    return hashlib.sha256(parts.encode()).hexdigest(), path
+def _checksum(saved: Saved) -> tuple[str, Path]:
+    """The checksum of the bytes that the weights were read from, and the file or folder that held them."""
+    assert saved.sha256 is not None
+    names = ("model.safetensors", "adapter_model.safetensors")
+    return saved.sha256, next((saved.path / name for name in names if (saved.path / name).is_file()), saved.path)
 
 
 def expected(recipe: Recipe) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from zipar_train.models.llamagen import LlamaGen
+from zipar_train.models.pretrained import pretrained
 from zipar_train.models.prompts import Prompter, Prompts
 from zipar_train.models.published import find
 
@@ -51,7 +52,8 @@ class Captioned(LlamaGen, ABC):
 
     def load_whole(self, folder: Path) -> PreTrainedModel:
         """The published model of a folder, in our dtype."""
-        return self.whole.from_pretrained(folder, dtype=self.model.dtype)
+        what = f"no {self.whole.__name__}"
+        return pretrained(self.whole, folder, key="model.weights", what=what, dtype=self.model.dtype)
 
     def check(self, condition: Any) -> Prompts:
         return self.words.check(condition, self.model.device)

@@ -15,8 +15,9 @@ from transformers.models.chameleon.configuration_chameleon import ChameleonVQVAE
 from transformers.models.janus.configuration_janus import JanusVQVAEConfig
 from transformers.models.janus.modeling_janus import JanusVQVAEDecoder
 
-from zipar_train.files import regular, sha256
-from zipar_train.models.published import find, read_file, tensors, unaccounted
+from zipar_train.files import regular
+from zipar_train.models.filling import filled
+from zipar_train.models.published import Checksums, find, innermost, read_file, tensors
 from zipar_train.models.vq16 import to_bytes
 
 CHUNK = 4  # images at once through the convolutions
@@ -87,21 +88,18 @@ def load_chameleon_vq(source: str | None, *, codes: int) -> ChameleonVQ:
                 f"model.tokenizer_weights = {path} holds no {name}. Checkpoints of transformers have no decoder of "
                 "images: give the folder `tokenizer` of Meta's Chameleon (github.com/facebookresearch/chameleon)"
             )
-    state = tensors(read_file(path / WEIGHTS), where=path / WEIGHTS)
+    checksums: Checksums = {}
+    state = innermost(tensors(read_file(path / WEIGHTS, checksums=checksums), where=path / WEIGHTS))
     state = {_rename(name, state): t for name, t in state.items() if not name.startswith("loss.")}  # of its training
-    with torch.device("meta"):
-        model = VQGAN(_config(state, path / WEIGHTS))
-    model.to_empty(device="cpu")
-    if problems := unaccounted(state, model.state_dict()):
-        raise ValueError(f"{path / WEIGHTS} is no image tokenizer of Chameleon. {problems}. Give the published file")
-    model.load_state_dict(state)
+    what = "is no image tokenizer of Chameleon. Give the published file"
+    model = filled(lambda: VQGAN(_config(state)), state, where=path / WEIGHTS, what=what)
     order = _order(path / VOCABULARY)
     if not len(order) == model.config.num_embeddings == codes:
         raise ValueError(
             f"{path} has a codebook of {model.config.num_embeddings} rows and a vocabulary of {len(order)} codes, the "
             f"recipe's model {codes}. Give the published folder, or mend model.codes"
         )
-    return ChameleonVQ(model, order, sha256=sha256(path / WEIGHTS))
+    return ChameleonVQ(model, order, sha256=checksums[path / WEIGHTS])
 
 
 def _order(path: Path) -> Tensor:
@@ -131,18 +129,15 @@ def _levels(state: dict[str, Tensor]) -> int:
     return 1 + max((int(m[1]) for m in (re.match(r"encoder\.down\.(\d+)\.", name) for name in state) if m), default=0)
 
 
-def _config(state: dict[str, Tensor], path: Path) -> ChameleonVQVAEConfig:
-    """The architecture that the tensors' shapes tell."""
-    try:
-        base = len(state["encoder.conv_in.weight"])
-        levels = [f"encoder.down.{i}.block.0.conv1.weight" for i in range(_levels(state))]
-        return ChameleonVQVAEConfig(
-            num_embeddings=len(state["quantize.embedding.weight"]),
-            embed_dim=state["quantize.embedding.weight"].shape[1],
-            latent_channels=state["quant_conv.weight"].shape[1],
-            base_channels=base,
-            channel_multiplier=[len(state[name]) // base for name in levels],
-            num_res_blocks=sum(bool(re.match(r"encoder\.down\.0\.block\.\d+\.conv1\.weight", name)) for name in state),
-        )
-    except (KeyError, IndexError, TypeError) as error:
-        raise ValueError(f"{path} is no image tokenizer of Chameleon ({error!r}). Give the published file") from None
+def _config(state: dict[str, Tensor]) -> ChameleonVQVAEConfig:
+    """The architecture that the tensors' shapes tell; errors of many classes where they tell none."""
+    base = len(state["encoder.conv_in.weight"])
+    levels = (f"encoder.down.{i}.block.0.conv1.weight" for i in range(_levels(state)))
+    return ChameleonVQVAEConfig(
+        num_embeddings=len(state["quantize.embedding.weight"]),
+        embed_dim=state["quantize.embedding.weight"].shape[1],
+        latent_channels=state["quant_conv.weight"].shape[1],
+        base_channels=base,
+        channel_multiplier=[len(state[name]) // base for name in levels],
+        num_res_blocks=sum(bool(re.match(r"encoder\.down\.0\.block\.\d+\.conv1\.weight", name)) for name in state),
+    )

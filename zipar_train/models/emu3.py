@@ -94,7 +94,7 @@ class Emu3(Captioned):
             if name.startswith(theirs):
                 name = ours + name.removeprefix(theirs)
                 break
-        return name, tensor[self.first :] if name == HEAD else tensor
+        return name, tensor[self.first :] if name == HEAD and tensor.ndim else tensor
 
     def drop(self, condition: Prompts, where: Tensor) -> Prompts:
         """The negative prompt in place of the caption, as in the original (image_generation.py)."""

@@ -9,7 +9,8 @@ from transformers import Emu3VQVAE
 from transformers.models.emu3.configuration_emu3 import Emu3VQVAEConfig
 
 from zipar_train.files import regular
-from zipar_train.models.published import find, read_folder, unaccounted
+from zipar_train.models.filling import filled
+from zipar_train.models.published import find, read_folder
 from zipar_train.models.vq16 import fingerprint, to_bytes
 
 CHUNK = 4  # images at once through the convolutions
@@ -58,10 +59,8 @@ def load_emu3_vq(source: str | None, *, codes: int) -> Emu3VQ:
         )
     state = read_folder(path, prefix="vqmodel.") or read_folder(path, prefix="model.vqmodel.")
     state = {name.partition("vqmodel.")[2]: tensor for name, tensor in state.items()}
-    model = Emu3VQVAE(_config(path))
-    if problems := unaccounted(state, model.state_dict()):
-        raise ValueError(f"{path} holds no image tokenizer of Emu3. {problems}. Give the published checkpoint")
-    model.load_state_dict(state)
+    config, what = _config(path), "holds no image tokenizer of Emu3. Give the published checkpoint"
+    model = filled(lambda: Emu3VQVAE(config), state, where=path, what=what, device="cpu")
     if model.config.codebook_size != codes:
         raise ValueError(
             f"{path} has a codebook of {model.config.codebook_size} codes, the recipe's model one of {codes}"
@@ -72,5 +71,5 @@ def load_emu3_vq(source: str | None, *, codes: int) -> Emu3VQ:
 def _config(path: Path) -> Emu3VQVAEConfig:
     try:
         return Emu3VQVAEConfig(**json.loads(regular(path / "config.json").read_bytes())["vq_config"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # of JSON, and of transformers' checks of each number
         raise ValueError(f"{path}/config.json describes no vq_config of Emu3 ({error!r})") from None

@@ -18,8 +18,8 @@ from zipar_train.grid import Grid
 from zipar_train.masks import hide
 from zipar_train.models.additive import additive, computed_in
 from zipar_train.models.attention import attention_kernels
+from zipar_train.models.filling import allocate, find_frequencies
 from zipar_train.models.prompts import Prompter, Prompts
-from zipar_train.models.published import allocate, find_frequencies
 from zipar_train.models.text import Width
 from zipar_train.models.vq import Tokenizer
 from zipar_train.plan import ROW_END, Plan

@@ -73,15 +73,19 @@ def to_published(state: dict[str, Tensor], *, heads: int, codes: int) -> dict[st
 def looks_like(state: dict[str, Tensor]) -> str:
     """What model published tensors seem to be, in words."""
     depth = len({_general(name)[1] for name in state} - {None})
-    width = state["norm.weight"].shape[0] if "norm.weight" in state else 0
+    width = _rows(state, "norm.weight")
     size = next((name for name, (layers, _, wide) in SIZES.items() if (layers, wide) == (depth, width)), None)
     name = f"LlamaGen-{size}" if size else "no published size of LlamaGen"
     if CLASSES in state:
-        kind = f"class-conditional with {len(state[CLASSES]) - 1} classes"
+        kind = f"class-conditional with {_rows(state, CLASSES) - 1} classes"
     else:
         kind = "text-conditional" if "cls_embedding.uncond_embedding" in state else "of unknown condition"
-    codes = len(state[CODES]) if CODES in state else 0
-    return f"{name} ({depth} layers of width {width}), {kind}, {codes} codes"
+    return f"{name} ({depth} layers of width {width}), {kind}, {_rows(state, CODES)} codes"
+
+
+def _rows(state: dict[str, Tensor], name: str) -> int:
+    """Rows of a tensor; 0 if it is not there, or a single number."""
+    return (*state[name].shape, 0)[0] if name in state else 0
 
 
 def _general(name: str) -> tuple[str, int | None]:

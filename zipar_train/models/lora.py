@@ -3,13 +3,16 @@
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from zipar_train.models.filling import check_numbers, unaccounted
 from zipar_train.sections import LoRA
 
 MARK = "lora_"  # in the name of every adapter tensor, and of no other
+FINGERPRINT = 64  # hexadecimal digits of a fingerprint, at most
 
 
 def adapt(model: PreTrainedModel, lora: LoRA) -> None:
@@ -55,23 +58,24 @@ def config(lora: LoRA):
     )
 
 
-def wrapped(model: PreTrainedModel, lora: LoRA, state: dict[str, Tensor]):
+def wrapped(model: PreTrainedModel, lora: LoRA, state: dict[str, Tensor], *, where: Path):
     """The model as a PeftModel with trained adapters, for saving or merging.
 
     Args:
         state: adapter tensors, by the names they have in an adapted model.
+        where: the file they come from, for errors.
 
     Raises:
-        ValueError: if they are not the adapters that `lora` speaks of.
+        ValueError: if they are not the adapters that `lora` speaks of, or not finite.
     """
     from peft import get_peft_model
 
     peft = get_peft_model(model, config(lora))
     named = {f"base_model.model.{name}": tensor for name, tensor in state.items()}
     wanted = {name: tensor for name, tensor in peft.state_dict().items() if MARK in name}
-    wrong = sorted(wanted.keys() ^ named.keys()) or sorted(n for n in wanted if wanted[n].shape != named[n].shape)
-    if wrong:
-        raise ValueError(f"its adapters are not those of its recipe's tune.lora: {', '.join(wrong[:3])}")
+    if problems := unaccounted(named, wanted):
+        raise ValueError(f"{where}: its adapters are not those of its recipe's tune.lora. {problems}")
+    check_numbers(named, wanted, where=where)
     peft.load_state_dict(named, strict=False)
     return peft
 

@@ -13,8 +13,10 @@ from transformers import ChameleonConfig, ChameleonForConditionalGeneration, Pre
 
 from zipar_train.models.captioned import Captioned
 from zipar_train.models.chameleon_vq import FIRST
+from zipar_train.models.filling import filled
+from zipar_train.models.pretrained import pretrained
 from zipar_train.models.prompts import Prompter, Prompts
-from zipar_train.models.published import allocate, read_folder, unaccounted
+from zipar_train.models.published import read_folder
 from zipar_train.plan import ROW_END
 from zipar_train.sections import Model
 
@@ -96,32 +98,39 @@ class Lumina(Captioned):
         )
 
     def is_whole(self, state: dict[str, Tensor]) -> bool:
-        return HEAD in state and len(state[HEAD]) > self.codes  # it knows words too: names are the same
+        head = state.get(HEAD)  # it knows words too: names are the same
+        return head is not None and head.ndim == 2 and len(head) > self.codes
 
     def own(self, name: str, tensor: Tensor) -> tuple[str, Tensor] | None:
         if name.startswith(LEFT_OUT):
             return None
-        return name, tensor[FIRST : FIRST + self.codes] if name == HEAD else self.of_each_head(name, tensor)
+        if name == HEAD:
+            return name, tensor[FIRST : FIRST + self.codes]
+        return name, self.of_each_head(name, tensor)
 
     def of_each_head(self, name: str, tensor: Tensor) -> Tensor:
         """A norm that heads share, in the authors' files, for each of them, as transformers has it."""
         if ".q_norm." not in name and ".k_norm." not in name:
             return tensor
         heads = self.heads if ".q_norm." in name else self.model.config.num_key_value_heads
-        return tensor if len(tensor) == heads else tensor.repeat_interleave(heads // len(tensor), dim=0)
+        if not tensor.ndim or not 0 < len(tensor) < heads:
+            return tensor
+        return tensor.repeat_interleave(heads // len(tensor), dim=0)
 
     def load_whole(self, folder: Path) -> PreTrainedModel:
         """The authors' files have norms that transformers does not load, and may have no image tokenizer."""
         state = {name: self.of_each_head(name, tensor) for name, tensor in read_folder(folder).items()}
-        with torch.device("meta"):
-            whole: Any = self.whole(ChameleonConfig.from_pretrained(folder)).to(dtype=self.model.dtype)  # type: ignore[call-arg]
-        if not any(name.startswith(LEFT_OUT) for name in state):
-            del whole.model.vqmodel
-        if problems := unaccounted(state, whole.state_dict()):
-            raise ValueError(f"{folder} is no checkpoint of {self.whole.__name__}. {problems}. Give the published one")
-        allocate(whole, device="cpu")
-        whole.load_state_dict(state)
-        return whole
+        what = f"no {self.whole.__name__}"
+        config = pretrained(ChameleonConfig, folder, key="model.weights", what=what)
+
+        def make() -> PreTrainedModel:
+            whole: Any = self.whole(config).to(dtype=self.model.dtype)  # type: ignore[call-arg]
+            if not any(name.startswith(LEFT_OUT) for name in state):
+                del whole.model.vqmodel
+            return whole
+
+        wrong = f"is no checkpoint of {self.whole.__name__}. Give the published one"
+        return filled(make, state, where=folder, what=wrong)
 
     def drop(self, condition: Prompts, where: Tensor) -> Prompts:
         """Nothing but the start of the image and its size, as in the original (inference_solver.py).

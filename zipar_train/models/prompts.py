@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from zipar_train.models.pretrained import pretrained
 from zipar_train.sections import Words
 
 
@@ -46,14 +47,7 @@ class Prompter:
         from transformers import AutoTokenizer
 
         source = self.text.encoder
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(source)
-        except Exception as error:  # of the hub, its network, and many tokenizers' own
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise ValueError(
-                f"model.words.encoder = {source}: no tokenizer of text can be loaded ({reason}). Give the hub id or "
-                "the folder of the published checkpoint, with its tokenizer.json and tokenizer_config.json"
-            ) from None
+        tokenizer = pretrained(AutoTokenizer, source, key="model.words.encoder", what="no tokenizer of text")
         unknown = tokenizer.unk_token_id
         for token in (*self.keep, *self.after):
             if tokenizer.convert_tokens_to_ids(token) in (None, unknown):

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from zipar_train.models.pretrained import pretrained
 from zipar_train.sections import Text
 
 
@@ -57,16 +58,19 @@ class TextEncoder:
                 "folder), or use shards that hold features"
             )
         dtype = torch.float32 if device.type == "cpu" else torch.bfloat16  # as LlamaGen runs it
-        try:
-            self.tokenizer = AutoTokenizer.from_pretrained(source)
-            self.model = T5EncoderModel.from_pretrained(source, dtype=dtype).eval().requires_grad_(False)
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().split("\n")[0]
-            raise ValueError(f"model.text.encoder = {source}: no T5 encoder can be loaded ({reason})") from error
-        width = self.model.config.d_model
+        named = {"key": "model.text.encoder", "what": "no T5 encoder"}
+        tokenizer = pretrained(AutoTokenizer, source, **named)
+        model = pretrained(T5EncoderModel, source, dtype=dtype, **named).eval().requires_grad_(False)
+        width, tokens = model.config.d_model, model.config.vocab_size
         if width != self.text.features:
             raise ValueError(f"model.text.encoder = {source}: its features are {width} wide, not {self.text.features}")
-        self.model.to(device)
+        if len(tokenizer) > tokens or tokenizer.pad_token_id is None:
+            lacks = "no padding token" if tokenizer.pad_token_id is None else f"{len(tokenizer):,} tokens"
+            raise ValueError(
+                f"model.text.encoder = {source}: its tokenizer has {lacks}, its model knows {tokens:,} tokens. They do "
+                "not belong together: download the folder again"
+            )
+        self.tokenizer, self.model = tokenizer, model.to(device)
 
     @torch.no_grad()
     def __call__(self, captions: Sequence[str], device: torch.device) -> list[Tensor]:

@@ -11,8 +11,9 @@ from torch.nn.functional import interpolate, normalize
 from transformers import JanusVQVAE
 from transformers.models.janus.configuration_janus import JanusVQVAEConfig
 
-from zipar_train.files import regular, sha256
-from zipar_train.models.published import find, read_file, read_folder, tensors, unaccounted
+from zipar_train.files import regular
+from zipar_train.models.filling import filled
+from zipar_train.models.published import Checksums, find, innermost, read_file, read_folder, tensors
 
 STRIDE = 16  # pixels a code, each way
 CHUNK = 16  # images at once through the convolutions
@@ -105,15 +106,12 @@ def load_vq16(source: str | None, *, codes: int) -> VQ16:
     path = find(source)
     if path.is_dir():
         return _of_checkpoint(path, codes)
-    state = tensors(read_file(path), where=path)
+    checksums: Checksums = {}
+    state = innermost(tensors(read_file(path, checksums=checksums), where=path))
     renamed = {_rename(name): tensor for name, tensor in state.items() if name != "quantize.codebook_used"}
-    with torch.device("meta"):
-        model = JanusVQVAE(_config(renamed, path))
-    model.to_empty(device="cpu")
-    if problems := unaccounted(renamed, model.state_dict()):
-        raise ValueError(f"{path} is no VQ-16 of LlamaGen. {problems}. Give vq_ds16_c2i.pt or vq_ds16_t2i.pt")
-    model.load_state_dict(renamed)
-    tokenizer = VQ16(_unit(model), sha256=sha256(path))
+    what = "is no VQ-16 of LlamaGen. Give vq_ds16_c2i.pt or vq_ds16_t2i.pt"
+    model = filled(lambda: JanusVQVAE(_config(renamed)), renamed, where=path, what=what)
+    tokenizer = VQ16(_unit(model), sha256=checksums[path])
     if tokenizer.stride != STRIDE:
         raise ValueError(
             f"{path} is a VQ-{tokenizer.stride}, not a VQ-16: a code is {tokenizer.stride} pixels wide. "
@@ -133,14 +131,10 @@ def _of_checkpoint(path: Path, codes: int) -> VQ16:
     state = {name.removeprefix(prefix): tensor for name, tensor in read_folder(path, prefix=prefix).items()}
     try:
         config = JanusVQVAEConfig(**json.loads(regular(path / "config.json").read_bytes())["vq_config"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # of JSON, and of transformers' checks of each number
         raise ValueError(f"{path}/config.json describes no vq_config of Janus-Pro ({error!r})") from None
-    with torch.device("meta"):
-        model = JanusVQVAE(config)
-    model.to_empty(device="cpu")
-    if problems := unaccounted(state, model.state_dict()):
-        raise ValueError(f"{path} holds no VQ-16 of Janus-Pro. {problems}. Give the published checkpoint")
-    model.load_state_dict(state)
+    what = "holds no VQ-16 of Janus-Pro. Give the published checkpoint"
+    model = filled(lambda: JanusVQVAE(config), state, where=path, what=what)
     if config.num_embeddings != codes:
         raise ValueError(f"{path} has a codebook of {config.num_embeddings} codes, the recipe's model one of {codes}")
     return VQ16(_unit(model), sha256=fingerprint(state))
@@ -167,12 +161,12 @@ def _rename(name: str) -> str:
     return name
 
 
-def _config(state: dict[str, Tensor], path: Path) -> JanusVQVAEConfig:
+def _config(state: dict[str, Tensor]) -> JanusVQVAEConfig:
     """The architecture that the tensors' shapes tell."""
 
     def shape(name: str) -> torch.Size:
         if name not in state or not state[name].ndim:
-            raise ValueError(f"{path} is no VQ-16 of LlamaGen: it lacks {name}. Give vq_ds16_c2i.pt or vq_ds16_t2i.pt")
+            raise ValueError(f"it lacks {name}")
         return state[name].shape
 
     base = shape("encoder.conv_in.weight")[0]

@@ -162,7 +162,9 @@ class Checkpoint(L.Callback):
             return
         try:
             if self.keep > 1 and self.saved not in (None, trainer.global_step) and self.path.is_file():
-                os.replace(self.path, numbered(self.recipe.run, self.saved))  # type: ignore[arg-type]
+                place = numbered(self.recipe.run, self.saved)  # type: ignore[arg-type]
+                if not place.exists():  # else the run goes on from it, because the last one is damaged
+                    os.replace(self.path, place)
             os.replace(aside, self.path)
             for extra in older(self.recipe.run)[self.keep - 1 :]:
                 extra.unlink()

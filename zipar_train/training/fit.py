@@ -23,6 +23,7 @@ from zipar_train.sections import Recipe
 from zipar_train.signals import Stopped, noted
 from zipar_train.training.callbacks import Checkpoint
 from zipar_train.training.log import Log
+from zipar_train.training.resumable import Resumable, check_fits
 from zipar_train.training.tracking import tracked
 from zipar_train.training.trainer import build_datamodule, build_module, build_trainer
 
@@ -86,9 +87,8 @@ def _fit(recipe: Recipe, run: Path, *, resume: bool, allow: Sequence[str]) -> Pa
         "held out": f"{val.samples:,} images, {val.source}",
     }
     module = build_module(recipe, weights=checkpoint is None)
-    learnt = {name.removeprefix("model.") for name, p in module.named_parameters() if p.requires_grad}
-    if checkpoint and (missing := learnt - read(checkpoint).state.keys()):
-        raise ValueError(f"{checkpoint} lacks {sorted(missing)[0]}: it is damaged, or of another version. Start again")
+    if checkpoint:
+        check_fits(read(checkpoint), module)
     trainer = build_trainer(recipe, data=described, step=step)
     data = build_datamodule(recipe, world=trainer.world_size)
     write_recipe(run, recipe)
@@ -175,12 +175,18 @@ def to_continue(recipe: Recipe, run: Path, allow: Sequence[str]) -> tuple[Path |
     Raises:
         ValueError: if it was made by another recipe, or none is whole.
     """
-    found = newest_first(run)
+    found, wrong = newest_first(run), {}
     for path in found:
-        if wrong := damage(path):
-            rank_zero_print(f"{path} is damaged ({wrong}): an older one is looked for.")
+        try:
+            if told := damage(path):
+                raise ValueError(f"{path} is damaged ({told})")
+            saved = read(path)
+            if saved.recipe is not None:
+                Resumable.check(saved.extra, where=path)
+        except ValueError as error:
+            wrong[path] = str(error)
+            rank_zero_print(f"{error}: an older one is looked for.")
             continue
-        saved = read(path)
         if saved.recipe is None:
             raise ValueError(f"{path} carries no recipe: it is no run of zipar-train. Choose another run folder")
         moved = MOVED if saved.extra.get("base") else ()  # the fingerprint says whether these are the same weights
@@ -196,7 +202,10 @@ def to_continue(recipe: Recipe, run: Path, allow: Sequence[str]) -> tuple[Path |
         rank_zero_print(f"Resuming from {path}: step {step:,}, in epoch {epoch + 1}.")
         return path, step
     if found:
-        raise ValueError(f"{run}: none of its checkpoints is whole. Remove the folder and start again")
+        raise ValueError(
+            f"{run}: none of its checkpoints is whole. {'; '.join(wrong.values())}. Put a whole one there, or remove "
+            "the folder and start again"
+        )
     return None, None
 
 

@@ -13,7 +13,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from zipar_train.models import lora
 from zipar_train.models.compiled import compile_layers
 from zipar_train.models.family import Family, build, fits
-from zipar_train.models.weights import read, restored
+from zipar_train.models.weights import initial_weights, restored
 from zipar_train.sections import Recipe
 from zipar_train.training.average import Average
 from zipar_train.training.callbacks import Checkpoint, Limit, Lines
@@ -33,7 +33,7 @@ def build_module(recipe: Recipe, *, weights: bool = True) -> ZipARModule:
     model, tune = recipe.model, recipe.tune
     saved = None
     if model.weights is not None and (weights or tune.lora or tune.distill):
-        saved = read(model.weights, entry=model.weights_entry)
+        saved = initial_weights(model)
     dtype = weights_dtype(recipe)
     family = restored(model, saved, dtype=dtype) if saved else build(model, dtype=dtype)
     teacher = restored(model, saved, dtype=dtype) if saved and tune.distill and not tune.lora else None
