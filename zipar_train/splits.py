@@ -24,17 +24,17 @@ def class_numbers(model: Model, sources: Mapping[str, Source], out: str | Path) 
     """
     if model.classes is None:
         if held := next((source for source in sources.values() if source.classes is not None), None):
-            raise ValueError(f"{held.name} has classes, and this recipe's model is prompted by captions")
+            raise ValueError(f"--images: {held.name} has classes, and this recipe's model is prompted by captions")
         return {}
     classes, (known, known_of) = model.classes, _known(Path(out), sources)
 
     def of(source: Source) -> Classes:
         if source.names is None and source.classes not in (None, classes):
             raise ValueError(
-                f"{source.name} has {source.classes} classes, the recipe's model {classes}. Give all classes, or set "
+                f"--images: {source.name} has {source.classes} classes, the recipe's model {classes}. Give all classes, or set "
                 "model.classes"
             )
-        return assign(source.names, classes=classes, where=source.name, empty=source.empty, known=known,
+        return assign(source.names, classes=classes, where=f"--images: {source.name}", empty=source.empty, known=known,
                       known_of=known_of)  # fmt: skip
 
     if known is None:
