@@ -141,7 +141,7 @@ BAD = [
     ),
     (
         ["tokenize", "--recipe", "llamagen-l", "--images", "digits", "--out", "d"],
-        "scikit-learn digits, train split has 10 classes, the recipe's model 1000",
+        "--images: scikit-learn digits, train split has 10 classes, the recipe's model 1000",
     ),
     (["tokenize", "--recipe", "digits", "--images", "digits", "--out", "FILE/d"], "FILE"),
     (["draw", "--checkpoint", "gone", "--labels", "3", "--out", "a.png"], "nothing to load at gone"),

@@ -298,7 +298,9 @@ def test_captions_that_are_none(tmp_path):
         assert message in check_shards(path).problems[0]
     some = tar(A[0], ("a.txt", b"x"), ("a.features.npy", good), B[0], ("b.txt", b"y"))
     listed(path, some)
-    assert len(list(ShardLoader(path, batch_size=4))) == 1  # a model refuses the mixture, by name
+    with pytest.raises(ValueError, match="sample b: no features, which its manifest promises"):
+        list(ShardLoader(path, batch_size=4))
+    assert len(list(ShardLoader(path, batch_size=4, damaged="skip"))) == 1
 
 
 @examples(200)

@@ -133,7 +133,7 @@ def test_adms_file_gives_the_statistics_of_its_pictures(folders, extractor, tmp_
     by_folder = open_reference(str(b), extractor, tokenizer=Palette.grey(2), size=(40, 40))
     by_file = open_reference(str(file), extractor, tokenizer=Palette.grey(2), size=(40, 40))
     alone = open_reference(
-        str(adm_file(tmp_path / "val_imagenet.npz", b)), extractor, tokenizer=Palette.grey(2), size=40
+        str(adm_file(tmp_path / "val_imagenet.npz", b)), extractor, tokenizer=Palette.grey(2), size=(40, 40)
     )
     for other in (by_file, alone):
         assert np.allclose(other.statistics["sigma"], by_folder.statistics["sigma"], rtol=1e-9, atol=1e-12)

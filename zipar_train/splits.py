@@ -6,7 +6,7 @@ from pathlib import Path
 
 from zipar_train.labels import Classes, Names, assign
 from zipar_train.sections import Model
-from zipar_train.shards import read_manifest
+from zipar_train.shards import Manifest
 from zipar_train.source import Source
 
 
@@ -24,17 +24,17 @@ def class_numbers(model: Model, sources: Mapping[str, Source], out: str | Path) 
     """
     if model.classes is None:
         if held := next((source for source in sources.values() if source.classes is not None), None):
-            raise ValueError(f"{held.name} has classes, and this recipe's model is prompted by captions")
+            raise ValueError(f"--images: {held.name} has classes, and this recipe's model is prompted by captions")
         return {}
-    classes, (known, known_of) = model.classes, _known(Path(out), sources)
+    classes, (known, known_of) = model.classes, _known(Path(out), sources, model.classes)
 
     def of(source: Source) -> Classes:
         if source.names is None and source.classes not in (None, classes):
             raise ValueError(
-                f"{source.name} has {source.classes} classes, the recipe's model {classes}. Give all classes, or set "
-                "model.classes"
+                f"--images: {source.name} has {source.classes} classes, the recipe's model {classes}. Give all "
+                "classes, or set model.classes"
             )
-        return assign(source.names, classes=classes, where=source.name, empty=source.empty, known=known,
+        return assign(source.names, classes=classes, where=f"--images: {source.name}", empty=source.empty, known=known,
                       known_of=known_of)  # fmt: skip
 
     if known is None:
@@ -51,11 +51,12 @@ def class_numbers(model: Model, sources: Mapping[str, Source], out: str | Path) 
     return {split: of(source) for split, source in sources.items()}
 
 
-def _known(out: Path, sources: Mapping[str, Source]) -> tuple[Names | None, str]:
+def _known(out: Path, sources: Mapping[str, Source], classes: int) -> tuple[Names | None, str]:
     """The class names of another split that `out` holds, and its manifest; of `train` rather than of others."""
     others = [path for path in sorted(out.glob("*.json")) if path.stem not in sources]
     for path in sorted(others, key=lambda path: path.stem != "train"):
-        with suppress(ValueError):
-            if (names := read_manifest(path).class_names) is not None:
+        with suppress(ValueError, OSError):  # its shards may lie elsewhere
+            names = Manifest.model_validate_json(path.read_bytes()).class_names
+            if names is not None and len(names) == classes:
                 return names, str(path)
     return None, ""
