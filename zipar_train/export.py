@@ -47,8 +47,13 @@ def export(checkpoint: str | Path | Recipe, out: str | Path, *, to: Target = "hf
             if file.exists():
                 raise ValueError(f"{file} already exists: give another --out, or remove it")
         write_whole(out.with_suffix(".md"), card)
+
+        def save(aside: Path) -> None:
+            with open(aside, "wb") as file:  # a file of Python's, whose errors tell the reason
+                torch.save({"model": published(recipe, saved)}, file)
+
         try:
-            _whole(out, lambda aside: torch.save({"model": published(recipe, saved)}, aside))
+            _whole(out, save)
         except BaseException:
             out.with_suffix(".md").unlink(missing_ok=True)
             raise
@@ -121,7 +126,8 @@ def _whole(out: Path, write: Callable[[Path], Any]) -> None:
         write(aside)
         os.replace(aside, out)
     except (OSError, RuntimeError, SafetensorError) as error:  # torch's and safetensors' writers on a full disk
-        raise OSError(f"cannot write {out}: {getattr(error, 'strerror', None) or error}") from error
+        reason = error if isinstance(error, OSError) else error.__context__ or error
+        raise OSError(f"cannot write {out}: {getattr(reason, 'strerror', None) or reason}") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
         aside.unlink(missing_ok=True)

@@ -18,6 +18,7 @@ from zipar_train.checkpoints import folder, numbered, older
 from zipar_train.sections import Recipe
 from zipar_train.signals import Heard, Stopped
 from zipar_train.training.average import Average
+from zipar_train.training.log import Log as Log
 from zipar_train.training.optimizer import fused
 
 
