@@ -4,10 +4,11 @@ Inception is torch-fidelity's port of the TensorFlow graph that ADM's evaluator 
 torch-fidelity, or read from a path.
 """
 
+import io
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.hub import download_url_to_file, get_dir
 from torch.utils.data import Dataset
+from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 from torch_fidelity.utils import create_feature_extractor, get_featuresdict_from_dataset
 from tqdm import tqdm
 
-from zipar_train.files import regular, sha256
+from zipar_train.models.filling import check_numbers
+from zipar_train.models.published import Checksums, read_file, tensors
 
 INCEPTION = "inception-v3-compat"
 SPATIAL = 7  # channels of `mixed_6/conv:0` that sFID is of (guided-diffusion, evaluations/evaluator.py)
@@ -91,7 +94,7 @@ class Extractor:
 
     name: str  # torch-fidelity's
     weights: str  # SHA-256
-    options: dict[str, Any] = field(default_factory=dict)
+    state: dict[str, Tensor] | None = None  # those weights, of Inception; others bring their own
     device: torch.device = torch.device("cpu")
 
     def layer(self, score: str) -> str:
@@ -102,6 +105,16 @@ class Extractor:
     def inception(self) -> bool:
         return self.name == INCEPTION
 
+    def network(self, layers: list[str], *, cuda: bool) -> FeatureExtractorBase:
+        """The network that computes layers. torch-fidelity would load anything from a path; it is given a copy."""
+        options = {}
+        if self.state is not None:
+            copy = io.BytesIO()
+            torch.save(self.state, copy)
+            copy.seek(0)
+            options["feature_extractor_weights_path"] = copy
+        return create_feature_extractor(self.name, layers, cuda=cuda, verbose=False, **options)
+
     def __call__(self, pictures: Pictures, *, spatial: bool = False, batch_size: int = 64) -> Features:
         """Features of pictures.
 
@@ -110,7 +123,7 @@ class Extractor:
         """
         layers = list(dict.fromkeys(self.layer(score) for score in ("fid", "kid", "isc", "prc")))
         cuda = self.device.type == "cuda"
-        network = create_feature_extractor(self.name, layers, cuda=cuda, verbose=False, **self.options)
+        network = self.network(layers, cuda=cuda)
         moments = Moments() if spatial and self.inception else None
         with ExitStack() as stack:
             if moments is not None:
@@ -152,16 +165,18 @@ def inception(weights: str | None, *, device: torch.device) -> Extractor:
                 f"Inception's weights cannot be downloaded ({error}). Fetch {URL_INCEPTION_V3} where there is a "
                 "network, and set evaluate.features_weights to its path"
             ) from None
+    checksums: Checksums = {}
     try:
-        state = torch.load(regular(path), weights_only=True, map_location="cpu")  # torch-fidelity would load anything
-    except Exception as error:  # of many classes
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        state = tensors(read_file(path, checksums=checksums), where=path)
+    except (ValueError, OSError) as error:
+        reason = str(error).partition("\n")[0]
         raise ValueError(f"{key}: not a file of weights ({reason}). Remove it, and fetch {URL_INCEPTION_V3}") from None
-    if not isinstance(state, dict) or "Mixed_7c.branch_pool.conv.weight" not in state:
+    if "Mixed_7c.branch_pool.conv.weight" not in state:
         raise ValueError(f"{key}: not Inception's. Remove it, and fetch {URL_INCEPTION_V3}")
-    extractor = Extractor(INCEPTION, sha256(path), {"feature_extractor_weights_path": str(path)}, device)
+    check_numbers(state, state, where=key)
+    extractor = Extractor(INCEPTION, checksums[path], state, device)
     try:
-        create_feature_extractor(INCEPTION, [extractor.layer("fid")], cuda=False, verbose=False, **extractor.options)
+        extractor.network([extractor.layer("fid")], cuda=False)
     except RuntimeError as error:
         raise ValueError(f"{key}: not Inception's ({str(error).splitlines()[0]}). Fetch {URL_INCEPTION_V3}") from None
     return extractor

@@ -16,7 +16,6 @@ from zipar_train.crops import centre_crop
 from zipar_train.evaluation import adm
 from zipar_train.evaluation.adm import Statistics
 from zipar_train.evaluation.features import Extractor, Features, Pictures
-from zipar_train.files import sha256
 from zipar_train.grid import Grid
 from zipar_train.loader import ShardLoader
 from zipar_train.models.vq import Tokenizer
@@ -105,7 +104,7 @@ def _from_adm(path: Path, extractor: Extractor, *, size: tuple[int, int]) -> Ref
         features = extractor(pictures, spatial=file.spatial is not None or file.pooled is None)
     return Reference(
         words=f"{path.name}, ADM's statistics" if file.pooled else path.name,
-        checksum=sha256(path),
+        checksum=file.sha256,
         images=None if file.pooled else file.images,
         validation=bool(VALIDATION.search(path.stem)),
         statistics=file.pooled or _statistics(features, extractor),
@@ -117,10 +116,8 @@ def _from_adm(path: Path, extractor: Extractor, *, size: tuple[int, int]) -> Ref
 def _from_shards(
     source: str, extractor: Extractor, tokenizer: Tokenizer, *, size: tuple[int, int], batch_size: int
 ) -> Reference:
-    def loader() -> ShardLoader:
-        return ShardLoader(source, batch_size=batch_size)
-
-    manifest = loader().manifest
+    loader = ShardLoader(source, batch_size=batch_size)  # one: the manifest that is told is the one that is read
+    manifest = loader.manifest
     _enough(source, manifest.samples)
     if manifest.tokenizer is not None and tokenizer.sha256 != manifest.tokenizer:
         raise ValueError(
@@ -129,7 +126,8 @@ def _from_shards(
         )
 
     def blocks() -> Iterator[Tensor]:
-        for batch in loader():
+        loader.load_state_dict({"epoch": 0, "steps": 0})
+        for batch in loader:
             yield tokenizer.decode(batch.codes.view(-1, *manifest.grid).to(extractor.device), size=size).cpu()
 
     features = extractor(Pictures(blocks, manifest.samples, words="reference"), spatial=True)

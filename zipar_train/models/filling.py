@@ -45,7 +45,7 @@ def filled(make: Callable[[], M], state: dict[str, Tensor], *, where: Path, what
         told = reason if isinstance(error, ValueError) else f"{type(error).__name__} {reason}"
         raise ValueError(f"{where} {wrong}: {told}. {remedy}") from error
     if device == "meta":
-        model.to_empty(device="cpu")
+        allocate(model, device="cpu")
     if problems := unaccounted(state, model.state_dict()):
         raise ValueError(f"{where} {wrong}. {problems}. {remedy}")
     check_numbers(state, model.state_dict(), where=where)
