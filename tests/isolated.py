@@ -9,6 +9,7 @@ import atexit
 import os
 import re
 import shutil
+import signal
 import tempfile
 
 KEPT = re.compile(
@@ -51,3 +52,5 @@ def restore() -> None:
 
 CLEAN = _clean()
 restore()
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background jobs, and in all that they start
+    signal.signal(signal.SIGINT, signal.default_int_handler)

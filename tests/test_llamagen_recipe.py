@@ -38,6 +38,7 @@ def succeeded(done):
     return out
 
 
+@pytest.mark.slow
 def test_classes_from_end_to_end(tmp_path, run, vq, weights):
     for split, count in (("train", 36), ("val", 12)):
         for i in range(count):

@@ -50,6 +50,7 @@ print(most() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize("more", [["tune.distill=0"], ["tune.distill=0.8"], [*LORA, "tune.recompute=true"]])
 def test_a_step_takes_what_was_predicted(more):

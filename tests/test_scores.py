@@ -74,6 +74,7 @@ def adm_file(path: Path, folder: Path, network=None, **changes) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_torch_fidelitys_own_command(inception_weights, folders, extractor):
     """FID, KID, IS, precision and recall, the whole of both programs, from the same PNG files."""
     a, b = folders
@@ -127,6 +128,7 @@ def test_spatial_features_are_the_first_channels_of_mixed_6(folders, inception_w
     assert np.allclose(found["sigma"], np.cov(spatial, rowvar=False), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_adms_file_gives_the_statistics_of_its_pictures(folders, extractor, tmp_path):
     a, b = folders
     file = adm_file(tmp_path / "VIRTUAL_imagenet256_labeled.npz", b, extractor)
