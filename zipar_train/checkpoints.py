@@ -85,6 +85,7 @@ class Kept(Part):
     """What is read from any checkpoint of a run: by exports, evaluations, model cards."""
 
     data: dict[str, str] = {}
+    shards: dict[str, str] = {}  # checksums of the manifests that it was trained on, by recipe key
     global_step: Count | None = None
     base: Fingerprint | None = None  # of the weights that adapters or distillation started from
 

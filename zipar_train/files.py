@@ -8,7 +8,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 HANDED = ("/dev/fd/", "/proc/self/fd/", "/dev/stdin")
 CLAIM = ".claimed"  # the file that says so
@@ -45,16 +45,29 @@ def claimed(folder: Path) -> Iterator[None]:
     """
     import fcntl  # what Windows lacks
 
-    with open(folder / CLAIM, "a+") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not inherited by loader processes, which may live longer
-        except BlockingIOError:
-            file.seek(0)
-            raise ValueError(f"{folder}: {file.read().strip() or 'another process'} is at work in it") from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        yield
+    while True:
+        make_folder(folder)
+        with open(folder / CLAIM, "a+") as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not inherited by loader processes, which may live on
+            except BlockingIOError:
+                file.seek(0)
+                raise ValueError(f"{folder}: {file.read().strip() or 'another process'} is at work in it") from None
+            if not _still(folder / CLAIM, file):
+                continue  # whoever held it before has removed it meanwhile
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+            yield
+            return
+
+
+def _still(path: Path, file: IO[str]) -> bool:
+    """Whether the path still leads to the open file."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
 
 
 def regular(path: Path) -> Path:

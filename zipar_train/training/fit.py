@@ -4,7 +4,7 @@ import logging
 import signal
 import warnings
 from collections.abc import Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,7 +17,7 @@ from zipar_train.check import check_captions
 from zipar_train.checkpoints import damage, folder, last_checkpoint, newest_first
 from zipar_train.decoding.memory import ran_out
 from zipar_train.files import CLAIM, claimed, make_folder, write_whole
-from zipar_train.models.weights import read
+from zipar_train.models.weights import Saved, read
 from zipar_train.recipe import differences, dump
 from zipar_train.sections import Recipe
 from zipar_train.signals import Stopped, noted
@@ -59,15 +59,17 @@ def fit(recipe: Recipe, *, resume: bool = False, allow: Sequence[str] = ()) -> P
     run = Path(recipe.run)
     made = [place for place in (folder(run), *folder(run).parents) if not place.exists()]
     write_folder(run)
-    try:
-        with claimed(folder(run)) if rank_zero_only.rank == 0 else nullcontext():  # type: ignore[attr-defined]
+    if rank_zero_only.rank:  # type: ignore[attr-defined]
+        return _fit(recipe, run, resume=resume, allow=allow)
+    with claimed(folder(run)):  # a process that is refused here leaves everything to the one at work
+        try:
             return _fit(recipe, run, resume=resume, allow=allow)
-    finally:
-        with suppress(OSError):  # nothing is left of a run that did not begin
-            if made and not newest_first(run):
-                (folder(run) / CLAIM).unlink()
-            for place in made:
-                place.rmdir()
+        finally:
+            with suppress(OSError):  # nothing is left of a run that did not begin
+                if made and not newest_first(run):
+                    (folder(run) / CLAIM).unlink()
+                for place in made:
+                    place.rmdir()
 
 
 def _fit(recipe: Recipe, run: Path, *, resume: bool, allow: Sequence[str]) -> Path:
@@ -86,10 +88,13 @@ def _fit(recipe: Recipe, run: Path, *, resume: bool, allow: Sequence[str]) -> Pa
         "trained on": f"{train.samples:,} images, {train.source} (views: {train.views})",
         "held out": f"{val.samples:,} images, {val.source}",
     }
+    shards = {"data.train": train.checksum, "data.val": val.checksum}
     module = build_module(recipe, weights=checkpoint is None)
     if checkpoint:
-        check_fits(read(checkpoint), module)
-    trainer = build_trainer(recipe, data=described, step=step)
+        saved = read(checkpoint)
+        check_shards(saved, recipe, shards, allow)
+        check_fits(saved, module)
+    trainer = build_trainer(recipe, data=described, shards=shards, step=step)
     data = build_datamodule(recipe, world=trainer.world_size)
     write_recipe(run, recipe)
     parameters = sum(p.numel() for p in module.parameters()) / 1e6
@@ -125,6 +130,26 @@ def _fit(recipe: Recipe, run: Path, *, resume: bool, allow: Sequence[str]) -> Pa
                 logger.close() if isinstance(logger, Log) else logger.save()
     how_it_ended(trainer, recipe, step)
     return folder(run) / "last.ckpt"
+
+
+def check_shards(saved: Saved, recipe: Recipe, shards: dict[str, str], allow: Sequence[str]) -> None:
+    """Check that a run goes on with the codes it has been trained on.
+
+    Args:
+        shards: the checksums of the manifests now, by recipe key.
+        allow: keys whose shards may differ, or the sections that these are in.
+
+    Raises:
+        ValueError: naming the manifest, if it lists other shards than when the checkpoint was written.
+    """
+    before = saved.extra.get("shards") or {}
+    for key, checksum in shards.items():
+        if before.get(key, checksum) != checksum and not {key, key.partition(".")[0]} & set(allow):
+            raise ValueError(
+                f"{key} = {getattr(recipe.data, key.partition('.')[2])}: these are other shards than those that "
+                f"{saved.path} was trained on (the manifest's checksum is {checksum[:8]}, not {before[key][:8]}). Put "
+                f"the shards back, write elsewhere with --set run=FOLDER, or go on with these: --allow {key}"
+            )
 
 
 def checkpoint_of(trainer: L.Trainer) -> Checkpoint:
