@@ -6,13 +6,13 @@ kill between two renames can leave the newest under its number alone.
 
 import os
 import re
-import stat
 import zipfile
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from zipar_train.files import regular
 from zipar_train.wording import cut, shown
 
 NUMBERED = re.compile(r"step-(\d{8}|[1-9]\d{8,})\.ckpt")
@@ -55,9 +55,7 @@ def damage(path: Path) -> str | None:
     torch.load looks at neither when it maps a file. It says where a zip ends early, not which bits have turned.
     """
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            return "it is a folder" if path.is_dir() else "it is no file"
-        with zipfile.ZipFile(path) as file:
+        with zipfile.ZipFile(regular(path)) as file:
             bad = file.testzip()
     except FileNotFoundError:
         return f"it is a link to {os.readlink(path)}, which is not there" if path.is_symlink() else "it is gone"

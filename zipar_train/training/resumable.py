@@ -166,8 +166,9 @@ def check_fits(saved: Saved, module: ZipARModule) -> None:
             f"{saved.path}: its entry optimizer_states is of groups of {found} parameters, the model's are of "
             f"{[len(group) for group in groups]}. {REMEDY}"
         )
-    parameters: dict[int | str, nn.Parameter] = dict(enumerate(p for group in groups for p in group))
-    parameters |= {name: p for name, p in module.named_parameters() if p.requires_grad}  # under FSDP
+    parameters: dict[int | str, nn.Parameter] = {}
+    for theirs, ours in zip(states["param_groups"], groups, strict=True):  # FSDP numbers them otherwise
+        parameters |= dict(zip(theirs["params"], ours, strict=True))
     for key, averages in states["state"].items():
         where = f"{saved.path}: its entry optimizer_states.0.state.{key}"
         if key not in parameters:
