@@ -37,12 +37,12 @@ def newest_first(run: str | Path) -> list[Path]:
 
 
 def older(run: str | Path) -> list[Path]:
-    """The numbered ones, newest first: files of exactly the names that runs write, which are theirs to remove."""
+    """The numbered ones, newest first: of exactly the names that runs write; a pipe among them is a damaged one."""
     try:
         found = {int(match[1]): path for path in folder(run).iterdir() if (match := NUMBERED.fullmatch(path.name))}
     except (FileNotFoundError, NotADirectoryError):
         return []
-    return [found[step] for step in sorted(found, reverse=True) if found[step].is_file()]
+    return [found[step] for step in sorted(found, reverse=True)]
 
 
 def numbered(run: str | Path, step: int) -> Path:

@@ -175,7 +175,7 @@ class Checkpoint(L.Callback):
                 if not place.exists():  # else the run goes on from it, because the last one is damaged
                     os.replace(self.path, place)
             os.replace(aside, self.path)
-            for extra in older(self.recipe.run)[self.keep - 1 :]:
+            for extra in filter(Path.is_file, older(self.recipe.run)[self.keep - 1 :]):
                 extra.unlink()
         except OSError as error:
             self.io.failure = f"{self.path} could not be written ({error.strerror})"
