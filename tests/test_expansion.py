@@ -10,7 +10,7 @@ from zipar_train.recipe import load_recipe
     ("text", "expected"),
     [
         ("~/runs/a", "/home/me/runs/a"),
-        ("~", "/home/me"),
+        ("~", "~"),  # null in YAML, and a name elsewhere
         ("a/~/b", "a/~/b"),
         ("~x~", "~x~"),
         ("${PLACE}/x", "/data/x"),

@@ -10,11 +10,11 @@ from zipar_train import plain
 
 SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^{}]*))?\}")
-_HOME = re.compile(r"~[A-Za-z0-9._-]*(?=/|$)")
+_HOME = re.compile(r"~[A-Za-z0-9._-]*(?=/)")
 
 
 def expand(text: str) -> str:
-    """Replace environment variables, then a `~` or `~name` at the start by that home folder.
+    """Replace environment variables, then `~/` or `~name/` at the start by that home folder.
 
     As in a shell, `${NAME:-default}` is the default where NAME is not set or empty.
 
