@@ -301,10 +301,12 @@ def test_every_row_of_the_page_names_what_it_was_measured_with():
     made = "NVIDIA H100; torch 2.11.0, lightning 2.6.6, transformers 5.17.0; revision abc1234, 2026-11-26; "
     assert all(made + "`scripts/gpu/evidence` |" in row for row in table[2:])
     scores = "120.0 ± 2.0 | 0.500 ± 0.010 | 0.250 | "
-    assert table[3].startswith(f"| untuned | 2 | 60 | 6.2000 | - | {scores}900 |")
-    assert table[5].startswith(f"| one epoch, mixed windows | 2 | 60 | 6.0500 | 75% | {scores}900 |")
-    assert table[7].startswith(f"| control: one more epoch, next-token | 2 | 60 | 6.1500 | 25% | {scores}900 |")
-    assert table[8].startswith("| 2,000 training images | - | - | - | - | 120.0")
+    assert table[3].startswith(f"| untuned | 2 | 60 | 6.2000 | +3.33% | - | {scores}900 |")
+    assert table[5].startswith(f"| one epoch, mixed windows | 2 | 60 | 6.0500 | +0.83% | 75% | {scores}900 |")
+    assert table[7].startswith(
+        f"| control: one more epoch, next-token | 2 | 60 | 6.1500 | +2.50% | 25% | {scores}900 |"
+    )
+    assert table[8].startswith("| 2,000 training images | - | - | - | - | - | 120.0")
     assert any("27.9 M parameters; 3,910 steps, 10.0 epochs; 4,321 images/s" in line for line in lines)
     assert any("`zipar-train fit --recipe tuned.yaml`" in line for line in lines)
 
@@ -316,7 +318,7 @@ def test_a_shorter_run_still_has_a_table():
     del found["results"]["bits-control"], found["results"]["distances"]
     found["steps"][2]["status"] = "skipped"
     lines = page.lines(found)
-    assert lines[2].startswith("| untuned | 16 | - | 6.0000 | - | - | - | - | - | NVIDIA H100")
+    assert lines[2].startswith("| untuned | 16 | - | 6.0000 | - | - | - | - | - | - | NVIDIA H100")
     assert len([line for line in lines if line.startswith("|")]) == 2 + 4
     assert "Not measured: control (skipped)." in lines
     assert page.lines({}) == ["Not yet measured."]
