@@ -53,7 +53,8 @@ def lines(found: dict[str, Any]) -> list[str]:
                 continue
             made = models[model]["environment"] if window in bits else distances["environment"]
             rows.append([name, str(window), cell(row and row["passes"], "d"), cell(bits.get(window), ".4f"),
-                         above(bits, window), closed(bits, untuned, window) if model != "base" else "-", score(row, "fid", ".1f"),
+                         above(bits, window), closed(bits, untuned, window) if model != "base" else "-",
+                         score(row, "fid", ".1f"),
                          score(row, "precision", ".3f"), score(row, "recall", ".3f"),
                          cell(row and row["images_per_second"], ".0f"), measured(made, found)])  # fmt: skip
     if real := distances.get("real"):
