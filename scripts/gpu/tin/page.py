@@ -24,6 +24,7 @@ HEAD = [
     "window",
     "passes",
     "bits a code",
+    "above own next-token",
     "gap closed",
     "FD",
     "precision",
@@ -52,12 +53,13 @@ def lines(found: dict[str, Any]) -> list[str]:
                 continue
             made = models[model]["environment"] if window in bits else distances["environment"]
             rows.append([name, str(window), cell(row and row["passes"], "d"), cell(bits.get(window), ".4f"),
-                         closed(bits, untuned, window) if model != "base" else "-", score(row, "fid", ".1f"),
+                         above(bits, window), closed(bits, untuned, window) if model != "base" else "-",
+                         score(row, "fid", ".1f"),
                          score(row, "precision", ".3f"), score(row, "recall", ".3f"),
                          cell(row and row["images_per_second"], ".0f"), measured(made, found)])  # fmt: skip
     if real := distances.get("real"):
         name = f"{real['images']:,} training images"
-        rows.append([name, *["-"] * 4, score(real, "fid", ".1f"), score(real, "precision", ".3f"),
+        rows.append([name, *["-"] * 5, score(real, "fid", ".1f"), score(real, "precision", ".3f"),
                      score(real, "recall", ".3f"), "-", measured(distances["environment"], found)])  # fmt: skip
     text = ["| " + " | ".join(row) + " |" for row in [HEAD, ["---"] * len(HEAD), *rows]]
     return [*text, "", *trained(found), *skipped(found)]
@@ -76,6 +78,13 @@ def cell(value: Any, form: str) -> str:
 def score(row: dict[str, Any] | None, name: str, form: str) -> str:
     found = (row or {}).get(name)
     return "-" if found is None else cell(found["mean"], form) + (f" ± {found['std']:{form}}" if found["std"] else "")
+
+
+def above(bits: dict[int, float], window: int) -> str:
+    """Share of bits that a window costs a model above its own next-token bits."""
+    if window not in bits or window == max(bits):
+        return "-"
+    return f"{bits[window] / bits[max(bits)] - 1:+.2%}"
 
 
 def closed(bits: dict[int, float], untuned: dict[int, float], window: int) -> str:
