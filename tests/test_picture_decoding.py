@@ -319,6 +319,16 @@ def test_a_large_picture_is_read_without_a_warning():
         assert decode_image(large).size == (12000, 9000)
 
 
+def test_bytes_and_files_are_damaged_alike(tmp_path):
+    """A PCX without the palette at its end, which lies before the file's start."""
+    data = bytes([10, 5, 1, 8, 0, 0, 0, 0, 11, 0, 7, 0]).ljust(65, b"\0") + b"\1\x0c\0\1\0"
+    data = data.ljust(128, b"\0") + b"\x0c" * 96
+    (tmp_path / "x").write_bytes(data)
+    for source in (data, tmp_path / "x"):
+        with pytest.raises(ValueError, match="a damaged picture"):
+            decode_image(source)
+
+
 def test_the_name_says_nothing(tmp_path):
     for name in ("a.txt", "b", "c.png", "d.jpg_large", "e.eps"):
         (tmp_path / name).write_bytes(saved(PICTURE, "webp", lossless=True))

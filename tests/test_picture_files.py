@@ -25,6 +25,7 @@ from zipar_train.files import open_regular, regular, sha256
 from zipar_train.images import open_source
 from zipar_train.importers import import_codes
 from zipar_train.keys import LONGEST, unique_keys
+from zipar_train.models.weights import read
 from zipar_train.picture_files import named, picture_files
 from zipar_train.recipe import load_recipe
 from zipar_train.shards import read_manifest, read_shard
@@ -236,12 +237,12 @@ def test_pipes_are_refused_where_files_are_named_and_nothing_waits(tmp_path, nam
                   lambda: import_codes(load_recipe("digits"), codes=path, out=tmp_path)],
         "x.jsonl": [lambda: import_codes(load_recipe("digits"), codes=path, out=tmp_path)],
         "x.safetensors": [lambda: open_regular(path), lambda: sha256(path)],
-        "step-00000005.ckpt": [lambda: open_regular(path)],
+        "step-00000005.ckpt": [lambda: read(tmp_path / "run")],
     }  # fmt: skip
     for call in calls[name]:
         with pytest.raises((ValueError, OSError), match=name.replace(".", "[.]")):
             call()
-    assert checkpoints.newest_first(tmp_path / "run") == []
+    assert "is a pipe, not a file" in checkpoints.damage(path)
     assert "cannot be read" in whole("model.weights", path, problem, "Copy it").seen
 
 

@@ -7,6 +7,8 @@ kill between two renames can leave the newest under its number alone.
 import zipfile
 from pathlib import Path
 
+from zipar_train.files import regular
+
 
 def folder(run: str | Path) -> Path:
     return Path(run) / "checkpoints"
@@ -25,7 +27,7 @@ def newest_first(run: str | Path) -> list[Path]:
 
 def older(run: str | Path) -> list[Path]:
     """The numbered ones, newest first."""
-    return sorted((file for file in folder(run).glob("step-*.ckpt") if file.is_file()), reverse=True)
+    return sorted(folder(run).glob("step-*.ckpt"), reverse=True)
 
 
 def numbered(run: str | Path, step: int) -> Path:
@@ -38,7 +40,7 @@ def damage(path: Path) -> str | None:
     torch.load looks at neither when it maps a file. It says where a zip ends early, not which bits have turned.
     """
     try:
-        with zipfile.ZipFile(path) as file:
+        with zipfile.ZipFile(regular(path)) as file:
             bad = file.testzip()
     except (OSError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile) as error:  # of zipfile, all damage
         return str(error)

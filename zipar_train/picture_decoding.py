@@ -39,6 +39,15 @@ UPRIGHT = {  # by the value of EXIF's orientation
 }
 
 
+class _Memory(io.BytesIO):
+    """Bytes that, as a file on disk, refuse a position before their start: a damaged picture is one in either."""
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        if (0, self.tell(), len(self.getbuffer()))[whence] + offset < 0:
+            raise OSError("a position before the start")
+        return super().seek(offset, whence)
+
+
 def decode_image(source: Path | bytes) -> Image.Image:
     """Decode a picture to RGB, 8 bits a channel, as a person sees it.
 
@@ -50,7 +59,7 @@ def decode_image(source: Path | bytes) -> Image.Image:
             format that only another program can draw.
         OSError: if the file cannot be opened, or is a pipe, a device or a folder.
     """
-    with open_regular(source) if isinstance(source, Path) else io.BytesIO(source) as file, _refusals(file):
+    with open_regular(source) if isinstance(source, Path) else _Memory(source) as file, _refusals(file):
         image = Image.open(file, formats=FORMATS)
         if image.format == "JPEG2000" and not _ends(file):
             raise ValueError("image file is truncated")  # of which its decoder says nothing
