@@ -270,8 +270,10 @@ def test_a_split_goes_by_its_usual_names_or_is_missed(tmp_path):
 def test_names_with_several_dots_are_samples_of_their_own(tmp_path):
     files = {"x.1.png": png(), "x.1.cls": b"1", "x.2.png": png(), "x.2.cls": b"2", "v.1.2.png": png(), "v.cls": b"0"}
     files |= {"plain.png": png(), "plain.cls": b"1", "plain.mask.png": png(), "plain.jpg": png(), "lone.txt": b"x"}
+    files |= {"plain.2.png": png(), "plain.2.cls": b"2", "other.jfif": png(), "other.cls": b"0"}
     done = tokenized(tar(tmp_path / "a.tar", files), tmp_path / "o", 3)
-    assert held(tmp_path / "o") == {"a_x_1": 1, "a_x_2": 2, "a_v_1_2": 0, "a_plain": 1}
+    named = {"a_x_1": 1, "a_x_2": 2, "a_v_1_2": 0, "a_plain": 1, "a_plain_2": 2, "a_other": 0}
+    assert held(tmp_path / "o") == named
     assert done.skipped == {
         "a/plain.jpg": "its sample has the picture plain.png already",
         "a/plain.mask.png": "its sample has the picture plain.png already",

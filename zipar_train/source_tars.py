@@ -13,9 +13,10 @@ from zipar_train.foreign import entries
 from zipar_train.keys import unique_keys
 from zipar_train.labels import LabelError
 from zipar_train.picture_decoding import decode_image
+from zipar_train.picture_files import ENDINGS
 from zipar_train.source import Source
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")  # before others
 LABELS, CAPTIONS = ("label", "cls", "class_id"), ("caption", "text")  # keys of a .json
 
 
@@ -94,17 +95,21 @@ def _samples(tar: Path, skipped: dict[str, str]) -> Iterator[_Sample]:
             skipped[f"{tar.stem}/{kinds[kind][0]}"] = f"{tar} has a later file of the same name, {file}"
         kinds[kind] = (file, place)
     for key, kinds in groups.items():
-        pictures = [kind for kind in kinds if kind in PICTURES]
-        dotted = [kind for kind in kinds if kind not in PICTURES and kind.endswith(PICTURES)]
+        pictures = sorted((kind for kind in kinds if kind in ENDINGS), key=lambda kind: kind not in PICTURES)
+        dotted = [kind for kind in kinds if kind not in pictures and kind.endswith(tuple(ENDINGS))]
         beside = {kind: place for kind, (_, place) in kinds.items()}
         for kind in pictures[:1]:
             yield _Sample(key, beside[kind], beside)
-        for kind in pictures[1:] + (dotted if pictures else []):
-            skipped[f"{tar.stem}/{kinds[kind][0]}"] = f"its sample has the picture {kinds[pictures[0]][0]} already"
-        for kind in [] if pictures else dotted:  # `x.1.jpg`, `x.2.jpg`: each has what is named like it beside it
+        left = pictures[1:]
+        for kind in dotted:  # `x.1.jpg`, `x.2.jpg`: each has what is named like it beside it
             stem = kind.rpartition(".")[0]
             own = {"." + k.rpartition(".")[2]: place for k, place in beside.items() if k.rpartition(".")[0] == stem}
-            yield _Sample(key + stem, beside[kind], beside | own)
+            if pictures and not own.keys() & {".cls", ".txt", ".json"}:
+                left.append(kind)
+            else:
+                yield _Sample(key + stem, beside[kind], beside | own)
+        for kind in left:
+            skipped[f"{tar.stem}/{kinds[kind][0]}"] = f"its sample has the picture {kinds[pictures[0]][0]} already"
         if not pictures and not dotted:
             skipped[f"{tar.stem}/{key}"] = f"no picture: the files are {', '.join(file for file, _ in kinds.values())}"
 
