@@ -89,6 +89,7 @@ class Checkpoint(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.heard.listen()
+        self.heard.raising = False  # from here on there are steps to finish and to keep
         self.stepped_to = trainer.global_step
         if self.saved is not None:  # the rate of the schedule as it is; of an unchanged recipe's the same
             for schedule in (config.scheduler for config in trainer.lr_scheduler_configs):
