@@ -299,6 +299,15 @@ def test_a_run_that_max_time_ends_goes_on_when_resumed(run, tiny, tmp_path, monk
     assert validations(tmp_path / "whole").items() <= validations(tmp_path / "run").items()
 
 
+def test_a_run_that_max_steps_ends_within_an_epoch_goes_on_there(tiny, tmp_path):
+    even = [*OFTEN, "optim.schedule=constant", "optim.warmup=0"]
+    fit(load_recipe("digits-base", quick(tiny, tmp_path, "whole", *even, "trainer.max_steps=60")))
+    fit(load_recipe("digits-base", quick(tiny, tmp_path, "run", *even, "trainer.max_steps=20")))
+    longer = load_recipe("digits-base", quick(tiny, tmp_path, "run", *even, "trainer.max_steps=60"))
+    fit(longer, resume=True, allow=["trainer.max_steps"])
+    same(tmp_path / "whole", tmp_path / "run")
+
+
 def test_a_trial_run_leaves_nothing(run, tiny, tmp_path):
     before = sorted(tmp_path.rglob("*"))
     status, out, err = run("fit", "--recipe", "digits-base", *sets([*tiny, "trainer.fast_dev_run=2"]))

@@ -97,6 +97,7 @@ class Checkpoint(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.heard.listen()
+        self.heard.raising = False  # from here on there are steps to finish and to keep
         self.stepped_to = trainer.global_step
         if self.saved is not None:  # the rate of the schedule as it is; of an unchanged recipe's the same
             for schedule in (config.scheduler for config in trainer.lr_scheduler_configs):
@@ -110,7 +111,7 @@ class Checkpoint(L.Callback):
             return  # gradients are being accumulated, and a checkpoint would lose them
         self.stepped_to = trainer.global_step
         loop = trainer.fit_loop
-        over = trainer.should_stop and loop._can_stop_early
+        over = trainer.global_step == trainer.max_steps or (trainer.should_stop and loop._can_stop_early)
         stop = self._asked(trainer)
         if stop and (trainer.is_last_batch or loop.epoch_loop._should_check_val_fx(loop._data_fetcher)):  # type: ignore[arg-type]
             stop = False  # in the validation or at the epoch's end, which follow: a resume would leave them out
@@ -149,7 +150,7 @@ class Checkpoint(L.Callback):
             self._told()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.is_last_batch or self.saved != trainer.global_step:  # else max_time has ended the epoch early
+        if trainer.is_last_batch or self.saved != trainer.global_step:  # else max_time or max_steps has cut it
             self._save(trainer)
         if self._asked(trainer) and not trainer.fit_loop.done:
             raise self._stopped()

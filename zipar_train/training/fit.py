@@ -20,7 +20,7 @@ from zipar_train.files import CLAIM, claimed, make_folder, write_whole
 from zipar_train.models.weights import Saved, read
 from zipar_train.recipe import differences, dump
 from zipar_train.sections import Recipe
-from zipar_train.signals import Stopped, noted
+from zipar_train.signals import Stopped, noted, raised
 from zipar_train.training.callbacks import Checkpoint
 from zipar_train.training.log import Log
 from zipar_train.training.resumable import Resumable, check_fits
@@ -111,7 +111,7 @@ def _fit(recipe: Recipe, run: Path, *, resume: bool, allow: Sequence[str]) -> Pa
     rank_zero_print(f"A step is {' x '.join(shares)}.")
     with tracked(trainer, recipe, resume=resume):
         try:
-            with noted() as heard:
+            with noted() if trainer.world_size > 1 else raised() as heard:  # processes stop together, after a step
                 checkpoint_of(trainer).heard = heard
                 trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
         except MisconfigurationException as error:
