@@ -36,6 +36,27 @@ def test_mistakes_in_trials_show_before_anything_is_run(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+NAMES = ["my sweep #2", "2024-01-01", "007", "no", "a: b", "[x]", "@x", "{a}", "'", '"q"', "back\\slash", "null", "1e-4",
+         "&a", "*a", "!t", "%x", "- x", "| x", "> x", "?", ":", " lead", "trail ", "caf\u00e9 \U0001f3a8", "~"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_folder_of_any_name_is_the_sweeps(tmp_path, monkeypatch, name):
+    """Whatever YAML makes of it: each trial's run, group and command line are those of the folder."""
+    path, commands = write(tmp_path, "method: grid\nparameters: {optim.lr: {values: [0.1]}}"), []
+
+    def one(place, command, number, values, recipe, gpu, running):
+        commands.append((place, load_recipe(command[2], command[4:-1:2]), recipe))
+        return Trial(number=number, values=values, seconds=1, metrics={"val/bits_w8": 1.0}, passes={})
+
+    monkeypatch.setattr("zipar_train.sweep._one", one)
+    run("digits-base", path, out=tmp_path / name, progress=False)
+    [(place, told, checked)] = commands
+    assert place == tmp_path / name / "000"
+    assert told == checked
+    assert Path(told.run) == place and told.log.group == name
+
+
 TRIALS = int(os.environ.get("ZIPAR_SWEEP_TRIALS", "3"))  # 12 take minutes
 LONG = TRIALS > 3
 STOPS = [signal.SIGKILL, *[signal.SIGKILL, signal.SIGINT] * LONG, signal.SIGTERM]

@@ -1,11 +1,13 @@
 """Adapters, distillation, recomputation, compilation: what is trained, what is kept, what is the same."""
 
 import json
+import os
+import shutil
 
 import pytest
 import torch
 from conftest import TINY, sets
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_fit import losses, quick, states_equal
 
 from zipar_train import load
@@ -14,7 +16,7 @@ from zipar_train.loader import Batch
 from zipar_train.masks import dense
 from zipar_train.models.family import teacher_forced
 from zipar_train.models.weights import read, restored
-from zipar_train.recipe import load_recipe
+from zipar_train.recipe import dump, load_recipe
 from zipar_train.training.fit import fit
 from zipar_train.training.module import ZipARModule
 from zipar_train.training.trainer import build_module
@@ -103,6 +105,95 @@ def test_adapters_of_other_weights_are_refused(tiny, tmp_path, base, shards):
     (tmp_path / "base" / "checkpoints" / "last.ckpt").unlink()
     with pytest.raises(ValueError, match="holds adapters for .*base: .*holds neither"):
         load(tmp_path / "run")
+
+
+def test_adapters_of_embeddings_and_the_head_go_out_and_come_back(tiny, tmp_path, base):
+    everywhere = "tune.lora={rank: 4, alpha: 8, targets: [embed_tokens, q_proj, lm_head]}"
+    fit(tuned(tiny, tmp_path, base, "run", everywhere, "trainer.max_epochs=1", "optim.lr=1e-1"))
+    expected, before = (load(folder).family.model.state_dict() for folder in (tmp_path / "run", base))
+    assert not torch.equal(expected["model.embed_tokens.weight"], before["model.embed_tokens.weight"])
+    folder = export(tmp_path / "run", tmp_path / "adapter", to="adapter")
+    assert states_equal(load(folder).family.model.state_dict(), expected)
+    again = export(folder, tmp_path / "again", to="adapter")
+    assert states_equal(load(again).family.model.state_dict(), expected)
+
+
+@pytest.fixture(scope="module")
+def adapters(made_tiny, base, tmp_path_factory):
+    """An export of adapters, hardly trained."""
+    folder = tmp_path_factory.mktemp("adapters")
+    short = [LORA, "trainer.max_steps=1", "trainer.limit_val_batches=1"]
+    fit(tuned(made_tiny, folder, base, "run", *short))
+    return export(folder / "run", folder / "adapter", to="adapter")
+
+
+def moved(adapters, folder, weights):
+    """A copy of adapters that are for `weights`."""
+    shutil.copytree(adapters, folder)
+    recipe = load_recipe(folder / "recipe.yaml", [f"model.weights={weights}"])
+    (folder / "recipe.yaml").write_text(dump(recipe))
+    return folder
+
+
+def test_adapters_for_themselves_are_refused_shortly(adapters, tmp_path):
+    alone = moved(adapters, tmp_path / "alone", tmp_path / "alone")
+    one, other = (moved(adapters, tmp_path / a, tmp_path / b) for a, b in ("ab", "ba"))
+    (tmp_path / "link").symlink_to(tmp_path / "linked")
+    linked = moved(adapters, tmp_path / "linked", tmp_path / "link")
+    for folder in (alone, one, other, linked):
+        with pytest.raises(ValueError, match="these are the adapters themselves") as refused:
+            load(folder)
+        assert len(str(refused.value)) < 1000
+
+
+def test_adapters_on_adapters_are_merged(tiny, tmp_path, adapters):
+    recipe = tuned(tiny, tmp_path, adapters, "run", LORA, "trainer.max_steps=1", "trainer.limit_val_batches=1")
+    fit(recipe)
+    load(tmp_path / "run")
+
+
+@pytest.mark.parametrize("kind", ["private", "huge", "folder", "pipe", "broken link", "empty"])
+def test_a_base_that_is_no_fingerprint_is_not_shown(adapters, tmp_path, kind):
+    folder = tmp_path / "copy"
+    shutil.copytree(adapters, folder)
+    base = folder / "base"
+    base.unlink()
+    match kind:
+        case "private":
+            (tmp_path / "private").write_text("my private file\n" * 50)
+            base.symlink_to(tmp_path / "private")
+        case "huge":
+            with base.open("wb") as file:
+                file.truncate(2**40)
+        case "folder":
+            base.mkdir()
+        case "pipe":
+            os.mkfifo(base)
+        case "broken link":
+            base.symlink_to(tmp_path / "nowhere")
+        case "empty":
+            base.touch()
+    with pytest.raises(ValueError, match=r"copy/base holds no fingerprint of weights") as refused:
+        load(folder)
+    assert "private file" not in str(refused.value) and len(str(refused.value)) < 500
+
+
+def test_adapters_without_a_base_of_their_own_go_out_as_they_are(adapters, tmp_path):
+    shutil.copytree(adapters, tmp_path / "copy")
+    (tmp_path / "copy" / "base").unlink()
+    again = export(tmp_path / "copy", tmp_path / "again", to="adapter")
+    assert not (again / "base").exists()
+    assert states_equal(load(again).family.model.state_dict(), load(adapters).family.model.state_dict())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_adapters_of_no_numbers_are_named(adapters, tmp_path, value):
+    shutil.copytree(adapters, tmp_path / "copy")
+    state = load_file(tmp_path / "copy" / "adapter_model.safetensors")
+    name = sorted(state)[0]
+    save_file({**state, name: torch.full_like(state[name], value)}, tmp_path / "copy" / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match=r"copy: .*lora_A.* holds NaN or infinite numbers"):
+        load(tmp_path / "copy")
 
 
 def test_what_goes_out_must_be_there(tmp_path, base, cli):

@@ -69,11 +69,19 @@ class Checkpoint(L.Callback):
 
     Args:
         data: what is trained on and held out, in words, for model cards.
+        shards: checksums of the manifests by the recipe's keys, for `same_shards`.
         step: of the checkpoint that the run continues from.
     """
 
-    def __init__(self, recipe: Recipe, *, data: dict[str, str] | None = None, step: int | None = None):
-        self.recipe, self.data, self.saved = recipe, data or {}, step
+    def __init__(
+        self,
+        recipe: Recipe,
+        *,
+        data: dict[str, str] | None = None,
+        shards: dict[str, str] | None = None,
+        step: int | None = None,
+    ):
+        self.recipe, self.data, self.shards, self.saved = recipe, data or {}, shards, step
         self.every, self.keep, self.best = recipe.checkpoint_every, recipe.checkpoint_keep, recipe.checkpoint_best
         self.folder = folder(recipe.run)
         self.path = self.folder / "last.ckpt"
@@ -165,7 +173,11 @@ class Checkpoint(L.Callback):
         return True
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint["recipe"], checkpoint["data"] = self.recipe.model_dump(), self.data
+        checkpoint["recipe"], checkpoint["data"], checkpoint["shards"] = (
+            self.recipe.model_dump(),
+            self.data,
+            self.shards,
+        )
         checkpoint["least"], checkpoint["batches_a_step"] = self.least, trainer.accumulate_grad_batches
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ from zipar_train.models.weights import read
 from zipar_train.recipe import differences, dump
 from zipar_train.sections import Recipe
 from zipar_train.training.callbacks import Stopped
-from zipar_train.training.resumable import Resumable, check_fits
+from zipar_train.training.resumable import Resumable, check_fits, same_shards
 from zipar_train.training.tracking import tracked
 from zipar_train.training.trainer import build_datamodule, build_module, build_trainer
 
@@ -75,10 +75,14 @@ def _fit(recipe: Recipe, run: Path, *, resume: bool, allow: Sequence[str]) -> Pa
         "trained on": f"{train.samples:,} images, {train.source} (views: {train.views})",
         "held out": f"{val.samples:,} images, {val.source}",
     }
+    shards = {"data.train": train.checksum, "data.val": val.checksum}
+    saved = read(checkpoint) if checkpoint else None
+    if saved:
+        same_shards(saved, recipe, shards, allow)
     module = build_module(recipe, weights=checkpoint is None)
-    if checkpoint:
-        check_fits(read(checkpoint), module)
-    trainer = build_trainer(recipe, data=described, step=step)
+    if saved:
+        check_fits(saved, module)
+    trainer = build_trainer(recipe, data=described, shards=shards, step=step)
     data = build_datamodule(recipe, world=trainer.world_size)
     write_recipe(run, recipe)
     parameters = sum(p.numel() for p in module.parameters()) / 1e6

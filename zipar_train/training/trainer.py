@@ -134,11 +134,18 @@ def dealt(recipe: Recipe, world: int) -> tuple[int, int]:
     return batch, step // world // batch
 
 
-def build_trainer(recipe: Recipe, *, data: dict[str, str] | None = None, step: int | None = None) -> L.Trainer:
+def build_trainer(
+    recipe: Recipe,
+    *,
+    data: dict[str, str] | None = None,
+    shards: dict[str, str] | None = None,
+    step: int | None = None,
+) -> L.Trainer:
     """Lightning's Trainer as the recipe's `trainer` section says, with a CSV log and our checkpoints.
 
     Args:
         data: what is trained on and held out, in words; checkpoints keep it for model cards.
+        shards: checksums of the manifests by the recipe's keys; checkpoints keep them for a resumed run.
         step: of the checkpoint that the run continues from.
 
     Raises:
@@ -148,7 +155,7 @@ def build_trainer(recipe: Recipe, *, data: dict[str, str] | None = None, step: i
     callbacks: list[L.Callback] = [TQDMProgressBar() if watched else Lines()]
     if recipe.optim.ema is not None:
         callbacks.append(Average(decay=recipe.optim.ema))
-    checkpoint = Checkpoint(recipe, data=data, step=step)
+    checkpoint = Checkpoint(recipe, data=data, shards=shards, step=step)
     callbacks += [Meter(), checkpoint]  # last: it saves what the others have done
     arguments: dict[str, Any] = {"enable_model_summary": False, **recipe.trainer}
     arguments |= {"enable_checkpointing": False, "default_root_dir": recipe.run, "callbacks": callbacks}
