@@ -36,8 +36,8 @@ def test_mistakes_in_trials_show_before_anything_is_run(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-NAMES = ["my sweep #2", "2024-01-01", "007", "no", "a: b", "[x]", "@x", "{a}", "'", '"q"', "back\\slash", "null", "1e-4",
-         "&a", "*a", "!t", "%x", "- x", "| x", "> x", "?", ":", " lead", "trail ", "caf\u00e9 \U0001f3a8", "~"]  # fmt: skip
+NAMES = ["my sweep #2", "2024-01-01", "007", "no", "a: b", "[x]", "@x", "{a}", "'", '"q"', "back\\slash", "null",
+         "1e-4", "&a", "*a", "!t", "%x", "- x", "| x", "> x", "?", ":", " lead", "trail ", "caf\u00e9"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NAMES)
