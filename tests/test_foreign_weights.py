@@ -247,6 +247,7 @@ def test_a_runs_own_weights_of_another_class_count_are_refused_with_the_reason(t
         ("data", {"trained on": 7}, r"own.ckpt: its entry data.trained on = 7"),
         ("global_step", "many", r"own.ckpt: its entry global_step = 'many'"),
         ("global_step", -1, r"own.ckpt: its entry global_step = -1"),
+        ("global_step", None, r"own.ckpt: its entry global_step = None"),
         ("base", "x" * 10**5, r"own.ckpt: its entry base = 'xxx"),
         ("recipe", [1], r"own.ckpt, its recipe"),
     ],

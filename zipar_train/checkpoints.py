@@ -85,7 +85,7 @@ class Kept(Part):
     """What is read from any checkpoint of a run: by exports, evaluations, model cards."""
 
     data: dict[str, str] = {}
-    global_step: Count | None = None
+    global_step: Count = 0
     base: Fingerprint | None = None  # of the weights that adapters or distillation started from
 
     @classmethod
