@@ -1,5 +1,6 @@
 """The entries that a resumed run reads from its checkpoint, for Lightning and for this project, checked beforehand."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from zipar_train.checkpoints import REMEDY, Count, Fingerprint, Kept, Part
 from zipar_train.models.filling import unaccounted
 from zipar_train.models.weights import Saved
+from zipar_train.sections import Recipe
 from zipar_train.training.module import ZipARModule
 
 Plain = dict[str, Any]
@@ -138,6 +140,29 @@ class Resumable(Kept):
     batches_a_step: Annotated[int, Field(ge=1)]
     current_model_state: Plain | None = None  # where weights are averaged
     averaging_state: Plain | None = None
+    shards: dict[str, str] | None = None  # checksums of the manifests by the recipe's keys; older runs kept none
+
+
+def same_shards(saved: Saved, recipe: Recipe, shards: dict[str, str], allow: Sequence[str]) -> None:
+    """Check that a run goes on with the shards that it began with: other codes at the same path are others.
+
+    Args:
+        shards: checksums of the manifests as they are, by the recipe's keys.
+        allow: keys of the recipe that may differ.
+
+    Raises:
+        ValueError: naming the key, the path and both checksums.
+    """
+    before = saved.extra.get("shards") or shards
+    for key, checksum in shards.items():
+        meant = any(key == each or key.startswith(f"{each}.") for each in allow)
+        if before.get(key, checksum) != checksum and not meant:
+            place = getattr(recipe.data, key.removeprefix("data."))
+            raise ValueError(
+                f"{key} = {place}: other shards than {saved.path} was trained on are there now (checksum "
+                f"{before[key][:8]} -> {checksum[:8]}). Put those back, say that you mean it with --allow {key}, or "
+                "write elsewhere with --set run=FOLDER"
+            )
 
 
 def check_fits(saved: Saved, module: ZipARModule) -> None:
