@@ -84,7 +84,7 @@ class Kept(Part):
 
     data: dict[str, str] = {}
     shards: dict[str, str] = {}  # checksums of the manifests that it was trained on, by recipe key
-    global_step: Count | None = None
+    global_step: Count = 0
     base: Fingerprint | None = None  # of the weights that adapters or distillation started from
 
     @classmethod

@@ -1,7 +1,6 @@
 """The entries that a resumed run reads from its checkpoint, for Lightning and for this project, checked beforehand."""
 
-from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -9,7 +8,6 @@ from torch import Tensor, nn
 from zipar_train.checkpoints import REMEDY, Count, Fingerprint, Kept, Part
 from zipar_train.models.filling import unaccounted
 from zipar_train.models.weights import Saved
-from zipar_train.sections import Recipe
 from zipar_train.training.module import ZipARModule
 
 Plain = dict[str, Any]
@@ -95,8 +93,16 @@ class Loops(Part):
 
 
 class Group(Part):
+    """What is not the recipe's: betas, weight decay, the rate and the kernel are set anew."""
+
     lr: float
     params: list[int | str]
+    eps: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    amsgrad: Literal[False]
+    maximize: Literal[False]
+    capturable: Literal[False]
+    differentiable: Literal[False]
+    foreach: bool | None
 
 
 class Averages(Part):
@@ -109,6 +115,7 @@ class Averages(Part):
 class Schedule(Part):
     base_lrs: list[float]
     last_epoch: Count
+    step_count: Count = Field(alias="_step_count")
     lr_lambdas: list[Plain | None]
 
 
@@ -123,6 +130,18 @@ class Position(Part):
     steps: Count
 
 
+class Averaging(Part):
+    latest_update_step: Count
+
+
+class Callbacks(Part):
+    average: Averaging | None = Field(None, alias="Average")
+
+
+class Averaged(Part):
+    n_averaged: Tensor
+
+
 class Resumable(Kept):
     """What a resumed run reads, Lightning and this project together."""
 
@@ -130,7 +149,7 @@ class Resumable(Kept):
     global_step: Count
     lightning: str = Field(alias="pytorch-lightning_version", pattern=r"^\d+\.\d+")
     loops: Loops
-    callbacks: Plain
+    callbacks: Callbacks
     optimizer_states: Annotated[list[Averages], Field(min_length=1, max_length=1)]
     lr_schedulers: Annotated[list[Schedule], Field(min_length=1, max_length=1)]
     position: Position = Field(alias="ShardDataModule")
@@ -139,30 +158,7 @@ class Resumable(Kept):
     least: float | None
     batches_a_step: Annotated[int, Field(ge=1)]
     current_model_state: Plain | None = None  # where weights are averaged
-    averaging_state: Plain | None = None
-    shards: dict[str, str] | None = None  # checksums of the manifests by the recipe's keys; older runs kept none
-
-
-def same_shards(saved: Saved, recipe: Recipe, shards: dict[str, str], allow: Sequence[str]) -> None:
-    """Check that a run goes on with the shards that it began with: other codes at the same path are others.
-
-    Args:
-        shards: checksums of the manifests as they are, by the recipe's keys.
-        allow: keys of the recipe that may differ.
-
-    Raises:
-        ValueError: naming the key, the path and both checksums.
-    """
-    before = saved.extra.get("shards") or shards
-    for key, checksum in shards.items():
-        meant = any(key == each or key.startswith(f"{each}.") for each in allow)
-        if before.get(key, checksum) != checksum and not meant:
-            place = getattr(recipe.data, key.removeprefix("data."))
-            raise ValueError(
-                f"{key} = {place}: other shards than {saved.path} was trained on are there now (checksum "
-                f"{before[key][:8]} -> {checksum[:8]}). Put those back, say that you mean it with --allow {key}, or "
-                "write elsewhere with --set run=FOLDER"
-            )
+    averaging_state: Averaged | None = None
 
 
 def check_fits(saved: Saved, module: ZipARModule) -> None:
@@ -176,7 +172,13 @@ def check_fits(saved: Saved, module: ZipARModule) -> None:
         if name not in frozen:
             wanted[name.removeprefix("model.")] = tensor
     parts = {"state_dict": saved.state}
-    if (current := saved.extra.get("current_model_state")) is not None:
+    current, averaging = saved.extra.get("current_model_state"), saved.extra.get("averaging_state")
+    if saved.recipe and saved.recipe.optim.ema is not None and (current is None or averaging is None):
+        lacking = "current_model_state" if current is None else "averaging_state"
+        raise ValueError(f"{saved.path} lacks its entry {lacking}, and its weights are averages. {REMEDY}")
+    if averaging is not None and averaging["n_averaged"].ndim:
+        raise ValueError(f"{saved.path}: its entry averaging_state.n_averaged is no single number. {REMEDY}")
+    if current is not None:
         parts["current_model_state"] = {str(name).removeprefix("model."): tensor for name, tensor in current.items()}
     for entry, state in parts.items():
         if strange := [name for name, tensor in state.items() if not isinstance(tensor, Tensor)]:
