@@ -189,8 +189,8 @@ def test_damaged_lines_are_numbered(tmp_path, line, message):
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress, lzma.compress, bz2.compress])
-@pytest.mark.parametrize("damage", ["none", "a byte", "cut", "joined"])
-def test_damaged_tars_are_named_however_they_are_packed(tmp_path, pack, damage):
+@pytest.mark.parametrize("damage", ["none", "no end", "a byte", "cut", "joined"])
+def test_damaged_tars_are_named_however_they_are_packed(tmp_path, capsys, pack, damage):
     path = randar(tmp_path / "theirs")
     plain = path.read_bytes()
     packed = bytearray(pack(plain))
@@ -200,13 +200,16 @@ def test_damaged_tars_are_named_however_they_are_packed(tmp_path, pack, damage):
     elif damage == "a byte":
         packed[len(packed) // 2] ^= 255
     elif damage == "cut":
-        packed = packed[: len(packed) // 2]
+        packed = packed[: len(packed) // 2 - 100]  # within a file
     elif damage == "joined":
         packed = bytearray(pack(plain + plain))
+    elif damage == "no end":
+        packed = bytearray(pack(plain.rstrip(b"\0") + bytes(-len(plain.rstrip(b"\0")) % 512)))
     path.write_bytes(packed)
     recipe = load_recipe("llamagen-b", RECIPE)
-    if damage == "none":
+    if damage in ("none", "no end"):
         assert import_codes(recipe, codes=path, out=tmp_path / "out").samples == 12
+        assert ("no end-of-archive mark" in capsys.readouterr().err) == (damage == "no end")
         return
     with pytest.raises(ValueError, match=r"theirs\.tar is damaged") as error:
         import_codes(recipe, codes=path, out=tmp_path / "out")

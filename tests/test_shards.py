@@ -280,22 +280,20 @@ def test_a_damaged_sample_is_named(tmp_path, members, message):
     assert "train-000001.tar" in str(error.value)
 
 
-@pytest.mark.parametrize("how", ["a header", "joined", "cut between files"])
+@pytest.mark.parametrize("how", ["a header", "joined"])
 def test_a_tar_that_is_damaged_inside_is_named(tmp_path, how):
     """Its checksum may be right: the damage came before."""
     path = written(tmp_path)
     shard = tmp_path / "train-000001.tar"
     data = shard.read_bytes()
     at = data.index(b"s014.codes.npy")
-    spoilt = {"joined": data + data, "cut between files": data[:at]}.get(
-        how, data[:at] + b"\xff" * 99 + data[at + 99 :]
-    )
+    spoilt = data + data if how == "joined" else data[:at] + b"\xff" * 99 + data[at + 99 :]
     shard.write_bytes(spoilt)
     content = json.loads(path.read_text())
     content["shards"][1]["sha256"] = hashlib.sha256(spoilt).hexdigest()
     content["shards"][1]["samples"] = 4
     path.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"train-000001\.tar is not a readable tar file .*(it is damaged|cut short)"):
+    with pytest.raises(ValueError, match=r"train-000001\.tar is not a readable tar file .*it is damaged"):
         seen(ShardLoader(path, batch_size=8))
 
 

@@ -326,7 +326,7 @@ def spoilt(data: bytes, how: str) -> bytes:
     return data + data  # joined
 
 
-DAMAGE = ["a header", "a zeroed block", "cut between files", "cut in a file", "joined"]
+DAMAGE = ["a header", "a zeroed block", "cut in a file", "joined"]
 
 
 @pytest.mark.parametrize("how", DAMAGE)
@@ -336,6 +336,22 @@ def test_damage_in_the_middle_of_a_tar_is_found(tmp_path, how):
     path.write_bytes(spoilt(path.read_bytes(), how))
     with pytest.raises(ValueError, match=r"a\.tar is not a readable, uncompressed tar file"):
         open_source(str(path), "train")
+
+
+def test_a_tar_without_an_end_mark_is_read_and_told(tmp_path):
+    """Some programs write none; a tar that was cut exactly between two files has none either."""
+    path = tar(
+        tmp_path / "a.tar", {f"{k}.{kind}": data for k in "12" for kind, data in (("png", png()), ("cls", b"1"))}
+    )
+    whole = path.read_bytes()
+    end = max(at for at in range(0, len(whole), 512) if any(whole[at : at + 512])) + 512
+    for size, count in ((end, 2), (whole.index(b"2.png"), 1)):
+        path.write_bytes(whole[:size])
+        source = open_source(str(path), "train")
+        assert len(source.keys) == count
+        assert source.notes == (f"{path}: it has no end-of-archive mark. If it was cut short, files are missing",)
+    path.write_bytes(whole)
+    assert open_source(str(path), "train").notes == ()
 
 
 def test_a_whole_tar_of_any_padding_is_read(tmp_path):

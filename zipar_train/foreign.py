@@ -29,11 +29,15 @@ def grouped(data: bytes, path: str) -> Iterator[dict[str, Any]]:
         raise ValueError(f"{path} is not a readable tar file ({reason}). Copy or make it again") from error
 
 
-def entries(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+def entries(archive: tarfile.TarFile, notes: list[str]) -> Iterator[tarfile.TarInfo]:
     """The members of a tar up to its end, where `tarfile` itself stops silently at the first damaged header.
 
+    Args:
+        notes: gets one if the tar has no end-of-archive mark. Some programs leave it out, and a tar that was cut
+            exactly between two files lacks it too.
+
     Raises:
-        tarfile.ReadError: if the tar does not end with an end-of-archive mark, or anything follows it.
+        tarfile.ReadError: if anything follows the last file or the end-of-archive mark.
     """
     yield from archive
     file, end = archive.fileobj, archive.offset  # type: ignore[attr-defined]  # where the next header was looked for
@@ -47,13 +51,13 @@ def entries(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
             )
         marked = True
     if not marked:
-        raise tarfile.ReadError("it ends without an end-of-archive mark, so files may be missing: it is cut short")
+        notes.append("it has no end-of-archive mark. If it was cut short, files are missing")
 
 
 def _files(data: bytes, path: str) -> Iterator[dict[str, Any]]:
     """The files of a tar for webdataset: none is unpacked, followed, or larger than it lies there."""
     with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
-        for member in entries(tar):
+        for member in entries(tar, []):  # manifests count the samples
             if member.size < 0 or len(member.name) > LONGEST:
                 raise tarfile.ReadError(f"a file of {member.size} bytes, a name of {len(member.name)} characters")
             if member.isdir():

@@ -58,7 +58,8 @@ def _open(images: str, split: str, captions: bool) -> Source:
     part, name = (path, images) if found is None else (path / found, f"{images}, {found}")
     notes = (f"split {split!r}: folder {found!r}",) if found not in (None, split) else ()
     if tars := tar_files(part):
-        return open_tars(tars, name, captions)._replace(notes=notes)
+        opened = open_tars(tars, name, captions)
+        return opened._replace(notes=(*notes, *opened.notes))
     saved = matching([each for each in _folders(path) if is_saved(path / each)], split)
     if saved is not None:
         return open_table(str(path / saved), split, captions)

@@ -147,15 +147,18 @@ def _classes(path: Path) -> Codes:
 
 def _tar(path: Path) -> Codes:
     """The same folder in a tar file."""
+    notes: list[str] = []
     try:
         archive = tarfile.open(regular(path))  # noqa: SIM115 it stays open for the reader
         members = [
             m
-            for m in entries(archive)
+            for m in entries(archive, notes)
             if m.isfile() and m.name.endswith(".npy") and not Path(m.name).name.startswith(".")
         ]
     except Exception as error:  # of the archive, and of what compresses it
         raise ValueError(f"{path} is damaged ({_line(error)}). Copy or download it again") from error
+    for note in notes:
+        print(f"{path}: {note}", file=sys.stderr)
     if strange := [member.name for member in members if not Path(member.name).parent.name.isdecimal()]:
         raise ValueError(f"{path}: {strange[0]} lies in no folder named by a class number")
 

@@ -67,9 +67,9 @@ def open_tars(tars: list[Path], name: str, captions: bool) -> Source:
     """
     samples: list[_Sample] = []
     skipped: dict[str, str] = {}
+    notes: list[str] = []
     for tar in tars:
-        for found in _samples(tar, skipped):
-            samples.append(found)
+        samples += _samples(tar, skipped, notes)
     if not samples:
         raise ValueError(f"--images: no pictures in {tars[0]}{' and the others' if len(tars) > 1 else ''}")
     names = None if captions or not _worded(samples[0]) else labels.words(map(_label_or_none, samples))
@@ -81,13 +81,13 @@ def open_tars(tars: list[Path], name: str, captions: bool) -> Source:
         return decode_image(samples[i].picture.read()), wanted
 
     keys = unique_keys([f"{sample.picture.tar.stem}/{sample.name}" for sample in samples])
-    return Source(name, keys, read, None if names is None else len(names), names, skipped=skipped)
+    return Source(name, keys, read, None if names is None else len(names), names, skipped=skipped, notes=tuple(notes))
 
 
-def _samples(tar: Path, skipped: dict[str, str]) -> Iterator[_Sample]:
+def _samples(tar: Path, skipped: dict[str, str], notes: list[str]) -> Iterator[_Sample]:
     """The samples of a tar in its order; the files that are in none go into `skipped`."""
     groups: dict[str, dict[str, tuple[str, _Place]]] = {}
-    for file, place in _files(tar, skipped):
+    for file, place in _files(tar, skipped, notes):
         folder, _, base = file.rpartition("/")
         key, _, kind = base.partition(".")
         kinds, kind = groups.setdefault(f"{folder}/{key}".lstrip("/"), {}), "." + kind.lower()
@@ -114,12 +114,13 @@ def _samples(tar: Path, skipped: dict[str, str]) -> Iterator[_Sample]:
             skipped[f"{tar.stem}/{key}"] = f"no picture: the files are {', '.join(file for file, _ in kinds.values())}"
 
 
-def _files(tar: Path, skipped: dict[str, str]) -> Iterator[tuple[str, _Place]]:
+def _files(tar: Path, skipped: dict[str, str], notes: list[str]) -> Iterator[tuple[str, _Place]]:
     """Names and places of the files of a tar, hard links included."""
     places: dict[str, _Place] = {}
+    found: list[str] = []
     try:
         with tarfile.open(regular(tar), "r:") as archive:
-            for member in entries(archive):
+            for member in entries(archive, found):
                 if member.isdir():
                     continue
                 base = member.name.rpartition("/")[2]
@@ -140,6 +141,7 @@ def _files(tar: Path, skipped: dict[str, str]) -> Iterator[tuple[str, _Place]]:
         raise ValueError(
             f"--images: {tar} is not a readable, uncompressed tar file ({error}). Copy or make it again"
         ) from error
+    notes += [f"{tar}: {note}" for note in found]
 
 
 def _worded(sample: _Sample) -> bool:
