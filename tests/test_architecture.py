@@ -24,7 +24,7 @@ ROOMS = [
     ),
     "plain",
     "trainer_arguments",
-    *("section", "paper", "sections", "expansion", "recipe", "processes", "environment", "peak_flops"),
+    *("section", "paper", "sections", "remote", "expansion", "recipe", "processes", "environment", "peak_flops"),
     *(
         "models.additive",
         "models.attention",

@@ -18,13 +18,17 @@ from zipar_train.options import (
     OrRecipeOption,
     RecipeOption,
     SetOption,
+    chart_file,
     expanded,
     integers,
     one_of,
-    user_path,
+    output_folder,
+    output_place,
+    picture_file,
     write_json,
 )
 from zipar_train.output import lasting
+from zipar_train.remote import conceal
 from zipar_train.shards_cli import shards_app
 from zipar_train.signals import Heard, Stopped, raised, rank, requeue
 from zipar_train.sweep_cli import sweep
@@ -54,6 +58,7 @@ def main() -> None:
 
     A mistake of the user is one message and status 2 (ZIPAR_TRACEBACK=1 shows where); signal n is status 128 + n.
     """
+    sys.argv[1:] = map(conceal, sys.argv[1:])  # which W&B's metadata and launchers of processes repeat
     with lasting() as out, raised() as heard:
         try:
             app(standalone_mode=True)
@@ -98,7 +103,7 @@ def plan(
     window: Annotated[int | None, typer.Option(help="The window to map and draw; the recipe's smallest.")] = None,
     windows: Annotated[str | None, typer.Option(help="Windows of the table, for example 24,16,8.")] = None,
     png: Annotated[
-        Path | None, typer.Option(parser=user_path, metavar="FILE", help="Draw the pass map and the mask.")
+        Path | None, typer.Option(parser=chart_file, metavar="FILE", help="Draw the pass map and the mask.")
     ] = None,
     memory: Annotated[bool, typer.Option(help="Tell what training and drawing take, in some ten seconds.")] = True,
     gib: Annotated[
@@ -171,7 +176,9 @@ def tokenize(
     ],
     out: Annotated[
         Path,
-        typer.Option(parser=user_path, metavar="PATH", help="The folder to write SPLIT.json and its tar files into."),
+        typer.Option(
+            parser=output_folder, metavar="PATH", help="The folder to write SPLIT.json and its tar files into."
+        ),
     ],
     split: Annotated[
         str | None, typer.Option(help="One split alone; otherwise train and val of what has both.")
@@ -256,7 +263,7 @@ def fit(
 
 @app.command()
 def draw(
-    out: Annotated[Path, typer.Option(parser=user_path, metavar="PATH", help="The picture to write.")],
+    out: Annotated[Path, typer.Option(parser=picture_file, metavar="PATH", help="The picture to write.")],
     checkpoint: EitherCheckpointOption = None,
     recipe: OrRecipeOption = None,
     overrides: SetOption = [],  # noqa: B006
@@ -301,7 +308,7 @@ def draw(
 @app.command()
 def export(
     out: Annotated[
-        Path, typer.Option(parser=user_path, metavar="PATH", help="A new folder; for --to llamagen a new .pt file.")
+        Path, typer.Option(parser=output_place, metavar="PATH", help="A new folder; for --to llamagen a new .pt file.")
     ],
     checkpoint: EitherCheckpointOption = None,
     recipe: OrRecipeOption = None,

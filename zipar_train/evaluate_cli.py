@@ -10,15 +10,13 @@ from zipar_train.options import (
     JsonOption,
     RecipeOption,
     SetOption,
-    check_folder,
+    chart_file,
     expanded,
     integers,
     numbers,
-    user_path,
+    output_folder,
     write_json,
 )
-
-FORMATS = (".png", ".pdf", ".svg")
 
 
 def evaluate(
@@ -51,7 +49,7 @@ def evaluate(
     overrides: SetOption = [],  # noqa: B006
     out: Annotated[
         Path | None,
-        typer.Option(parser=user_path, metavar="PATH", help="The report's folder; `evaluation` in the run folder."),
+        typer.Option(parser=output_folder, metavar="PATH", help="The report's folder; `evaluation` in the run folder."),
     ] = None,
     json_file: JsonOption = None,
 ) -> None:
@@ -70,28 +68,35 @@ def evaluate(
     folder = out or (path if path.is_dir() else path.resolve().parent.parent) / "evaluation"
     if search_images is not None and scales is None:
         raise ValueError("--search-images goes with --search-guidance")
-    check_folder(json_file)
-    if scales is not None:
-        if compare or released or adaptive or npz or png:
-            raise ValueError(
-                "--search-guidance tries one checkpoint: leave --compare, --released, --adaptive, --npz, --png out"
-            )
-        _search(loaded, checkpoint, scales, sizes, search_images or 2000, folder, json_file)
-        return
+    if scales is not None and (compare or released or adaptive or npz or png):
+        raise ValueError(
+            "--search-guidance tries one checkpoint: leave --compare, --released, --adaptive, --npz, --png out"
+        )
+    from zipar_train.files import claimed
+    from zipar_train.processes import process
+
+    rank, world, _ = process()
+    with claimed(folder, rank, world):
+        if scales is not None:
+            _search(loaded, checkpoint, scales, sizes, search_images or 2000, folder, json_file)
+        else:
+            chosen = {"released": released, "adaptive": adaptive, "npz": npz, "png": png}
+            _score(loaded, checkpoint, compare, sizes, folder, json_file, **chosen)
+
+
+def _score(
+    loaded: Any,
+    checkpoint: str,
+    compare: list[str],
+    windows: list[int] | None,
+    folder: Path,
+    json_file: Path | None,
+    **chosen: bool,
+) -> None:
     from zipar_train.evaluation.evaluate import evaluate as work
     from zipar_train.evaluation.report import findings, log_to_wandb, reading, table, write_report
 
-    done = work(
-        loaded,
-        checkpoint,
-        compare=compare,
-        windows=sizes,
-        released=released,
-        adaptive=adaptive,
-        out=folder,
-        npz=npz,
-        png=png,
-    )
+    done = work(loaded, checkpoint, compare=compare, windows=windows, out=folder, **chosen)
     if done is None:
         print("this process has drawn its share; the first one scores")
         return
@@ -146,7 +151,8 @@ def advise(
     images: Annotated[int | None, typer.Option(help="Images whose bits are counted; otherwise all.")] = None,
     overrides: SetOption = [],  # noqa: B006
     png: Annotated[
-        Path | None, typer.Option(parser=user_path, metavar="FILE", help="Draw bits, attention cut off, where it lies.")
+        Path | None,
+        typer.Option(parser=chart_file, metavar="FILE", help="Draw bits, attention cut off, where it lies."),
     ] = None,
     json_file: JsonOption = None,
 ) -> None:
@@ -155,10 +161,6 @@ def advise(
 
     loaded = load_recipe(recipe, overrides)
     sizes = integers("--windows", windows) if windows is not None else None
-    check_folder(json_file)
-    check_folder(png)
-    if png and png.suffix not in FORMATS:
-        raise ValueError(f"--png {png}: use an ending of {', '.join(FORMATS)}")
     from zipar_train.evaluation.advise import advise as work
     from zipar_train.evaluation.advise import lines, plot
 

@@ -1,5 +1,7 @@
 """Text as people write it: `~`, `${NAME}` and `${NAME:-default}`, expanded once, where it enters the program.
 
+URLs lose their credentials there, see `remote`.
+
 Recipes, `--set` and every option that takes a path go through `expand`, so the same text means the same everywhere.
 """
 
@@ -7,6 +9,7 @@ import os
 import re
 
 from zipar_train import plain
+from zipar_train.remote import conceal
 
 SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^{}]*))?\}")
@@ -14,7 +17,7 @@ _HOME = re.compile(r"~[A-Za-z0-9._-]*(?=/)")
 
 
 def expand(text: str) -> str:
-    """Replace environment variables, then `~/` or `~name/` at the start by that home folder.
+    """Replace environment variables, then `~/` or `~name/` at the start by that home folder; conceal credentials.
 
     As in a shell, `${NAME:-default}` is the default where NAME is not set or empty.
 
@@ -44,7 +47,7 @@ def expand(text: str) -> str:
     if "${" in expanded:
         raise ValueError("write variables as ${NAME}, or ${NAME:-default} without braces.")
     if (home := _HOME.match(expanded)) is None:
-        return expanded
+        return conceal(expanded)
     found = os.path.expanduser(home[0])
     if found == home[0]:
         raise ValueError(f"{home[0]} is the home folder of nobody here. Write the whole path, or ./{home[0]}.")

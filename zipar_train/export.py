@@ -34,18 +34,21 @@ def export(checkpoint: str | Path | Recipe, out: str | Path, *, to: Target = "hf
         ValueError: if there is nothing to export, or `out` is not free.
         OSError: if it cannot be written.
     """
-    out, recipe, saved = Path(out), *_source(checkpoint)
+    out = Path(out)
+    if to == "llamagen" and out.suffix != ".pt":
+        raise ValueError(f"--out {out}: --to llamagen writes one file, whose name must end in .pt")
+    for file in (out, out.with_suffix(".md")) if to == "llamagen" else ():
+        if file.exists():
+            raise ValueError(f"{file} already exists: give another --out, or remove it")
+    if to != "llamagen" and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} already exists and is not an empty folder: give another --out, or remove it")
+    recipe, saved = _source(checkpoint)
     if to == "adapter" and not saved.adapter:
         raise ValueError(
             f"{saved.path} holds no adapters: it was trained without tune.lora. Use --to hf or --to llamagen"
         )
-    if to == "llamagen" and out.suffix != ".pt":
-        raise ValueError(f"--out {out}: --to llamagen writes one file, whose name must end in .pt")
     card = model_card(recipe, saved, evaluation(saved), to).encode()
     if to == "llamagen":
-        for file in (out, out.with_suffix(".md")):
-            if file.exists():
-                raise ValueError(f"{file} already exists: give another --out, or remove it")
         write_whole(out.with_suffix(".md"), card)
 
         def save(aside: Path) -> None:
@@ -58,8 +61,6 @@ def export(checkpoint: str | Path | Recipe, out: str | Path, *, to: Target = "hf
             out.with_suffix(".md").unlink(missing_ok=True)
             raise
         return out
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} already exists and is not an empty folder: give another --out, or remove it")
 
     def write(aside: Path) -> None:
         make_folder(aside)

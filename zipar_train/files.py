@@ -36,20 +36,22 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def claimed(folder: Path) -> Iterator[None]:
+def claimed(folder: Path, rank: int = 0, world: int = 1) -> Iterator[None]:
     """Hold a folder against other processes, on this machine or others; a process that dies lets go of it.
+
+    Args:
+        rank, world: the number of this process among those that share the work, and their count. Each holds the
+            folder once, so that a second launch of the same work is refused.
 
     Raises:
         ValueError: if another holds it; says who.
         OSError: if the folder cannot be written.
     """
-    import fcntl  # what Windows lacks
-
     while True:
         make_folder(folder)
         with open(folder / CLAIM, "a+") as file:
             try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not inherited by loader processes, which may live on
+                _lock(file, rank, world)
             except BlockingIOError:
                 file.seek(0)
                 raise ValueError(f"{folder}: {file.read().strip() or 'another process'} is at work in it") from None
@@ -58,8 +60,41 @@ def claimed(folder: Path) -> Iterator[None]:
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}")
             file.flush()
-            yield
+            try:
+                yield
+            finally:
+                if world == 1:  # else others may hold it still
+                    with suppress(OSError):
+                        (folder / CLAIM).unlink()
             return
+
+
+def _lock(file: IO[str], rank: int, world: int) -> None:
+    """Lock a file's bytes without waiting: all for a lone process, else the one of this rank among `world` processes.
+
+    Loader processes do not inherit such locks: they may outlive the process that holds the folder.
+
+    Raises:
+        BlockingIOError: if another process has the same rank, or belongs to another number of processes.
+    """
+    import fcntl  # what Windows lacks
+
+    def lock(how: int, start: int, length: int = 0) -> None:  # length 0: to the end, wherever that will be
+        fcntl.lockf(file, how, length, start)
+
+    now, most = fcntl.LOCK_EX | fcntl.LOCK_NB, 2**20
+    lock(fcntl.LOCK_EX, 0, 1)  # held for a moment: one process looks at a time
+    if world == 1:
+        lock(now, 1)
+    else:
+        ours = world * most
+        others = (1, ours - 1), (ours + most, 0)
+        for span in others:
+            lock(now, *span)
+        for span in others:
+            lock(fcntl.LOCK_UN, *span)
+        lock(now, ours + rank, 1)
+    lock(fcntl.LOCK_UN, 0, 1)
 
 
 def _still(path: Path, file: IO[str]) -> bool:

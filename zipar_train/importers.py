@@ -4,13 +4,14 @@ import json
 import sys
 import tarfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from zipar_train.files import open_regular, regular
+from zipar_train.files import claimed, open_regular, regular
 from zipar_train.foreign import array, entries
 from zipar_train.keys import unique_keys
 from zipar_train.labels import listed, number
@@ -71,8 +72,6 @@ def import_codes(
     found, manifest = recognise(Path(codes)), Path(out) / f"{split}.json"
     if not found.images:
         raise ValueError(f"{codes} holds no codes: copy or download it again")
-    if manifest.exists():
-        raise ValueError(f"{manifest} already exists: give another --out or --split, or remove it")
     layout = Layout(
         source=f"{found.kind}: {printable(Path(codes).name)}", grid=(height, width), codes=model.codes,
         classes=model.classes, views="as imported",
@@ -94,7 +93,15 @@ def import_codes(
             f"{codes}: all codes are below 1,024, as those of MaskGIT-VQGAN are, and the recipe's codebook has "
             f"{model.codes}. Import them for a model of that tokenizer, with model.codes=1024"
         )
-    return write_shards(samples(), manifest, layout=layout)
+    work = manifest.parent / f".{split}"  # where `tokenize` claims the set too
+    try:
+        with claimed(work):
+            if manifest.exists():
+                raise ValueError(f"{manifest} already exists: give another --out or --split, or remove it")
+            return write_shards(samples(), manifest, layout=layout)
+    finally:
+        with suppress(OSError):  # it keeps what an unfinished `tokenize` has noted
+            work.rmdir()
 
 
 def recognise(path: Path) -> Codes:

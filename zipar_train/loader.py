@@ -18,6 +18,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from zipar_train.order import Order, Share
+from zipar_train.remote import conceal, is_url
 from zipar_train.shards import Manifest, Misfit, Sample, read_manifest, read_shard
 from zipar_train.signals import deafen, held
 
@@ -150,7 +151,8 @@ class ShardLoader:
         misfit: Misfit | None = None,
         stalled: float | None = None,
     ):
-        self.path, self.manifest = manifest, read_manifest(manifest)
+        self.path = conceal(str(manifest)) if is_url(manifest) else manifest
+        self.manifest = read_manifest(manifest)
         self.share = share or Share()
         self.batch_size, self.step = batch_size, step or batch_size * self.share.of
         assert self.step % (batch_size * self.share.of) == 0

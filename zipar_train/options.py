@@ -1,6 +1,7 @@
 """What several verbs ask for on the command line, and how it is read."""
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +26,82 @@ def expanded(text: str) -> str:
 def user_path(text: str) -> Path:
     """An `expanded` path."""
     return Path(expanded(text))
+
+
+def output_file(text: str) -> Path:
+    """The path of a file to write, looked at before the work whose result it takes.
+
+    Raises:
+        typer.BadParameter: if it is a folder, or its folder is missing or cannot be written.
+    """
+    path = user_path(text)
+    if path.is_dir():
+        raise typer.BadParameter(f"{path} is a folder: give the name of a file")
+    if not path.absolute().parent.is_dir():
+        raise typer.BadParameter(f"{path}: the folder {path.parent} is not there. Make it, or choose another place")
+    _writable(path)
+    return path
+
+
+def picture_file(text: str) -> Path:
+    """An `output_file` whose ending Pillow writes.
+
+    Raises:
+        typer.BadParameter: naming the ending.
+    """
+    from PIL import Image
+
+    path, formats = output_file(text), Image.registered_extensions()
+    if formats.get(path.suffix.lower()) not in Image.SAVE:
+        raise typer.BadParameter(f"{path}: no picture format ends in {path.suffix!r}. Use .png")
+    return path
+
+
+def chart_file(text: str) -> Path:
+    """An `output_file` whose ending matplotlib writes.
+
+    Raises:
+        typer.BadParameter: naming the ending.
+    """
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    path = output_file(text)
+    if path.suffix[1:].lower() not in FigureCanvasBase.filetypes:
+        raise typer.BadParameter(f"{path}: no picture format ends in {path.suffix!r}. Use .png, .pdf or .svg")
+    return path
+
+
+def output_folder(text: str) -> Path:
+    """The path of a folder to write into, which is there or can be made.
+
+    Raises:
+        typer.BadParameter: if it, or what it would lie in, is a file or cannot be written.
+    """
+    path = user_path(text)
+    if path.exists() and not path.is_dir():
+        raise typer.BadParameter(f"{path} is a file, not a folder")
+    _writable(path / "file")
+    return path
+
+
+def output_place(text: str) -> Path:
+    """The path of a file or folder to make, whose folders are there or can be made.
+
+    Raises:
+        typer.BadParameter: if what it would lie in is a file or cannot be written.
+    """
+    path = user_path(text)
+    _writable(path)
+    return path
+
+
+def _writable(path: Path) -> None:
+    """Check the lowest folder above a path that is there."""
+    above = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
+    if not above.is_dir():
+        raise typer.BadParameter(f"{path}: {above} is no folder. Choose another place")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise typer.BadParameter(f"{path}: the folder {above} cannot be written. Choose another place")
 
 
 RecipeOption = Annotated[
@@ -55,7 +132,7 @@ OrRecipeOption = Annotated[
     ),
 ]
 JsonOption = Annotated[
-    Path | None, typer.Option("--json", parser=user_path, metavar="FILE", help="Write the same for programs.")
+    Path | None, typer.Option("--json", parser=output_file, metavar="FILE", help="Write the same for programs.")
 ]
 
 
@@ -100,16 +177,6 @@ def numbers(option: str, text: str) -> list[float]:
         return [float(part) for part in text.split(",")]
     except ValueError:
         raise ValueError(f"{option} {text!r}: write numbers with commas between them, for example 1.5,1.75") from None
-
-
-def check_folder(path: Path | None) -> None:
-    """Before long work: the folder that its result goes to is there.
-
-    Raises:
-        ValueError: if it is not.
-    """
-    if path is not None and not path.absolute().parent.is_dir():
-        raise ValueError(f"{path}: the folder {path.parent} is not there. Make it, or choose another place")
 
 
 def write_json(path: Path, content: Any) -> None:

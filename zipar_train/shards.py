@@ -17,15 +17,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import fsspec
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from zipar_train import remote
 from zipar_train.files import make_folder, regular, write_whole
 from zipar_train.foreign import array, grouped
 from zipar_train.grid import Grid
 from zipar_train.labels import differ
+from zipar_train.remote import conceal, is_url
 from zipar_train.section import Side, Vocabulary
 from zipar_train.wording import cut, shown
 
@@ -205,6 +206,7 @@ def read_manifest(
     Raises:
         ValueError: naming the file, what is wrong, and the remedy.
     """
+    path = conceal(str(path)) if is_url(path) else path
     try:
         manifest = Manifest.model_validate_json(_read(path))
     except FileNotFoundError:
@@ -218,7 +220,7 @@ def read_manifest(
         said = f"{key} = {shown(first['input'])}: {first['msg']}" if key else first["msg"]
         raise ValueError(f"{path} is not a manifest of shards: {cut(said)}") from None
     except OSError as error:
-        raise ValueError(f"{path} is not a manifest of shards: {error}") from error
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
     if not manifest.samples:
         raise ValueError(f"{path} lists no samples: make the shards again with `zipar-train tokenize`")
     for what, has, wants in (
@@ -274,7 +276,8 @@ def read_shard(
     try:
         data = _read(path)
     except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror or error}. Copy or make it again") from error
+        remedy = "Try again later" if is_url(path) else "Copy or make it again"
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}. {remedy}") from error
     if hashlib.sha256(data).hexdigest() != shard.sha256:
         raise ValueError(f"{path} is damaged: its checksum is not the manifest's. Copy or make it again")
     found = 0
@@ -306,27 +309,15 @@ def _sample(raw: dict[str, Any], layout: Layout, *, where: str, misfit: Misfit |
     return sample
 
 
-def is_url(path: str | Path) -> bool:
-    return "://" in str(path)
-
-
 def beside(manifest: str | Path, name: str) -> str:
     """The path or URL of a file in the manifest's folder."""
-    return f"{str(manifest).rpartition('/')[0]}/{name}" if is_url(manifest) else str(Path(manifest).parent / name)
+    return remote.beside(conceal(str(manifest)), name) if is_url(manifest) else str(Path(manifest).parent / name)
 
 
 def _read(path: str | Path) -> bytes:
     """A file's bytes, from disk or from a URL.
 
     Raises:
-        OSError: whatever went wrong.
+        OSError: saying what went wrong.
     """
-    if not is_url(path):
-        return regular(Path(path)).read_bytes()
-    try:
-        with fsspec.open(str(path), "rb") as file:
-            return file.read()
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # every protocol has exceptions of its own
-        raise OSError(f"{type(error).__name__}: {error}") from error
+    return remote.read(str(path)) if is_url(path) else regular(Path(path)).read_bytes()

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from zipar_train.options import JsonOption, RecipeOption, SetOption, expanded, user_path, write_json
+from zipar_train.options import JsonOption, RecipeOption, SetOption, expanded, output_folder, user_path, write_json
 
 MOST = 20  # problems of a shard set that are printed
 
@@ -94,7 +94,9 @@ def shards_import(
     ],
     out: Annotated[
         Path,
-        typer.Option(parser=user_path, metavar="PATH", help="The folder to write SPLIT.json and its tar files into."),
+        typer.Option(
+            parser=output_folder, metavar="PATH", help="The folder to write SPLIT.json and its tar files into."
+        ),
     ],
     split: Annotated[str, typer.Option(help="The manifest's name.")] = "train",
     overrides: SetOption = [],  # noqa: B006

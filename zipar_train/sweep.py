@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
-from zipar_train.files import make_folder, write_whole
+from zipar_train.files import claimed, make_folder, write_whole
 from zipar_train.history import validations
 from zipar_train.outcome import Outcome, Trial, gathered, passes, varied
 from zipar_train.recipe import differences, dump, load_recipe, override, parse
@@ -53,7 +53,8 @@ def run(
         The outcome, and the folder.
 
     Raises:
-        ValueError: for a file or recipe with mistakes, before anything is run; or a folder of another sweep.
+        ValueError: for a file or recipe with mistakes, before anything is run; or a folder of another sweep,
+            or in which another process is at work.
         Stopped: if a signal has come; the trials have kept checkpoints.
     """
     sweep, base = read_sweep(file), load_recipe(recipe, overrides)
@@ -67,11 +68,45 @@ def run(
         recipes.append(load_recipe(recipe, own))  # mistakes show before anything is run
         commands.append(["fit", "--recipe", recipe, *(part for o in own for part in ("--set", o)), "--resume"])
     sweep = sweep._replace(metric=_metric(sweep, recipes, file))
-    _claim(folder, base, found)
+    with claimed(folder):
+        _begin(folder, base, found)
+        failed = _run(
+            folder,
+            commands,
+            found,
+            recipes,
+            metric=str(sweep.metric),
+            slots=list(gpus) or jobs * [None],
+            progress=progress,
+        )
+        outcome = gathered(folder, file=Path(file).name, metric=str(sweep.metric), goal=sweep.goal)
+    return outcome.model_copy(update={"failed": sorted(failed)}), folder
 
-    slots: queue.Queue[str | None] = queue.Queue()
-    for slot in list(gpus) or jobs * [None]:  # type: ignore[list-item]
-        slots.put(slot)
+
+def _run(
+    folder: Path,
+    commands: list[list[str]],
+    found: list[dict[str, Any]],
+    recipes: list[Recipe],
+    *,
+    metric: str,
+    slots: Sequence[str | None],
+    progress: bool,
+) -> list[str]:
+    """Run the trials that have no result yet.
+
+    Args:
+        slots: a GPU, or None, for each trial that runs at once.
+
+    Returns:
+        Why trials have failed, a line each.
+
+    Raises:
+        Stopped: if a signal has come; the trials have kept checkpoints.
+    """
+    free: queue.Queue[str | None] = queue.Queue()
+    for slot in slots:
+        free.put(slot)
     failed: list[str] = []
     waiting = [number for number in range(len(found)) if not (_name(folder, number) / "result.json").is_file()]
     bar = tqdm(total=len(found), initial=len(found) - len(waiting), desc="trials", disable=not progress,
@@ -80,21 +115,21 @@ def run(
     def work(number: int) -> None:
         if running.stopped:
             return
-        slot = slots.get()
+        slot = free.get()
         try:
             trial = _one(_name(folder, number), commands[number], number, found[number], recipes[number], slot, running)
             if progress:
-                words = f"trial {trial.words(*varied(found))}: {sweep.metric} {trial.told(str(sweep.metric))}"
+                words = f"trial {trial.words(*varied(found))}: {metric} {trial.told(metric)}"
                 bar.write(words, file=sys.stderr)
         except (ValueError, OSError) as error:
             failed.append(str(error))
         finally:
-            slots.put(slot)
+            free.put(slot)
             bar.update()
 
     with bar, noted() as heard:  # an exception out of a handler could come while the bar holds its lock
         running = Running(heard)
-        with ThreadPoolExecutor(slots.qsize()) as pool:
+        with ThreadPoolExecutor(len(slots)) as pool:
             futures = [pool.submit(work, number) for number in waiting]
             while not running.stopped and wait(futures, timeout=0.2).not_done:
                 pass
@@ -104,8 +139,7 @@ def run(
         heard.check()
     for future in futures:
         future.result()
-    outcome = gathered(folder, file=Path(file).name, metric=str(sweep.metric), goal=sweep.goal)
-    return outcome.model_copy(update={"failed": sorted(failed)}), folder
+    return failed
 
 
 class Running:
@@ -194,14 +228,13 @@ def _name(folder: Path, number: int) -> Path:
     return folder / f"{number:03d}"
 
 
-def _claim(folder: Path, base: Recipe, trials: list[dict[str, Any]]) -> None:
-    """Make the sweep's folder, or check that it holds trials of the same sweep: as many, or its first ones, or more.
+def _begin(folder: Path, base: Recipe, trials: list[dict[str, Any]]) -> None:
+    """Note the sweep in its folder, or check that the one there is the same: as many trials, its first ones, or more.
 
     Raises:
         ValueError: if it holds others, or is damaged.
     """
     file, ours = folder / "sweep.json", {"recipe": dump(base), "trials": json.loads(json.dumps(trials))}
-    make_folder(folder)
     if file.is_file():
         try:
             theirs = json.loads(file.read_bytes())

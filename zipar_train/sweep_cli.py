@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from zipar_train.options import JsonOption, RecipeOption, SetOption, user_path, write_json
+from zipar_train.options import JsonOption, RecipeOption, SetOption, output_folder, user_path, write_json
 
 
 def sweep(
@@ -15,7 +15,8 @@ def sweep(
     ],
     overrides: SetOption = [],  # noqa: B006
     out: Annotated[
-        Path | None, typer.Option(parser=user_path, metavar="PATH", help="The sweep's folder; beside the recipe's run.")
+        Path | None,
+        typer.Option(parser=output_folder, metavar="PATH", help="The sweep's folder; beside the recipe's run."),
     ] = None,
     count: Annotated[
         int | None, typer.Option(min=1, help="Trials at most; a random sweep needs it or run_cap.")

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from zipar_train.crops import Views, views
-from zipar_train.files import make_folder, write_whole
+from zipar_train.files import claimed, write_whole
 from zipar_train.images import Source, open_source
 from zipar_train.labels import Classes, LabelError, caption
 from zipar_train.loader import deaf
@@ -83,7 +83,8 @@ def tokenize(
         batch_size: views that are encoded at once.
 
     Raises:
-        ValueError: for a source that is none or does not fit the recipe, or a folder that holds another set.
+        ValueError: for a source that is none or does not fit the recipe, or a folder that holds another set or in
+            which another process is at work.
         OSError: if a file cannot be written.
         Stopped: if a signal has come; finished shards are kept.
     """
@@ -118,31 +119,33 @@ def tokenize(
     settings = {**layout.model_dump(mode="json"), "per_shard": per_shard}
     if finished := _finished(manifest, layout):
         return Tokenized(finished, 0, 0.0, 0.0, {})
-    _claim(notes, settings)
-    parts = [range(i, min(i + per_shard, len(source.keys))) for i in range(0, len(source.keys), per_shard)]
     rank, world, device = process()
-    mine = [part for part in range(rank, len(parts), world) if not (notes / f"{part}.json").is_file()]
-    if finished := _finished(manifest, layout):  # by others, since we looked
-        return Tokenized(finished, 0, 0.0, 0.0, {})
-    encoder = TextEncoder(model.text) if features and model.text else None
+    with claimed(notes, rank, world):
+        if finished := _finished(manifest, layout):  # by others, since we looked
+            shutil.rmtree(notes, ignore_errors=True)
+            return Tokenized(finished, 0, 0.0, 0.0, {})
+        _begin(notes, settings)
+        parts = [range(i, min(i + per_shard, len(source.keys))) for i in range(0, len(source.keys), per_shard)]
+        mine = [part for part in range(rank, len(parts), world) if not (notes / f"{part}.json").is_file()]
+        encoder = TextEncoder(model.text) if features and model.text else None
 
-    work = _Work(source, [i for part in mine for i in parts[part]], tokenizer.stride, kind, layout, classes)
-    bar = tqdm(total=len(work), desc=f"{split} images", unit=" images", disable=not progress or rank != 0,
-               mininterval=0.1 if sys.stderr.isatty() else 20)  # fmt: skip
-    start, waiting = perf_counter(), _Waiting(
-        DataLoader(work, batch_size=max(1, batch_size // work.views), num_workers=recipe.data.workers,
-                   collate_fn=list, worker_init_fn=deaf, multiprocessing_context=_fork(recipe.data.workers))
-    )  # fmt: skip
-    with noted() as heard, bar:
-        rows = _encoded(_fitting(waiting, fitting), tokenizer, encoder, device, bar, heard)
-        for part, group in groupby(rows, key=lambda row: row.number // per_shard):
-            found = list(group)
-            samples = [Sample(r.key, r.codes, r.condition, r.features) for r in found if r.codes is not None]
-            shard = write_shard(samples, Path(out) / shard_name(manifest, part), layout) if samples else None
-            skipped = {row.key: row.reason for row in found if row.codes is None}
-            note = {"shard": shard and shard.model_dump(), "skipped": skipped}
-            write_whole(notes / f"{part}.json", json.dumps(note).encode())
-    whole, skipped = _gather(manifest, notes, layout, len(parts), source.skipped)
+        work = _Work(source, [i for part in mine for i in parts[part]], tokenizer.stride, kind, layout, classes)
+        bar = tqdm(total=len(work), desc=f"{split} images", unit=" images", disable=not progress or rank != 0,
+                   mininterval=0.1 if sys.stderr.isatty() else 20)  # fmt: skip
+        start, waiting = perf_counter(), _Waiting(
+            DataLoader(work, batch_size=max(1, batch_size // work.views), num_workers=recipe.data.workers,
+                       collate_fn=list, worker_init_fn=deaf, multiprocessing_context=_fork(recipe.data.workers))
+        )  # fmt: skip
+        with noted() as heard, bar:
+            rows = _encoded(_fitting(waiting, fitting), tokenizer, encoder, device, bar, heard)
+            for part, group in groupby(rows, key=lambda row: row.number // per_shard):
+                found = list(group)
+                samples = [Sample(r.key, r.codes, r.condition, r.features) for r in found if r.codes is not None]
+                shard = write_shard(samples, Path(out) / shard_name(manifest, part), layout) if samples else None
+                skipped = {row.key: row.reason for row in found if row.codes is None}
+                note = {"shard": shard and shard.model_dump(), "skipped": skipped}
+                write_whole(notes / f"{part}.json", json.dumps(note).encode())
+        whole, skipped = _gather(manifest, notes, layout, len(parts), source.skipped)
     return Tokenized(whole, len(work), perf_counter() - start, waiting.seconds, skipped)
 
 
@@ -285,9 +288,8 @@ def _finished(manifest: Path, layout: Layout) -> Manifest | None:
     return there
 
 
-def _claim(notes: Path, settings: dict[str, Any]) -> None:
-    """Make the folder of notes, or check that it belongs to the same work."""
-    make_folder(notes)
+def _begin(notes: Path, settings: dict[str, Any]) -> None:
+    """Note what is made, or check that the notes there belong to the same work."""
     file = notes / "settings.json"
     if not file.is_file():
         write_whole(file, json.dumps(settings).encode())

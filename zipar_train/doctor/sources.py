@@ -6,7 +6,8 @@ from zipfile import is_zipfile
 
 from zipar_train.doctor.rows import Asked, Check, Row, note, ok, problem, size
 from zipar_train.files import open_regular, regular
-from zipar_train.shards import is_url, read_manifest
+from zipar_train.remote import is_url
+from zipar_train.shards import read_manifest
 
 Severe = Callable[[str, str, str], Row]
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from zipar_train.files import regular
 from zipar_train.labels import LabelError, caption
-from zipar_train.shards import is_url, read_manifest, read_shard
+from zipar_train.remote import is_url
+from zipar_train.shards import read_manifest, read_shard
 from zipar_train.source_tables import caption_column, load_table, reason
 
 COLUMNS = ("caption", "captions", "prompt", "text")

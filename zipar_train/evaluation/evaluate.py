@@ -28,8 +28,9 @@ from zipar_train.loader import ShardLoader
 from zipar_train.models.family import fits
 from zipar_train.models.vq import Tokenizer
 from zipar_train.processes import process
+from zipar_train.remote import is_url
 from zipar_train.sections import Recipe
-from zipar_train.shards import is_url, read_manifest, same_classes
+from zipar_train.shards import read_manifest, same_classes
 
 SHOWN = 10  # images of each drawing, for the report
 LEAST = 1000  # held-out images whose bits are counted, where there are as many

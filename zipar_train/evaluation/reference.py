@@ -21,7 +21,8 @@ from zipar_train.loader import ShardLoader
 from zipar_train.models.vq import Tokenizer
 from zipar_train.picture_decoding import decode_image
 from zipar_train.picture_files import named, picture_files
-from zipar_train.shards import is_url, read_manifest
+from zipar_train.remote import is_url
+from zipar_train.shards import read_manifest
 from zipar_train.wording import printable
 
 BLOCK = 64  # pictures in memory

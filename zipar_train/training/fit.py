@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 from zipar_train.check import check_captions
 from zipar_train.checkpoints import damage, folder, last_checkpoint, newest_first
 from zipar_train.decoding.memory import ran_out
-from zipar_train.files import CLAIM, claimed, make_folder, write_whole
+from zipar_train.files import claimed, make_folder, write_whole
 from zipar_train.models.weights import Saved, read
 from zipar_train.recipe import differences, dump
 from zipar_train.sections import Recipe
@@ -61,15 +61,13 @@ def fit(recipe: Recipe, *, resume: bool = False, allow: Sequence[str] = ()) -> P
     write_folder(run)
     if rank_zero_only.rank:  # type: ignore[attr-defined]
         return _fit(recipe, run, resume=resume, allow=allow)
-    with claimed(folder(run)):  # a process that is refused here leaves everything to the one at work
-        try:
+    try:
+        with claimed(folder(run)):
             return _fit(recipe, run, resume=resume, allow=allow)
-        finally:
-            with suppress(OSError):  # nothing is left of a run that did not begin
-                if made and not newest_first(run):
-                    (folder(run) / CLAIM).unlink()
-                for place in made:
-                    place.rmdir()
+    finally:
+        with suppress(OSError):  # folders of a run that did not begin are empty; all others stay
+            for place in made:
+                place.rmdir()
 
 
 def _fit(recipe: Recipe, run: Path, *, resume: bool, allow: Sequence[str]) -> Path:
