@@ -339,3 +339,15 @@ def test_a_run_that_is_at_its_end_says_so_and_one_that_is_beyond_is_refused(run,
     fewer = ["--set", "trainer.max_epochs=1", "--resume", "--allow", "trainer.max_epochs"]
     status, _, err = run(*verb, *fewer)
     assert status == 2 and "max_epochs=1" in err and "Traceback" not in err
+
+
+def test_ctrl_c_while_the_process_ends_is_quiet():
+    """Exit handlers of libraries would print a traceback."""
+    body = "import atexit; atexit.register(lambda: (print('ready', flush=True), time.sleep(30)))\n"
+    body += "sys.argv[1:] = ['recipes']; sys.stdout = open(os.devnull, 'w'); from zipar_train.__main__ import main\n"
+    code = f"import os, sys, time\n{body}try:\n    main()\nfinally:\n    sys.stdout = sys.__stdout__\n"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, out, err) == (-signal.SIGINT, "", "")

@@ -16,6 +16,8 @@ def main() -> None:
             heard.quiet()
             print(f"zipar-train: {stop}", file=sys.stderr)
             sys.exit(128 + stop.signum)
+        finally:
+            heard.leave()
 
 
 if __name__ == "__main__":

@@ -68,6 +68,10 @@ class Heard:
             signal.setitimer(signal.ITIMER_REAL, 0)
             self.timed = False
 
+    def leave(self) -> None:
+        """The process is at its end: from here on a signal ends it, without a traceback out of exit handlers."""
+        self.before = dict.fromkeys(self.before, signal.SIG_DFL)
+
     def restore(self) -> None:
         """Put back the handlers that were there before."""
         self.quiet()
