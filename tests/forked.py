@@ -115,7 +115,7 @@ def _work(args: list[str], files: tuple[str, str], folder: str, env: dict[str, s
 
     from zipar_train.cli import main
 
-    rank_zero_only.rank = int(env.get("RANK", 0))  # as it would have found when imported
+    rank_zero_only.rank = int(env.get("RANK") or 0)  # as it would have found when imported
 
     torch.set_num_threads(1)
     sys.argv = ["zipar-train", *args]

@@ -14,6 +14,7 @@ ROOMS = [
         "stand_in",
         "plan",
         "masks",
+        "launcher",
         "signals",
         "output",
         "files",

@@ -12,6 +12,7 @@ import typer
 from zipar_train.bench_cli import bench
 from zipar_train.doctor_cli import doctor
 from zipar_train.evaluate_cli import advise, evaluate
+from zipar_train.launcher import check_variables, rank
 from zipar_train.options import (
     EitherCheckpointOption,
     JsonOption,
@@ -30,7 +31,7 @@ from zipar_train.options import (
 from zipar_train.output import lasting
 from zipar_train.remote import conceal
 from zipar_train.shards_cli import shards_app
-from zipar_train.signals import Heard, Stopped, raised, rank, requeue
+from zipar_train.signals import Heard, Stopped, raised, requeue
 from zipar_train.sweep_cli import sweep
 
 app = typer.Typer(
@@ -61,6 +62,7 @@ def main() -> None:
     sys.argv[1:] = map(conceal, sys.argv[1:])  # which W&B's metadata and launchers of processes repeat
     with lasting() as out, raised() as heard:
         try:
+            check_variables()
             app(standalone_mode=True)
         except Stopped as stop:
             _end(stop, heard)

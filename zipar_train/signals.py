@@ -12,8 +12,10 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
+
+from zipar_train.launcher import rank
 
 GRACE = 3.0  # seconds in which a repeated SIGTERM is the same request
 AGAIN = 0.2  # seconds after which a lost exception is raised again
@@ -200,14 +202,6 @@ def requeue(stop: Stopped) -> str:
     except (OSError, subprocess.SubprocessError) as error:
         return f"Job {job} could not be requeued ({error}): submit it again"
     return f"Job {job} is requeued" if done.returncode == 0 else f"Job {job} was not requeued: {done.stderr.strip()}"
-
-
-def rank() -> int:
-    """The number of this process among those that share its work, by the launchers' variables."""
-    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"):  # as Lightning reads them
-        with suppress(KeyError, ValueError):
-            return int(os.environ[name])
-    return 0
 
 
 def _asking() -> list[int]:

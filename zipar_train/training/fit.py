@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
@@ -164,6 +165,9 @@ def how_it_ended(trainer: L.Trainer, recipe: Recipe, begun: int | None) -> None:
         ValueError: if nothing was trained, although something is left to train.
     """
     step, epoch = trainer.global_step, trainer.current_epoch
+    if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):  # in a notebook, forks have trained
+        saved = read(checkpoint_of(trainer).path).extra
+        step, epoch = saved["global_step"], saved["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
     steps, epochs = trainer.max_steps, trainer.max_epochs
     if step == (begun or 0):
         ended = step > 0 and (step == steps or epoch == epochs)

@@ -6,7 +6,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.strategies import ModelParallelStrategy
 
@@ -14,6 +13,7 @@ from zipar_train.models import lora
 from zipar_train.models.compiled import compile_layers
 from zipar_train.models.family import Family, build, fits
 from zipar_train.models.weights import initial_weights, restored
+from zipar_train.processes import launched
 from zipar_train.sections import Recipe
 from zipar_train.training.average import Average
 from zipar_train.training.callbacks import Checkpoint, Limit, Lines
@@ -166,8 +166,8 @@ def build_trainer(
     arguments |= {"enable_checkpointing": False, "default_root_dir": recipe.run, "callbacks": callbacks}
     arguments["enable_progress_bar"] = watched
     plugins: list[Any] = [checkpoint.io]
-    if SLURMEnvironment.detect():
-        plugins.append(SLURMEnvironment(auto_requeue=False))  # see `Checkpoint`, which keeps no second file
+    if (environment := launched()) is not None:
+        plugins.append(environment)
     try:
         if arguments.get("strategy") == "fsdp":
             arguments["strategy"] = ModelParallelStrategy(
