@@ -19,8 +19,8 @@ from forked import completed, end_all
 from hypothesis.configuration import set_hypothesis_home_dir
 
 from zipar_train import cli as module
-from zipar_train.recipe import load_recipe
-from zipar_train.sections import Recipe
+from zipar_train.recipe.load import load_recipe
+from zipar_train.recipe.schema import Recipe
 
 TINY = ["model.depth=1", "model.heads=2", "model.width=16", "model.feed_forward=32", "log.wandb=disabled",
         "evaluate.images=20", "evaluate.seeds=[0]", "trainer.accelerator=cpu"]  # fmt: skip
@@ -58,7 +58,7 @@ def _isolated(monkeypatch, tmp_path):
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory) -> Path:
     """The digits' shards."""
-    from zipar_train.tokenize import tokenize
+    from zipar_train.data.tokenize import tokenize
 
     folder = tmp_path_factory.mktemp("data") / "digits"
     for split in ("train", "val"):
@@ -69,9 +69,9 @@ def shards(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def classifier(shards, tmp_path_factory) -> Path:
     """A folder with the digits' classifier, as an evaluation with the recipe's settings trains it and keeps it."""
-    from zipar_train.evaluation.classifier import trained
-    from zipar_train.loader import ShardLoader
-    from zipar_train.models.vq import Palette
+    from zipar_train.data.loader import ShardLoader
+    from zipar_train.evaluation.scores.classifier import trained
+    from zipar_train.models.tokenizers.base import Palette
 
     folder = tmp_path_factory.mktemp("classifier")
     loader = ShardLoader(shards / "train.json", batch_size=32, shuffle=10000)

@@ -3,11 +3,11 @@
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from zipar_train.grid import Grid
 from zipar_train.models.cache_argument import cache_arguments
 from zipar_train.models.family import build
-from zipar_train.plan import ROW_END
-from zipar_train.sections import Model, Text
+from zipar_train.plan.grid import Grid
+from zipar_train.plan.table import ROW_END
+from zipar_train.recipe.schema import Model, Text
 
 
 class StockLlama:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload([
-    *("torch", "lightning", "wandb", "matplotlib.pyplot", "zipar_train.cli", "zipar_train.training.fit"),
-    *("zipar_train.decoding.generator", "zipar_train.evaluation.evaluate", "zipar_train.evaluation.report"),
+    *("torch", "lightning", "wandb", "matplotlib.pyplot", "zipar_train.cli.app", "zipar_train.training.fit"),
+    *("zipar_train.decoding.generator", "zipar_train.evaluation.evaluate", "zipar_train.evaluation.report.text"),
 ])  # fmt: skip
 
 

@@ -7,12 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zipar_train import Grid, Plan
-from zipar_train.decoding.adaptive import AdaptiveDecoder
+from zipar_train.decoding.adaptive.decoder import AdaptiveDecoder
 from zipar_train.decoding.decoder import Decoder
 from zipar_train.decoding.sampling import reconsider, uniforms
-from zipar_train.masks import dense, hide
-from zipar_train.plan import ROW_END
-from zipar_train.sections import Draw
+from zipar_train.plan.masks import dense, hide
+from zipar_train.plan.table import ROW_END
+from zipar_train.recipe.schema import Draw
 
 
 def drawn_and_seen(decoder, draw, labels, images=None):
@@ -182,7 +182,7 @@ def test_a_window_that_does_not_fit_is_refused():
 
 def test_looks_leave_no_slot_without_a_place(monkeypatch):
     """Nothing is ever accepted: as many tries as there can be."""
-    from zipar_train.decoding import adaptive
+    from zipar_train.decoding.adaptive import decoder as adaptive
 
     def never(code, before, now, accept, anew):
         return torch.zeros_like(code, dtype=torch.bool), code

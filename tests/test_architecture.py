@@ -1,6 +1,7 @@
 """The house: one direction of imports, a core that needs little, files that stay short."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -8,81 +9,14 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "zipar_train"
-ROOMS = [
-    *(
-        "grid",
-        "stand_in",
-        "plan",
-        "masks",
-        "launcher",
-        "signals",
-        "output",
-        "files",
-        "wording",
-        "checkpoints",
-        "history",
-        "picture",
-    ),
-    "plain",
-    "trainer_arguments",
-    *("section", "paper", "sections", "remote", "expansion", "recipe", "processes", "environment", "peak_flops"),
-    *(
-        "models.additive",
-        "models.attention",
-        "models.compiled",
-        "models.cache_argument",
-        "models.rope",
-        "models.modeling_llamagen",
-        "models.published",
-        "models.filling",
-        "models.pretrained",
-        "models.text",
-        "models.layout",
-        "models.lora",
-    ),
-    "models.prompts",
-    *(
-        "models.vq16",
-        "models.emu3_vq",
-        "models.chameleon_vq",
-        "models.vq",
-        "models.llamagen",
-        "models.captioned",
-        "models.janus",
-        "models.emu3",
-        "models.lumina",
-    ),
-    *("models.family", "models"),
-    *("labels", "foreign", "shards", "order", "loader", "crops", "keys", "picture_decoding", "picture_files"),
-    *("source", "source_tars", "source_tables", "images", "splits", "tokenize", "importers", "check"),
-    *("decoding.cache", "decoding.memory", "decoding.canvas", "decoding.capture", "decoding.packed", "decoding.body"),
-    *("decoding.place", "decoding.pixels", "decoding.sampling", "decoding.decoder", "decoding.rows"),
-    *("decoding.adaptive", "decoding"),
-    *("training.guard", "training.loss", "training.optimizer", "training.module", "training.datamodule"),
-    *("training.resumable", "training.average", "training.log", "training.callbacks", "training.meter"),
-    *("training.samples", "training.tracking"),
-    *("training.trainer", "training.fit", "training.memory", "training"),
-    *("evaluation.metrics", "evaluation.adm", "evaluation.features", "evaluation.classifier", "evaluation.drawing"),
-    *("evaluation.captions", "evaluation.subjects", "evaluation.reference", "evaluation.scores", "evaluation.clip"),
-    *("evaluation.protocol", "evaluation.results", "evaluation.evaluate", "evaluation.search", "evaluation.plots"),
-    *("evaluation.page", "evaluation.report", "evaluation.advise", "evaluation"),
-    *("benchmark.floor", "benchmark.turns", "benchmark.subject", "benchmark.baseline", "benchmark.stock"),
-    *("benchmark.decode", "benchmark.train", "benchmark.report", "benchmark"),
-    *("export", "trials", "outcome", "sweep"),
-    *("doctor.rows", "doctor.report", "doctor.packages", "doctor.devices", "doctor.attention", "doctor.disk"),
-    *("doctor.tracking", "doctor.recipes", "doctor.sources", "doctor.examine", "doctor"),
-    *("options", "shards_cli", "bench_cli", "evaluate_cli", "sweep_cli", "doctor_cli", "cli", "__main__"),
-]
-FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py" and "recipes" not in p.parts)
+PACKAGES = ["io", "plan", "recipe", "run", "models", "data", "decoding", "training", "evaluation", "benchmark",
+            "export", "sweep", "doctor", "cli"]  # fmt: skip
+BESIDE = {"__init__.py", "__main__.py", "py.typed"}  # files that stand beside the packages
+FILES = sorted(p for p in PACKAGE.rglob("*.py") if "recipes" not in p.relative_to(PACKAGE).parts)
 
 
-def room(module: str) -> int:
-    """The place of a module's room: its own entry, or its folder's."""
-    name = module.removeprefix("zipar_train.")
-    while name not in ROOMS:
-        assert "." in name, f"{module} has no room: add it to ROOMS where it belongs"
-        name = name.rpartition(".")[0]
-    return ROOMS.index(name)
+def module(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
 
 
 def imports(path: Path) -> list[str]:
@@ -99,12 +33,28 @@ def imports(path: Path) -> list[str]:
     return [module for module in found if module.startswith("zipar_train.")]
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(PACKAGE).as_posix())
-def test_imports_point_down_the_list_only(path):
-    mine = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
-    for other in imports(path):
-        same_folder = room(other) == room(mine) and other.rpartition(".")[0] == mine.rpartition(".")[0]
-        assert room(other) < room(mine) or same_folder, f"{mine} imports {other}"
+def test_only_packages_and_the_entry_points_stand_at_the_top():
+    found = {path.name for path in PACKAGE.iterdir() if path.name not in ("__pycache__", "recipes")}
+    assert found == {*PACKAGES, *BESIDE}
+
+
+def test_packages_import_only_from_those_before_them():
+    for path in FILES:
+        if path.parent == PACKAGE:
+            continue
+        mine = path.relative_to(PACKAGE).parts[0]
+        for other in imports(path):
+            package = other.split(".")[1]
+            assert package in PACKAGES, f"{module(path)} imports {other}"
+            assert PACKAGES.index(package) <= PACKAGES.index(mine), f"{module(path)} imports {other}"
+
+
+def test_no_modules_import_each_other():
+    graph = {module(path): {other for other in imports(path) if other != module(path)} for path in FILES}
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        raise AssertionError(" -> ".join(error.args[1])) from None
 
 
 def test_files_are_short_and_say_what_they_are():
@@ -113,15 +63,15 @@ def test_files_are_short_and_say_what_they_are():
         assert len(text.split("\n")) <= 350, path
         assert ast.get_docstring(ast.parse(text)), path
         assert path.stem not in ("utils", "helpers", "misc")
-    core = ["grid", "plan", "masks", "decoding/decoder"]
+    core = ["plan/grid", "plan/table", "plan/masks", "decoding/decoder"]
     assert sum(len((PACKAGE / f"{name}.py").read_text().split("\n")) for name in core) < 510
 
 
 @pytest.mark.parametrize(
     ("module", "absent"),
     [
-        ("zipar_train.recipe", ["torch"]),
-        ("zipar_train.plan", ["torch"]),
+        ("zipar_train.recipe.load", ["torch"]),
+        ("zipar_train.plan.table", ["torch"]),
         ("zipar_train.decoding.generator", ["wandb", "webdataset", "torch_fidelity", "matplotlib", "lightning"]),
         ("zipar_train.training.trainer", ["wandb", "webdataset"]),
         ("zipar_train.doctor.examine", ["torch", "lightning", "transformers", "wandb", "packaging", "psutil"]),

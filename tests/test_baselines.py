@@ -10,19 +10,20 @@ from hypothesis import strategies as st
 from transformers import CompileConfig
 
 from zipar_train import Grid, Plan
-from zipar_train.benchmark import decode, train
-from zipar_train.benchmark.baseline import eager_loop
+from zipar_train.benchmark import decode
+from zipar_train.benchmark import train_step as train
+from zipar_train.benchmark.baselines import eager_loop
 from zipar_train.benchmark.decode import EAGER, OURS, PLAIN, STOCK
-from zipar_train.benchmark.floor import Rates
+from zipar_train.benchmark.roofline import Rates
 from zipar_train.benchmark.stock import Stock
 from zipar_train.benchmark.subject import subject
-from zipar_train.benchmark.train import CAUSAL, SDPA
+from zipar_train.benchmark.train_step import CAUSAL, SDPA
 from zipar_train.benchmark.turns import compilations
 from zipar_train.decoding.decoder import Decoder
 from zipar_train.decoding.sampling import uniforms
 from zipar_train.models.family import conditions
-from zipar_train.recipe import load_recipe
-from zipar_train.sections import Draw
+from zipar_train.recipe.load import load_recipe
+from zipar_train.recipe.schema import Draw
 
 
 @pytest.fixture(autouse=True)

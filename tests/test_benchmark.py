@@ -9,16 +9,16 @@ from families import StockLlama, llamagen, llamagen_t2i
 from torch.utils.flop_counter import FlopCounterMode
 
 from zipar_train import Grid, Plan
-from zipar_train.benchmark.baseline import eager_loop
+from zipar_train.benchmark.baselines import eager_loop
 from zipar_train.benchmark.decode import EAGER, OURS, PLAIN, STOCK, bench_decode
-from zipar_train.benchmark.floor import Rates, Work, measure
+from zipar_train.benchmark.roofline import Rates, Work, measure
 from zipar_train.benchmark.stock import Stock
-from zipar_train.benchmark.train import CAUSAL, SDPA, bench_train
+from zipar_train.benchmark.train_step import CAUSAL, SDPA, bench_train
 from zipar_train.decoding.decoder import Decoder
 from zipar_train.decoding.memory import Peak
 from zipar_train.decoding.sampling import uniforms
-from zipar_train.recipe import load_recipe
-from zipar_train.sections import Draw
+from zipar_train.recipe.load import load_recipe
+from zipar_train.recipe.schema import Draw
 
 TINY = ["model.depth=1", "model.heads=2", "model.width=16", "model.feed_forward=32"]
 

@@ -10,13 +10,13 @@ from conftest import picture, sets
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from zipar_train.check import check_captions, check_shards
-from zipar_train.evaluation.subjects import check_captions as check_wanted
-from zipar_train.loader import ShardLoader
+from zipar_train.data.loader import ShardLoader
+from zipar_train.data.shards import Layout, Sample, read_manifest, write_shards
+from zipar_train.data.tokenize import tokenize
+from zipar_train.data.validate import check_captions, check_shards
+from zipar_train.evaluation.candidates import check_captions as check_wanted
 from zipar_train.models.family import fits
-from zipar_train.recipe import load_recipe
-from zipar_train.shards import Layout, Sample, read_manifest, write_shards
-from zipar_train.tokenize import tokenize
+from zipar_train.recipe.load import load_recipe
 from zipar_train.training.trainer import build_datamodule
 
 WORDS = ["<pad>", "<bos>", "<unk>", "<begin_of_image>", "<|User|>", "<|Assistant|>", ":", "a", "blue", "red", "car"]

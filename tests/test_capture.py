@@ -13,13 +13,13 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from zipar_train import Grid, Plan
 from zipar_train.decoding import decoder as module
-from zipar_train.decoding.body import compile_body, streamline
-from zipar_train.decoding.capture import Captured
+from zipar_train.decoding.cuda_graphs import Captured
 from zipar_train.decoding.decoder import Decoder
+from zipar_train.decoding.fused_llama import compile_body, streamline
 from zipar_train.decoding.sampling import uniforms
-from zipar_train.masks import dense
 from zipar_train.models import compiled
-from zipar_train.sections import Draw
+from zipar_train.plan.masks import dense
+from zipar_train.recipe.schema import Draw
 
 
 @pytest.fixture

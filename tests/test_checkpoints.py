@@ -9,10 +9,10 @@ import pytest
 import torch
 from test_fit import quick, states_equal
 
-from zipar_train.checkpoints import damage, last_checkpoint, newest_first, older
-from zipar_train.models.weights import read
-from zipar_train.recipe import load_recipe
-from zipar_train.shards import Layout, read_manifest, read_shard, write_shards
+from zipar_train.data.shards import Layout, read_manifest, read_shard, write_shards
+from zipar_train.models.restore import read
+from zipar_train.recipe.load import load_recipe
+from zipar_train.run.checkpoints import damage, last_checkpoint, newest_first, older
 from zipar_train.training.fit import fit, to_continue
 from zipar_train.training.resumable import Resumable, check_fits
 from zipar_train.training.trainer import build_module

@@ -7,9 +7,9 @@ from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
 
-from zipar_train.files import CLAIM, claimed
-from zipar_train.recipe import load_recipe
-from zipar_train.shards import Layout, read_manifest, read_shard, write_shards
+from zipar_train.data.shards import Layout, read_manifest, read_shard, write_shards
+from zipar_train.io.files import CLAIM, claimed
+from zipar_train.recipe.load import load_recipe
 from zipar_train.training.fit import fit
 
 FORK = multiprocessing.get_context("fork")
@@ -84,7 +84,7 @@ def test_a_claim_that_was_removed_meanwhile_is_made_again(tmp_path, monkeypatch)
         if len(turns) == 1:
             shutil.rmtree(folder)
 
-    monkeypatch.setattr("zipar_train.files._lock", lock)
+    monkeypatch.setattr("zipar_train.io.files._lock", lock)
     with claimed(folder):
         assert len(turns) == 2 and "process" in (folder / CLAIM).read_text()
 

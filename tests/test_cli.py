@@ -9,13 +9,13 @@ import pytest
 import torch
 from conftest import TINY, sets
 
-from zipar_train.models.weights import read
+from zipar_train.models.restore import read
 
 
 @pytest.fixture(scope="session")
 def trained(shards, tmp_path_factory):
     """A tiny run folder, one epoch."""
-    from zipar_train.recipe import load_recipe
+    from zipar_train.recipe.load import load_recipe
     from zipar_train.training.fit import fit
 
     folder = tmp_path_factory.mktemp("trained") / "digits-base"

@@ -11,13 +11,13 @@ from torch import nn
 from torch._dynamo import lookup_backend
 
 from zipar_train import ZipARModule
-from zipar_train.loader import Batch
+from zipar_train.data.loader import Batch
 from zipar_train.models import compiled
 from zipar_train.models.family import build
-from zipar_train.models.prompts import Prompts
-from zipar_train.models.text import Captions
-from zipar_train.recipe import load_recipe
-from zipar_train.sections import Model, Text, Words
+from zipar_train.models.t5_features import Captions
+from zipar_train.models.token_prompts import Prompts
+from zipar_train.recipe.load import load_recipe
+from zipar_train.recipe.schema import Model, Text, Words
 from zipar_train.training import optimizer as optimizers
 from zipar_train.training.module import units
 from zipar_train.training.trainer import module_of

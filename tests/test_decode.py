@@ -7,13 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zipar_train import Grid, Plan
-from zipar_train.decoding.body import streamline
 from zipar_train.decoding.decoder import Decoder
-from zipar_train.decoding.packed import Packed
+from zipar_train.decoding.fused_llama import streamline
+from zipar_train.decoding.onednn import Packed
 from zipar_train.decoding.sampling import uniforms
-from zipar_train.masks import block, dense
 from zipar_train.models.family import teacher_forced
-from zipar_train.sections import Draw
+from zipar_train.plan.masks import block, dense
+from zipar_train.recipe.schema import Draw
 
 
 def drawn_and_seen(family, plan, draw, labels, seed=0, images=None):

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import torch
 
-from zipar_train.decoding.adaptive import AdaptiveDecoder
+import zipar_train
+from zipar_train.decoding.adaptive.decoder import AdaptiveDecoder
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -34,3 +35,29 @@ def test_a_model_of_ones_own_draws_what_it_was_taught_with():
     adaptive = AdaptiveDecoder(family, window=1)
     assert adaptive([0, 1, 0], torch.rand(3, adaptive.numbers), draw).shape == (3, 4, 5)
     assert 20 >= max(adaptive.passes(3)) > adaptive.plan.passes
+
+
+def test_the_api_page_lists_what_can_be_imported():
+    text = (DOCS / "api.md").read_text()
+    listed = {re.split(r"[^A-Za-z_]", word)[0] for line in text.split("\n") if line.startswith("| `")
+              for word in re.findall(r"`([^`]+)`", line.split("|")[1])}  # fmt: skip
+    assert listed == set(zipar_train.__all__)
+    assert all(getattr(zipar_train, name) is not None for name in listed)
+    assert set(zipar_train.__all__) <= set(dir(zipar_train))
+
+
+def test_docs_import_from_the_top_alone():
+    for page in [*DOCS.rglob("*.md"), DOCS.parent / "README.md", DOCS.parent / "CONTRIBUTING.md"]:
+        assert not re.findall(r"(?:from|import) zipar_train\.\S+", page.read_text()), page
+
+
+def test_links_to_files_lead_somewhere():
+    for page in [*DOCS.rglob("*.md"), DOCS.parent / "README.md", DOCS.parent / "CONTRIBUTING.md"]:
+        for link in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text()):
+            assert "://" in link or (page.parent / link).exists(), f"{page}: {link}"
+
+
+def test_the_tree_is_told_where_people_look():
+    packages = {path.parent.name for path in (DOCS.parent / "zipar_train").glob("*/__init__.py")}
+    for page in ("README.md", "CONTRIBUTING.md"):
+        assert packages <= set(re.findall(r"^ {4}([a-z]+)/ ", (DOCS.parent / page).read_text(), re.MULTILINE)), page

@@ -15,11 +15,11 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from zipar_train.doctor import attention, devices, disk, packages, recipes, sources, tracking
+from zipar_train.doctor.checks import Asked, Check, guarded, hidden, note, ok, problem
 from zipar_train.doctor.examine import needs
 from zipar_train.doctor.report import Report
-from zipar_train.doctor.rows import Asked, Check, guarded, hidden, note, ok, problem
-from zipar_train.masks import dense
-from zipar_train.recipe import load_recipe
+from zipar_train.plan.masks import dense
+from zipar_train.recipe.load import load_recipe
 from zipar_train.training.fit import fit
 
 KEY = "0123456789abcdef0123456789abcdef01234567"

@@ -15,11 +15,11 @@ from forked import Running, as_torchrun, together
 from PIL import Image
 
 from zipar_train.decoding.generator import Generator
-from zipar_train.evaluation.drawing import Drawing, classes_of
+from zipar_train.evaluation.sample_set import Drawing, classes_of
 from zipar_train.models.family import build
-from zipar_train.models.weights import Saved
-from zipar_train.recipe import load_recipe
-from zipar_train.sections import Draw
+from zipar_train.models.restore import Saved
+from zipar_train.recipe.load import load_recipe
+from zipar_train.recipe.schema import Draw
 from zipar_train.training.fit import fit
 
 
@@ -129,7 +129,7 @@ def test_images_are_written_as_they_are_scored(tmp_path, generator):
 
 def test_pixels_are_resized_as_llamagen_does(vq):
     """sample_c2i_ddp.py: bicubic interpolation of the floats, then 127.5 x + 128, cut off, truncated."""
-    from zipar_train.models.vq16 import load_vq16
+    from zipar_train.models.tokenizers.vq16 import load_vq16
 
     tokenizer, codes = load_vq16(str(vq), codes=24), torch.randint(24, (3, 3, 3))
     samples = torch.nn.functional.interpolate(tokenizer.images(codes), size=(32, 32), mode="bicubic")

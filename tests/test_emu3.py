@@ -11,9 +11,9 @@ from transformers import Emu3Config, Emu3ForConditionalGeneration
 from zipar_train import Plan, load
 from zipar_train.decoding.decoder import Decoder
 from zipar_train.models.family import build
-from zipar_train.models.weights import read, restored
-from zipar_train.recipe import load_recipe
-from zipar_train.sections import Draw, Model, Words
+from zipar_train.models.restore import read, restored
+from zipar_train.recipe.load import load_recipe
+from zipar_train.recipe.schema import Draw, Model, Words
 
 HEIGHT, WIDTH, CODES = 4, 3, 10
 WORDS = ["<pad>", "<bos>", "<eos>", "<unk>", "<|image start|>", "<|image token|>", "4*3", "a", "blue", "red", "car",

@@ -13,18 +13,18 @@ from scipy.linalg import sqrtm
 from transformers import DynamicCache
 
 from zipar_train import Plan
+from zipar_train.data.loader import Batch, ShardLoader
 from zipar_train.decoding.decoder import Decoder
-from zipar_train.evaluation.classifier import pixels_of, register, trained
 from zipar_train.evaluation.evaluate import _closed
-from zipar_train.evaluation.features import Pictures
-from zipar_train.evaluation.metrics import bits_by_drawing, bits_per_code
-from zipar_train.evaluation.protocol import departures, warnings
-from zipar_train.evaluation.reference import open_reference
-from zipar_train.evaluation.scores import fidelity, subset_size
-from zipar_train.loader import Batch, ShardLoader
-from zipar_train.masks import dense, unwritten
-from zipar_train.models.vq import Palette
-from zipar_train.sections import Draw
+from zipar_train.evaluation.likelihood import bits_by_drawing, bits_per_code
+from zipar_train.evaluation.report.protocol import departures, warnings
+from zipar_train.evaluation.scores.classifier import pixels_of, register, trained
+from zipar_train.evaluation.scores.features import Pictures
+from zipar_train.evaluation.scores.reference import open_reference
+from zipar_train.evaluation.scores.scores import fidelity, subset_size
+from zipar_train.models.tokenizers.base import Palette
+from zipar_train.plan.masks import dense, unwritten
+from zipar_train.recipe.schema import Draw
 
 
 @pytest.fixture
@@ -182,8 +182,8 @@ def test_bits_of_the_released_decoder_are_those_of_a_cache_of_zeros():
 def test_compared_checkpoints_have_their_gap_closed(shards, tmp_path, tiny, kept_classifier):
     """Against hand arithmetic on the report's own bits, and in the report's words."""
     from zipar_train.evaluation.evaluate import evaluate
-    from zipar_train.evaluation.report import findings, markdown
-    from zipar_train.recipe import load_recipe
+    from zipar_train.evaluation.report.text import findings, markdown
+    from zipar_train.recipe.load import load_recipe
     from zipar_train.training.fit import fit
 
     paths = []
@@ -240,7 +240,7 @@ PAPER = ("paper={source: 'a paper, table 1', protocol: {images: 50000, condition
 
 def test_the_protocol_is_guarded(tiny, tmp_path, run, kept_classifier):
     """What departs from a published protocol is said; the released baseline has rows of its own."""
-    from zipar_train.recipe import load_recipe
+    from zipar_train.recipe.load import load_recipe
     from zipar_train.training.fit import fit
 
     fit(load_recipe("digits-base", [*tiny, "trainer.max_epochs=1"]))
@@ -281,8 +281,8 @@ def test_the_protocol_is_guarded(tiny, tmp_path, run, kept_classifier):
 
 
 def test_a_departure_is_each_difference_and_nothing_else():
-    from zipar_train.evaluation.protocol import Protocol
-    from zipar_train.sections import Paper
+    from zipar_train.evaluation.report.protocol import Protocol
+    from zipar_train.recipe.schema import Paper
 
     ours = {
         "images": 50000, "seeds": [0], "conditions": "random classes", "size": 256, "drawn": 384,
@@ -290,7 +290,7 @@ def test_a_departure_is_each_difference_and_nothing_else():
         "reference_images": None, "validation": False, "guidance": 2.0, "temperature": 1.0, "top_k": 0, "top_p": 1.0,
         "dtype": "bfloat16", "features": "inception", "features_weights": "0",
     }  # fmt: skip
-    from zipar_train.recipe import load_recipe
+    from zipar_train.recipe.load import load_recipe
 
     paper = load_recipe("llamagen-l").paper
     assert isinstance(paper, Paper)
@@ -307,7 +307,7 @@ def test_a_departure_is_each_difference_and_nothing_else():
 
 
 def test_guidance_is_searched(tiny, tmp_path, run, kept_classifier):
-    from zipar_train.recipe import load_recipe
+    from zipar_train.recipe.load import load_recipe
     from zipar_train.training.fit import fit
 
     fit(load_recipe("digits-base", [*tiny, "trainer.max_epochs=4", "optim.lr=1e-2"]))
@@ -347,7 +347,7 @@ def test_bits_are_of_as_many_images_as_is_said():
 
 
 def test_a_reference_of_another_grid_is_refused(shards, network):
-    from zipar_train.grid import Grid
+    from zipar_train.plan.grid import Grid
 
     extractor = register(network)
     with pytest.raises(ValueError, match=r"val\.json.*8x8.*4x4"):

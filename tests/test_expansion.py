@@ -2,8 +2,8 @@
 
 import pytest
 
-from zipar_train.expansion import expand
-from zipar_train.recipe import load_recipe
+from zipar_train.io.expansion import expand
+from zipar_train.recipe.load import load_recipe
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ import torch
 from conftest import TINY
 
 from zipar_train import load
-from zipar_train.export import export
-from zipar_train.models.weights import read
-from zipar_train.recipe import load_recipe
+from zipar_train.export.weights import export
+from zipar_train.models.restore import read
+from zipar_train.recipe.load import load_recipe
 from zipar_train.training.fit import fit
 
 ALONE = """

@@ -19,14 +19,14 @@ from families import llamagen
 from forked import Running, together
 
 from zipar_train import Plan, ShardDataModule, ZipARModule, load
+from zipar_train.data.loader import Batch, ShardLoader
 from zipar_train.decoding.generator import Generator
-from zipar_train.loader import Batch, ShardLoader
-from zipar_train.models.weights import read
-from zipar_train.recipe import load_recipe
-from zipar_train.signals import Stopped
-from zipar_train.training.callbacks import Checkpoint
+from zipar_train.models.restore import read
+from zipar_train.recipe.load import load_recipe
+from zipar_train.run.signals import Stopped
+from zipar_train.training.callbacks.checkpoint import Checkpoint
+from zipar_train.training.callbacks.throughput import flops
 from zipar_train.training.fit import fit
-from zipar_train.training.meter import flops
 from zipar_train.training.module import units
 from zipar_train.training.trainer import build_trainer
 
@@ -206,7 +206,7 @@ def test_tuning_starts_from_the_base_and_bits_are_what_validation_logs(tiny, tmp
     fit(tuned)
     base, after = read(tmp_path / "base").state, read(tmp_path / "tuned").state
     assert all(torch.allclose(base[k], after[k], atol=1e-8) for k in base)
-    from zipar_train.evaluation.metrics import bits_per_code
+    from zipar_train.evaluation.likelihood import bits_per_code
 
     generator = load(tmp_path / "tuned")
     rows = list(csv.DictReader((tmp_path / "tuned" / "logs" / "version_0" / "metrics.csv").open()))
@@ -257,8 +257,8 @@ def test_the_loss_is_the_mean_over_codes_and_gradients_reach_every_weight():
         strategy=SimpleNamespace(reduce=lambda loss, reduce_op: loss),
     )  # fmt: skip
     loss = module.training_step(batch, 0)
-    from zipar_train.masks import dense
     from zipar_train.models.family import teacher_forced
+    from zipar_train.plan.masks import dense
 
     plan = Plan.zipar(family.grid, window=2)
     log_p = teacher_forced(family, plan, batch.codes, torch.tensor([3, 1, 2, 0, 1]), dense(plan)).log_softmax(-1)

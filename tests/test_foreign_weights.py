@@ -11,12 +11,13 @@ from safetensors.torch import save_file
 from test_published import c2i, c2i_state, t2i, t2i_state
 
 from zipar_train import load
-from zipar_train.files import sha256
-from zipar_train.models import layout, published
+from zipar_train.io.files import sha256
+from zipar_train.models import files as published
 from zipar_train.models.family import build
-from zipar_train.models.vq16 import load_vq16
-from zipar_train.models.weights import Saved, initial_weights, read, restored
-from zipar_train.recipe import dump
+from zipar_train.models.llamagen import state_dict as layout
+from zipar_train.models.restore import Saved, initial_weights, read, restored
+from zipar_train.models.tokenizers.vq16 import load_vq16
+from zipar_train.recipe.load import dump
 
 PREFIXES = {
     "compiled": lambda name: f"_orig_mod.{name}",

@@ -20,12 +20,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ranges import RANGES, TRAINER, beyond
 
-from zipar_train import cli, plain
-from zipar_train.plan import Plan
-from zipar_train.recipe import dump, load_recipe, parse, recipe_folder, shipped
-from zipar_train.sections import RecipeError
+from zipar_train import cli
+from zipar_train.io import safe_yaml as plain
+from zipar_train.plan.table import Plan
+from zipar_train.recipe.load import dump, load_recipe, parse, recipe_folder, shipped
+from zipar_train.recipe.schema import RecipeError
+from zipar_train.sweep.spec import MOST, SPREADS, overrides_of, overrides_of_agent, read_sweep, trials_of
 from zipar_train.training.trainer import build_datamodule, build_module, build_trainer
-from zipar_train.trials import MOST, SPREADS, overrides_of, overrides_of_agent, read_sweep, trials_of
 
 TEXTS = {name: (recipe_folder() / f"{name}.yaml").read_text() for name in shipped()}
 PLAIN = {name: plain.parse(text, loader=plain.Recipes) for name, text in TEXTS.items()}

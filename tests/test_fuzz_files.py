@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from test_fuzz import Odd
 
-from zipar_train.check import check_shards
-from zipar_train.loader import ShardLoader
-from zipar_train.models.weights import last_checkpoint, read
-from zipar_train.recipe import dump, load_recipe
-from zipar_train.sections import Recipe
-from zipar_train.shards import Layout, Sample, read_manifest, read_shard, write_shards
+from zipar_train.data.loader import ShardLoader
+from zipar_train.data.shards import Layout, Sample, read_manifest, read_shard, write_shards
+from zipar_train.data.validate import check_shards
+from zipar_train.models.restore import last_checkpoint, read
+from zipar_train.recipe.load import dump, load_recipe
+from zipar_train.recipe.schema import Recipe
 
 CLASSES = Layout(source="test", grid=(2, 3), codes=5, classes=3)
 CAPTIONS = Layout(source="test", grid=(2, 3), codes=5, features=True)

@@ -19,9 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from zipar_train.recipe import load_recipe
-from zipar_train.shards import read_manifest, read_shard
-from zipar_train.tokenize import tokenize
+from zipar_train.data.shards import read_manifest, read_shard
+from zipar_train.data.tokenize import tokenize
+from zipar_train.recipe.load import load_recipe
 
 datasets.disable_progress_bars()
 

@@ -14,11 +14,11 @@ import torch
 from zipar_train.decoding import memory
 from zipar_train.decoding.generator import Generator
 from zipar_train.decoding.memory import left, needed
-from zipar_train.masks import dense
 from zipar_train.models.family import build, teacher_forced
-from zipar_train.models.vq16 import load_vq16
-from zipar_train.models.weights import Saved
-from zipar_train.recipe import load_recipe
+from zipar_train.models.restore import Saved
+from zipar_train.models.tokenizers.vq16 import load_vq16
+from zipar_train.plan.masks import dense
+from zipar_train.recipe.load import load_recipe
 
 
 @pytest.fixture
@@ -141,7 +141,7 @@ import os, signal, torch
 from zipar_train.decoding.decoder import Decoder
 from zipar_train.decoding.sampling import uniforms
 from zipar_train import Plan
-from zipar_train.sections import Draw
+from zipar_train.recipe.schema import Draw
 from families import llamagen
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which shells take from what they run in the background
@@ -191,7 +191,7 @@ def test_bfloat16_pixels_are_used_where_they_are_not_seen(vq):
 def test_pixels_beside_the_drawing_are_the_same(vq):
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
-    from zipar_train.decoding.pixels import Pixels
+    from zipar_train.decoding.pixel_stream import Pixels
 
     vq, device = load_vq16(str(vq), codes=24), torch.device("cuda")
     batches = [torch.randint(24, (4, 8, 8), device=device) for _ in range(5)]

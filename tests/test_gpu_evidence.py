@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zipar_train.recipe import differences, load_recipe
+from zipar_train.recipe.load import differences, load_recipe
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "scripts" / "gpu" / "tin"

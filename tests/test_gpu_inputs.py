@@ -122,7 +122,7 @@ def test_a_file_that_is_no_squeezenet_is_named(tmp_path, squeezed, data):
 def test_inputs_are_found_in_folders_of_the_folder_and_become_shards(tmp_path):
     import inputs
 
-    from zipar_train.loader import ShardLoader
+    from zipar_train.data.loader import ShardLoader
 
     (tmp_path / "codes").mkdir()
     natural.write_inputs(tmp_path / "codes")

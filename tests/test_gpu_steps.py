@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from gpu_scripts import HERE, SCRIPTS, script
 
-from zipar_train.recipe import load_recipe
+from zipar_train.recipe.load import load_recipe
 
 
 @pytest.fixture

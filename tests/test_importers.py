@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from conftest import sets
 
-from zipar_train.importers import import_codes
-from zipar_train.recipe import load_recipe
-from zipar_train.shards import Layout, Sample, read_manifest, read_shard, write_shards
+from zipar_train.data.import_codes import import_codes
+from zipar_train.data.shards import Layout, Sample, read_manifest, read_shard, write_shards
+from zipar_train.recipe.load import load_recipe
 
 RECIPE = ["model.codes=9", "model.classes=4", "model.grid=[3,3]", "zipar.windows={3: 1}", "evaluate.windows=[3]"]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import TINY
 
-from zipar_train.recipe import load_recipe
+from zipar_train.recipe.load import load_recipe
 from zipar_train.training.fit import fit
 
 TESTS = Path(__file__).parent

@@ -12,9 +12,9 @@ from transformers import JanusConfig, JanusForConditionalGeneration
 from zipar_train import Plan, load
 from zipar_train.decoding.decoder import Decoder
 from zipar_train.models.family import build
-from zipar_train.models.prompts import Prompts
-from zipar_train.models.weights import read, restored
-from zipar_train.sections import Draw, Model, Words
+from zipar_train.models.restore import read, restored
+from zipar_train.models.token_prompts import Prompts
+from zipar_train.recipe.schema import Draw, Model, Words
 
 TEXT = {"vocab_size": 20, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
         "num_key_value_heads": 2, "rms_norm_eps": 1e-6, "max_position_embeddings": 64,

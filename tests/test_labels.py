@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zipar_train.labels import LabelError, assign, caption, differ, number, words
+from zipar_train.data.labels import LabelError, assign, caption, differ, number, words
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ import threading
 import pytest
 from conftest import sets
 
-from zipar_train.launcher import OTHERS, RANKS, check_variables, rank
-from zipar_train.models.weights import read
-from zipar_train.recipe import load_recipe
+from zipar_train.models.restore import read
+from zipar_train.recipe.load import load_recipe
+from zipar_train.run.launcher import OTHERS, RANKS, check_variables, rank
 from zipar_train.training.fit import fit
 
 SHORT = ["trainer.max_epochs=1", "trainer.limit_train_batches=2", "trainer.limit_val_batches=0"]

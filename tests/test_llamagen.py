@@ -8,11 +8,11 @@ from families import llamagen
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from zipar_train.models.family import build
-from zipar_train.models.llamagen import SIZES
-from zipar_train.models.rope import Rope2D
-from zipar_train.models.weights import Saved, restored
-from zipar_train.recipe import load_recipe
-from zipar_train.sections import Model
+from zipar_train.models.llamagen.family import SIZES
+from zipar_train.models.llamagen.rope import Rope2D
+from zipar_train.models.restore import Saved, restored
+from zipar_train.recipe.load import load_recipe
+from zipar_train.recipe.schema import Model
 
 
 def original_rotation(x, *, columns, prompt, base=10000.0):

@@ -8,9 +8,9 @@ import torch
 from conftest import captioned_tar, picture, sets
 
 from zipar_train import load
-from zipar_train.evaluation.clip import Clip
-from zipar_train.masks import dense
+from zipar_train.evaluation.scores.clip import Clip
 from zipar_train.models.family import teacher_forced
+from zipar_train.plan.masks import dense
 
 
 @pytest.fixture(scope="module")

@@ -15,11 +15,11 @@ from transformers import ChameleonConfig, ChameleonForConditionalGeneration
 
 from zipar_train import Plan, ZipARModule, load
 from zipar_train.decoding.decoder import Decoder
-from zipar_train.models.chameleon_vq import VQGAN, load_chameleon_vq
 from zipar_train.models.family import build
-from zipar_train.models.weights import read, restored
-from zipar_train.recipe import load_recipe
-from zipar_train.sections import Draw, Model, Words
+from zipar_train.models.restore import read, restored
+from zipar_train.models.tokenizers.chameleon import VQGAN, load_chameleon_vq
+from zipar_train.recipe.load import load_recipe
+from zipar_train.recipe.schema import Draw, Model, Words
 
 HEIGHT, WIDTH, CODES = 4, 6, 10
 END = 4 + CODES

@@ -8,7 +8,7 @@ from torch.nn.attention.flex_attention import create_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
 from zipar_train import Grid, Plan
-from zipar_train.masks import block, dense, mask_mod
+from zipar_train.plan.masks import block, dense, mask_mod
 
 
 @given(plans())

@@ -9,8 +9,8 @@ import pytest
 import torch
 from conftest import sets
 
-from zipar_train.recipe import load_recipe
-from zipar_train.training.memory import GIB, Alive, advice, predict
+from zipar_train.recipe.load import load_recipe
+from zipar_train.training.memory_estimate import GIB, Alive, advice, predict
 from zipar_train.training.trainer import build_module
 
 SHAPE = ["model.size=null", "model.depth=4", "model.heads=8", "model.width=512", "model.tokenizer=null",
@@ -19,9 +19,9 @@ SHAPE = ["model.size=null", "model.depth=4", "model.heads=8", "model.width=512",
 LORA = ["model.weights=x", "tune.lora={rank: 8, alpha: 8, targets: [q_proj, v_proj]}"]
 MEASURE = """
 import re, sys, torch
-from zipar_train.loader import Batch
+from zipar_train.data.loader import Batch
 from zipar_train.models.family import build, conditions
-from zipar_train.recipe import load_recipe
+from zipar_train.recipe.load import load_recipe
 from zipar_train.training.trainer import module_of
 recipe = load_recipe("llamagen-l", sys.argv[1:])
 def most():

@@ -11,10 +11,10 @@ from contextlib import contextmanager
 import pytest
 from conftest import command, sets
 
-from zipar_train.history import validations, whole_rows
-from zipar_train.output import ROOM, Lasting, lasting
-from zipar_train.recipe import load_recipe
-from zipar_train.training.callbacks import Log
+from zipar_train.io.console import ROOM, Lasting, lasting
+from zipar_train.recipe.load import load_recipe
+from zipar_train.run.metrics_csv import validations, whole_rows
+from zipar_train.training.callbacks.checkpoint import Log
 from zipar_train.training.fit import fit
 
 

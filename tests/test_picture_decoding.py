@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, TiffImagePlugin
 
-from zipar_train.picture_decoding import FORMATS, decode_image, refusal
+from zipar_train.data.image_decoding import FORMATS, decode_image, refusal
 
 GRADIENT = (np.add.outer(np.arange(40) * 3, np.arange(56) * 2)[..., None] + np.array([0, 20, 60])).astype(np.uint8)
 PICTURE = Image.fromarray(GRADIENT)

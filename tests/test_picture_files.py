@@ -14,23 +14,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from zipar_train import checkpoints, plain
-from zipar_train.crops import centre_crop
-from zipar_train.doctor.rows import problem
+from zipar_train.data.crops import centre_crop
+from zipar_train.data.image_files import named, picture_files
+from zipar_train.data.image_sources import open_source
+from zipar_train.data.import_codes import import_codes
+from zipar_train.data.keys import LONGEST, unique_keys
+from zipar_train.data.shards import read_manifest, read_shard
+from zipar_train.data.tokenize import tokenize
+from zipar_train.doctor.checks import problem
 from zipar_train.doctor.sources import whole
-from zipar_train.evaluation.adm import read_reference
 from zipar_train.evaluation.captions import captions_of
-from zipar_train.evaluation.reference import open_reference
-from zipar_train.files import open_regular, regular, sha256
-from zipar_train.images import open_source
-from zipar_train.importers import import_codes
-from zipar_train.keys import LONGEST, unique_keys
-from zipar_train.models.weights import read
-from zipar_train.picture_files import named, picture_files
-from zipar_train.recipe import load_recipe
-from zipar_train.shards import read_manifest, read_shard
-from zipar_train.tokenize import tokenize
-from zipar_train.wording import printable
+from zipar_train.evaluation.scores.adm_npz import read_reference
+from zipar_train.evaluation.scores.reference import open_reference
+from zipar_train.io import safe_yaml as plain
+from zipar_train.io.errors import printable
+from zipar_train.io.files import open_regular, regular, sha256
+from zipar_train.models.restore import read
+from zipar_train.recipe.load import load_recipe
+from zipar_train.run import checkpoints
 
 LATIN1 = os.fsdecode(b"caf\xe9")
 

@@ -14,16 +14,17 @@ from transformers.models.chameleon.modeling_chameleon import ChameleonModel
 from transformers.models.llama.modeling_llama import LlamaModel
 
 from zipar_train import Grid, Plan
-from zipar_train.decoding import adaptive, decoder, place
-from zipar_train.decoding.adaptive import AdaptiveDecoder
-from zipar_train.decoding.body import Body, norm, streamline
+from zipar_train.decoding import decoder, place
+from zipar_train.decoding.adaptive import decoder as adaptive
+from zipar_train.decoding.adaptive.decoder import AdaptiveDecoder
 from zipar_train.decoding.decoder import Decoder
-from zipar_train.decoding.pixels import Pixels
+from zipar_train.decoding.fused_llama import Body, norm, streamline
+from zipar_train.decoding.pixel_stream import Pixels
 from zipar_train.decoding.sampling import inverse, probabilities, uniforms
 from zipar_train.models.attention import WITHOUT_CUDNN
 from zipar_train.models.cache_argument import cache_arguments
-from zipar_train.processes import process
-from zipar_train.sections import Draw
+from zipar_train.recipe.schema import Draw
+from zipar_train.run.ranks import process
 
 
 class Operators(TorchDispatchMode):

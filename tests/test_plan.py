@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from released import simulate
 
 from zipar_train import Grid, Plan
-from zipar_train.plan import NEVER, PROMPT, ROW_END
+from zipar_train.plan.table import NEVER, PROMPT, ROW_END
 
 STAND_INS = ("nearest", "latest", "above", "completed", "released")
 

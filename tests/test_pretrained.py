@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from zipar_train.evaluation.clip import Clip
-from zipar_train.models.prompts import Prompter
-from zipar_train.models.text import TextEncoder
-from zipar_train.sections import Text, Words
+from zipar_train.evaluation.scores.clip import Clip
+from zipar_train.models.t5_features import TextEncoder
+from zipar_train.models.token_prompts import Prompter
+from zipar_train.recipe.schema import Text, Words
 
 CPU = torch.device("cpu")
 

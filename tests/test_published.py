@@ -11,14 +11,14 @@ from released import simulate
 from safetensors.torch import save_file
 
 from zipar_train.decoding.decoder import Decoder
-from zipar_train.export import export
-from zipar_train.masks import dense
+from zipar_train.export.weights import export
 from zipar_train.models.family import build, teacher_forced
-from zipar_train.models.text import Captions
-from zipar_train.models.weights import Saved, read, restored
-from zipar_train.plan import Plan
-from zipar_train.recipe import load_recipe
-from zipar_train.sections import Draw
+from zipar_train.models.restore import Saved, read, restored
+from zipar_train.models.t5_features import Captions
+from zipar_train.plan.masks import dense
+from zipar_train.plan.table import Plan
+from zipar_train.recipe.load import load_recipe
+from zipar_train.recipe.schema import Draw
 
 SIZE = ["model.size=null", "model.depth=2", "model.heads=2", "model.width=24", "model.feed_forward=48",
         "model.codes=11", "zipar.windows={3: 1}", "evaluate.windows=[3]", "model.tokenizer=null"]  # fmt: skip
@@ -221,7 +221,7 @@ def test_a_bad_file_is_named_with_what_is_wrong(tmp_path, name, message, monkeyp
 def test_the_error_names_the_published_size(tmp_path):
     with torch.device("meta"):
         xl = build(load_recipe("llamagen-xl").model, device="meta")
-    from zipar_train.models.layout import to_published
+    from zipar_train.models.llamagen.state_dict import to_published
 
     state = to_published(xl.model.state_dict(), heads=20, codes=16384)
     with pytest.raises(
@@ -236,7 +236,7 @@ def test_the_error_names_the_published_size(tmp_path):
      ("llamagen-xxl", 1_410_972_672, 340), ("llamagen-3b", 3_096_659_200, 172), ("llamagen-xl-t2i", 777_678_080, 258)],
 )  # fmt: skip
 def test_recipes_have_the_published_models(recipe, parameters, tensors):
-    from zipar_train.models.layout import to_published
+    from zipar_train.models.llamagen.state_dict import to_published
 
     model = load_recipe(recipe).model
     family = build(model, device="meta", empty=True)

@@ -7,9 +7,9 @@ import yaml
 from pydantic import ValidationError
 from ranges import RANGES, TRAINER, beyond, numbers_of
 
-from zipar_train.recipe import dump, load_recipe, shipped
-from zipar_train.sections import Recipe
-from zipar_train.trainer_arguments import OURS, TrainerArguments, trainer_arguments
+from zipar_train.recipe.load import dump, load_recipe, shipped
+from zipar_train.recipe.schema import Recipe
+from zipar_train.recipe.trainer import OURS, TrainerArguments, trainer_arguments
 
 
 def whole():

@@ -7,10 +7,10 @@ import pytest
 import yaml
 
 from zipar_train.models.family import build
-from zipar_train.plan import Plan
-from zipar_train.recipe import differences, dump, load_recipe, parse, shipped
-from zipar_train.sections import RecipeError
-from zipar_train.trainer_arguments import trainer_arguments
+from zipar_train.plan.table import Plan
+from zipar_train.recipe.load import differences, dump, load_recipe, parse, shipped
+from zipar_train.recipe.schema import RecipeError
+from zipar_train.recipe.trainer import trainer_arguments
 
 
 @pytest.mark.parametrize("name", shipped())

@@ -10,12 +10,12 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from zipar_train import remote
-from zipar_train.expansion import expand
-from zipar_train.loader import ShardLoader
-from zipar_train.recipe import load_recipe
-from zipar_train.remote import conceal, read
-from zipar_train.shards import read_manifest, read_shard
+from zipar_train.data.loader import ShardLoader
+from zipar_train.data.shards import read_manifest, read_shard
+from zipar_train.io import remote
+from zipar_train.io.expansion import expand
+from zipar_train.io.remote import conceal, read
+from zipar_train.recipe.load import load_recipe
 
 SHORT = ["log.wandb=offline", "trainer.max_epochs=1", "trainer.limit_train_batches=1", "trainer.limit_val_batches=1",
          "trainer.check_val_every_n_epoch=1"]  # fmt: skip

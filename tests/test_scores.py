@@ -14,14 +14,14 @@ import torch
 from PIL import Image
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from zipar_train.evaluation import scores
-from zipar_train.evaluation.adm import read_reference, write_images
 from zipar_train.evaluation.captions import captions_of
-from zipar_train.evaluation.clip import Clip
-from zipar_train.evaluation.features import Pictures, inception
-from zipar_train.evaluation.reference import open_reference
-from zipar_train.evaluation.scores import Moments, fidelity
-from zipar_train.models.vq import Palette
+from zipar_train.evaluation.scores import scores
+from zipar_train.evaluation.scores.adm_npz import read_reference, write_images
+from zipar_train.evaluation.scores.clip import Clip
+from zipar_train.evaluation.scores.features import Pictures, inception
+from zipar_train.evaluation.scores.reference import open_reference
+from zipar_train.evaluation.scores.scores import Moments, fidelity
+from zipar_train.models.tokenizers.base import Palette
 
 CPU, COUNT = torch.device("cpu"), 12
 

@@ -9,17 +9,17 @@ from conftest import TINY, picture, sets
 from PIL import Image
 
 from zipar_train.decoding.generator import Generator, Images
-from zipar_train.evaluation.adm import read_reference, write_images
-from zipar_train.evaluation.drawing import Drawing
-from zipar_train.evaluation.plots import plot_samples
-from zipar_train.evaluation.reference import open_reference
-from zipar_train.evaluation.subjects import scored
+from zipar_train.evaluation.candidates import scored
+from zipar_train.evaluation.report.plots import plot_samples
+from zipar_train.evaluation.sample_set import Drawing
+from zipar_train.evaluation.scores.adm_npz import read_reference, write_images
+from zipar_train.evaluation.scores.reference import open_reference
 from zipar_train.models.family import build
-from zipar_train.models.vq import Palette
-from zipar_train.models.vq16 import load_vq16
-from zipar_train.models.weights import Saved
-from zipar_train.recipe import RecipeError, load_recipe
-from zipar_train.training.samples import _enlarged
+from zipar_train.models.restore import Saved
+from zipar_train.models.tokenizers.base import Palette
+from zipar_train.models.tokenizers.vq16 import load_vq16
+from zipar_train.recipe.load import RecipeError, load_recipe
+from zipar_train.training.callbacks.samples import _enlarged
 
 WIDE = [*TINY, "model.grid=[6,8]"]
 
@@ -68,7 +68,7 @@ class Plain:
         return "x"
 
     def __call__(self, pictures, *, spatial=False, batch_size=64):
-        from zipar_train.evaluation.features import Features
+        from zipar_train.evaluation.scores.features import Features
 
         assert len(pictures)
         return Features({"x": torch.stack([pictures[i] for i in range(len(pictures))]).flatten(1).float()})

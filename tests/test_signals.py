@@ -15,12 +15,12 @@ import pytest
 from conftest import sets
 from test_fit import losses, quick, states_equal
 
-from zipar_train.history import validations
-from zipar_train.models.vq import Palette
-from zipar_train.models.weights import read
-from zipar_train.recipe import load_recipe
-from zipar_train.signals import AGAIN, Stopped, noted, raised
-from zipar_train.training.callbacks import Checkpoint, Limit
+from zipar_train.models.restore import read
+from zipar_train.models.tokenizers.base import Palette
+from zipar_train.recipe.load import load_recipe
+from zipar_train.run.metrics_csv import validations
+from zipar_train.run.signals import AGAIN, Stopped, noted, raised
+from zipar_train.training.callbacks.checkpoint import Checkpoint, Limit
 from zipar_train.training.fit import fit
 from zipar_train.training.module import ZipARModule
 
@@ -33,7 +33,7 @@ def send(signum: int) -> None:
 
 def script(body: str, *, shell: str = "") -> subprocess.Popen:
     """A new interpreter, which says "ready"."""
-    code = f"import os, signal, sys, time\nfrom zipar_train.signals import *\n{body}"
+    code = f"import os, signal, sys, time\nfrom zipar_train.run.signals import *\n{body}"
     command = [sys.executable, "-c", code]
     process = subprocess.Popen(["sh", "-c", f'{shell} exec "$@"', "sh", *command], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
@@ -198,7 +198,7 @@ def test_tokenize_stops_between_batches_and_goes_on(run, tmp_path, monkeypatch, 
 def test_export_that_is_stopped_leaves_nothing(run, tiny, tmp_path, monkeypatch):
     fit(load_recipe("digits-base", [*tiny, "trainer.max_steps=1"]))
     before = sorted(tmp_path.rglob("*"))
-    monkeypatch.setattr("zipar_train.export.dump", lambda recipe: send(signal.SIGTERM))
+    monkeypatch.setattr("zipar_train.export.weights.dump", lambda recipe: send(signal.SIGTERM))
     status, _, err = run("export", "--checkpoint", "run", "--out", "x")
     assert status == 143 and "stopped by SIGTERM" in err and sorted(tmp_path.rglob("*")) == before
 
@@ -210,7 +210,7 @@ def test_an_error_that_a_library_makes_of_the_exception_is_a_stop(run, monkeypat
         except Stopped:
             raise ImportError("numpy.core.multiarray failed to import") from None
 
-    monkeypatch.setattr("zipar_train.recipe.load_recipe", failing)
+    monkeypatch.setattr("zipar_train.recipe.load.load_recipe", failing)
     status, _, err = run("plan", "--recipe", "digits")
     assert status == 130 and "stopped by SIGINT; numpy.core.multiarray failed to import" in err
 

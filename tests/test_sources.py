@@ -14,11 +14,11 @@ import pytest
 from conftest import sets
 from PIL import Image
 
-from zipar_train.images import open_source, splits
-from zipar_train.labels import LabelError
-from zipar_train.recipe import load_recipe
-from zipar_train.shards import read_manifest, read_shard
-from zipar_train.tokenize import tokenize
+from zipar_train.data.image_sources import open_source, splits
+from zipar_train.data.labels import LabelError
+from zipar_train.data.shards import read_manifest, read_shard
+from zipar_train.data.tokenize import tokenize
+from zipar_train.recipe.load import load_recipe
 
 
 @pytest.fixture(autouse=True)

@@ -3,9 +3,9 @@
 import pytest
 
 from zipar_train import load
-from zipar_train.evaluation.metrics import bits_per_code
-from zipar_train.loader import ShardLoader
-from zipar_train.recipe import load_recipe
+from zipar_train.data.loader import ShardLoader
+from zipar_train.evaluation.likelihood import bits_per_code
+from zipar_train.recipe.load import load_recipe
 from zipar_train.training.fit import fit
 
 pytestmark = pytest.mark.slow

@@ -15,14 +15,14 @@ from conftest import sets
 from forked import Running, together
 from test_fit import losses, quick, states_equal
 
-from zipar_train.checkpoints import damage, newest_first
-from zipar_train.history import validations
-from zipar_train.loader import ShardLoader
-from zipar_train.models.weights import read
-from zipar_train.recipe import load_recipe
-from zipar_train.shards import Layout, read_manifest, read_shard, write_shards
-from zipar_train.signals import Stopped
-from zipar_train.training.callbacks import Checkpoint
+from zipar_train.data.loader import ShardLoader
+from zipar_train.data.shards import Layout, read_manifest, read_shard, write_shards
+from zipar_train.models.restore import read
+from zipar_train.recipe.load import load_recipe
+from zipar_train.run.checkpoints import damage, newest_first
+from zipar_train.run.metrics_csv import validations
+from zipar_train.run.signals import Stopped
+from zipar_train.training.callbacks.checkpoint import Checkpoint
 from zipar_train.training.fit import fit
 from zipar_train.training.guard import Guard
 from zipar_train.training.module import ZipARModule
@@ -372,7 +372,7 @@ def test_what_stands_in_for_damage_is_repeatable_and_whole(many, capsys):
 
 
 def test_a_loader_that_stalls_is_told_and_one_that_dies_is_an_error(many, capfd, monkeypatch):
-    from zipar_train import loader as loading
+    from zipar_train.data import loader as loading
 
     def slow(*args, **kwargs):
         time.sleep(0.4)

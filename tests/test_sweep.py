@@ -15,13 +15,13 @@ import yaml
 from conftest import command, sets
 from wandb_server import WandbServer
 
-from zipar_train.files import make_folder, write_whole
-from zipar_train.history import validations
-from zipar_train.models.weights import read
-from zipar_train.outcome import Trial, draw, passes
-from zipar_train.recipe import load_recipe, recipe_folder
-from zipar_train.signals import Stopped
-from zipar_train.sweep import run
+from zipar_train.io.files import make_folder, write_whole
+from zipar_train.models.restore import read
+from zipar_train.recipe.load import load_recipe, recipe_folder
+from zipar_train.run.metrics_csv import validations
+from zipar_train.run.signals import Stopped
+from zipar_train.sweep.results import Trial, draw, passes
+from zipar_train.sweep.runner import run
 
 
 def write(folder: Path, text: str) -> Path:
@@ -53,7 +53,7 @@ def test_a_folder_of_any_name_is_the_sweeps(tmp_path, monkeypatch, name):
         commands.append((place, load_recipe(command[2], command[4:-1:2]), recipe))
         return Trial(number=number, values=values, seconds=1, metrics={"val/bits_w8": 1.0}, passes={})
 
-    monkeypatch.setattr("zipar_train.sweep._one", one)
+    monkeypatch.setattr("zipar_train.sweep.runner._one", one)
     run("digits-base", path, out=tmp_path / name, progress=False)
     [(place, told, checked)] = commands
     assert place == tmp_path / name / "000"
@@ -175,7 +175,7 @@ def test_a_sweep_grows_and_a_diverged_trial_is_last(tmp_path, monkeypatch, capsy
         shown.append((number, gpu))
         return trial
 
-    monkeypatch.setattr("zipar_train.sweep._one", one)
+    monkeypatch.setattr("zipar_train.sweep.runner._one", one)
     path = write(tmp_path, "method: random\nparameters: {optim.lr: {min: 0.0, max: 1.0}, seed: {value: 3},"
                            "zipar.windows: {value: '{8: 1, 2: 1}'}}")  # fmt: skip
     arguments = {"out": tmp_path / "out", "gpus": ["0", "1"], "progress": False}
@@ -213,14 +213,14 @@ def test_a_signal_is_heard_between_trials_and_a_full_disk_is_a_failed_trial(tmp_
         status = running.to_its_end([sys.executable, "-c", ""])
         raise ValueError(f"trial {number:03d} ended with status {status}")
 
-    monkeypatch.setattr("zipar_train.sweep._one", one)
+    monkeypatch.setattr("zipar_train.sweep.runner._one", one)
     path = write(tmp_path, "method: grid\nparameters: {seed: {values: [1, 2, 3, 4]}}")
     with pytest.raises(Stopped) as stopped:
         run("digits-base", path, out=tmp_path / "out", progress=False)
     assert stopped.value.signum == signal.SIGTERM and begun == [0, 1]
     assert [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)] == handlers
     begun.clear()
-    monkeypatch.setattr("zipar_train.sweep._one", lambda *_: one(*_) if not begun else begun.append(1))
+    monkeypatch.setattr("zipar_train.sweep.runner._one", lambda *_: one(*_) if not begun else begun.append(1))
     path = write(tmp_path, "method: grid\nparameters: {seed: {values: [1]}}")
     outcome, _ = run("digits-base", path, out=tmp_path / "other", progress=False)
     assert outcome.failed == ["cannot write result.json: No space left on device"]

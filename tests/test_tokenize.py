@@ -16,13 +16,13 @@ from conftest import picture, sets
 from forked import Running
 from PIL import Image
 
-from zipar_train.crops import centre_crop, views
-from zipar_train.loader import ShardLoader
+from zipar_train.data.crops import centre_crop, views
+from zipar_train.data.loader import ShardLoader
+from zipar_train.data.shards import read_manifest, read_shard
+from zipar_train.data.tokenize import tokenize
 from zipar_train.models.family import build
-from zipar_train.models.vq16 import load_vq16
-from zipar_train.recipe import load_recipe
-from zipar_train.shards import read_manifest, read_shard
-from zipar_train.tokenize import tokenize
+from zipar_train.models.tokenizers.vq16 import load_vq16
+from zipar_train.recipe.load import load_recipe
 
 
 def overrides(vq, *more):

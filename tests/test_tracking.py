@@ -20,18 +20,18 @@ from forked import Running
 from wandb_server import KEY, WandbServer
 
 from zipar_train import load
-from zipar_train.history import validations
-from zipar_train.loader import Batch
-from zipar_train.models.weights import read
-from zipar_train.recipe import load_recipe
-from zipar_train.sections import RecipeError
-from zipar_train.signals import Stopped
-from zipar_train.training.callbacks import Checkpoint
+from zipar_train.data.loader import Batch
+from zipar_train.models.restore import read
+from zipar_train.recipe.load import load_recipe
+from zipar_train.recipe.schema import RecipeError
+from zipar_train.run.metrics_csv import validations
+from zipar_train.run.signals import Stopped
+from zipar_train.training.callbacks.checkpoint import Checkpoint
+from zipar_train.training.callbacks.samples import Samples
 from zipar_train.training.fit import fit
 from zipar_train.training.module import ZipARModule
-from zipar_train.training.samples import Samples
-from zipar_train.training.tracking import tracked
 from zipar_train.training.trainer import build_trainer
+from zipar_train.training.wandb_run import tracked
 
 wandb = pytest.importorskip("wandb")
 
@@ -149,7 +149,7 @@ def test_images_are_those_that_draw_draws_and_disturb_nothing(tiny, tmp_path, mo
     fit(load_recipe("digits-base", plain))
     states = [torch.get_rng_state()]
     shown = {}
-    monkeypatch.setattr("zipar_train.training.tracking.Run.show", lambda _, name, *rest: shown.update({name: rest}))
+    monkeypatch.setattr("zipar_train.training.wandb_run.Run.show", lambda _, name, *rest: shown.update({name: rest}))
     with monkeypatch.context() as patch:
         at_step(patch, 10, stop)
         with pytest.raises(Stopped):

@@ -16,13 +16,13 @@ from torch.utils.data import DataLoader
 
 from zipar_train import ZipARModule
 from zipar_train.models import attention
-from zipar_train.models.weights import read
-from zipar_train.peak_flops import peak_flops
-from zipar_train.recipe import load_recipe
+from zipar_train.models.restore import read
+from zipar_train.recipe.load import load_recipe
+from zipar_train.run.peak_flops import peak_flops
 from zipar_train.training import module as training
 from zipar_train.training import optimizer as optimizers
-from zipar_train.training.average import Average
-from zipar_train.training.callbacks import Checkpoint
+from zipar_train.training.callbacks.average import Average
+from zipar_train.training.callbacks.checkpoint import Checkpoint
 from zipar_train.training.fit import fit
 from zipar_train.training.guard import Guard
 from zipar_train.training.optimizer import build_optimizer, clip_gradients, gradient_norm, parameters_of

@@ -16,8 +16,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zipar_train.recipe import load_recipe, recipe_folder
-from zipar_train.trials import SPREADS, overrides_of, overrides_of_agent, read_sweep, trials_of
+from zipar_train.recipe.load import load_recipe, recipe_folder
+from zipar_train.sweep.spec import SPREADS, overrides_of, overrides_of_agent, read_sweep, trials_of
 
 SHIPPED = sorted((recipe_folder() / "sweeps").glob("*.yaml"))
 GRIDS = {

@@ -11,12 +11,12 @@ from safetensors.torch import load_file, save_file
 from test_fit import losses, quick, states_equal
 
 from zipar_train import load
-from zipar_train.export import export
-from zipar_train.loader import Batch
-from zipar_train.masks import dense
+from zipar_train.data.loader import Batch
+from zipar_train.export.weights import export
 from zipar_train.models.family import teacher_forced
-from zipar_train.models.weights import read, restored
-from zipar_train.recipe import dump, load_recipe
+from zipar_train.models.restore import read, restored
+from zipar_train.plan.masks import dense
+from zipar_train.recipe.load import dump, load_recipe
 from zipar_train.training.fit import fit
 from zipar_train.training.module import ZipARModule
 from zipar_train.training.trainer import build_module
@@ -66,7 +66,7 @@ def test_adapters_alone_are_trained_and_kept_and_resumed_to_the_bit(tiny, tmp_pa
 
 def _stopped_after_an_epoch(recipe):
     """Train and leave in the middle, without a word to the trainer."""
-    from zipar_train.training import callbacks
+    from zipar_train.training.callbacks import checkpoint as callbacks
 
     class Leave(callbacks.Checkpoint):
         def on_train_epoch_end(self, *args):

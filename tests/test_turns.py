@@ -8,19 +8,22 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from zipar_train import Plan, bench_cli
-from zipar_train.benchmark import decode, train
+from zipar_train import Plan
+from zipar_train.benchmark import decode
+from zipar_train.benchmark import train_step as train
 from zipar_train.benchmark.decode import COMPILED, EAGER, OURS, PLAIN, STOCK, bench_decode, in_groups
-from zipar_train.benchmark.floor import Rates
+from zipar_train.benchmark.roofline import Rates
 from zipar_train.benchmark.subject import subject
-from zipar_train.benchmark.train import SDPA, bench_train
+from zipar_train.benchmark.train_step import SDPA, bench_train
 from zipar_train.benchmark.turns import MOST_WARM_UPS, Way, take_turns
-from zipar_train.decoding import body, memory
+from zipar_train.cli import bench as bench_cli
+from zipar_train.data.loader import Batch
+from zipar_train.decoding import fused_llama as body
+from zipar_train.decoding import memory
 from zipar_train.decoding.decoder import Decoder
 from zipar_train.decoding.memory import needed
-from zipar_train.loader import Batch
 from zipar_train.models import compiled
-from zipar_train.recipe import load_recipe
+from zipar_train.recipe.load import load_recipe
 from zipar_train.training.trainer import module_of
 
 TINY = ["model.depth=1", "model.heads=2", "model.width=16", "model.feed_forward=32"]

@@ -5,7 +5,7 @@ import sys
 
 def main() -> None:
     """Listen to signals before anything is imported that takes time, then run the command line."""
-    from zipar_train.signals import Stopped, raised
+    from zipar_train.run.signals import Stopped, raised
 
     with raised() as heard:
         try:

@@ -11,10 +11,10 @@ from tables import WINDOWS, closed, table, write
 from tqdm import trange
 
 from zipar_train import load
-from zipar_train.evaluation.metrics import bits_by_drawing
-from zipar_train.loader import ShardLoader
-from zipar_train.recipe import load_recipe
-from zipar_train.shards import Layout, Sample, read_manifest, write_shards
+from zipar_train.data.loader import ShardLoader
+from zipar_train.data.shards import Layout, Sample, read_manifest, write_shards
+from zipar_train.evaluation.likelihood import bits_by_drawing
+from zipar_train.recipe.load import load_recipe
 
 HERE, NARROW = Path(__file__).parent, [4, 2, 1]
 DRAWN = 5000  # images to train on, and the seed they are drawn by, which none of SEEDS is

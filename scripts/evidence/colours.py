@@ -16,8 +16,8 @@ from tables import table, write
 from tqdm import tqdm
 
 from zipar_train import Grid, Plan
-from zipar_train.plan import NEVER
-from zipar_train.stand_in import StandIn
+from zipar_train.plan.stand_in import StandIn
+from zipar_train.plan.table import NEVER
 
 SIDE, PICTURES, WINDOWS = 24, 1000, [12, 6, 3, 2, 1]
 

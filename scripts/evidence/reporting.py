@@ -8,9 +8,9 @@ from tables import CONTROL, PICTURES, TUNED, UNTUNED, WINDOWS, Found, picture, p
 from tqdm import tqdm, trange
 
 from zipar_train import Plan, load
-from zipar_train.evaluation.metrics import bits_per_code
-from zipar_train.loader import ShardLoader
-from zipar_train.recipe import load_recipe
+from zipar_train.data.loader import ShardLoader
+from zipar_train.evaluation.likelihood import bits_per_code
+from zipar_train.recipe.load import load_recipe
 
 NARROWEST = min(load_recipe("mnist").zipar.windows)  # that is trained
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from zipar_train.files import make_folder, write_whole
-from zipar_train.picture import plt, write_figure
+from zipar_train.io.figures import plt, write_figure
+from zipar_train.io.files import make_folder, write_whole
 
 DOCS = Path(__file__).parents[2] / "docs"
 PICTURES = DOCS / "evidence"

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from zipar_train.data.shards import Layout, Sample, write_shards
 from zipar_train.models.family import build
-from zipar_train.models.layout import to_published
-from zipar_train.recipe import load_recipe
-from zipar_train.shards import Layout, Sample, write_shards
+from zipar_train.models.llamagen.state_dict import to_published
+from zipar_train.recipe.load import load_recipe
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 from original import random_vq  # noqa: E402

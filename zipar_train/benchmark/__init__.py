@@ -1,0 +1,1 @@
+"""How fast this machine generates and trains, beside the roofline and other decoders."""

@@ -10,20 +10,20 @@ from pydantic import BaseModel
 from torch import Tensor
 from tqdm import tqdm
 
-from zipar_train.benchmark.baseline import eager_loop
-from zipar_train.benchmark.floor import Rates, Work, measure
+from zipar_train.benchmark.baselines import eager_loop
+from zipar_train.benchmark.roofline import Rates, Work, measure
 from zipar_train.benchmark.stock import Stock
 from zipar_train.benchmark.subject import on_grid, subject
 from zipar_train.benchmark.turns import Failure, Key, Timed, Trouble, Way, release, take_turns, whole_graphs
 from zipar_train.decoding import memory
-from zipar_train.decoding.body import compile_body, streamline
 from zipar_train.decoding.decoder import Decoder
+from zipar_train.decoding.fused_llama import compile_body, streamline
 from zipar_train.decoding.place import drawing_on
 from zipar_train.decoding.sampling import uniforms
-from zipar_train.environment import environment
 from zipar_train.models.family import Family, conditions
-from zipar_train.plan import Plan
-from zipar_train.sections import Recipe
+from zipar_train.plan.table import Plan
+from zipar_train.recipe.schema import Recipe
+from zipar_train.run.provenance import environment
 
 OURS, PLAIN, COMPILED = "zipar-train", "zipar-train, plain", "zipar-train, compiled"
 EAGER, STOCK = "eager loop, as released", "transformers generate"

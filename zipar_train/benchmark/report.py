@@ -5,8 +5,9 @@ from pathlib import Path
 
 import matplotlib
 
-from zipar_train.benchmark import decode, train
-from zipar_train.picture import write_figure
+from zipar_train.benchmark import decode
+from zipar_train.benchmark import train_step as train
+from zipar_train.io.figures import write_figure
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from zipar_train.decoding.canvas import prompts
+from zipar_train.decoding.state import prompts
 from zipar_train.models.family import Family
-from zipar_train.plan import ROW_END
-from zipar_train.sections import Draw
+from zipar_train.plan.table import ROW_END
+from zipar_train.recipe.schema import Draw
 
 
 class RowEnds(LogitsProcessor):

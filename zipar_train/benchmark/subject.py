@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import torch
 
 from zipar_train.models.family import Family, build
-from zipar_train.models.prompts import Prompter
-from zipar_train.sections import Model, Recipe
+from zipar_train.models.token_prompts import Prompter
+from zipar_train.recipe.schema import Model, Recipe
 
 
 class Ids(NamedTuple):

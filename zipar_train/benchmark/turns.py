@@ -14,7 +14,7 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
-from zipar_train.benchmark.floor import wait
+from zipar_train.benchmark.roofline import wait
 from zipar_train.decoding.memory import Peak
 from zipar_train.models.compiled import never_silently_eager
 

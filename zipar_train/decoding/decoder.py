@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from zipar_train.decoding.canvas import Canvas, prompts
-from zipar_train.decoding.capture import Captured
+from zipar_train.decoding.cuda_graphs import Captured
 from zipar_train.decoding.place import drawing_on, keys_aligned
 from zipar_train.decoding.sampling import guide, sample
-from zipar_train.masks import dense, hide, unwritten
+from zipar_train.decoding.state import Canvas, prompts
 from zipar_train.models.family import Family
-from zipar_train.plan import ROW_END, Plan
-from zipar_train.sections import Draw
+from zipar_train.plan.masks import dense, hide, unwritten
+from zipar_train.plan.table import ROW_END, Plan
+from zipar_train.recipe.schema import Draw
 
 Observer = Callable[[Tensor, Tensor], None]
 BUCKET = 128  # captured passes attend to a multiple of this many slots, so that a few graphs serve an image

@@ -13,18 +13,18 @@ from pydantic import ValidationError
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from zipar_train.decoding.adaptive import AdaptiveDecoder
-from zipar_train.decoding.body import compile_body, streamline
+from zipar_train.decoding.adaptive.decoder import AdaptiveDecoder
 from zipar_train.decoding.decoder import Decoder
+from zipar_train.decoding.fused_llama import compile_body, streamline
 from zipar_train.decoding.memory import NoRoom, explained
-from zipar_train.decoding.pixels import Pixels
+from zipar_train.decoding.pixel_stream import Pixels
 from zipar_train.decoding.sampling import uniforms
-from zipar_train.files import write_whole
+from zipar_train.io.files import write_whole
 from zipar_train.models.family import Family
-from zipar_train.models.weights import Saved, initial_weights, read, restored
-from zipar_train.plan import Plan
-from zipar_train.recipe import differences, explain, load_recipe, overridden, shipped
-from zipar_train.sections import Draw, Recipe
+from zipar_train.models.restore import Saved, initial_weights, read, restored
+from zipar_train.plan.table import Plan
+from zipar_train.recipe.load import differences, explain, load_recipe, overridden, shipped
+from zipar_train.recipe.schema import Draw, Recipe
 
 MOVED = ("model.weights", "model.weights_entry")  # may be set beside adapters: where their base is now
 Manner = Literal["planned", "released", "adaptive"]  # see `Generator.draw`

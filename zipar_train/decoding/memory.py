@@ -11,7 +11,7 @@ import torch
 
 from zipar_train.decoding.cache import head_shape
 from zipar_train.models.family import Family
-from zipar_train.plan import Plan
+from zipar_train.plan.table import Plan
 
 SPARE = 0.95  # of what is left; the rest is for what allocators waste
 SAMPLING = 8  # float32 copies of a pass's logits: softmax, sums, and what top-k and top-p sort

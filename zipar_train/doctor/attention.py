@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+from zipar_train.doctor.checks import Asked, Check, Row, note, ok, problem, words
 from zipar_train.doctor.devices import device
-from zipar_train.doctor.rows import Asked, Check, Row, note, ok, problem, words
-from zipar_train.grid import Grid
-from zipar_train.plan import Plan
+from zipar_train.plan.grid import Grid
+from zipar_train.plan.table import Plan
 
 PLAN = Plan.zipar(Grid(24, 24), window=8)  # LlamaGen's: 598 slots, several blocks of a BlockMask
 HEADS, HEAD = 2, 64
@@ -62,7 +62,7 @@ def sdpa(asked: Asked, kind: str) -> Iterator[Row]:
     import torch
     from torch.nn.functional import scaled_dot_product_attention
 
-    from zipar_train.masks import dense
+    from zipar_train.plan.masks import dense
 
     place, dtype = device(asked), getattr(torch, kind)
     mask = dense(PLAN, device=place)
@@ -90,7 +90,7 @@ def kernel(name: str, place: Any, dtype: Any) -> Row:
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.nn.functional import scaled_dot_product_attention
 
-    from zipar_train.masks import dense
+    from zipar_train.plan.masks import dense
 
     mask, backend = dense(PLAN, device=place), getattr(SDPBackend, name)
 
@@ -149,7 +149,7 @@ def flex(asked: Asked, *, backward: bool) -> Iterator[Row]:
     import torch
     from torch.nn.attention.flex_attention import flex_attention
 
-    from zipar_train.masks import block
+    from zipar_train.plan.masks import block
 
     name = BACKWARD if backward else FORWARD
     place = device(asked)

@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 
-from zipar_train.doctor.rows import GIB, Asked, Check, Row, note, ok, problem, size, words
+from zipar_train.doctor.checks import GIB, Asked, Check, Row, note, ok, problem, size, words
 
 OURS = 2 * GIB  # of a GPU, at most, for the libraries of these checks
 

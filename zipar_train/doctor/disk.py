@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from zipar_train.doctor.rows import GIB, Asked, Check, Row, note, ok, problem, size
-from zipar_train.expansion import expand
-from zipar_train.files import write_whole
-from zipar_train.remote import is_url
+from zipar_train.doctor.checks import GIB, Asked, Check, Row, note, ok, problem, size
+from zipar_train.io.expansion import expand
+from zipar_train.io.files import write_whole
+from zipar_train.io.remote import is_url
 
 LITTLE = 5 * GIB
 

@@ -14,10 +14,10 @@ from contextlib import ExitStack, suppress
 from functools import partial
 from importlib import import_module
 
+from zipar_train.doctor.checks import Asked, Check, Row, guarded, hidden, note, ok, problem
 from zipar_train.doctor.report import Report
-from zipar_train.doctor.rows import Asked, Check, Row, guarded, hidden, note, ok, problem
-from zipar_train.environment import revision, today
-from zipar_train.sections import Recipe
+from zipar_train.recipe.schema import Recipe
+from zipar_train.run.provenance import revision, today
 
 SECTIONS = {  # in the order they are shown: where their checks are, imported in their process alone
     "packages": ("packages.CHECKS",),

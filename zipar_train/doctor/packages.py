@@ -8,8 +8,8 @@ from importlib.metadata import PackageNotFoundError, metadata, requires
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from zipar_train.doctor.rows import Asked, Check, Row, note, ok, problem, words
-from zipar_train.environment import versions
+from zipar_train.doctor.checks import Asked, Check, Row, note, ok, problem, words
+from zipar_train.run.provenance import versions
 
 TRIED = ("torch", "torchvision", "lightning", "transformers", "peft", "datasets", "webdataset", "wandb",
          "torch-fidelity")  # fmt: skip

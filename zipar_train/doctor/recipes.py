@@ -4,11 +4,11 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from zipar_train.doctor.checks import Asked, Check, Row, note, ok, problem, size
 from zipar_train.doctor.devices import available, bf16_speed, device
 from zipar_train.doctor.disk import nearest
-from zipar_train.doctor.rows import Asked, Check, Row, note, ok, problem, size
-from zipar_train.recipe import load_recipe, recipe_folder, shipped
-from zipar_train.sections import Recipe
+from zipar_train.recipe.load import load_recipe, recipe_folder, shipped
+from zipar_train.recipe.schema import Recipe
 
 NEAR = 0.9  # of a device's memory: allocators and libraries want the rest
 ELSEWHERE = "--set run=FOLDER writes elsewhere"
@@ -36,8 +36,8 @@ def given(asked: Asked) -> Recipe:
 
 def run_folder(asked: Asked) -> Iterator[Row]:
     """What `fit` would find there, and refuse."""
-    from zipar_train.checkpoints import last_checkpoint
-    from zipar_train.models.weights import read
+    from zipar_train.models.restore import read
+    from zipar_train.run.checkpoints import last_checkpoint
     from zipar_train.training.fit import harmful
 
     recipe = given(asked)
@@ -93,7 +93,7 @@ def precisions(asked: Asked) -> Iterator[Row]:
 def memory(asked: Asked) -> Iterator[Row]:
     import torch
 
-    from zipar_train.training.memory import advice, predict
+    from zipar_train.training.memory_estimate import advice, predict
     from zipar_train.training.trainer import devices, weights_dtype
 
     recipe = given(asked)

@@ -5,7 +5,7 @@ import textwrap
 from pydantic import BaseModel
 
 from zipar_train import __version__
-from zipar_train.doctor.rows import Row
+from zipar_train.doctor.checks import Row
 
 TITLES = {"ok": "Fine", "note": "Notes", "problem": "PROBLEMS"}
 

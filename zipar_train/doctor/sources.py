@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from zipfile import is_zipfile
 
-from zipar_train.doctor.rows import Asked, Check, Row, note, ok, problem, size
-from zipar_train.files import open_regular, regular
-from zipar_train.remote import is_url
-from zipar_train.shards import read_manifest
+from zipar_train.data.shards import read_manifest
+from zipar_train.doctor.checks import Asked, Check, Row, note, ok, problem, size
+from zipar_train.io.files import open_regular, regular
+from zipar_train.io.remote import is_url
 
 Severe = Callable[[str, str, str], Row]
 
@@ -95,7 +95,7 @@ def source(name: str, given: str | None, severe: Severe, *, ids: bool = False) -
 
 def on_hub(given: str, *, ids: bool) -> tuple[str, str] | None:
     """Repository and file, which is empty for all of it; None: it can only be a path."""
-    from zipar_train.models.published import HUB
+    from zipar_train.models.files import HUB
 
     tables = (".csv", ".tsv", ".txt", ".json")
     found = HUB.fullmatch(given) or (HUB.fullmatch(f"{given}:") if ids and not given.endswith(tables) else None)
@@ -115,7 +115,7 @@ def cached(repo: str, file: str) -> Path | None:
 
 def whole(name: str, path: Path, severe: Severe, remedy: str) -> Row:
     """That a file is not cut short, or a folder has any: by their ends, not by reading them all."""
-    from zipar_train.models.weights import last_checkpoint
+    from zipar_train.models.restore import last_checkpoint
 
     files = [path]
     if path.is_dir():

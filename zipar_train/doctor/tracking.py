@@ -7,7 +7,7 @@ import urllib.request
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 
-from zipar_train.doctor.rows import Asked, Check, Row, note, ok, problem, words
+from zipar_train.doctor.checks import Asked, Check, Row, note, ok, problem, words
 
 SECONDS = 3  # that the server has to answer
 ONLINE, OFFLINE, DISABLED = "online", "offline", "disabled"

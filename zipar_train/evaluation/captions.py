@@ -6,11 +6,11 @@ import io
 from contextlib import suppress
 from pathlib import Path
 
-from zipar_train.files import regular
-from zipar_train.labels import LabelError, caption
-from zipar_train.remote import is_url
-from zipar_train.shards import read_manifest, read_shard
-from zipar_train.source_tables import caption_column, load_table, reason
+from zipar_train.data.datasets_source import caption_column, load_table, reason
+from zipar_train.data.labels import LabelError, caption
+from zipar_train.data.shards import read_manifest, read_shard
+from zipar_train.io.files import regular
+from zipar_train.io.remote import is_url
 
 COLUMNS = ("caption", "captions", "prompt", "text")
 REMEDY = (

@@ -8,34 +8,32 @@ from itertools import chain
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
+from zipar_train.data.loader import ShardLoader
+from zipar_train.data.shards import read_manifest, same_classes
 from zipar_train.decoding.generator import Manner
-from zipar_train.environment import environment
-from zipar_train.evaluation.adm import REMEDY
-from zipar_train.evaluation.classifier import LOGITS, Classifier, pixels_of, register, trained
-from zipar_train.evaluation.clip import Clip
-from zipar_train.evaluation.drawing import Drawing
-from zipar_train.evaluation.features import Extractor, inception
-from zipar_train.evaluation.metrics import bits_per_code, milliseconds
-from zipar_train.evaluation.protocol import Protocol, departures, one_or_two, warnings
-from zipar_train.evaluation.reference import Reference, open_reference
-from zipar_train.evaluation.results import Report, Row
-from zipar_train.evaluation.scores import Score, average, fidelity, over_seeds, share
-from zipar_train.evaluation.subjects import Subject, check_captions, drawing, expected, scored, subjects, windows_of
-from zipar_train.files import make_folder
-from zipar_train.loader import ShardLoader
+from zipar_train.evaluation.candidates import Subject, check_captions, drawing, expected, scored, subjects, windows_of
+from zipar_train.evaluation.likelihood import bits_per_code, milliseconds
+from zipar_train.evaluation.report.protocol import Protocol, departures, one_or_two, warnings
+from zipar_train.evaluation.report.schema import Report, Row, Samples
+from zipar_train.evaluation.sample_set import Drawing
+from zipar_train.evaluation.scores.adm_npz import REMEDY
+from zipar_train.evaluation.scores.classifier import LOGITS, Classifier, pixels_of, register, trained
+from zipar_train.evaluation.scores.clip import Clip
+from zipar_train.evaluation.scores.features import Extractor, inception
+from zipar_train.evaluation.scores.reference import Reference, open_reference
+from zipar_train.evaluation.scores.scores import Score, average, fidelity, over_seeds, share
+from zipar_train.io.files import make_folder
+from zipar_train.io.remote import is_url
 from zipar_train.models.family import fits
-from zipar_train.models.vq import Tokenizer
-from zipar_train.processes import process
-from zipar_train.remote import is_url
-from zipar_train.sections import Recipe
-from zipar_train.shards import read_manifest, same_classes
+from zipar_train.models.tokenizers.base import Tokenizer
+from zipar_train.recipe.schema import Recipe
+from zipar_train.run.provenance import environment
+from zipar_train.run.ranks import process
 
 SHOWN = 10  # images of each drawing, for the report
 LEAST = 1000  # held-out images whose bits are counted, where there are as many
 Case = tuple[str, int, Manner]  # a subject's name, a window, how it is drawn
-Samples = dict[tuple[str, int], Tensor]  # by Row.name and window: uint8 (SHOWN, 3, height, width)
 
 
 @dataclass

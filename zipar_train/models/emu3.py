@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from transformers import Emu3ForConditionalGeneration, LlamaConfig, LlamaForCausalLM
 
-from zipar_train.models.captioned import Captioned
-from zipar_train.models.prompts import Prompter, Prompts
-from zipar_train.plan import ROW_END
-from zipar_train.sections import Model
+from zipar_train.models.text_to_image import Captioned
+from zipar_train.models.token_prompts import Prompter, Prompts
+from zipar_train.plan.table import ROW_END
+from zipar_train.recipe.schema import Model
 
 SIZES = {"8B": (32, 32, 8, 4096, 14336)}  # layers, heads, heads of keys, width, feed-forward: Emu3TextConfig's
 VOCABULARY = 184622

@@ -14,20 +14,20 @@ import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
-from zipar_train.grid import Grid
-from zipar_train.masks import hide
 from zipar_train.models.additive import additive, computed_in
 from zipar_train.models.attention import attention_kernels
 from zipar_train.models.filling import allocate, find_frequencies
-from zipar_train.models.prompts import Prompter, Prompts
-from zipar_train.models.text import Width
-from zipar_train.models.vq import Tokenizer
-from zipar_train.plan import ROW_END, Plan
-from zipar_train.sections import Model
+from zipar_train.models.t5_features import Width
+from zipar_train.models.token_prompts import Prompter, Prompts
+from zipar_train.models.tokenizers.base import Tokenizer
+from zipar_train.plan.grid import Grid
+from zipar_train.plan.masks import hide
+from zipar_train.plan.table import ROW_END, Plan
+from zipar_train.recipe.schema import Model
 
 FAMILIES = {  # name: module and class, imported when asked for
-    "llamagen": ("zipar_train.models.llamagen", "LlamaGen"),
-    "llamagen-t2i": ("zipar_train.models.llamagen", "LlamaGenT2I"),
+    "llamagen": ("zipar_train.models.llamagen.family", "LlamaGen"),
+    "llamagen-t2i": ("zipar_train.models.llamagen.family", "LlamaGenT2I"),
     "janus": ("zipar_train.models.janus", "Janus"),
     "lumina": ("zipar_train.models.lumina", "Lumina"),
     "emu3": ("zipar_train.models.emu3", "Emu3"),

@@ -7,7 +7,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from zipar_train.wording import cut
+from zipar_train.io.errors import cut
 
 M = TypeVar("M", bound=nn.Module)
 

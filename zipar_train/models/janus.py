@@ -12,9 +12,9 @@ from transformers import JanusForConditionalGeneration, LlamaConfig, LlamaForCau
 from transformers.models.janus.configuration_janus import JanusVQVAEConfig
 from transformers.models.janus.modeling_janus import JanusVQVAEAlignerMLP, JanusVQVAEHead
 
-from zipar_train.models.captioned import Captioned
-from zipar_train.models.prompts import Prompter, Prompts
-from zipar_train.sections import Model
+from zipar_train.models.text_to_image import Captioned
+from zipar_train.models.token_prompts import Prompter, Prompts
+from zipar_train.recipe.schema import Model
 
 SIZES = {"1B": (24, 16, 2048, 5632), "7B": (30, 32, 4096, 11008)}  # layers, heads, width, feed-forward
 VOCABULARY = 102400

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from zipar_train.models.filling import check_numbers, unaccounted
-from zipar_train.sections import LoRA
+from zipar_train.recipe.schema import LoRA
 
 MARK = "lora_"  # in the name of every adapter tensor, and of no other
 FINGERPRINT = 64  # hexadecimal digits of a fingerprint, at most

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from transformers import ChameleonConfig, ChameleonForConditionalGeneration, PreTrainedModel
 
-from zipar_train.models.captioned import Captioned
-from zipar_train.models.chameleon_vq import FIRST
+from zipar_train.models.files import read_folder
 from zipar_train.models.filling import filled
 from zipar_train.models.pretrained import pretrained
-from zipar_train.models.prompts import Prompter, Prompts
-from zipar_train.models.published import read_folder
-from zipar_train.plan import ROW_END
-from zipar_train.sections import Model
+from zipar_train.models.text_to_image import Captioned
+from zipar_train.models.token_prompts import Prompter, Prompts
+from zipar_train.models.tokenizers.chameleon import FIRST
+from zipar_train.plan.table import ROW_END
+from zipar_train.recipe.schema import Model
 
 SIZES = {"7B": (32, 32, 4096, 11008)}  # layers, heads, width, feed-forward: ChameleonConfig's
 VOCABULARY = 65536

@@ -5,8 +5,8 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from zipar_train.io.errors import cut
 from zipar_train.models.filling import check_numbers
-from zipar_train.wording import cut
 
 
 def pretrained(kind: Any, source: str | Path, *, key: str, what: str, **options: Any) -> Any:

@@ -14,19 +14,19 @@ from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcess
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
-from zipar_train.check import check_captions
-from zipar_train.checkpoints import damage, folder, last_checkpoint, newest_first
+from zipar_train.data.validate import check_captions
 from zipar_train.decoding.memory import ran_out
-from zipar_train.files import claimed, make_folder, write_whole
-from zipar_train.models.weights import Saved, read
-from zipar_train.recipe import differences, dump
-from zipar_train.sections import Recipe
-from zipar_train.signals import Stopped, noted, raised
-from zipar_train.training.callbacks import Checkpoint
-from zipar_train.training.log import Log
+from zipar_train.io.files import claimed, make_folder, write_whole
+from zipar_train.models.restore import Saved, read
+from zipar_train.recipe.load import differences, dump
+from zipar_train.recipe.schema import Recipe
+from zipar_train.run.checkpoints import damage, folder, last_checkpoint, newest_first
+from zipar_train.run.signals import Stopped, noted, raised
+from zipar_train.training.callbacks.checkpoint import Checkpoint
+from zipar_train.training.csv_log import Log
 from zipar_train.training.resumable import Resumable, check_fits
-from zipar_train.training.tracking import tracked
 from zipar_train.training.trainer import build_datamodule, build_module, build_trainer
+from zipar_train.training.wandb_run import tracked
 
 HARMLESS = (  # keys that may differ on resuming: no loss depends on them
     *("about", "run", "checkpoint_every", "checkpoint_keep", "checkpoint_best", "draw", "evaluate", "log", "health"),

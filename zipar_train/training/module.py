@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
 
-from zipar_train.loader import Batch
-from zipar_train.masks import block, dense
+from zipar_train.data.loader import Batch
 from zipar_train.models import lora
 from zipar_train.models.attention import attention_kernels
 from zipar_train.models.family import Family, predictors
-from zipar_train.plan import Plan
+from zipar_train.plan.masks import block, dense
+from zipar_train.plan.table import Plan
 from zipar_train.training.guard import Guard, among
 from zipar_train.training.loss import losses
 from zipar_train.training.optimizer import build_optimizer, clip_gradients, gradient_norm, parameters_of

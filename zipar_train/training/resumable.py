@@ -5,9 +5,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from zipar_train.checkpoints import REMEDY, Count, Fingerprint, Kept, Part
 from zipar_train.models.filling import unaccounted
-from zipar_train.models.weights import Saved
+from zipar_train.models.restore import Saved
+from zipar_train.run.checkpoints import REMEDY, Count, Fingerprint, Kept, Part
 from zipar_train.training.module import ZipARModule
 
 Plain = dict[str, Any]

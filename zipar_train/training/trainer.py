@@ -9,18 +9,18 @@ import torch
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.strategies import ModelParallelStrategy
 
+from zipar_train.data.datamodule import ShardDataModule
 from zipar_train.models import lora
 from zipar_train.models.compiled import compile_layers
 from zipar_train.models.family import Family, build, fits
-from zipar_train.models.weights import initial_weights, restored
-from zipar_train.processes import launched
-from zipar_train.sections import Recipe
-from zipar_train.training.average import Average
-from zipar_train.training.callbacks import Checkpoint, Limit, Lines
-from zipar_train.training.datamodule import ShardDataModule
+from zipar_train.models.restore import initial_weights, restored
+from zipar_train.recipe.schema import Recipe
+from zipar_train.run.ranks import launched
+from zipar_train.training.callbacks.average import Average
+from zipar_train.training.callbacks.checkpoint import Checkpoint, Limit, Lines
+from zipar_train.training.callbacks.throughput import Meter
+from zipar_train.training.csv_log import Log
 from zipar_train.training.guard import Guard
-from zipar_train.training.log import Log
-from zipar_train.training.meter import Meter
 from zipar_train.training.module import ZipARModule
 
 

@@ -55,9 +55,9 @@ def table() -> list[str]:
     import torch
 
     from zipar_train.models.family import build
-    from zipar_train.plan import Plan
-    from zipar_train.recipe import load_recipe
-    from zipar_train.training.meter import flops
+    from zipar_train.plan.table import Plan
+    from zipar_train.recipe.load import load_recipe
+    from zipar_train.training.callbacks.throughput import flops
 
     recipe = str(__file__).replace("budget.py", "tin-base.yaml")
     head = ["depth x width", "M parameters", "GFLOP an image", "ms a step of 256", f"epochs in {SECONDS:.0f} s",

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, relu
 
-from zipar_train.files import sha256, write_whole
+from zipar_train.io.files import sha256, write_whole
 
 USED = ("_vq_vae._embedding.", "_decoder.")  # beginnings of the names that are read
 
@@ -35,7 +35,7 @@ class Residual(nn.Module):
 
 
 class Decoder(nn.Module):
-    """A `zipar_train.models.vq.Tokenizer` that decodes only.
+    """A `zipar_train.models.tokenizers.base.Tokenizer` that decodes only.
 
     Args:
         codes: size of the codebook.

@@ -24,18 +24,18 @@ from squeezenet import load_extractor
 from torch import Tensor
 
 from zipar_train import load
-from zipar_train.environment import environment
-from zipar_train.evaluation.features import Extractor, Pictures
-from zipar_train.evaluation.metrics import bits_per_code
-from zipar_train.evaluation.plots import plot_samples
-from zipar_train.evaluation.reference import Reference, open_reference
-from zipar_train.evaluation.scores import fidelity
-from zipar_train.evaluation.subjects import drawing, subjects
-from zipar_train.files import make_folder, write_whole
-from zipar_train.loader import ShardLoader
-from zipar_train.models.vq import Tokenizer
-from zipar_train.models.weights import read
-from zipar_train.shards import read_manifest
+from zipar_train.data.loader import ShardLoader
+from zipar_train.data.shards import read_manifest
+from zipar_train.evaluation.candidates import drawing, subjects
+from zipar_train.evaluation.likelihood import bits_per_code
+from zipar_train.evaluation.report.plots import plot_samples
+from zipar_train.evaluation.scores.features import Extractor, Pictures
+from zipar_train.evaluation.scores.reference import Reference, open_reference
+from zipar_train.evaluation.scores.scores import fidelity
+from zipar_train.io.files import make_folder, write_whole
+from zipar_train.models.restore import read
+from zipar_train.models.tokenizers.base import Tokenizer
+from zipar_train.run.provenance import environment
 
 SHOWN = 12  # images of each row of the picture
 
@@ -124,7 +124,7 @@ def distances(runs: list[Path], inputs: Path, *, out: Path, picture: Path, devic
 
 
 def scores(pictures: Pictures, reference: Reference, extractor: Extractor) -> dict[str, Any]:
-    """Each score as {mean, std}, see `zipar_train.evaluation.scores`."""
+    """Each score as {mean, std}, see `zipar_train.evaluation.scores.scores`."""
     found = fidelity(extractor(pictures), reference, extractor, kid=False)
     return {name: score.model_dump() for name, score in found.items()}
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from zipar_train.files import make_folder, write_whole
+from zipar_train.io.files import make_folder, write_whole
 
 DOCS = Path(__file__).parents[3] / "docs"
 MARKED = re.compile(r"(<!-- gpu:evidence -->\n).*?(<!-- /gpu:evidence -->)", re.DOTALL)

@@ -20,7 +20,7 @@ from torch.nn.functional import conv2d, interpolate, max_pool2d, relu
 from torch_fidelity import FeatureExtractorBase, register_feature_extractor
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
-from zipar_train.evaluation.features import Extractor
+from zipar_train.evaluation.scores.features import Extractor
 
 FIRE = [  # inputs, squeezed, expanded by 1 x 1 and by 3 x 3 each
     *((96, 16, 64), (128, 16, 64), (128, 32, 128), (256, 32, 128)),

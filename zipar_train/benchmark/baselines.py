@@ -1,0 +1,149 @@
+"""The way the released ZipAR decoders work, on our models: what the decoder is measured against."""
+
+from bisect import bisect_left, insort
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import Cache
+from transformers.cache_utils import CacheLayerMixin
+
+from zipar_train.decoding.cache import SlotCache
+from zipar_train.decoding.sampling import guide, sample
+from zipar_train.decoding.state import prompts
+from zipar_train.models.family import Family
+from zipar_train.plan.masks import hide
+from zipar_train.plan.table import ROW_END, Plan
+from zipar_train.recipe.schema import Draw
+
+
+class InsertedLayer(CacheLayerMixin):
+    """One layer's keys and values, (rows, heads, tokens, head width), in raster order and without gaps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places: list[int] = []  # where the tokens of the pass in progress go, ascending
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        keys, values = self.keys, self.values
+        assert keys is not None and values is not None
+        if not keys.shape[2]:  # the prompt, as one
+            keys, values = key_states, value_states
+        else:
+            for token, place in enumerate(self.places):
+                keys = torch.cat([keys[:, :, :place], key_states[:, :, token, None], keys[:, :, place:]], dim=2)
+                values = torch.cat([values[:, :, :place], value_states[:, :, token, None], values[:, :, place:]], dim=2)
+        self.keys, self.values = keys, values
+        return keys, values
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.get_seq_length() + query_length, 0
+
+    def get_seq_length(self) -> int:
+        return 0 if self.keys is None else self.keys.shape[2]
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+class InsertedCache(Cache):
+    """A cache that grows by concatenation around each new token, as the released decoder for Lumina-mGPT has it."""
+
+    def __init__(self, layers: int):
+        self.inserted = [InsertedLayer() for _ in range(layers)]
+        super().__init__(layers=list(self.inserted))
+
+    def aim(self, places: list[int]) -> None:
+        for layer in self.inserted:
+            layer.places = places
+
+
+@torch.inference_mode()
+def eager_loop(family: Family, condition: Any, uniforms: Tensor, draw: Draw, *, window: int) -> Tensor:
+    """Draw B images as the released ZipAR decoders do (ThisisBillhe/ZipAR 2a5695c), on our family.
+
+    A Python loop for each pass, lists and concatenation, unfused attention, the head applied to every input, and one
+    call for each row to sample. The two released decoders differ in their cache:
+
+    * without row ends (LlamaGen, generate_zipar.py): the cache is in raster order and attended to as a whole, its
+      unwritten slots included;
+    * with row ends (Lumina-mGPT, modeling_chameleon.py, lines 572 to 585): the cache is in raster order without gaps,
+      and a new token is inserted by concatenation. Emu3's decoder is not released; it has the same schedule.
+
+    Prompts and their padding are our families'. The released decoder for Lumina-mGPT shows the padding.
+
+    Returns:
+        Codes, int64 (B, H, W): those of `Decoder(..., released=True)` on a plan with `stand_in="released"`.
+    """
+    grid, device = family.grid, family.model.device
+    plan = Plan.zipar(grid, window=window, stand_in="released", prompt=family.prompt_length)
+    prompt, padding = prompts(family, family.check(condition), guided=draw.guidance != 1)
+    uniforms = uniforms.to(device)
+    row_end = torch.full((len(uniforms), 1), ROW_END, device=device)
+    memory = (_Inserted if grid.row_end else _Whole)(family, plan, rows=len(prompt))
+    drawn: dict[int, Tensor] = {}
+    for step in range(plan.passes):
+        inputs = [i for i in range(len(plan)) if plan.step[i] == step]
+        positions = [int(plan.position[i]) for i in inputs]
+        fed = [int(plan.source[i]) for i in inputs if plan.position[i] >= 0]
+        parts = [prompt] if step == 0 else []
+        if fed:
+            tokens = torch.cat([row_end if source == ROW_END else drawn[source] for source in fed], dim=1)
+            parts.append(family.embed(tokens).repeat(len(prompt) // len(uniforms), 1, 1))
+        mask, places = memory.aim(positions)
+        if padding is not None:
+            mask = hide(mask, padding, slots=places)
+        with sdpa_kernel(SDPBackend.MATH):
+            position = torch.tensor(positions, device=device)
+            logits = family.head(family.hidden(torch.cat(parts, dim=1), position, mask, memory.cache))
+        if draw.guidance != 1:
+            logits = guide(logits, draw.guidance)
+        for column, i in enumerate(inputs):
+            target = int(plan.target[i])
+            if target >= 0:
+                codes = sample(
+                    logits[:, column], uniforms[:, target],
+                    temperature=draw.temperature, top_k=draw.top_k, top_p=draw.top_p,
+                )  # fmt: skip
+                drawn[target] = codes[:, None]
+    codes = torch.cat([drawn[target] for target in range(grid.codes)], dim=1)
+    return codes.view(len(uniforms), grid.height, grid.width)
+
+
+class _Whole:
+    """LlamaGen's memory: a slot for each position of the raster, all of them attended to."""
+
+    def __init__(self, family: Family, plan: Plan, *, rows: int):
+        self.prompt, self.slots, self.device = plan.prompt, plan.prompt + plan.grid.codes, family.model.device
+        self.cache = SlotCache(family.model, rows=rows, slots=self.slots)
+        self.causal = torch.tril(torch.ones(self.slots, self.slots, dtype=torch.bool, device=self.device))
+
+    def aim(self, positions: list[int]) -> tuple[Tensor, Tensor]:
+        """The mask (1, 1, K, keys) of a pass, and the places (K,) of its queries among the keys."""
+        places = torch.tensor(positions, device=self.device) + self.prompt
+        self.cache.aim(places, self.slots)
+        return self.causal[None, None, places], places
+
+
+class _Inserted:
+    """Lumina-mGPT's memory: the tokens fed so far, in raster order; each query sees those up to its own."""
+
+    def __init__(self, family: Family, plan: Plan, *, rows: int):
+        self.device = family.model.device
+        self.cache = InsertedCache(family.model.config.get_text_config().num_hidden_layers)
+        self.held: list[int] = []  # positions, ascending
+
+    def aim(self, positions: list[int]) -> tuple[Tensor, Tensor]:
+        for position in positions:
+            insort(self.held, position)
+        found = [bisect_left(self.held, position) for position in positions]
+        self.cache.aim(found)
+        places = torch.tensor(found, device=self.device)
+        return (torch.arange(len(self.held), device=self.device) <= places[:, None])[None, None], places

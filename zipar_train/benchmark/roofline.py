@@ -1,0 +1,114 @@
+"""The least that a pass can take: bytes that must move, and operations to be done, at rates measured on this device."""
+
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+import torch
+
+from zipar_train.models.family import Family
+from zipar_train.plan.table import Plan
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a device can do.
+
+    copy: bytes a second, read and written, of a large copy.
+    matmul: operations a second of a large matrix product in the dtype.
+    """
+
+    copy: float
+    matmul: float
+
+
+def seconds(work, device: torch.device, *, repeat: int = 7) -> list[float]:
+    """How long each of several repetitions takes, the device waited for; the first is not counted."""
+    taken = []
+    for _ in range(repeat + 1):
+        wait(device)
+        start = perf_counter()
+        work()
+        wait(device)
+        taken.append(perf_counter() - start)
+    return taken[1:]
+
+
+def wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@torch.inference_mode()
+def measure(device: torch.device, dtype: torch.dtype) -> Rates:
+    """The device's rates: the best of several, as a floor must be."""
+    cuda = device.type == "cuda"
+    source = torch.ones(2**30 if cuda else 2**28, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    copies = 10 if cuda else 1
+
+    def copy() -> None:
+        for _ in range(copies):
+            target.copy_(source)
+
+    size = 8192 if cuda else 2048
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    result = torch.empty_like(left)
+
+    def multiply() -> None:
+        torch.mm(left, right, out=result)
+
+    return Rates(
+        copy=2 * len(source) * copies / min(seconds(copy, device)),
+        matmul=2 * size**3 / min(seconds(multiply, device)),
+    )
+
+
+@dataclass(frozen=True)
+class Work:
+    """Parameters that a pass multiplies by, and what an image row of a plan makes of them.
+
+    body: parameters of the layers and the last norm.
+    head: parameters of the output head's rows for image codes.
+    attention: operations of one query on one key, over all layers.
+    key: numbers of one slot's keys and values, over all layers.
+    """
+
+    body: int
+    head: int
+    attention: int
+    key: int
+
+    @classmethod
+    def of(cls, family: Family) -> "Work":
+        """Of a family whose weights are still in their own order."""
+        config = family.model.config.get_text_config()
+        body, heads = family.model.base_model, config.num_attention_heads
+        table = body.get_input_embeddings().weight.numel()  # type: ignore[operator, union-attr]
+        width = getattr(config, "head_dim", None) or config.hidden_size // heads
+        return cls(
+            body=sum(p.numel() for p in body.parameters()) - table,
+            head=family.codes * config.hidden_size,
+            attention=4 * config.num_hidden_layers * heads * width,
+            key=2 * config.num_hidden_layers * (config.num_key_value_heads or heads) * width,
+        )
+
+    def forward(self, plan: Plan) -> int:
+        """Operations of one row's passes over a plan: 2 a parameter and slot, and attention to what is visible."""
+        drawn = int((plan.target >= 0).sum())
+        return 2 * (self.body * len(plan) + self.head * drawn) + self.attention * int(plan.visible().sum())
+
+    def floor(self, plan: Plan, rates: Rates, *, rows: int, size: int) -> float:
+        """Seconds of all passes of an image or a batch: of each, its bytes or its operations, whichever takes longer.
+
+        Args:
+            rows: R, B or 2 B under guidance.
+            size: bytes of a number.
+        """
+        passes = plan.passes
+        fed = np.bincount(plan.step, minlength=passes)
+        drawn = np.bincount(plan.step[plan.target >= 0], minlength=passes)
+        seen = np.bincount(plan.step, weights=plan.visible().sum(1), minlength=passes)
+        operations = rows * (2 * (self.body * fed + self.head * drawn) + self.attention * seen)
+        numbers = self.body + self.head + rows * self.key * np.cumsum(fed)  # every key so far, the pass's own included
+        return float(np.maximum(numbers * size / rates.copy, operations / rates.matmul).sum())

@@ -1,0 +1,309 @@
+"""What a training step takes under a plan, without a teacher, beside the plain causal step: tokens a second."""
+
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from pydantic import BaseModel
+from torch import Tensor
+from tqdm import tqdm
+
+from zipar_train.benchmark.roofline import Work, measure
+from zipar_train.benchmark.subject import on_grid, subject
+from zipar_train.benchmark.turns import Failure, Timed, Trouble, Way, release, take_turns, whole_graphs
+from zipar_train.data.loader import Batch
+from zipar_train.models.attention import attention_kernels
+from zipar_train.models.family import Family, conditions
+from zipar_train.plan.table import ROW_END, Plan
+from zipar_train.recipe.schema import Recipe
+from zipar_train.run.peak_flops import peak_flops
+from zipar_train.run.provenance import environment
+from zipar_train.training.loss import losses
+from zipar_train.training.module import ZipARModule
+from zipar_train.training.optimizer import build_optimizer, clip_gradients, gradient_norm, parameters_of
+from zipar_train.training.trainer import module_of, precision, weights_dtype
+
+CAUSAL, SDPA, FLEX = "causal", "sdpa", "flex_attention"
+PRECISIONS = ("bf16-mixed", "bf16-true", "32-true")  # of trainer.precision, what is measured on a GPU
+
+
+class Row(BaseModel):
+    """One step: forward, backward, clipping and optimizer. Times are medians over rounds."""
+
+    attention: str  # causal: next-token, no mask of ours | sdpa, flex_attention: under the plan
+    grid: list[int]
+    window: int
+    slots: int  # of an image
+    batch: int
+    step_ms: float
+    spread: float  # (slowest - fastest round) / median
+    tokens_per_second: float  # codes learnt from, stand-ins not counted
+    utilisation: float  # model operations a second over the device's rate
+    memory: int | None  # bytes at most, beside weights and optimizer; None: on a CPU, where that is not seen
+    against_causal: float | None  # codes a second over the causal step's; None: of that itself, or without it
+    warm_ups: int  # steps before the counted rounds, until nothing was compiled
+
+
+class Report(BaseModel):
+    recipe: dict[str, Any]
+    precision: str
+    compiled: bool
+    rate: float  # operations a second that utilisation is a share of
+    rate_is: str  # where that comes from
+    rounds: int
+    rows: list[Row]
+    failures: list[Failure]  # in place of rows
+    notes: list[str]  # what a reader of the rows has to know
+    environment: dict[str, str]
+
+    def choices(self) -> dict[int, str]:
+        """The faster `tune.attention` for each number of slots."""
+        best: dict[int, Row] = {}
+        for row in self.rows:
+            if row.attention != CAUSAL and (
+                row.slots not in best or row.tokens_per_second > best[row.slots].tokens_per_second
+            ):
+                best[row.slots] = row
+        return {slots: row.attention for slots, row in best.items()}
+
+
+def bench_train(
+    recipe: Recipe,
+    *,
+    window: int,
+    batches: Sequence[int],
+    grids: Sequence[int] = (),
+    rounds: int = 5,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+    save: Callable[[Report], None] = lambda report: None,
+) -> Report:
+    """Time training steps of a recipe's model at random weights and random codes.
+
+    A step is that of `fit`, which the recipe's tune, optim and trainer sections describe: adapters or all weights,
+    recomputed activations, torch.compile layer by layer, precision, the norm of the gradients, clipping, AdamW. It has
+    no teacher, whatever tune.distill says, so that the causal step beside it does the same apart from the plan.
+
+    On a CPU in float32, uncompiled, and without FlexAttention, which has no backward pass there.
+
+    Each kind of step is compiled for its own length and then timed by itself. They do not take turns: PyTorch would
+    make the second length it sees a variable, and that kind would be measured slower than it is.
+
+    Args:
+        save: called with the report so far after every counted round.
+
+    Raises:
+        ValueError: if the window does not fit a grid, trainer.precision is not measured, or nothing could be measured.
+    """
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    cuda = device.type == "cuda"
+    numbers = precision(recipe) if cuda else "32-true"
+    if numbers not in PRECISIONS:
+        raise ValueError(f"trainer.precision = {numbers} is not measured: use {', '.join(PRECISIONS)}")
+    dtype = torch.float32 if numbers == "32-true" else torch.bfloat16
+    known = peak_flops(device, dtype) if cuda else None
+    kinds = [CAUSAL, SDPA, FLEX] if cuda else [CAUSAL, SDPA]
+    sizes = [[size, size] for size in grids] or [list(recipe.model.grid)]
+    settings = [_settings(recipe, grid, window, compiled=compiles(recipe, device)) for grid in sizes]
+    for each in settings:  # before minutes of work
+        Plan.zipar(each.model.raster, window=window, prompt=each.model.prompt, **each.zipar.rule)
+    report = Report(
+        recipe=recipe.model_dump(),
+        precision=numbers,
+        compiled=compiles(recipe, device),
+        rate=float(known or measure(device, dtype).matmul),
+        rate_is="the device's data sheet" if known else "a large matrix product, measured",
+        rounds=rounds,
+        rows=[],
+        failures=[],
+        notes=_notes(recipe, compiled=compiles(recipe, device)),
+        environment=environment(device),
+    )
+    bar = tqdm(total=len(sizes) * len(batches) * len(kinds) * (rounds + 1), desc="train", disable=not progress,
+               mininterval=0.1 if sys.stderr.isatty() else 20)  # fmt: skip
+
+    def tell(key: Case) -> None:
+        bar.total = max(bar.total, bar.n + 1)
+        bar.set_postfix_str(f"{key.grid[0]}x{key.grid[1]}, batch {key.batch}, {key.kind}")
+        bar.update()
+
+    for each in settings:
+        for batch in batches:
+            causal = None
+            for kind in kinds:
+                case = Case(
+                    kind, tuple(each.model.grid), each.model.raster.row_length if kind == CAUSAL else window, batch
+                )
+                before, made = list(report.rows), _Made(each, case, numbers, device)
+
+                def keep(timed: dict[Case, Timed], made: "_Made" = made, before: list[Row] = before) -> None:
+                    (one,) = timed.values()
+                    if one.times and one.failure is None:
+                        report.rows = [*before, made.row(one, rate=report.rate, causal=causal)]  # noqa: B023
+                    save(report)
+
+                torch.compiler.reset()
+                (timed,) = take_turns(
+                    {case: Way(made, release=made.forget)}, rounds=rounds, device=device, before=tell, after=keep
+                ).values()
+                if timed.failure:
+                    report.rows = before
+                    report.failures.append(case.failure(timed.failure))
+                    save(report)
+                elif kind == CAUSAL:
+                    causal = timed.middle
+                release([Way(made, release=made.forget)], device)
+    bar.close()
+    if not report.rows:
+        raise ValueError(report.failures[0].error)
+    return report
+
+
+class Case(NamedTuple):
+    """One kind of step to measure."""
+
+    kind: str
+    grid: tuple[int, ...]
+    window: int
+    batch: int
+
+    def failure(self, trouble: Trouble) -> Failure:
+        return Failure(method=self.kind, grid=list(self.grid), window=self.window, batch=self.batch,
+                       error=trouble.error, trace=trouble.trace)  # fmt: skip
+
+
+def compiles(recipe: Recipe, device: torch.device) -> bool:
+    """Whether steps are compiled here: on a GPU, where the recipe says so."""
+    return device.type == "cuda" and recipe.tune.compile
+
+
+def _settings(recipe: Recipe, grid: Sequence[int], window: int, *, compiled: bool) -> Recipe:
+    """The recipe on a grid, for one window and without a teacher."""
+    return recipe.model_copy(
+        update={
+            "model": on_grid(recipe.model, grid),
+            "zipar": recipe.zipar.model_copy(update={"windows": {window: 1.0}}),
+            "data": recipe.data.model_copy(update={"val_windows": None}),
+            "tune": recipe.tune.model_copy(update={"distill": 0.0, "compile": compiled}),
+        }
+    )
+
+
+def _notes(recipe: Recipe, *, compiled: bool) -> list[str]:
+    found = []
+    if recipe.tune.distill:
+        found.append(f"without the teacher of tune.distill = {recipe.tune.distill:g}: fit adds its forward pass")
+    if recipe.optim.ema is not None:
+        found.append(f"without the averaged weights of optim.ema = {recipe.optim.ema:g}")
+    found.append(
+        "a step is one batch and one update; fit takes one update for several batches where optim.batch says so"
+    )
+    if compiled:
+        found.append("each kind of step is compiled for its own length, then timed by itself: they did not take turns")
+    return found
+
+
+class _Made:
+    """One training step as a function, made when it is first called."""
+
+    def __init__(self, recipe: Recipe, case: Case, precision: str, device: torch.device):
+        self.recipe, self.case, self.precision, self.device = recipe, case, precision, device
+        self.module: ZipARModule | None = None
+
+    def __call__(self) -> None:
+        module = self.module or self._make()
+        mixed = self.precision == "bf16-mixed"
+        narrow: AbstractContextManager = (
+            torch.autocast("cuda", torch.bfloat16, cache_enabled=False)
+            if mixed
+            else nullcontext()  # as Lightning has it
+        )
+        with attention_kernels(self.device), whole_graphs() if self.recipe.tune.compile else nullcontext():
+            with narrow:
+                value = self._loss(module)
+            value.backward()
+        parameters = parameters_of(self.optimizer)
+        trainer: Any = self.recipe.trainer
+        how: Any = trainer.get("gradient_clip_algorithm") or "norm"
+        clip_gradients(parameters, gradient_norm(parameters), trainer.get("gradient_clip_val"), how)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _make(self) -> ZipARModule:
+        recipe, cuda = self.recipe, self.device.type == "cuda"
+        family = subject(recipe, recipe.model.grid, dtype=weights_dtype(recipe) if cuda else torch.float32,
+                         device=self.device)  # fmt: skip
+        self.work = Work.of(family)
+        attention = FLEX if self.case.kind == FLEX else SDPA
+        tune = recipe.tune.model_copy(update={"attention": attention})
+        self.module = module_of(recipe.model_copy(update={"tune": tune}), family).to(self.device)
+        self.module.train()
+        weights = list(family.model.parameters())
+        self.trained = sum(p.numel() for p in weights if p.requires_grad) / sum(p.numel() for p in weights)
+        self.optimizer = build_optimizer(
+            family.model, lr=recipe.optim.lr, betas=(recipe.optim.betas[0], recipe.optim.betas[1]),
+            weight_decay=recipe.optim.weight_decay,
+        )  # fmt: skip
+        self.plan = self.module.plans[self.case.window]
+        self.codes = torch.randint(family.codes, (self.case.batch, family.grid.codes), device=self.device)
+        self.condition = family.check(conditions(recipe.model, self.case.batch))
+        return self.module
+
+    def _loss(self, module: ZipARModule) -> Tensor:
+        family, codes = module.family, self.codes
+        dropped = torch.rand(len(codes), device=self.device) < self.recipe.data.label_dropout
+        condition = family.drop(self.condition, dropped)
+        if self.case.kind != CAUSAL:
+            return module.losses(Batch(codes, condition), condition, self.case.window)[0]
+        states = causal(family, self.plan, codes, condition)
+        return losses(family.head, states, codes, size=family.codes)[0]
+
+    def row(self, timed: Timed, *, rate: float, causal: float | None) -> Row:
+        """The measurement so far.
+
+        Args:
+            rate: operations a second that utilisation is a share of.
+            causal: seconds of the causal step.
+        """
+        plan, batch = self.plan, self.case.batch
+        attention = self.work.attention * int(plan.visible().sum())
+        operations = (2 + self.trained) * (self.work.forward(plan) - attention) + 3 * attention
+        return Row(
+            attention=self.case.kind,
+            grid=list(self.case.grid),
+            window=plan.window,
+            slots=len(plan),
+            batch=batch,
+            step_ms=timed.middle * 1000,
+            spread=timed.spread,
+            tokens_per_second=batch * plan.grid.codes / timed.middle,
+            utilisation=batch * operations / timed.middle / rate,
+            memory=timed.peaks[-1] if self.device.type == "cuda" else None,
+            against_causal=causal / timed.middle if causal and self.case.kind != CAUSAL else None,
+            warm_ups=timed.warm_ups,
+        )
+
+    def forget(self) -> None:
+        """Free the model, the optimizer and their gradients."""
+        self.module = None
+        self.__dict__.pop("optimizer", None)
+
+
+def causal(family: Family, plan: Plan, codes: Tensor, condition: Any) -> Tensor:
+    """The hidden states (B, N, D) that predict each code when tokens are fed in raster order, as in pretraining.
+
+    No mask of ours and no positions: transformers' causal attention, which has kernels of its own. Padding is seen.
+
+    Args:
+        plan: next-token; its slots are in raster order.
+        codes: int64 (B, N).
+        condition: of B images, checked.
+    """
+    source = torch.tensor(plan.source[plan.prompt :], device=codes.device)
+    tokens = torch.where(source >= 0, codes.index_select(1, source.clamp(min=0)), ROW_END)
+    embeddings = torch.cat([family.prompt(condition), family.embed(tokens)], dim=1)
+    hidden = family.model.base_model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
+    return hidden.index_select(1, torch.tensor(np.flatnonzero(plan.target >= 0), device=codes.device))

@@ -1,0 +1,97 @@
+"""The `bench` verb: what drawing, or with --train a training step, takes on this machine."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from zipar_train.cli.options import JsonOption, RecipeOption, SetOption, chart_file, integers, write_json
+
+
+def bench(
+    recipe: RecipeOption,
+    windows: Annotated[
+        str | None, typer.Option(help="For example 24,16,8; otherwise the recipe's, and next-token.")
+    ] = None,
+    batch_sizes: Annotated[
+        str | None, typer.Option(help="Images at once, for example 1,8,64; otherwise 1, for --train the recipe's.")
+    ] = None,
+    grids: Annotated[
+        str | None, typer.Option(help="Square grids, for example 16,24,32,48; otherwise the recipe's.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Images or batches each way draws, after those that warm up.")] = 3,
+    alone: Annotated[
+        bool, typer.Option("--alone", help="Our decoder without the other ways of drawing beside it.")
+    ] = False,
+    compiled: Annotated[
+        bool, typer.Option("--compiled", help="Our decoder with torch.compile too: minutes before the first image.")
+    ] = False,
+    train: Annotated[
+        bool, typer.Option("--train", help="Training steps under the smallest window instead, beside the causal one.")
+    ] = False,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32 or bfloat16; otherwise bfloat16 on a GPU, float32 on a CPU.")
+    ] = None,
+    overrides: SetOption = [],  # noqa: B006
+    json_file: JsonOption = None,
+    png: Annotated[
+        Path | None, typer.Option(parser=chart_file, metavar="FILE", help="Draw milliseconds a pass, and the floor.")
+    ] = None,
+) -> None:
+    """Measure what a pass and an image take, beside the floor of this device. Random weights: nothing to download.
+
+    --json is rewritten after every round. Exit status 1: some rows could not be measured; the output says why.
+    """
+    from zipar_train.recipe.load import load_recipe
+
+    loaded = load_recipe(recipe, overrides)
+    batches = integers("--batch-sizes", batch_sizes) if batch_sizes else [loaded.data.batch_size if train else 1]
+    sizes = integers("--grids", grids) if grids else []
+    wanted = integers("--windows", windows) if windows else []
+    for option, numbers in {"--batch-sizes": batches, "--grids": sizes, "--windows": wanted}.items():
+        if wrong := [number for number in numbers if number < 1]:
+            raise ValueError(f"{option}: {wrong[0]} must be at least 1")
+    if dtype not in (None, "float32", "bfloat16"):
+        raise ValueError(f"--dtype {dtype!r} is unknown: use float32 or bfloat16")
+    for option, meaningless in {"--png": png, "--dtype": dtype, "--compiled": compiled, "--alone": alone}.items():
+        if train and meaningless:
+            raise ValueError(f"{option} goes with drawing, not with --train")
+    import torch
+
+    from zipar_train.benchmark import report as tell
+
+    def save(report: Any) -> None:
+        if json_file:
+            write_json(json_file, report.model_dump())
+
+    if train:
+        from zipar_train.benchmark.train_step import bench_train
+
+        window = min(wanted or loaded.zipar.windows)
+        steps = bench_train(loaded, window=window, batches=batches, grids=sizes, rounds=rounds, save=save)
+        save(steps)
+        print("\n".join(tell.train_lines(steps)))
+        if steps.failures:
+            raise typer.Exit(1)
+        return
+    from zipar_train.benchmark.decode import bench_decode
+
+    widest = max(sizes) if sizes else loaded.model.raster.row_length
+    found = bench_decode(
+        loaded,
+        windows=sorted(wanted or {widest, *loaded.evaluate.windows}, reverse=True),
+        batches=batches,
+        grids=sizes,
+        rounds=rounds,
+        baselines=not alone,
+        compiled=compiled,
+        dtype=getattr(torch, dtype) if dtype else None,
+        save=save,
+    )
+    save(found)
+    print("\n".join(tell.decode_lines(found)))
+    if png:
+        tell.plot(found, png)
+        print(f"\n{png}")
+    if found.failures:
+        raise typer.Exit(1)

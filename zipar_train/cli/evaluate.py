@@ -1,0 +1,175 @@
+"""The `evaluate` verb, what a checkpoint is worth at each window, and the `advise` verb, which window to take."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from zipar_train.cli.options import (
+    CheckpointOption,
+    JsonOption,
+    RecipeOption,
+    SetOption,
+    chart_file,
+    expanded,
+    integers,
+    numbers,
+    output_folder,
+    write_json,
+)
+
+
+def evaluate(
+    recipe: RecipeOption,
+    checkpoint: CheckpointOption,
+    compare: Annotated[
+        list[str],
+        typer.Option(
+            parser=expanded,
+            metavar="PATH",
+            help="Another checkpoint to score beside it; the first is the baseline. Repeatable.",
+        ),
+    ] = [],  # noqa: B006
+    windows: Annotated[str | None, typer.Option(help="For example 8,4,2,1; otherwise the recipe's.")] = None,
+    released: Annotated[
+        bool, typer.Option("--released", help="The first compared checkpoint also as the released ZipAR code draws.")
+    ] = False,
+    adaptive: Annotated[
+        bool, typer.Option("--adaptive", help="Every checkpoint also with adaptive windows, these the smallest.")
+    ] = False,
+    npz: Annotated[bool, typer.Option("--npz", help="Write the images for ADM's evaluator too.")] = False,
+    png: Annotated[bool, typer.Option("--png", help="Write the images as a folder of PNG too.")] = False,
+    search_guidance: Annotated[
+        str | None,
+        typer.Option(help="Only try guidance scales, for example 1.5,1.75,2.0, and say which is best."),
+    ] = None,
+    search_images: Annotated[
+        int | None, typer.Option(min=10, help="Images drawn at each scale and window; 2000 if not given.")
+    ] = None,
+    overrides: SetOption = [],  # noqa: B006
+    out: Annotated[
+        Path | None,
+        typer.Option(parser=output_folder, metavar="PATH", help="The report's folder; `evaluation` in the run folder."),
+    ] = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Score checkpoints at several windows: passes, time, bits, FID and its kin, CLIP score; a page to read.
+
+    Run again, it goes on where it stopped; under torchrun, processes share the drawing.
+    """
+    from zipar_train.recipe.load import load_recipe
+
+    loaded = load_recipe(recipe, overrides)
+    sizes = integers("--windows", windows) if windows is not None else None
+    scales = numbers("--search-guidance", search_guidance) if search_guidance is not None else None
+    path = Path(checkpoint)
+    if not path.exists():
+        raise ValueError(f"no checkpoint at {path}: train it with `zipar-train fit`, or give another path")
+    folder = out or (path if path.is_dir() else path.resolve().parent.parent) / "evaluation"
+    if search_images is not None and scales is None:
+        raise ValueError("--search-images goes with --search-guidance")
+    if scales is not None and (compare or released or adaptive or npz or png):
+        raise ValueError(
+            "--search-guidance tries one checkpoint: leave --compare, --released, --adaptive, --npz, --png out"
+        )
+    from zipar_train.io.files import claimed
+    from zipar_train.run.ranks import process
+
+    rank, world, _ = process()
+    with claimed(folder, rank, world):
+        if scales is not None:
+            _search(loaded, checkpoint, scales, sizes, search_images or 2000, folder, json_file)
+        else:
+            chosen = {"released": released, "adaptive": adaptive, "npz": npz, "png": png}
+            _score(loaded, checkpoint, compare, sizes, folder, json_file, **chosen)
+
+
+def _score(
+    loaded: Any,
+    checkpoint: str,
+    compare: list[str],
+    windows: list[int] | None,
+    folder: Path,
+    json_file: Path | None,
+    **chosen: bool,
+) -> None:
+    from zipar_train.evaluation.evaluate import evaluate as work
+    from zipar_train.evaluation.report.text import findings, log_to_wandb, reading, table, write_report
+
+    done = work(loaded, checkpoint, compare=compare, windows=windows, out=folder, **chosen)
+    if done is None:
+        print("this process has drawn its share; the first one scores")
+        return
+    report, samples, images = done
+    files = write_report(report, samples, folder)
+    lines = table(report)
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    said = [*findings(report), *(note for note in reading(report) if note.startswith(("**", "†")))]
+    print("\n" + "\n".join(said).replace("**", ""))
+    print("\n".join(["", *map(str, [*files, *images])]))
+    if json_file:
+        write_json(json_file, report.model_dump())
+    log_to_wandb(report, [file for file in files if file.suffix == ".png"])
+
+
+def _search(
+    loaded: Any,
+    checkpoint: str,
+    scales: list[float],
+    windows: list[int] | None,
+    images: int,
+    folder: Path,
+    json_file: Path | None,
+) -> None:
+    from zipar_train.evaluation.guidance_search import lines
+    from zipar_train.evaluation.guidance_search import search_guidance as work
+
+    found = work(loaded, checkpoint, scales, windows=windows, images=images, out=folder)
+    if found is None:
+        print("this process has drawn its share; the first one scores")
+        return
+    print("\n".join(lines(found)))
+    if json_file:
+        write_json(json_file, found.model_dump())
+
+
+def advise(
+    recipe: RecipeOption,
+    checkpoint: CheckpointOption,
+    shards: Annotated[
+        str | None,
+        typer.Option(parser=expanded, metavar="MANIFEST", help="Held-out codes, a manifest; otherwise the recipe's."),
+    ] = None,
+    windows: Annotated[
+        str | None, typer.Option(help="For example 16,12,8,4; otherwise powers of two and the recipe's.")
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option(help="Share of bits above next-token's that is borne; 0.01: one percent.")
+    ] = 0.01,
+    images: Annotated[int | None, typer.Option(help="Images whose bits are counted; otherwise all.")] = None,
+    overrides: SetOption = [],  # noqa: B006
+    png: Annotated[
+        Path | None,
+        typer.Option(parser=chart_file, metavar="FILE", help="Draw bits, attention cut off, where it lies."),
+    ] = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Say which window a checkpoint bears, from held-out codes alone: bits a code, and attention cut off by layer."""
+    from zipar_train.recipe.load import load_recipe
+
+    loaded = load_recipe(recipe, overrides)
+    sizes = integers("--windows", windows) if windows is not None else None
+    from zipar_train.evaluation.window_advice import advise as work
+    from zipar_train.evaluation.window_advice import lines, plot
+
+    advice = work(
+        loaded, checkpoint, shards=shards or loaded.data.val, windows=sizes, tolerance=tolerance, images=images
+    )
+    print("\n".join(lines(advice)))
+    if json_file:
+        write_json(json_file, advice.model_dump())
+    if png:
+        plot(advice, png)
+        print(f"\n{png}")

@@ -1,0 +1,185 @@
+"""What several verbs ask for on the command line, and how it is read."""
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from zipar_train.io.errors import shown
+from zipar_train.io.expansion import expand
+
+
+def expanded(text: str) -> str:
+    """A path, URL or name with `~` and variables replaced, see `expansion.expand`.
+
+    Raises:
+        typer.BadParameter: naming the text, and what is wrong with it.
+    """
+    try:
+        return expand(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"{shown(text)}: {error}") from None
+
+
+def user_path(text: str) -> Path:
+    """An `expanded` path."""
+    return Path(expanded(text))
+
+
+def output_file(text: str) -> Path:
+    """The path of a file to write, looked at before the work whose result it takes.
+
+    Raises:
+        typer.BadParameter: if it is a folder, or its folder is missing or cannot be written.
+    """
+    path = user_path(text)
+    if path.is_dir():
+        raise typer.BadParameter(f"{path} is a folder: give the name of a file")
+    if not path.absolute().parent.is_dir():
+        raise typer.BadParameter(f"{path}: the folder {path.parent} is not there. Make it, or choose another place")
+    _writable(path)
+    return path
+
+
+def picture_file(text: str) -> Path:
+    """An `output_file` whose ending Pillow writes.
+
+    Raises:
+        typer.BadParameter: naming the ending.
+    """
+    from PIL import Image
+
+    path, formats = output_file(text), Image.registered_extensions()
+    if formats.get(path.suffix.lower()) not in Image.SAVE:
+        raise typer.BadParameter(f"{path}: no picture format ends in {path.suffix!r}. Use .png")
+    return path
+
+
+def chart_file(text: str) -> Path:
+    """An `output_file` whose ending matplotlib writes.
+
+    Raises:
+        typer.BadParameter: naming the ending.
+    """
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    path = output_file(text)
+    if path.suffix[1:].lower() not in FigureCanvasBase.filetypes:
+        raise typer.BadParameter(f"{path}: no picture format ends in {path.suffix!r}. Use .png, .pdf or .svg")
+    return path
+
+
+def output_folder(text: str) -> Path:
+    """The path of a folder to write into, which is there or can be made.
+
+    Raises:
+        typer.BadParameter: if it, or what it would lie in, is a file or cannot be written.
+    """
+    path = user_path(text)
+    if path.exists() and not path.is_dir():
+        raise typer.BadParameter(f"{path} is a file, not a folder")
+    _writable(path / "file")
+    return path
+
+
+def output_place(text: str) -> Path:
+    """The path of a file or folder to make, whose folders are there or can be made.
+
+    Raises:
+        typer.BadParameter: if what it would lie in is a file or cannot be written.
+    """
+    path = user_path(text)
+    _writable(path)
+    return path
+
+
+def _writable(path: Path) -> None:
+    """Check the lowest folder above a path that is there."""
+    above = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
+    if not above.is_dir():
+        raise typer.BadParameter(f"{path}: {above} is no folder. Choose another place")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise typer.BadParameter(f"{path}: the folder {above} cannot be written. Choose another place")
+
+
+RecipeOption = Annotated[
+    str,
+    typer.Option(
+        "--recipe", parser=expanded, metavar="RECIPE", help="A shipped recipe's name, or the path of a .yaml file."
+    ),
+]
+SetOption = Annotated[
+    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a key, for example optim.lr=1e-4. Repeatable.")
+]
+CheckpointOption = Annotated[
+    str,
+    typer.Option(
+        "--checkpoint", parser=expanded, metavar="PATH", help="A run folder, a .ckpt file or an exported folder."
+    ),
+]
+EitherCheckpointOption = Annotated[
+    str | None,
+    typer.Option(
+        "--checkpoint", parser=expanded, metavar="PATH", help="A run folder, a .ckpt file or an exported folder."
+    ),
+]
+OrRecipeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe", parser=expanded, metavar="RECIPE", help="Or a recipe, for the weights that it starts from."
+    ),
+]
+JsonOption = Annotated[
+    Path | None, typer.Option("--json", parser=output_file, metavar="FILE", help="Write the same for programs.")
+]
+
+
+def one_of(checkpoint: str | None, recipe: str | None, overrides: list[str]) -> str:
+    """The one of the two that is given.
+
+    Raises:
+        ValueError: if both are, or none.
+    """
+    if (checkpoint is None) == (recipe is None):
+        raise ValueError("give either --checkpoint or --recipe")
+    moved = ("model.weights=", "model.weights_entry=")  # where the weights are that adapters were trained on
+    if checkpoint and (refused := [override for override in overrides if not override.startswith(moved)]):
+        raise ValueError(
+            f"--set {refused[0]}: a checkpoint brings its own recipe, in which model.weights alone can be set; "
+            "--set goes with --recipe"
+        )
+    return str(checkpoint or recipe)
+
+
+def integers(option: str, text: str) -> list[int]:
+    """The numbers of a comma-separated list.
+
+    Raises:
+        ValueError: if one is no whole number.
+    """
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(
+            f"{option} {text!r}: write whole numbers with commas between them, for example 8,4,2,1"
+        ) from None
+
+
+def numbers(option: str, text: str) -> list[float]:
+    """The numbers of a comma-separated list.
+
+    Raises:
+        ValueError: if one is no number.
+    """
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"{option} {text!r}: write numbers with commas between them, for example 1.5,1.75") from None
+
+
+def write_json(path: Path, content: Any) -> None:
+    from zipar_train.io.files import write_whole
+
+    write_whole(path, (json.dumps(content, indent=1) + "\n").encode())

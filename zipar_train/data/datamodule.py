@@ -1,0 +1,89 @@
+"""Shards to batches, for Lightning."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from zipar_train.data.epoch_order import Share
+from zipar_train.data.loader import Damaged, ShardLoader
+from zipar_train.data.shards import Misfit, read_manifest, same_classes
+from zipar_train.plan.grid import Grid
+
+
+class ShardDataModule(L.LightningDataModule):
+    """Batches of codes and labels from two shard sets, each rank its share.
+
+    Args:
+        train, val: manifests, see `zipar_train.data.shards`.
+        batch_size: images a batch on a device.
+        step: images of an optimizer step over all devices, whatever their number; None: a batch on each.
+        damaged, misfit: see `ShardLoader`.
+        stalled: of the training shards, see `ShardLoader`.
+        grid, codes, classes, captions: what the model expects of the shards.
+
+    Raises:
+        ValueError: if a shard set is missing or does not fit, the two number classes differently, or a step takes more
+            images than there are.
+    """
+
+    def __init__(
+        self,
+        train: str | Path,
+        val: str | Path,
+        *,
+        batch_size: int,
+        step: int | None = None,
+        workers: int = 0,
+        shuffle: int = 10000,
+        seed: int = 0,
+        damaged: Damaged = "stop",
+        misfit: Misfit | None = None,
+        stalled: float | None = None,
+        grid: Grid | None = None,
+        codes: int | None = None,
+        classes: int | None = None,
+        captions: bool = False,
+    ):
+        super().__init__()
+        self.train, self.val = train, val
+        self.batch_size, self.workers, self.shuffle, self.seed = batch_size, workers, shuffle, seed
+        self.step, self.damaged, self.misfit, self.stalled = step, damaged, misfit, stalled
+        self.loader: ShardLoader | None = None
+        self.position: dict[str, int] | None = None
+        expected: dict[str, Any] = {"grid": grid, "codes": codes, "classes": classes, "captions": captions}
+        self.manifests = (read_manifest(train, **expected), read_manifest(val, **expected))
+        same_classes(train, val, self.manifests)
+        if step and step > self.manifests[0].samples:
+            raise ValueError(
+                f"{train} has {self.manifests[0].samples:,} images, and a step takes {step:,}: lower optim.batch, or "
+                "data.batch_size, trainer.accumulate_grad_batches or the number of devices, whose product it is"
+            )
+
+    def train_dataloader(self) -> ShardLoader:
+        self.loader = self._loader(self.train, shuffle=self.shuffle, step=self.step, stalled=self.stalled)
+        if self.position is not None:
+            self.loader.load_state_dict(self.position)
+        return self.loader
+
+    def val_dataloader(self) -> ShardLoader:
+        return self._loader(self.val)
+
+    # Lightning 2.6 also saves a loader's own state, but does not restore it once the schedule has asked the Trainer for
+    # its number of steps, which sets the loaders up before the loops; a data module's state is restored in time.
+
+    def state_dict(self) -> dict[str, int]:
+        assert self.loader is not None and self.trainer is not None
+        if self.loader.batches >= self.trainer.num_training_batches:  # an epoch shortened by limit_train_batches
+            return {"epoch": self.loader.epoch + 1, "steps": 0}
+        return self.loader.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self.position = state_dict
+        if self.loader is not None:  # under FSDP, checkpoints are read after the schedule has asked
+            self.loader.load_state_dict(state_dict)
+
+    def _loader(self, manifest: str | Path, **more: Any) -> ShardLoader:
+        share = Share(self.trainer.global_rank, self.trainer.world_size) if self.trainer else Share()
+        return ShardLoader(manifest, batch_size=self.batch_size, seed=self.seed, workers=self.workers, share=share,
+                           damaged=self.damaged, misfit=self.misfit, **more)  # fmt: skip

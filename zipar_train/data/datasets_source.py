@@ -1,0 +1,337 @@
+"""Pictures in tables: whatever the `datasets` library loads, from a folder, a file or the hub."""
+
+import os
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from zipar_train.data import labels
+from zipar_train.data.image_decoding import decode_image
+from zipar_train.data.labels import LabelError
+from zipar_train.data.source import Source
+from zipar_train.io.errors import cut
+from zipar_train.io.files import regular
+
+PICTURES = ("image", "images", "img", "picture", "photo", "jpg", "jpeg", "png", "webp", "file_name", "filename",
+            "image_path", "image_file", "filepath", "file_path", "path", "file")  # fmt: skip
+LABELS = ("label", "labels", "class_id", "cls", "class", "class_label", "category", "target")
+CAPTIONS = ("caption", "captions", "text", "prompt", "txt")
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # of an image folder, for `datasets`
+SPLITS = ("train", "val", "test")
+PLAIN = ("images", "image", "img", "imgs", "pictures", "photos", "data")  # folders that are no classes
+FEW = 200  # files of a folder that tell what it holds
+
+
+class Table(NamedTuple):
+    """One split of a data set."""
+
+    rows: Any  # a datasets.Dataset
+    split: str  # as the data set names it
+    folders: tuple[Path, ...]  # that relative paths of pictures may start from
+
+
+class Column(NamedTuple):
+    """A column, or an entry of a column of dictionaries."""
+
+    name: str
+    entry: str | None
+    feature: Any
+
+    def of(self, row: dict[str, Any]) -> Any:
+        value = row[self.name]
+        return value if self.entry is None or value is None else value[self.entry]
+
+    def __str__(self) -> str:
+        return repr(self.name if self.entry is None else f"{self.name}.{self.entry}")
+
+
+def is_table(path: Path) -> bool:
+    """Whether a folder or a file is for `datasets` to load, and no plain folder of pictures.
+
+    That is so of a saved data set, of an image folder with metadata, and of a folder of tables without pictures. Where
+    there are pictures beside tables that may hold pictures too, the library decides.
+    """
+    if path.is_file():
+        return _module(path) not in (None, "imagefolder", "webdataset")
+    if not path.is_dir():
+        return False
+    if is_saved(path):
+        return True
+    kinds = {_module(file) for file in _few_files(path)}
+    if "metadata" in kinds or "imagefolder" not in kinds:
+        return bool(kinds & {"metadata", "parquet", "arrow", "csv", "json", "webdataset"})
+    if not kinds & {"parquet", "arrow", "webdataset"}:
+        return False
+    import datasets
+
+    try:
+        return type(datasets.load_dataset_builder(str(path))).__module__.rpartition(".")[2] != "imagefolder"
+    except Exception:  # of the library: what follows says what the folder is not
+        return False
+
+
+def is_saved(path: Path) -> bool:
+    """Whether a folder is what `save_to_disk` writes."""
+    return (path / "dataset_dict.json").is_file() or all(
+        (path / file).is_file() for file in ("dataset_info.json", "state.json")
+    )
+
+
+def listing_of(path: Path, split: str) -> Path | None:
+    """The table that lists a split's pictures beside their folders, `train.csv` say; None: folders are classes."""
+    entries = sorted(each for each in path.iterdir() if not each.name.startswith("."))
+    folders = [each.name.lower() for each in entries if each.is_dir()]
+    known = [name for name in folders if name in PLAIN or any(matching([name], split) for split in SPLITS)]
+    if len(known) < len(folders):
+        return None
+    tables = {each.stem: each for each in entries if each.is_file() and _module(each) in ("csv", "json")}
+    found = matching(list(tables), split)
+    return tables[found] if found is not None else None
+
+
+def split_names(images: str) -> list[str]:
+    """The names of a data set's splits; none if it is no data set with splits of its own.
+
+    Raises:
+        Exception: of the library, its readers and the hub.
+    """
+    import datasets
+
+    images, config = _configured(images)
+    path = Path(images)
+    if path.is_file():
+        return []
+    if (path / "dataset_dict.json").is_file():
+        return list(datasets.load_from_disk(images))
+    if is_saved(path):
+        return []
+    return [str(name) for name in datasets.get_dataset_split_names(images, config)]
+
+
+def matching(names: Sequence[str], split: str) -> str | None:
+    """Which of a data set's splits is meant: `val` is `validation`, `valid` or `dev` too."""
+    from datasets.data_files import SPLIT_KEYWORDS
+
+    if split in names:
+        return split
+    alike = next(({str(key), *words} for key, words in SPLIT_KEYWORDS.items() if split in (str(key), *words)), set())
+    return next((name for name in names if name.lower() in alike), None)
+
+
+def load_table(images: str, split: str) -> Table:
+    """A split of a data set.
+
+    Raises:
+        ValueError: if it has no such split; names those it has.
+        Exception: of the library, its readers and the hub.
+    """
+    import datasets
+
+    for file in _few_files(Path(images)):
+        if _module(file) not in (None, "imagefolder"):
+            regular(file)  # the library would wait for a pipe
+    names = split_names(images)
+    images, config = _configured(images)
+    path = Path(images)
+    folders = (
+        [path] if path.is_dir() else [path.parent, *sorted(each for each in path.parent.iterdir() if each.is_dir())]
+    )
+    chosen = matching(names, split) if names else split
+    if chosen is None:
+        raise ValueError(f"it has no split {split!r}, but {', '.join(names)}: give one of them as --split")
+    if path.is_file():
+        module = _module(path)
+        assert module is not None
+        kwargs: dict[str, Any] = {"sep": "\t"} if path.suffix == ".tsv" else {}
+        return Table(datasets.load_dataset(module, data_files=str(path), split="train", **kwargs), path.name,
+                     tuple(folders))  # fmt: skip
+    if is_saved(path):
+        found: Any = datasets.load_from_disk(images)
+        return Table(found[chosen] if names else found, chosen, tuple(folders))
+    if path.is_dir():
+        files = datasets.load_dataset_builder(images, config).config.data_files or {}
+        of_split = [file for name, some in files.items() if str(name) == chosen for file in some]
+        folders += sorted({Path(str(file)).parent for file in of_split})
+    return Table(datasets.load_dataset(images, config, split=chosen), chosen, tuple(folders))
+
+
+def open_table(images: str, split: str, captions: bool) -> Source:
+    """A split of a data set as a source of pictures.
+
+    Raises:
+        ValueError: if the library cannot load it, or it lacks a column of pictures, labels or captions.
+    """
+    import datasets
+
+    try:
+        table = load_table(images, split)
+    except Exception as error:  # of the hub, its network, the data set's own reader
+        raise ValueError(
+            f"--images {images}: neither a folder with a folder of pictures for each class, nor tar files, nor a data "
+            f"set with a split {split!r} that `datasets` can load ({reason(error)})"
+        ) from error
+    features = table.rows.features
+    picture, said = picture_column(features), (caption_column if captions else label_column)(features)
+    if picture is None or said is None:
+        held = ", ".join(f"{name} ({_kind(feature)})" for name, feature in features.items())
+        wanted = "captions" if captions else "classes"
+        raise ValueError(f"--images {images}: needs a column of pictures and one of {wanted}, but has {held}")
+    rows = table.rows.select_columns(list(dict.fromkeys((picture.name, said.name))))
+    if isinstance(picture.feature, datasets.Image):
+        rows = rows.cast_column(picture.name, datasets.Image(decode=False))
+    names = None if captions else _names(rows, said)
+    worded = names is not None and not isinstance(said.feature, datasets.ClassLabel)
+
+    def read(i: int) -> tuple[Any, Any]:
+        row = rows[i]
+        wanted = said.of(row)
+        if wanted is None:
+            raise LabelError(f"there is no {'caption' if captions else 'label'}")
+        if names is not None and worded:
+            wanted = labels.place(names, wanted)
+        return decode_image(_content(picture.of(row), table.folders)), wanted
+
+    how = " (the first of each list)" if captions and not _text(said.feature) else ""
+    how = f" (sorted names: {labels.listed(names)})" if names is not None and worded else how
+    what = "captions" if captions else "classes"
+    notes = [f"split {table.split!r}: pictures in column {picture}, {what} in column {said}{how}"]
+    return Source(f"{images}, {table.split} split", [f"{i:08d}" for i in range(len(rows))], read,
+                  None if names is None else len(names), names, notes=tuple(notes))  # fmt: skip
+
+
+def picture_column(features: Any) -> Column | None:
+    """Pictures, or the bytes or the paths of pictures: by type, then by name."""
+    import datasets
+
+    held = [Column(name, None, feature) for name, feature in features.items()]
+    images = [each for each in held if isinstance(each.feature, datasets.Image)]
+    files = [each for each in held if _bytes(each.feature) or (_text(each.feature) and each.name.lower() in PICTURES)]
+    for some in (images, [each for each in files if _bytes(each.feature)], files):
+        if some:
+            return min(some, key=lambda each: _place(each.name, PICTURES))
+    return None
+
+
+def label_column(features: Any) -> Column | None:
+    """Classes, by type and then by name."""
+    import datasets
+
+    held = _columns(features)
+    classes = [each for each in held if isinstance(each.feature, datasets.ClassLabel)]
+    named = [each for each in held if _place(each.entry or each.name, LABELS) < len(LABELS)
+             and isinstance(each.feature, datasets.Value) and not _bytes(each.feature)]  # fmt: skip
+    for some in (classes, named):
+        if some:
+            return min(some, key=lambda each: (each.entry is not None, _place(each.entry or each.name, LABELS)))
+    return None
+
+
+def caption_column(features: Any, names: Sequence[str] = CAPTIONS) -> Column | None:
+    """Captions, or lists of captions, by name."""
+    import datasets
+
+    lists = (datasets.List, datasets.LargeList)
+    held = [
+        each
+        for each in _columns(features)
+        if _place(each.entry or each.name, names) < len(names)
+        and (_text(each.feature) or (isinstance(each.feature, lists) and _text(each.feature.feature)))
+    ]
+    return min(held, key=lambda each: (each.entry is not None, _place(each.entry or each.name, names)), default=None)
+
+
+def reason(error: BaseException) -> str:
+    """An error of the library in one line, with its cause."""
+    said = cut(" ".join(str(error).split()) or type(error).__name__, length=300)
+    return said if error.__cause__ is None else f"{said}: {reason(error.__cause__)}"
+
+
+def _configured(images: str) -> tuple[str, str | None]:
+    """A data set and its configuration, `owner/name:config` say."""
+    name, _, config = images.rpartition(":")
+    return (name, config) if name and "/" not in config and not Path(images).exists() else (images, None)
+
+
+def _names(rows: Any, column: Column) -> labels.Names | None:
+    """The names of a column's classes; None: they are numbers."""
+    import datasets
+
+    if isinstance(column.feature, datasets.ClassLabel):
+        return tuple(column.feature.names)
+    if column.entry is None:
+        return labels.words(rows.unique(column.name))
+    return labels.words(map(column.of, rows.select_columns([column.name])))
+
+
+def _columns(features: Any) -> list[Column]:
+    found = [Column(name, None, feature) for name, feature in features.items()]
+    return found + [
+        Column(name, entry, inner)
+        for name, feature in features.items()
+        if isinstance(feature, dict) and not _bytes(feature)
+        for entry, inner in feature.items()
+    ]
+
+
+def _content(value: Any, folders: Sequence[Path]) -> Path | bytes:
+    """The bytes of a picture, or its file."""
+    if isinstance(value, dict):
+        value = value.get("path") if value.get("bytes") is None else value["bytes"]
+    if isinstance(value, bytes):
+        return value
+    if not value:
+        raise ValueError("there is no picture")
+    if re.match(r"[a-z0-9]+://", str(value)):
+        from datasets.utils.file_utils import xopen
+
+        with xopen(str(value), "rb") as file:
+            return file.read()
+    places = [folder / Path(str(value)).expanduser() for folder in folders]
+    return next((place for place in places if place.exists()), places[0])
+
+
+def _bytes(feature: Any) -> bool:
+    if isinstance(feature, dict):
+        return "bytes" in feature and _bytes(feature["bytes"])
+    return getattr(feature, "dtype", "") in ("binary", "large_binary", "binary_view")
+
+
+def _text(feature: Any) -> bool:
+    return getattr(feature, "dtype", "") in ("string", "large_string", "string_view")
+
+
+def _kind(feature: Any) -> str:
+    return str(feature.dtype) if type(feature).__name__ == "Value" else type(feature).__name__
+
+
+def _place(name: str, names: Sequence[str]) -> int:
+    return names.index(name.lower()) if name.lower() in names else len(names)
+
+
+def _module(file: Path) -> str | None:
+    """The reader that `datasets` has for a file."""
+    from datasets.packaged_modules import _EXTENSION_TO_MODULE
+
+    if file.name in METADATA:
+        return "metadata"
+    return _EXTENSION_TO_MODULE.get(file.suffix.lower(), (None,))[0]
+
+
+def _few_files(path: Path) -> list[Path]:
+    """Some files of a folder and of the folders in it, level by level, the hidden ones left out."""
+    found: list[Path] = []
+    level = [path]
+    for _ in range(4):
+        below: list[Path] = []
+        for folder in level:
+            found += [folder / name for name in METADATA if (folder / name).is_file()]
+            with suppress(OSError), os.scandir(folder) as entries:
+                for each in islice((each for each in entries if not each.name.startswith(".")), FEW):
+                    (below if each.is_dir() else found).append(Path(each.path))
+            if len(found) > 50 * FEW:
+                return found
+        level = sorted(below)
+    return found

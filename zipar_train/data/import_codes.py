@@ -1,0 +1,222 @@
+"""Codes that other projects made, to shards: LlamaGen's folders, RandAR's tar, 1d-tokenizer's (RAR's) lines of JSON."""
+
+import json
+import sys
+import tarfile
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zipar_train.data.keys import unique_keys
+from zipar_train.data.labels import listed, number
+from zipar_train.data.shards import Layout, Manifest, Sample, write_shards
+from zipar_train.io.errors import cut, printable
+from zipar_train.io.files import claimed, open_regular, regular
+from zipar_train.io.untrusted_tar import array, entries
+from zipar_train.recipe.schema import Recipe
+
+
+class Codes(NamedTuple):
+    """Somebody's codes, recognised."""
+
+    kind: str  # whose, in words
+    images: int
+    read: Callable[[int], tuple[str, NDArray[Any], Any]]  # key, codes (..., A, N), label; raises anything
+    where: Callable[[int], str]  # the file that an image's codes lie in
+
+    def sample(self, i: int) -> tuple[str, NDArray[Any], int]:
+        """Key, codes (A, N) and class of an image.
+
+        Raises:
+            ValueError: naming the file, for codes or a label that cannot be read.
+        """
+        try:
+            key, codes, label = self.read(i)
+            if not codes.size:
+                raise ValueError(f"no codes in an array of shape {codes.shape}")
+            rows = codes.reshape(-1, codes.shape[-1]) if codes.ndim else codes.reshape(1, 1)
+            return key, rows, number(label)
+        except Exception as error:  # a parser of foreign bytes fails in a dozen ways
+            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+            told = f"{kind}{_line(error)}"
+            told = told if self.where(i) in told else f"{self.where(i)} is damaged ({told})"
+            raise ValueError(f"{told}. Copy or download it again") from error
+
+
+def import_codes(
+    recipe: Recipe,
+    *,
+    codes: str | Path,
+    out: str | Path,
+    split: str = "train",
+    progress: Callable[..., Any] | None = None,
+) -> Manifest:
+    """Write codes that others made as `out`/`split`.json and its shards.
+
+    Args:
+        codes: a LlamaGen code folder (with `imagenet384_codes` and `imagenet384_labels` in it), a RandAR tar or the
+            folder it unpacks to, or a 1d-tokenizer `.jsonl`.
+        progress: wraps the array of numbers that are read, one after another.
+
+    Raises:
+        ValueError: for an unknown format, a damaged file, or codes that do not fit the recipe's grid and codebook.
+    """
+    model = recipe.model
+    height, width = model.grid
+    if model.classes is None:
+        raise ValueError(f"recipe {recipe.name} is prompted by captions, and imported codes have classes")
+    found, manifest = recognise(Path(codes)), Path(out) / f"{split}.json"
+    if not found.images:
+        raise ValueError(f"{codes} holds no codes: copy or download it again")
+    layout = Layout(
+        source=f"{found.kind}: {printable(Path(codes).name)}", grid=(height, width), codes=model.codes,
+        classes=model.classes, views="as imported",
+    )  # fmt: skip
+
+    def samples() -> Iterator[Sample]:
+        order: Any = np.random.default_rng(0).permutation(found.images)  # theirs goes class by class
+        for i in progress(order) if progress else order:
+            key, rows, label = found.sample(int(i))
+            if rows.shape[-1] != height * width:
+                raise ValueError(
+                    f"{codes}, {key}: {rows.shape[-1]} codes an image, but the recipe's grid of {height}x{width} has "
+                    f"{height * width}. Use the recipe these codes are for, or set model.grid"
+                )
+            yield Sample(key, rows.reshape(-1, height, width), label)
+
+    if _foreign_codebook(found, model.codes):
+        raise ValueError(
+            f"{codes}: all codes are below 1,024, as those of MaskGIT-VQGAN are, and the recipe's codebook has "
+            f"{model.codes}. Import them for a model of that tokenizer, with model.codes=1024"
+        )
+    work = manifest.parent / f".{split}"  # where `tokenize` claims the set too
+    try:
+        with claimed(work):
+            if manifest.exists():
+                raise ValueError(f"{manifest} already exists: give another --out or --split, or remove it")
+            return write_shards(samples(), manifest, layout=layout)
+    finally:
+        with suppress(OSError):  # it keeps what an unfinished `tokenize` has noted
+            work.rmdir()
+
+
+def recognise(path: Path) -> Codes:
+    """Whose codes these are.
+
+    Raises:
+        ValueError: if nobody's we know, or the file is damaged.
+    """
+    if path.suffix == ".jsonl" and path.is_file():
+        return _lines(path)
+    if path.suffix == ".tar" and path.is_file():
+        return _tar(path)
+    pairs = [(folder, folder.with_name(folder.name[:-6] + "_labels")) for folder in sorted(path.glob("*_codes"))]
+    if pairs and pairs[0][1].is_dir():
+        return _pair(*pairs[0])
+    if path.is_dir() and any(child.name.isdecimal() and any(child.glob("*.npy")) for child in path.iterdir()):
+        return _classes(path)
+    raise ValueError(
+        f"--codes {path}: neither a LlamaGen code folder (with NAME_codes and NAME_labels in it), nor a RandAR tar or "
+        "its folder of classes, nor a 1d-tokenizer .jsonl file"
+    )
+
+
+def _pair(codes: Path, labels: Path) -> Codes:
+    """`{i}.npy` int64 (1, A, N) and its label (1,) in another folder (LlamaGen, train/extract_codes_c2i.py)."""
+    files = sorted(_arrays(codes, "*.npy"), key=lambda file: (len(file.stem), file.stem))
+    keys = unique_keys(file.stem for file in files)
+
+    def read(i: int) -> tuple[str, NDArray[Any], Any]:
+        label = _load(labels / files[i].name)
+        if label.size != 1:
+            raise ValueError(f"{labels / files[i].name} holds {label.size} labels, not one")
+        return keys[i], _load(files[i]), label.item()
+
+    return Codes("LlamaGen code folder", len(files), read, lambda i: str(files[i]))
+
+
+def _classes(path: Path) -> Codes:
+    """`{class}/{i}.npy`, int64 (A, N) (RandAR, tools/extract_latent_codes.py)."""
+    files = sorted(file for file in _arrays(path, "*/*.npy") if file.parent.name.isdecimal())
+    keys = unique_keys(f"{file.parent.name}_{file.stem}" for file in files)
+    if strange := sorted({file.parent.name for file in _arrays(path, "*/*.npy")} - {f.parent.name for f in files}):
+        print(f"{path}: left out, as no class number names them: folders {listed(strange)}", file=sys.stderr)
+
+    def read(i: int) -> tuple[str, NDArray[Any], Any]:
+        return keys[i], _load(files[i]), files[i].parent.name
+
+    return Codes("RandAR folder", len(files), read, lambda i: str(files[i]))
+
+
+def _tar(path: Path) -> Codes:
+    """The same folder in a tar file."""
+    notes: list[str] = []
+    try:
+        archive = tarfile.open(regular(path))  # noqa: SIM115 it stays open for the reader
+        members = [
+            m
+            for m in entries(archive, notes)
+            if m.isfile() and m.name.endswith(".npy") and not Path(m.name).name.startswith(".")
+        ]
+    except Exception as error:  # of the archive, and of what compresses it
+        raise ValueError(f"{path} is damaged ({_line(error)}). Copy or download it again") from error
+    for note in notes:
+        print(f"{path}: {note}", file=sys.stderr)
+    if strange := [member.name for member in members if not Path(member.name).parent.name.isdecimal()]:
+        raise ValueError(f"{path}: {strange[0]} lies in no folder named by a class number")
+
+    places = [Path(member.name) for member in members]
+    keys = unique_keys(f"{place.parent.name}_{place.stem}" for place in places)
+
+    def read(i: int) -> tuple[str, NDArray[Any], Any]:
+        data = archive.extractfile(members[i])
+        assert data is not None  # it is a file
+        return keys[i], array(data.read()), places[i].parent.name
+
+    return Codes("RandAR tar", len(members), read, lambda i: f"{path}, {places[i]}")
+
+
+def _lines(path: Path) -> Codes:
+    """`{"class_id": ..., "tokens": [...]}` a line; every view of an image is a line of its own."""
+    starts, numbers, at = [], [], 0
+    with open_regular(path) as file:
+        for count, line in enumerate(file, 1):
+            if line.strip():
+                starts.append(at)
+                numbers.append(count)
+            at += len(line)
+
+    def read(i: int) -> tuple[str, NDArray[Any], Any]:
+        with open_regular(path) as file:
+            file.seek(starts[i])
+            row = json.loads(file.readline())
+        return f"line{i:09d}", np.asarray(row["tokens"]), row["class_id"]
+
+    return Codes("1d-tokenizer lines", len(starts), read, lambda i: f"{path}, line {numbers[i]},")
+
+
+def _foreign_codebook(found: Codes, codes: int) -> bool:
+    """Whether a thousand samples have no code above 1,023, as MaskGIT-VQGAN's (which RAR's lines hold) must be."""
+    some = range(0, found.images, max(1, found.images // 1000))
+    return codes > 1024 and max((int(found.sample(i)[1].max()) for i in some), default=0) < 1024
+
+
+def _line(error: Exception) -> str:
+    return cut(" ".join(str(error).split()), length=300)
+
+
+def _arrays(path: Path, pattern: str) -> list[Path]:
+    """The files of a pattern that are not hidden."""
+    return [file for file in path.glob(pattern) if not any(p.startswith(".") for p in file.relative_to(path).parts)]
+
+
+def _load(file: Path) -> NDArray[Any]:
+    try:
+        with open_regular(file) as opened:
+            return array(opened.read())
+    except Exception as error:  # a parser of foreign bytes fails in a dozen ways
+        raise ValueError(f"{file} is not a readable .npy file ({_line(error)})") from error

@@ -1,0 +1,269 @@
+"""Shards to batches: one epoch an iteration, in an `Order` that any number of processes shares and can resume."""
+
+import random
+import sys
+import threading
+from bisect import bisect
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import accumulate, islice
+from math import ceil
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from zipar_train.data.epoch_order import Order, Share
+from zipar_train.data.shards import Manifest, Misfit, Sample, read_manifest, read_shard
+from zipar_train.io.remote import conceal, is_url
+from zipar_train.run.signals import deafen, held
+
+Damaged = Literal["stop", "skip"]
+
+
+class Batch(NamedTuple):
+    codes: torch.Tensor  # int64 (B, N), raster order
+    condition: Any  # classes int64 (B,), or B captions: str, or their features (n, F)
+    keys: list[str] = []  # of the B images: shard/sample
+
+
+class _Part(NamedTuple):
+    """What a reader has of a step: a batch, which may be empty, and what it found damaged since the last."""
+
+    batch: Batch | None
+    damaged: dict[str, int]  # in words: samples
+
+
+@dataclass
+class _Epoch(IterableDataset):
+    """One rank's part of the steps of an epoch; loader processes split each part evenly."""
+
+    path: str | Path
+    manifest: Manifest
+    seed: int
+    epoch: int
+    shuffle: int
+    step: int  # images
+    share: Share
+    first: int  # step to begin with
+    damaged: Damaged
+    misfit: Misfit | None = None
+
+    def __post_init__(self) -> None:
+        self.shards = list(self.manifest.shards)
+        self.found: dict[str, int] = {}
+        if self.shuffle > 1:
+            random.Random(f"{self.seed}-{self.epoch}").shuffle(self.shards)
+        self.starts = [0, *accumulate(shard.samples for shard in self.shards)]
+        self.order = Order(self.starts[-1], len(self.shards), self.step, self.shuffle, f"{self.seed}-{self.epoch}")
+
+    def __iter__(self) -> Iterator[_Part | ValueError]:
+        worker = get_worker_info()
+        part, parts = (worker.id, worker.num_workers) if worker else (0, 1)
+        try:
+            numbers = self.order.numbers(self.first, self.share, part, parts)
+            lanes = {lane: self._read(mine) for lane, mine in numbers.items()}
+            for step in range(self.first, self.order.steps):
+                low, high = self.order.places(step, self.share, part, parts)
+                chunk = [next(lanes[place // self.order.width]) for place in range(low, high)]
+                found, self.found = self.found, {}
+                yield _Part(_collate(chunk) if chunk else None, found)
+        except ValueError as error:  # handed over as it is: a loader process would wrap it in its traceback
+            yield error
+
+    def _read(self, numbers: list[int]) -> Iterator[tuple[Any, Any, str]]:
+        """Codes, condition and key of samples by their numbers in the epoch's sequence, each shard read once."""
+        held: dict[int, Any] = {}
+        ahead = iter(sorted(set(numbers)))
+        left = Counter(numbers)
+        shard, samples = -1, []  # type: ignore[var-annotated]
+        for number in numbers:
+            while number not in held:
+                read = next(ahead)
+                if read >= self.starts[shard + 1] or shard < 0:
+                    shard = bisect(self.starts, read) - 1
+                    samples = self._samples(shard)
+                held[read] = samples[(read - self.starts[shard]) % len(samples)]
+            yield held[number]
+            left[number] -= 1
+            if not left[number]:
+                del held[number]
+
+    def _samples(self, index: int) -> list[tuple[Any, Any, str]]:
+        """Those of a shard, a view of each; where damage is skipped, of the next shard that can be read."""
+        for shard in self.shards[index:] + self.shards[:index]:
+            bad: list[ValueError] | None = [] if self.damaged == "skip" else None
+            try:
+                read = read_shard(self.path, shard, self.manifest, bad=bad, misfit=self.misfit)
+                numbered = enumerate(read, self.starts[index])
+                found = [self._view(number, sample, f"{shard.name}/{sample.key}") for number, sample in numbered]
+            except ValueError as error:
+                if bad is None:
+                    raise
+                self.found[str(error)] = shard.samples
+                continue
+            self.found |= {str(error): 1 for error in bad or ()}
+            if found:
+                return found
+        raise ValueError(f"{self.path}: none of its shards can be read. Copy or make them again")
+
+    def _view(self, number: int, sample: Sample, key: str) -> tuple[Any, Any, str]:
+        views, view = len(sample.codes), 0
+        if views > 1 and self.shuffle > 1:
+            view = random.Random(f"{self.seed}-{self.epoch}-{number}").randrange(views)
+        condition = sample.condition if sample.features is None else sample.features
+        return sample.codes[view].reshape(-1).copy(), condition, key
+
+
+class ShardLoader:
+    """A train or validation loader: one epoch an iteration, every sample once, with a position to save and restore.
+
+    The last step of a shuffled epoch is filled up, so that all steps are alike: up to `step` - 1 samples are seen
+    twice. In the order on disk the last batch is short, and shared by the ranks as evenly as can be.
+
+    Args:
+        manifest: path or URL of the shard set.
+        batch_size: images a batch, on this rank.
+        step: images of an optimizer step, over all ranks, which batches are cut from; None: a batch on each rank.
+        shuffle: samples in the shuffle buffers of all lanes together; 1 keeps the order on disk, and each image's
+            first view.
+        workers: loader processes.
+        damaged: what to do about shards and samples that cannot be read: stop, or skip and count them in `damaged`.
+        misfit: says why a caption does not fit the model, which counts as damage; see `read_shard`.
+        stalled: seconds without a batch before that is told, on standard error; None: never.
+    """
+
+    def __init__(
+        self,
+        manifest: str | Path,
+        *,
+        batch_size: int,
+        step: int | None = None,
+        seed: int = 0,
+        shuffle: int = 1,
+        workers: int = 0,
+        share: Share | None = None,
+        damaged: Damaged = "stop",
+        misfit: Misfit | None = None,
+        stalled: float | None = None,
+    ):
+        self.path = conceal(str(manifest)) if is_url(manifest) else manifest
+        self.manifest = read_manifest(manifest)
+        self.share = share or Share()
+        self.batch_size, self.step = batch_size, step or batch_size * self.share.of
+        assert self.step % (batch_size * self.share.of) == 0
+        self.seed, self.shuffle, self.workers, self.stalled = seed, shuffle, workers, stalled
+        self.skip: Damaged = damaged
+        self.misfit = misfit
+        self.epoch = self.batches = 0  # the position: batches already given out of this epoch
+        self.resumed = False
+        self.waited = 0.0  # seconds, for batches
+        self.damaged: dict[str, int] = {}  # what this rank has skipped, in words: samples
+
+    @property
+    def batches_a_step(self) -> int:
+        return self.step // self.share.of // self.batch_size
+
+    def __len__(self) -> int:
+        return ceil(self.manifest.samples / self.step) * self.batches_a_step
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self.batches and not self.resumed:  # the last iteration was left early
+            self._next_epoch()
+        self.resumed = False
+        for batch in self._cut(self.batches // self.batches_a_step):
+            self.batches += 1
+            if self.batches == len(self):  # before the last batch leaves: no one may ask for a next one
+                self._next_epoch()
+            yield batch
+
+    def _cut(self, first: int) -> Iterator[Batch]:
+        """Batches, from a step on."""
+        epoch = _Epoch(self.path, self.manifest, self.seed, self.epoch, self.shuffle, self.step, self.share, first,
+                       self.skip, self.misfit)  # fmt: skip
+        readers = min(self.workers, self.step // self.share.of)
+        stream = self._parts(epoch, readers)
+        for _ in range(first, epoch.order.steps):
+            parts = [part for part in islice(stream, max(1, readers)) if part]
+            whole = parts[0] if len(parts) == 1 else _joined(parts)
+            for start in range(0, len(whole.codes), self.batch_size):
+                cut = slice(start, start + self.batch_size)
+                yield Batch(whole.codes[cut], whole.condition[cut], whole.keys[cut])
+
+    def _parts(self, epoch: _Epoch, readers: int) -> Iterator[Batch | None]:
+        """What the readers have, in turn; raises the errors they met."""
+        with held():
+            batches: Any = iter(DataLoader(epoch, batch_size=None, num_workers=readers, worker_init_fn=deaf))
+        since, timer = perf_counter(), self._watched()
+        try:
+            for part in batches:
+                timer.cancel()
+                self.waited += perf_counter() - since
+                if isinstance(part, ValueError):
+                    raise part
+                for words, samples in part.damaged.items():
+                    if words not in self.damaged:
+                        print(f"skipped: {words} ({samples:,} samples)", file=sys.stderr, flush=True)
+                self.damaged |= part.damaged
+                yield part.batch
+                since, timer = perf_counter(), self._watched()
+        except RuntimeError as error:  # of DataLoader, whose process died
+            raise ValueError(
+                f"{self.path}: a loader process died ({str(error).splitlines()[0]}). Where memory ran out, lower "
+                "data.workers or data.shuffle"
+            ) from error
+        finally:
+            timer.cancel()
+            del batches  # ends the loader processes, which a traceback would keep
+
+    def _watched(self) -> threading.Timer:
+        """Tells of a batch that does not come, unless it is cancelled."""
+
+        def tell() -> None:
+            print(
+                f"{self.path}: no batch for {self.stalled:g} s (epoch {self.epoch}, batch {self.batches}). A slow disk "
+                f"or network, or too few loader processes: data.workers = {self.workers}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+        timer = threading.Timer(self.stalled or 0, tell)
+        timer.daemon = True
+        if self.stalled is not None:
+            timer.start()
+        return timer
+
+    def _next_epoch(self) -> None:
+        self.epoch, self.batches = self.epoch + 1, 0
+
+    def state_dict(self) -> dict[str, int]:
+        """The position in steps, which any number of ranks counts alike."""
+        return {"epoch": self.epoch, "steps": self.batches // self.batches_a_step}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.epoch, self.batches, self.resumed = state["epoch"], state["steps"] * self.batches_a_step, True
+
+
+def deaf(worker: int) -> None:
+    """Loader processes leave signals to the process that trains."""
+    deafen()
+
+
+def _collate(chunk: list[tuple[Any, Any, str]]) -> Batch:
+    codes, conditions, keys = zip(*chunk, strict=True)
+    condition: Any = list(conditions)
+    if isinstance(conditions[0], int):
+        condition = torch.tensor(conditions)
+    elif all(isinstance(each, np.ndarray) for each in conditions):
+        condition = [torch.from_numpy(features) for features in conditions]
+    return Batch(torch.from_numpy(np.stack(codes).astype(np.int64)), condition, list(keys))
+
+
+def _joined(parts: list[Batch]) -> Batch:
+    conditions: list[Any] = [part.condition for part in parts]
+    condition: Any = sum(conditions, []) if isinstance(conditions[0], list) else torch.cat(conditions)
+    return Batch(torch.cat([part.codes for part in parts]), condition, sum((part.keys for part in parts), []))

@@ -1,0 +1,323 @@
+"""Shards of codes, written whole or not at all, read with nothing in them trusted.
+
+A shard set is a manifest, `train.json` say, beside its tar files. A sample is `{key}.codes.npy`, uint16 (A, H, W) with
+A views of one image, and its condition: `{key}.cls`, a class in decimal, or `{key}.txt`, a caption in UTF-8, which
+`{key}.features.npy`, float16 (n, F), may stand beside. That is plain webdataset. The manifest holds the grid, the
+codebook's size, the number of classes and their names, the tokenizer's checksum, and every shard's count and checksum.
+
+A manifest may lie behind any URL that fsspec opens (https, s3, gs, hf); its shards then lie beside it.
+"""
+
+import hashlib
+import io
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from zipar_train.data.labels import differ
+from zipar_train.io import remote
+from zipar_train.io.errors import cut, shown
+from zipar_train.io.files import make_folder, regular, write_whole
+from zipar_train.io.remote import conceal, is_url
+from zipar_train.io.untrusted_tar import array, grouped
+from zipar_train.plan.grid import Grid
+from zipar_train.recipe.fields import Side, Vocabulary
+
+Misfit = Callable[[str, Any], str]  # a caption and its features, if there are any; why they do not fit
+LATER = ("class_names", "prompt")  # optional fields that older manifests lack
+
+
+class Sample(NamedTuple):
+    key: str
+    codes: NDArray[np.integer]  # (A, H, W)
+    condition: int | str  # a class, or a caption
+    features: NDArray[np.float16] | None = None  # of the caption, (n, F)
+
+
+class Shard(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    name: str = Field(min_length=1, max_length=255)
+    samples: int = Field(ge=1, le=10**6)
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+
+class Layout(BaseModel):
+    """What every sample of a shard set is like. `grid` is rows and columns of codes; `classes` None: captions."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    source: str
+    grid: tuple[Side, Side]
+    codes: int = Field(ge=1, le=2**16)
+    classes: Vocabulary | None = None
+    views: str = "one"  # of each image, in words
+    tokenizer: str | None = None  # SHA-256 of its file
+    features: bool = False  # of captions, stored beside them
+    images: int | None = Field(default=None, ge=0)  # that the source had, unreadable ones included
+    class_names: tuple[str, ...] | None = None  # by class number; None: not known, or the numbers themselves
+    prompt: str | None = None  # fingerprint of the prompt that every caption was found to fit into
+
+
+class Manifest(Layout):
+    """What is in a shard set."""
+
+    skipped: int = Field(default=0, ge=0)  # images that could not be read
+    shards: tuple[Shard, ...]
+
+    @model_validator(mode="after")
+    def _named(self) -> "Manifest":
+        if self.class_names is not None and len(set(self.class_names)) != self.classes:
+            raise ValueError(f"class_names holds {len(set(self.class_names))} names for {self.classes} classes")
+        return self
+
+    @property
+    def samples(self) -> int:
+        return sum(shard.samples for shard in self.shards)
+
+    @property
+    def checksum(self) -> str:
+        """Of everything in the set: 64 hexadecimal digits. A manifest without the later fields keeps its checksum."""
+        return hashlib.sha256(self.model_dump_json(exclude=self.unset).encode()).hexdigest()
+
+    @property
+    def unset(self) -> set[str]:
+        """The fields that older manifests lack, where they say nothing."""
+        return {name for name in LATER if getattr(self, name) is None}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Writing
+
+
+def write_shards(samples: Iterable[Sample], manifest: str | Path, *, layout: Layout, per_shard: int = 2000) -> Manifest:
+    """Write samples as shards beside a manifest: in a folder aside, moved when all are there, the manifest last.
+
+    Args:
+        manifest: the file to write, `data/digits/train.json`; shards become `data/digits/train-000000.tar` and so on.
+        per_shard: samples a shard.
+
+    Raises:
+        ValueError: for a sample off the grid, the codebook or the classes, or no sample at all.
+        OSError: if a file cannot be written.
+    """
+    manifest = Path(manifest)
+    make_folder(manifest.parent)
+    stream = iter(samples)
+    shards: list[Shard] = []
+    aside = manifest.parent / f".{manifest.stem}.{os.getpid()}"
+    try:
+        make_folder(aside)
+        while chunk := list(islice(stream, per_shard)):
+            shards.append(write_shard(chunk, aside / shard_name(manifest, len(shards)), layout))
+        if not shards:
+            raise ValueError(f"{manifest}: no samples to write")
+        for shard in shards:
+            os.replace(aside / shard.name, manifest.parent / shard.name)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return write_manifest(manifest, layout, shards)
+
+
+def shard_name(manifest: Path, number: int) -> str:
+    return f"{manifest.stem}-{number:06d}.tar"
+
+
+def write_shard(samples: Iterable[Sample], path: Path, layout: Layout) -> Shard:
+    """Write one tar file, whole or not at all."""
+    import webdataset as wds
+
+    buffer, count = io.BytesIO(), 0
+    with wds.TarWriter(buffer, encoder=False, mtime=0) as tar:
+        for sample in samples:
+            _check(sample, layout, where=f"sample {sample.key}")
+            member = {"__key__": sample.key, "codes.npy": _npy(sample.codes.astype(np.uint16))}
+            if sample.features is not None:
+                member["features.npy"] = _npy(sample.features.astype(np.float16))
+            tar.write(member | {"cls" if layout.classes else "txt": str(sample.condition).encode()})
+            count += 1
+    data = buffer.getvalue()
+    write_whole(path, data)
+    return Shard(name=path.name, samples=count, sha256=hashlib.sha256(data).hexdigest())
+
+
+def write_manifest(path: Path, layout: Layout, shards: Iterable[Shard], *, skipped: int = 0) -> Manifest:
+    manifest = Manifest(**layout.model_dump(), shards=tuple(shards), skipped=skipped)
+    write_whole(path, (manifest.model_dump_json(indent=1, exclude=manifest.unset) + "\n").encode())
+    return manifest
+
+
+def _npy(array: NDArray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _check(sample: Sample, layout: Layout, *, where: str) -> None:
+    codes, grid = sample.codes, layout.grid
+    if codes.ndim != 3 or not len(codes) or codes.shape[1:] != tuple(grid):
+        raise ValueError(f"{where}: codes of shape {codes.shape}, not (views, {grid[0]}, {grid[1]})")
+    if codes.dtype.kind not in "ui":
+        raise ValueError(f"{where}: codes of type {codes.dtype}, not integers")
+    if codes.max() >= layout.codes or codes.min() < 0:
+        outside = codes[(codes < 0) | (codes >= layout.codes)]
+        raise ValueError(
+            f"{where}: code {outside[0]} is outside a codebook of {layout.codes} codes (0 .. {layout.codes - 1})"
+        )
+    if layout.classes and not (isinstance(sample.condition, int) and 0 <= sample.condition < layout.classes):
+        raise ValueError(f"{where}: class {sample.condition} is outside 0 .. {layout.classes - 1}")
+    if not layout.classes and not str(sample.condition).strip():
+        raise ValueError(f"{where}: an empty caption")
+    if (features := sample.features) is None:
+        if layout.features:
+            raise ValueError(f"{where}: no features, which its manifest promises")
+        return
+    if layout.classes or features.ndim != 2 or not features.size or features.dtype.kind != "f":
+        raise ValueError(
+            f"{where}: features of shape {features.shape} and type {features.dtype}, not (tokens, width) of a caption"
+        )
+    with np.errstate(over="ignore"):
+        if not np.isfinite(features.astype(np.float16)).all():
+            raise ValueError(f"{where}: features that are not all finite in float16")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading
+
+
+def read_manifest(
+    path: str | Path,
+    *,
+    grid: Grid | None = None,
+    codes: int | None = None,
+    classes: int | None = None,
+    captions: bool = False,
+) -> Manifest:
+    """The manifest of a shard set, checked against what the model expects, its shards' presence included.
+
+    Args:
+        captions: the model expects captions, not classes.
+
+    Raises:
+        ValueError: naming the file, what is wrong, and the remedy.
+    """
+    path = conceal(str(path)) if is_url(path) else path
+    try:
+        manifest = Manifest.model_validate_json(_read(path))
+    except FileNotFoundError:
+        raise ValueError(
+            f"no shards at {path}: make them with `zipar-train tokenize`, "
+            "or set data.train and data.val to the manifests (.json) you have"
+        ) from None
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(map(str, first["loc"]))
+        said = f"{key} = {shown(first['input'])}: {first['msg']}" if key else first["msg"]
+        raise ValueError(f"{path} is not a manifest of shards: {cut(said)}") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
+    if not manifest.samples:
+        raise ValueError(f"{path} lists no samples: make the shards again with `zipar-train tokenize`")
+    for what, has, wants in (
+        ("grid", "x".join(map(str, manifest.grid)), f"{grid.height}x{grid.width}" if grid else None),
+        ("codebook of", manifest.codes, codes),
+        ("number of classes", manifest.classes or "none, but captions", "none, but captions" if captions else classes),
+    ):
+        if wants is not None and has != wants:
+            raise ValueError(
+                f"{path}: {what} {has}, but the recipe's model has {wants}. "
+                "Use shards made by `zipar-train tokenize` with this recipe, or mend the recipe's model section"
+            )
+    for shard in manifest.shards:
+        if Path(shard.name).name != shard.name:
+            raise ValueError(f"{path} names the shard {shard.name!r}: shards lie beside their manifest")
+        if not is_url(path) and not Path(beside(path, shard.name)).is_file():
+            raise ValueError(f"{beside(path, shard.name)} is missing, though {path} lists it: copy or make it again")
+    return manifest
+
+
+def same_classes(a: str | Path, b: str | Path, manifests: tuple[Manifest, Manifest]) -> None:
+    """Check that a class has one number in two shard sets, as far as both know names.
+
+    Raises:
+        ValueError: naming both sets and the first class that differs.
+    """
+    if told := differ(manifests[0].class_names, manifests[1].class_names):
+        raise ValueError(
+            f"{a} and {b} number their classes differently: {told}. Tokenize both splits of one data set into the same "
+            "--out, the one with all classes first"
+        )
+
+
+def read_shard(
+    manifest: str | Path,
+    shard: Shard,
+    layout: Layout,
+    *,
+    bad: list[ValueError] | None = None,
+    misfit: Misfit | None = None,
+) -> Iterator[Sample]:
+    """The samples of one shard, in their order on disk.
+
+    Args:
+        manifest: where the manifest lies; the shard lies beside it.
+        bad: takes up what is wrong with samples, which are then left out; None: it is raised.
+        misfit: says why a caption, or its features, does not fit the model; empty: it does. None: nobody looks.
+
+    Raises:
+        ValueError: if the file is not the one the manifest lists, or a sample is not what it should be; names both.
+    """
+    path = beside(manifest, shard.name)
+    try:
+        data = _read(path)
+    except OSError as error:
+        remedy = "Try again later" if is_url(path) else "Copy or make it again"
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}. {remedy}") from error
+    if hashlib.sha256(data).hexdigest() != shard.sha256:
+        raise ValueError(f"{path} is damaged: its checksum is not the manifest's. Copy or make it again")
+    found = 0
+    for raw in grouped(data, path):
+        found += 1
+        try:
+            sample = _sample(raw, layout, where=f"{path}, sample {raw['__key__']}", misfit=misfit)
+        except ValueError as error:
+            if bad is None:
+                raise
+            bad.append(error)
+        else:
+            yield sample
+    if found != shard.samples:
+        raise ValueError(f"{path} holds {found} samples, but its manifest lists {shard.samples}. Make it again")
+
+
+def _sample(raw: dict[str, Any], layout: Layout, *, where: str, misfit: Misfit | None) -> Sample:
+    try:
+        codes = array(raw["codes.npy"])
+        condition = int(raw["cls"]) if layout.classes else raw["txt"].decode()
+        features = array(raw["features.npy"]) if "features.npy" in raw else None
+    except Exception as error:  # a parser of foreign bytes fails in a dozen ways
+        raise ValueError(f"{where}: not readable ({cut(error, length=200)}). Make the shard again") from error
+    sample = Sample(raw["__key__"], codes, condition, features)
+    _check(sample, layout, where=where)
+    if misfit is not None and isinstance(condition, str) and (reason := misfit(condition, features)):
+        raise ValueError(f"{where}: {reason}")
+    return sample
+
+
+def beside(manifest: str | Path, name: str) -> str:
+    """The path or URL of a file in the manifest's folder."""
+    return remote.beside(conceal(str(manifest)), name) if is_url(manifest) else str(Path(manifest).parent / name)
+
+
+def _read(path: str | Path) -> bytes:
+    """A file's bytes, from disk or from a URL.
+
+    Raises:
+        OSError: saying what went wrong.
+    """
+    return remote.read(str(path)) if is_url(path) else regular(Path(path)).read_bytes()

@@ -1,0 +1,62 @@
+"""The splits of one data set: a class has the same number in all of them."""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from zipar_train.data.labels import Classes, Names, assign
+from zipar_train.data.shards import Manifest
+from zipar_train.data.source import Source
+from zipar_train.recipe.schema import Model
+
+
+def class_numbers(model: Model, sources: Mapping[str, Source], out: str | Path) -> dict[str, Classes]:
+    """How the labels of each split's source become class numbers: the same name the same number in all of them.
+
+    Args:
+        out: the folder whose other manifests are splits of the same data.
+
+    Returns:
+        None for captions.
+
+    Raises:
+        ValueError: if a source does not fit the model, or names classes that another split does not.
+    """
+    if model.classes is None:
+        if held := next((source for source in sources.values() if source.classes is not None), None):
+            raise ValueError(f"--images: {held.name} has classes, and this recipe's model is prompted by captions")
+        return {}
+    classes, (known, known_of) = model.classes, _known(Path(out), sources, model.classes)
+
+    def of(source: Source) -> Classes:
+        if source.names is None and source.classes not in (None, classes):
+            raise ValueError(
+                f"--images: {source.name} has {source.classes} classes, the recipe's model {classes}. Give all "
+                "classes, or set model.classes"
+            )
+        return assign(source.names, classes=classes, where=f"--images: {source.name}", empty=source.empty, known=known,
+                      known_of=known_of)  # fmt: skip
+
+    if known is None:
+        failed = None
+        for split, source in sources.items():
+            try:
+                known, known_of = of(source).names, split
+            except ValueError as error:
+                failed = failed or error
+            if known is not None:
+                break
+        if known is None and failed:
+            raise failed
+    return {split: of(source) for split, source in sources.items()}
+
+
+def _known(out: Path, sources: Mapping[str, Source], classes: int) -> tuple[Names | None, str]:
+    """The class names of another split that `out` holds, and its manifest; of `train` rather than of others."""
+    others = [path for path in sorted(out.glob("*.json")) if path.stem not in sources]
+    for path in sorted(others, key=lambda path: path.stem != "train"):
+        with suppress(ValueError, OSError):  # its shards may lie elsewhere
+            names = Manifest.model_validate_json(path.read_bytes()).class_names
+            if names is not None and len(names) == classes:
+                return names, str(path)
+    return None, ""

@@ -1,0 +1,343 @@
+"""Images to shards of codes, by as many processes as there are, from where the last run stopped.
+
+The images are numbered and cut into parts of equal length; a part becomes a shard. Process r of R makes parts r,
+r + R, ...; beside the shards grows a hidden folder with a note for each finished part, and whoever finds all notes
+writes the manifest. So nothing depends on the number of processes, and a killed run loses its unfinished parts alone.
+"""
+
+import json
+import multiprocessing
+import shutil
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import groupby
+from pathlib import Path
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from zipar_train.data.crops import Views, views
+from zipar_train.data.image_sources import Source, open_source
+from zipar_train.data.labels import Classes, LabelError, caption
+from zipar_train.data.loader import deaf
+from zipar_train.data.shards import (
+    LATER,
+    Layout,
+    Manifest,
+    Sample,
+    Shard,
+    read_manifest,
+    shard_name,
+    write_manifest,
+    write_shard,
+)
+from zipar_train.data.splits import class_numbers
+from zipar_train.io.errors import printable
+from zipar_train.io.files import claimed, write_whole
+from zipar_train.models.family import Fits, fits
+from zipar_train.models.t5_features import TextEncoder
+from zipar_train.models.tokenizers.base import Tokenizer, build_tokenizer
+from zipar_train.recipe.schema import Recipe
+from zipar_train.run.ranks import process
+from zipar_train.run.signals import Heard, held, noted
+
+LABEL = "label error: "  # how the reasons begin that are of no picture
+
+
+class Tokenized(NamedTuple):
+    """What one process did."""
+
+    manifest: Manifest | None  # None: other processes are still at work
+    images: int  # encoded by this process
+    seconds: float
+    waited: float  # seconds of these without an image to encode
+    skipped: dict[str, str]  # of the whole set, once it is whole: key and reason
+
+
+def tokenize(
+    recipe: Recipe,
+    *,
+    images: str,
+    out: str | Path,
+    split: str = "train",
+    sources: Mapping[str, Source] | None = None,
+    kind: Views = "one",
+    features: bool = False,
+    per_shard: int = 2000,
+    batch_size: int = 32,
+    progress: bool = True,
+) -> Tokenized:
+    """Turn a set of images into `out`/`split`.json and its shards, with the recipe's tokenizer.
+
+    Args:
+        images, split: see `images.open_source`.
+        sources: the sources of `images` by split, opened; their classes are compared before work starts.
+        kind: views of each image, see `crops.views`.
+        features: store T5 features of the captions beside them.
+        per_shard: images a shard.
+        batch_size: views that are encoded at once.
+
+    Raises:
+        ValueError: for a source that is none or does not fit the recipe, or a folder that holds another set or in
+            which another process is at work.
+        OSError: if a file cannot be written.
+        Stopped: if a signal has come; finished shards are kept.
+    """
+    model = recipe.model
+    sources = sources or {split: open_source(images, split, captions=model.captions)}
+    source = sources[split]
+    if not source.keys:
+        reason = f". {next(iter(source.skipped))}: {next(iter(source.skipped.values()))}" if source.skipped else ""
+        raise ValueError(f"--images {images} holds no pictures{reason}")
+    classes = class_numbers(model, sources, out).get(split)
+    if features and not model.text:
+        raise ValueError(f"features are of captions, and recipe {recipe.name} has none")
+    tokenizer = build_tokenizer(model)
+    if model.tokenizer == "vq16" and model.tokenizer_weights is None:
+        raise ValueError(
+            "model.tokenizer_weights is null, and codes of a random tokenizer mean nothing: give vq_ds16_c2i.pt"
+        )
+    if tokenizer is None:
+        raise ValueError(f"recipe {recipe.name} has no model.tokenizer: set it to vq16 or palette")
+    fitting = fits(model)
+    try:
+        fitting = fitting and fitting.loaded()
+    except ValueError as error:  # codes do not need it
+        print(f"caption lengths are not checked: {error}", file=sys.stderr, flush=True)
+        fitting = None
+    layout = Layout(
+        source=printable(source.name), grid=(model.grid[0], model.grid[1]), codes=model.codes, classes=model.classes,
+        views=kind, tokenizer=tokenizer.sha256, features=features, images=len(source.keys),
+        class_names=classes and classes.names, prompt=fitting.fingerprint if fitting else None,
+    )  # fmt: skip
+    manifest, notes = Path(out) / f"{split}.json", Path(out) / f".{split}"
+    settings = {**layout.model_dump(mode="json"), "per_shard": per_shard}
+    if finished := _finished(manifest, layout):
+        return Tokenized(finished, 0, 0.0, 0.0, {})
+    rank, world, device = process()
+    with claimed(notes, rank, world):
+        if finished := _finished(manifest, layout):  # by others, since we looked
+            shutil.rmtree(notes, ignore_errors=True)
+            return Tokenized(finished, 0, 0.0, 0.0, {})
+        _begin(notes, settings)
+        parts = [range(i, min(i + per_shard, len(source.keys))) for i in range(0, len(source.keys), per_shard)]
+        mine = [part for part in range(rank, len(parts), world) if not (notes / f"{part}.json").is_file()]
+        encoder = TextEncoder(model.text) if features and model.text else None
+
+        work = _Work(source, [i for part in mine for i in parts[part]], tokenizer.stride, kind, layout, classes)
+        bar = tqdm(total=len(work), desc=f"{split} images", unit=" images", disable=not progress or rank != 0,
+                   mininterval=0.1 if sys.stderr.isatty() else 20)  # fmt: skip
+        start, waiting = perf_counter(), _Waiting(
+            DataLoader(work, batch_size=max(1, batch_size // work.views), num_workers=recipe.data.workers,
+                       collate_fn=list, worker_init_fn=deaf, multiprocessing_context=_fork(recipe.data.workers))
+        )  # fmt: skip
+        with noted() as heard, bar:
+            rows = _encoded(_fitting(waiting, fitting), tokenizer, encoder, device, bar, heard)
+            for part, group in groupby(rows, key=lambda row: row.number // per_shard):
+                found = list(group)
+                samples = [Sample(r.key, r.codes, r.condition, r.features) for r in found if r.codes is not None]
+                shard = write_shard(samples, Path(out) / shard_name(manifest, part), layout) if samples else None
+                skipped = {row.key: row.reason for row in found if row.codes is None}
+                note = {"shard": shard and shard.model_dump(), "skipped": skipped}
+                write_whole(notes / f"{part}.json", json.dumps(note).encode())
+        whole, skipped = _gather(manifest, notes, layout, len(parts), source.skipped)
+    return Tokenized(whole, len(work), perf_counter() - start, waiting.seconds, skipped)
+
+
+def left_out(done: Tokenized, listing: Path) -> str:
+    """How many images a set lacks, and why, in words.
+
+    Args:
+        listing: the file that lists them all.
+    """
+    assert done.manifest is not None
+    wrong = sum(reason.startswith(LABEL) for reason in done.skipped.values())
+    if not done.skipped:
+        return f"{done.manifest.skipped:,} files or pictures were not read: {listing} says which and why"
+    key, reason = min(done.skipped.items())
+    why = f", {wrong:,} of them for their labels or captions" if wrong else ""
+    told = f"{done.manifest.skipped:,} files or pictures were not read{why}: {listing} says which and why"
+    return f"{told}. The first, {key}: {reason}"
+
+
+class _Row(NamedTuple):
+    """An image on its way: `pixels` from the loader, then `codes`; neither if it could not be read."""
+
+    number: int
+    key: str
+    condition: Any = None
+    pixels: Tensor | None = None  # uint8 (A, 3, px, px)
+    codes: Any = None  # (A, H, W)
+    features: Any = None
+    reason: str = ""
+
+
+class _Work(Dataset):
+    """The images of one process, cropped; what cannot be read is told, not raised."""
+
+    def __init__(self, source: Source, numbers: list[int], stride: int, kind: Views, layout: Layout,
+                 classes: Classes | None):  # fmt: skip
+        self.source, self.numbers, self.kind, self.layout, self.classes = source, numbers, kind, layout, classes
+        self.height, self.width = (side * stride for side in layout.grid)
+        self.views = {"one": 1, "flip": 2, "ten": 20}[kind]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: int) -> _Row:
+        number = self.numbers[index]
+        key = self.source.keys[number]
+        try:
+            image, label = self.source.read(number)
+            condition = self._condition(label)
+            return _Row(number, key, condition, views(image, self.height, self.width, self.kind))
+        except LabelError as error:
+            return _Row(number, key, reason=f"{LABEL}{error}")
+        except Exception as error:  # a decoder's errors are of many classes, and one image must not stop the rest
+            return _Row(number, key, reason=f"{type(error).__name__}: {error}")
+
+    def _condition(self, label: Any) -> int | str:
+        if self.classes is None or self.layout.classes is None:
+            return caption(label)
+        found = self.classes.number(label)
+        if not 0 <= found < self.layout.classes:
+            raise LabelError(f"label {found} is outside 0 .. {self.layout.classes - 1}")
+        return found
+
+
+class _Waiting:
+    """Batches of a loader, and the seconds spent waiting for them."""
+
+    def __init__(self, loader: DataLoader):
+        self.loader, self.seconds = loader, 0.0
+
+    def __iter__(self) -> Iterator[list[_Row]]:
+        with held():
+            batches = iter(self.loader)
+        try:
+            while True:
+                start = perf_counter()
+                batch = next(batches, None)
+                self.seconds += perf_counter() - start
+                if batch is None:
+                    return
+                yield batch
+        finally:
+            del batches  # ends the loader processes, which a traceback would keep
+
+
+def _fitting(batches: Iterable[list[_Row]], fitting: Fits | None) -> Iterator[list[_Row]]:
+    """The batches, without the pixels of images whose captions are longer than the model's prompt."""
+    for batch in batches:
+        reasons = [fitting.misfit(row.condition) if fitting and row.pixels is not None else "" for row in batch]
+        yield [
+            row._replace(pixels=None, reason=LABEL + reason) if reason else row
+            for row, reason in zip(batch, reasons, strict=True)
+        ]
+
+
+def _encoded(
+    batches: Iterable[list[_Row]],
+    tokenizer: Tokenizer,
+    encoder: TextEncoder | None,
+    device: torch.device,
+    bar: tqdm,
+    heard: Heard,
+) -> Iterator[_Row]:
+    """The rows in their order, pixels turned into codes, captions into features where there is an encoder.
+
+    Raises:
+        Stopped: between two batches, if a signal has come.
+    """
+    for batch in batches:
+        heard.check()
+        good = [row for row in batch if row.pixels is not None]
+        codes = iter(())
+        if good:
+            pixels = torch.cat([row.pixels for row in good if row.pixels is not None]).to(device)
+            codes = iter(tokenizer.encode(pixels).unflatten(0, (len(good), -1)).cpu().numpy().astype(np.uint16))
+        features = iter(encoder([row.condition for row in good], device)) if encoder and good else None
+        for row in batch:
+            if row.pixels is not None:
+                feature = next(features).half().cpu().numpy() if features else None
+                row = row._replace(pixels=None, codes=next(codes), features=feature)
+            yield row
+        bar.update(len(batch))
+
+
+def _fork(workers: int) -> str | None:
+    """Loader processes are forked where that exists: a source need not be pickled then."""
+    return "fork" if workers and "fork" in multiprocessing.get_all_start_methods() else None
+
+
+def _finished(manifest: Path, layout: Layout) -> Manifest | None:
+    """The manifest, if it is there and what was asked for.
+
+    Raises:
+        ValueError: if it is something else.
+    """
+    if not manifest.is_file():
+        return None
+    there = read_manifest(manifest)
+    _same(there.model_dump(mode="json"), layout.model_dump(mode="json", exclude={"prompt"}), manifest)
+    return there
+
+
+def _begin(notes: Path, settings: dict[str, Any]) -> None:
+    """Note what is made, or check that the notes there belong to the same work."""
+    file = notes / "settings.json"
+    if not file.is_file():
+        write_whole(file, json.dumps(settings).encode())
+    try:
+        theirs = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged: remove the folder {notes} and start again") from error
+    _same(theirs, settings, notes)
+
+
+def _same(theirs: dict[str, Any], ours: dict[str, Any], where: Path) -> None:
+    later = [key for key in LATER if theirs.get(key) is None]  # made before there was such a field
+    changed = [
+        f"{key}: {theirs.get(key)!r}, now {ours[key]!r}"
+        for key in ours
+        if theirs.get(key) != ours[key] and key not in later
+    ]
+    if changed:
+        raise ValueError(
+            f"{where} belongs to a set made otherwise ({'; '.join(changed)}). "
+            "Choose another --out, or remove it to start again"
+        )
+
+
+def _gather(
+    manifest: Path, notes: Path, layout: Layout, parts: int, skipped: dict[str, str]
+) -> tuple[Manifest | None, dict[str, str]]:
+    """Write the manifest when every part has its note.
+
+    Args:
+        skipped: what the source has not read, and why.
+    """
+    try:
+        found = [json.loads((notes / f"{part}.json").read_bytes()) for part in range(parts)]
+    except FileNotFoundError:  # other processes are still at work, or have just gathered everything
+        return (read_manifest(manifest) if manifest.is_file() else None), {}
+    unread = {key: reason for note in found for key, reason in note["skipped"].items()}
+    listed = sorted([*skipped.items(), *unread.items()])
+    shards = [Shard(**note["shard"]) for note in found if note["shard"]]
+    if not shards:
+        shutil.rmtree(notes, ignore_errors=True)
+        key, reason = next(iter(unread.items()))
+        raise ValueError(f"none of the {len(unread)} pictures can be used. The first, {key}: {reason}")
+    if listed:
+        lines = "".join(f"{printable(name)}\t{printable(reason)}\n" for name, reason in listed)
+        write_whole(manifest.with_suffix(".skipped.txt"), lines.encode())
+    written = write_manifest(manifest, layout, shards, skipped=len(listed))
+    for left in manifest.parent.glob(f".{manifest.stem}-*.tar.*"):  # by killed processes
+        left.unlink(missing_ok=True)
+    shutil.rmtree(notes, ignore_errors=True)
+    return written, dict(listed)

@@ -1,0 +1,96 @@
+"""Every sample of a shard set read: what is there, and everything that is wrong with it."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from zipar_train.data.labels import listed
+from zipar_train.data.shards import Manifest, Misfit, Shard, read_manifest, read_shard
+from zipar_train.models.family import fits
+from zipar_train.recipe.schema import Model
+
+
+class Contents(NamedTuple):
+    """What a shard set was found to hold, and everything wrong with it."""
+
+    manifest: Manifest
+    samples: int
+    views: int  # of all samples together
+    per_class: dict[int, int]  # images of each class seen; empty: captions
+    features: int  # samples with caption features
+    codes_used: int  # of the codebook
+    problems: list[str]
+
+
+def check_shards(
+    path: str | Path,
+    *,
+    progress: Callable[[Iterable[Shard]], Iterable[Shard]] = iter,
+    misfit: Misfit | None = None,
+) -> Contents:
+    """Read every sample of a shard set, damaged shards included as far as they go.
+
+    Args:
+        misfit: see `read_shard`.
+
+    Raises:
+        ValueError: if there is no readable manifest.
+    """
+    manifest = read_manifest(path)
+    samples = views = features = 0
+    keys: Counter[str] = Counter()
+    per_class: Counter[int] = Counter()
+    used = np.zeros(manifest.codes, dtype=bool)
+    problems: list[str] = []
+    for shard in progress(manifest.shards):
+        bad: list[ValueError] = []
+        try:
+            for sample in read_shard(path, shard, manifest, bad=bad, misfit=misfit):
+                samples += 1
+                views += len(sample.codes)
+                features += sample.features is not None
+                keys[sample.key] += 1
+                used[sample.codes] = True
+                if isinstance(sample.condition, int):
+                    per_class[sample.condition] += 1
+        except ValueError as error:
+            bad.append(error)
+        problems += map(str, bad)
+    if doubled := [key for key, count in keys.items() if count > 1]:
+        problems.append(
+            f"{path}: {len(doubled)} keys occur more than once, {doubled[0]} for one. Make the shards again"
+        )
+    if manifest.classes and not problems and (absent := manifest.classes - len(per_class)):
+        names = manifest.class_names or [str(number) for number in range(manifest.classes)]
+        some = listed([name for number, name in enumerate(names) if number not in per_class])
+        problems.append(f"{path}: {absent} of {manifest.classes} classes have no image: {some}")
+    return Contents(manifest, samples, views, dict(per_class), features, int(used.sum()), problems)
+
+
+def check_captions(model: Model, manifests: Mapping[str, Manifest]) -> None:
+    """Read the captions of shard sets, and see that each fits the model's prompt.
+
+    Sets that `tokenize` made with the same prompt are not read again.
+
+    Args:
+        manifests: by their paths.
+
+    Raises:
+        ValueError: naming the first sample whose caption does not fit, and how many do not.
+    """
+    fitting = fits(model)
+    if fitting is None or fitting.fingerprint is None:
+        return
+    for path, manifest in manifests.items():
+        if manifest.prompt == fitting.fingerprint:
+            continue
+        bad: list[ValueError] = []
+        for shard in manifest.shards:
+            for _ in read_shard(path, shard, manifest, bad=bad, misfit=fitting.misfit):
+                pass
+        if bad:
+            more = f" ({len(bad):,} samples of {manifest.samples:,} are damaged or do not fit)" if len(bad) > 1 else ""
+            raise ValueError(f"{bad[0]}{more}; or leave such samples out with --set data.damaged=skip")

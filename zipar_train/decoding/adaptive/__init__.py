@@ -1,0 +1,1 @@
+"""Adaptive windows: rows that start when their first code passes verification."""

@@ -1,0 +1,204 @@
+"""Drawing images with an adaptive window: a row opens once its first code is found to need no more of the row above.
+
+ZipAR's published version (He et al., PMLR 267, 2025; its code is not released, and its formulas are taken from accounts
+of it) tries a row's first code x as soon as `window` codes of the row above exist, and looks again in the next pass,
+which sees one code more: with probabilities p' there, p before, x is accepted with probability min(1, p'(x) / p(x)), as
+in speculative sampling; otherwise x is drawn anew from max(0, p' - p), and the pass after that looks again. A row's
+first code is settled at the latest when the row above is whole. So settled codes are not draws from any one law: what
+the first look leaves, accepted or not, is a draw from p', but only the accepted part stays.
+
+Each image goes its own way, and the host looks after every pass: no CUDA graphs here.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from zipar_train.decoding.adaptive.schedule import Feed, Rows
+from zipar_train.decoding.cache import SlotCache
+from zipar_train.decoding.decoder import Observer
+from zipar_train.decoding.memory import make_room
+from zipar_train.decoding.place import drawing_on, keys_aligned
+from zipar_train.decoding.sampling import guide, inverse, probabilities, reconsider
+from zipar_train.decoding.state import prompts
+from zipar_train.models.family import Family
+from zipar_train.plan.masks import hide
+from zipar_train.plan.stand_in import FirstRow, Seen, StandIn
+from zipar_train.plan.table import ROW_END, Plan
+from zipar_train.recipe.schema import Draw
+
+
+class AdaptiveDecoder:
+    """Draws images from a family, each along a plan that comes about with it.
+
+    Args:
+        family: on its device, in its dtype; put into eval mode.
+        window: the smallest.
+        stand_in, seen, first_row: as `Plan.zipar` has them.
+
+    Raises:
+        ValueError: for a window that does not fit.
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        *,
+        window: int,
+        stand_in: StandIn = "completed",
+        seen: Seen = "until_replaced",
+        first_row: FirstRow = "alone",
+    ):
+        self.family, self.drawn = family, list[Rows]()
+        family.model.eval()
+        self.rule: dict[str, Any] = {
+            "grid": family.grid, "window": window, "stand_in": stand_in, "seen": seen, "first_row": first_row,
+            "prompt": family.prompt_length,
+        }  # fmt: skip
+        self.plan = Plan.zipar(**self.rule)  # of the smallest window: what an image takes at least
+
+    def passes(self, images: int) -> list[int]:
+        """That each of the images drawn last took."""
+        return [rows.passes for rows in self.drawn[:images]]
+
+    @property
+    def numbers(self) -> int:
+        """Uniform numbers that an image takes: one a code, as everywhere; and two for every look at a first code."""
+        return 3 * self.family.grid.codes
+
+    def plans(self, images: int) -> list[Plan]:
+        """What each of the images drawn last was drawn along."""
+        return [rows.plan() for rows in self.drawn[:images]]
+
+    def release(self) -> None:
+        """Nothing is held between batches."""
+
+    @torch.inference_mode()
+    def __call__(self, condition: Any, uniforms: Tensor, draw: Draw, *, observe: Observer | None = None) -> Tensor:
+        """Draw B images.
+
+        Args:
+            condition: of B images.
+            uniforms: (B, 3 N), see `sampling.uniforms`.
+            draw: how codes are sampled.
+            observe: called with places (B, K) and logits (B, K, V) of every pass, (2 B, K, V) under guidance. Place p
+                is slot p of the image's plan, a place beyond its last slot none. For tests: what the decoder saw.
+
+        Returns:
+            Codes, int64 (B, H, W).
+
+        Raises:
+            ValueError: for a condition the family does not know.
+            NoRoom: for more images than memory holds; names how many it does.
+        """
+        with drawing_on(self.family.model.device):
+            return self._drawn(condition, uniforms, draw, observe)
+
+    def _drawn(self, condition: Any, uniforms: Tensor, draw: Draw, observe: Observer | None) -> Tensor:
+        images, family = len(uniforms), self.family
+        assert uniforms.shape == (images, self.numbers), uniforms.shape
+        rows = [Rows(**self.rule) for _ in range(images)]
+        sheet = _Sheet(family, self.plan, condition, uniforms, draw)
+        step = 0
+        while any(going := [one.last is None or step <= one.last for one in rows]):
+            feeds = [one.feeds(step) if on else [] for one, on in zip(rows, going, strict=True)]
+            accepted = sheet.forward(step, feeds, observe)
+            for image, feed in enumerate(each[-1] if each else None for each in feeds):
+                if feed and feed.task in ("try", "settle"):
+                    expires = rows[image].settle(step, feed, feed.task == "settle" or bool(accepted[image]))
+                    sheet.expires[image, sheet.written[image] - 1] = expires
+            step += 1
+        self.drawn = rows
+        return sheet.tokens[:, : family.grid.codes].view(images, family.grid.height, family.grid.width).clone()
+
+
+class _Sheet:
+    """What a batch is drawn on: codes, keys and values, and which slots each image has written, in its plan's order."""
+
+    def __init__(self, family: Family, plan: Plan, condition: Any, uniforms: Tensor, draw: Draw):
+        images, device, grid = len(uniforms), family.model.device, family.grid
+        self.prompt, self.padding = prompts(family, family.check(condition), guided=draw.guidance != 1)
+        self.copies = len(self.prompt) // images
+        self.family, self.draw, self.uniforms = family, draw, uniforms.to(device)
+        looks = (grid.height - 1) * (grid.row_length - plan.window)  # at most
+        self.most = plan.prompt + grid.height * grid.row_length + looks
+        self.aligned = keys_aligned(device)
+        slots = self.most + 1 + -(self.most + 1) % self.aligned
+        make_room(family, plan, images, rows=self.copies * images, slots=slots)
+        self.tokens = torch.full((images, grid.codes + 2), ROW_END, device=device)  # codes, the row end, and no code
+        self.before: Tensor | None = None  # what the codes that are looked at were drawn from, (B, V)
+        self.written = np.zeros(images, dtype=np.int64)
+        self.position = np.zeros((images, slots), dtype=np.int64)
+        self.expires = np.zeros((images, slots), dtype=np.int64)  # 0: not written
+        self.cache = SlotCache(family.model, rows=self.copies * images, slots=slots)
+
+    def forward(self, step: int, feeds: list[list[Feed]], observe: Observer | None) -> NDArray[np.bool_]:
+        """A pass; says of each image whether the code that it looked at is accepted."""
+        family, codes, device = self.family, self.family.grid.codes, self.tokens.device
+        images, widest = len(feeds), max(map(len, feeds))
+        source, position, target, place = (np.full((images, widest), x) for x in (0, -1, codes + 1, self.most))
+        for image, each in enumerate(feeds):
+            n, start = len(each), self.written[image]
+            if n:
+                source[image, :n] = [codes if feed.source < 0 else feed.source for feed in each]
+                position[image, :n] = [feed.position for feed in each]
+                target[image, :n] = [codes + 1 if feed.target < 0 else feed.target for feed in each]
+                place[image, :n] = range(start, start + n)
+                self.position[image, start : start + n] = position[image, :n]
+                self.expires[image, start : start + n] = [feed.expires for feed in each]
+                self.written[image] += n
+
+        seen = int(self.written.max())
+        seen += -seen % self.aligned
+        visible = (self.expires[:, None, :seen] > step) & (self.position[:, None, :seen] <= position[..., None])
+        mask = torch.from_numpy(visible).to(device)[:, None].repeat(self.copies, 1, 1, 1)
+        if self.padding is not None:
+            mask = hide(mask, self.padding, slots=torch.arange(widest, device=device) + (step > 0) * seen)
+        targets, sources, positions, places = (
+            torch.from_numpy(each).to(device) for each in (target, source, position, place)
+        )
+        embeddings = family.embed(self.tokens.gather(1, sources)).repeat(self.copies, 1, 1) if step else self.prompt
+        bias = torch.zeros_like(mask, dtype=embeddings.dtype).masked_fill(~mask, -torch.inf)
+        self.cache.aim(places.repeat(self.copies, 1), seen)
+        hidden = family.hidden(embeddings, positions.repeat(self.copies, 1), bias, self.cache)
+        if step == 0:  # of a prompt, the last token draws
+            hidden, targets, places = hidden[:, -1:], targets[:, -1:], places[:, -1:]
+        logits = family.head(hidden)
+        if observe:
+            observe(places, logits)
+        logits = guide(logits, self.draw.guidance) if self.draw.guidance != 1 else logits
+        p = probabilities(logits.flatten(0, 1), **self.draw.model_dump(exclude={"guidance"})).view(*logits.shape)
+        numbers = self.uniforms.gather(1, targets.clamp(max=codes - 1))
+        drawn = inverse(p.flatten(0, 1), numbers.flatten()).view(targets.shape)
+        accepted = self._look(feeds, p, drawn)
+        self.tokens.scatter_(1, targets, drawn)
+        self.tokens[:, codes:] = ROW_END
+        return accepted
+
+    def _look(self, feeds: list[list[Feed]], p: Tensor, drawn: Tensor) -> NDArray[np.bool_]:
+        """Look at the first codes of rows: those tried before are accepted, or drawn anew into `drawn`."""
+        grid, accepted = self.family.grid, np.zeros(len(feeds), dtype=np.bool_)
+        looks = [(k, each[-1]) for k, each in enumerate(feeds) if each and each[-1].task in ("try", "settle")]
+        if not looks:
+            return accepted
+        images = [k for k, _ in looks]
+        table = [(k, len(feeds[k]) - 1, feed.target, feed.tried) for k, feed in looks]
+        image, column, target, tried = torch.tensor(table, device=drawn.device).T
+        number = grid.codes + 2 * (target + (tried - 1).clamp(min=0))
+        if self.before is None:
+            self.before = p.new_zeros(len(feeds), p.shape[-1])
+        before, now = self.before[image], p[image, column]
+        kept, code = reconsider(
+            self.tokens[image, target].clamp(min=0),
+            before,
+            now,
+            self.uniforms[image, number],
+            self.uniforms[image, number + 1],
+        )
+        drawn[image, column] = torch.where(tried > 0, code, drawn[image, column])
+        self.before[image] = now
+        accepted[images] = ((tried > 0) & kept).cpu().numpy()
+        return accepted

@@ -1,0 +1,98 @@
+"""The rows of one image under an adaptive window: which are open, what the next pass feeds, the plan it comes to.
+
+A row is tried as soon as `window` tokens of the row above exist, at least one of them a code: its first code is drawn,
+and nothing is drawn from it yet. Each pass after that tries again, with one code more of the row above to be seen,
+until that code is settled; it is at the latest when the row above is whole.
+"""
+
+from typing import Literal, NamedTuple
+
+from zipar_train.plan.grid import Grid
+from zipar_train.plan.stand_in import FirstRow, Seen, StandIn, stand_in_of
+from zipar_train.plan.table import NEVER, PROMPT, ROW_END, Plan
+
+
+class Feed(NamedTuple):
+    """A slot of the next pass."""
+
+    source: int  # code, or ROW_END
+    position: int
+    target: int = -1  # the code that its logits predict, -1: none
+    expires: int = NEVER
+    task: Literal["none", "draw", "try", "settle"] = "none"  # what is done about the target
+    tried: int = 0  # times before
+
+
+class Rows:
+    """One image's.
+
+    Args:
+        grid, stand_in, seen, first_row, prompt: as `Plan.zipar` has them.
+        window: the smallest.
+    """
+
+    def __init__(self, grid: Grid, *, window: int, stand_in: StandIn, seen: Seen, first_row: FirstRow, prompt: int):
+        self.grid, self.window, self.stand_in, self.seen, self.prompt = grid, window, stand_in, seen, prompt
+        self.alone = first_row == "alone" and not grid.row_end
+        self.opens = [0]  # of the rows that are open, the pass that drew the first code
+        self.tries = [0] * grid.height
+
+    @property
+    def last(self) -> int | None:
+        """The pass that draws the image's last code, once that is known."""
+        return self.opens[-1] + self.grid.width - 1 if len(self.opens) == self.grid.height else None
+
+    def feeds(self, step: int) -> list[Feed]:
+        """What pass `step` feeds, by position; pass 0 the prompt."""
+        grid, found = self.grid, []
+        if step == 0:
+            prompt = [Feed(PROMPT, at) for at in range(-self.prompt, 0)]
+            return [*prompt[:-1], prompt[-1]._replace(target=0, task="draw")]
+        for row, opened in enumerate(self.opens):
+            column = step - opened - 1  # drawn in the pass before
+            code = grid.code(row, min(column, grid.width - 1))
+            if column < grid.width - 1:
+                found.append(Feed(code, grid.position(row, column), code + 1, task="draw"))
+            elif column == grid.width - 1 and row + 1 < grid.height:
+                found.append(Feed(code, grid.position(row, column)))
+        return found if self.last is not None else [*found[:-1], *self._start(step, found[-1])]
+
+    def _start(self, step: int, above: Feed) -> list[Feed]:
+        """What is fed for the first code of the first row that is not open, beside the latest code of the row above."""
+        grid, row = self.grid, len(self.opens) - 1
+        drawn = [min(step - opened, grid.width) for opened in self.opens]
+        code, tried = grid.code(row + 1, 0), self.tries[row + 1]
+        whole = drawn[row] == grid.width  # the pass feeds the row's last code
+        task: Literal["try", "settle"] = "settle" if whole else "try"
+        if whole and not grid.row_end:
+            return [above._replace(target=code, task=task, tried=tried)]
+        if drawn[row] + grid.row_end < self.window or (row == 0 and self.alone):
+            return [above]
+        position = grid.position(row, grid.width - 1)
+        if grid.row_end:
+            return [above, Feed(ROW_END, position + 1, code, NEVER if whole else step + 1, task, tried)]
+        source = stand_in_of(grid, [latest - 1 for latest in drawn], self.stand_in)
+        return [above, Feed(source, position, code, step + 1, task, tried)]
+
+    def settle(self, step: int, feed: Feed, accepted: bool) -> int:
+        """Take in what has become of a try; returns the pass in which its key expires."""
+        row = self.grid.row(feed.target)
+        if not accepted:
+            self.tries[row] += 1
+            return feed.expires
+        self.opens.append(step)
+        if feed.expires == NEVER or self.grid.row_end:
+            return NEVER
+        return self.opens[row - 1] + self.grid.width if self.seen == "until_replaced" else step + 1
+
+    @property
+    def passes(self) -> int:
+        """That the image took."""
+        assert self.last is not None
+        return self.last + 1
+
+    def plan(self) -> Plan:
+        """What the image was drawn along."""
+        assert self.last is not None
+        return Plan.opened(self.grid, self.opens, window=self.window, tries=self.tries, stand_in=self.stand_in,
+                           seen=self.seen, prompt=self.prompt)  # fmt: skip

@@ -1,0 +1,153 @@
+"""The layers of a `transformers` Llama or Chameleon for drawing: the same sums in a third of the operators.
+
+Queries, keys and values are one product, the feed-forward's gate and up another; norms are single operators. For frozen
+weights: no gradients, adapters merged.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import layer_norm, rms_norm, scaled_dot_product_attention, silu
+from transformers import Cache, PreTrainedModel
+from transformers.cache_utils import CacheLayerMixin
+from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.models.chameleon.modeling_chameleon import ChameleonModel
+from transformers.models.llama.modeling_llama import LlamaModel
+
+from zipar_train.decoding.onednn import LEAST, packed
+from zipar_train.models.compiled import compile_layers
+
+
+class Layer(nn.Module):
+    """One layer, (R, K, D) to (R, K, D), of a LlamaDecoderLayer's or ChameleonDecoderLayer's weights."""
+
+    def __init__(self, layer: Any, *, heads: int, least: int):
+        super().__init__()
+        attention, mlp = layer.self_attn, layer.mlp
+        self.head, self.scale = attention.head_dim, attention.scaling
+        self.heads, self.groups = heads, attention.num_key_value_groups
+        self.norms: tuple[Tensor, ...] | None = None  # of queries and keys: Chameleon's, numbers of each head
+        if hasattr(attention, "q_norm"):
+            both = (attention.q_norm, attention.k_norm)
+            self.norms = tuple(
+                torch.cat([getattr(part, name).detach() for part in both]) for name in ("weight", "bias")
+            )
+        self.before, self.between = layer.input_layernorm, layer.post_attention_layernorm
+        projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+        self.qkv = packed(torch.cat([projection.weight for projection in projections]), least=least)
+        self.out = packed(attention.o_proj.weight, least=least)
+        self.gate_up = packed(torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]), least=least)
+        self.down = packed(mlp.down_proj.weight, least=least)
+
+    def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, kept: CacheLayerMixin | None) -> Tensor:
+        """Apply the layer.
+
+        Args:
+            hidden: (R, K, D).
+            cos, sin: (1 or R, K, 1, head width); the first half of `sin` is negative.
+            mask: additive, (1 or R, 1, G K, keys): row g K + k is slot k's, for each of the G queries that share a key.
+            kept: this layer's keys and values; None: the pass's own are all there are.
+        """
+        rows, slots, _ = hidden.shape
+        keys = self.heads // self.groups
+        heads = self.qkv(norm(hidden, self.before)).view(rows, slots, -1, self.head)
+        turning, value = heads.split([self.heads + keys, keys], dim=2)
+        if self.norms is not None:
+            weight, bias = self.norms
+            turning = layer_norm(turning, (self.head,)) * weight + bias
+        turned = torch.addcmul(turning * cos, turning.roll(self.head // 2, -1), sin)
+        query, key = turned.transpose(1, 2).split([self.heads, keys], dim=1)
+        value = value.transpose(1, 2)
+        if kept is not None:
+            key, value = kept.update(key, value)
+        if self.groups > 1:  # queries of one key stand below each other, as if they were further slots
+            query = query.reshape(rows, keys, self.groups * slots, self.head)
+        attended = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=self.scale)
+        if self.groups > 1:
+            attended = attended.reshape(rows, self.heads, slots, self.head)
+        hidden = hidden + self.out(attended.transpose(1, 2).reshape(rows, slots, -1))
+        gate, up = self.gate_up(norm(hidden, self.between)).chunk(2, dim=-1)
+        return hidden + self.down(silu(gate) * up)
+
+
+class Body(nn.Module):
+    """In the place of a LlamaModel, for calls with embeddings, positions and a dense additive mask.
+
+    Grouped queries are folded into the slots, so that attention sees as many heads of queries as of keys: kernels that
+    take a mask (memory-efficient attention) refuse `enable_gqa` or copy the keys for each head, and the fallback
+    computes whole score matrices (aten/src/ATen/native/transformers/cuda/sdp_utils.cpp).
+    """
+
+    def __init__(self, llama: Any, *, least: int):
+        super().__init__()
+        self.groups = llama.config.num_attention_heads // (
+            llama.config.num_key_value_heads or llama.config.num_attention_heads
+        )
+        self.embed_tokens, self.rotary_emb, self.norm = llama.embed_tokens, llama.rotary_emb, llama.norm
+        self.layers = nn.ModuleList()
+        for index, layer in enumerate(llama.layers):
+            self.layers.append(Layer(layer, heads=llama.config.num_attention_heads, least=least))
+            llama.layers[index] = nn.Identity()  # one layer's weights twice at a time, not all
+
+    def forward(
+        self,
+        *,
+        inputs_embeds: Tensor,
+        position_ids: Tensor,
+        attention_mask: Tensor,
+        cache: Cache | None = None,
+        use_cache: bool = False,
+    ) -> BaseModelOutputWithPast:
+        cos, sin = (t[:, :, None] for t in self.rotary_emb(inputs_embeds, position_ids=position_ids))
+        half = sin.shape[-1] // 2
+        sin = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)  # the sign that transformers' rotate_half gives x
+        mask = attention_mask.repeat(1, 1, self.groups, 1) if self.groups > 1 else attention_mask
+        hidden = inputs_embeds
+        # layers are given what they keep and do not know their number, so that compiled ones share their code
+        for layer, kept in zip(
+            self.layers, cache.layers if cache is not None else [None] * len(self.layers), strict=True
+        ):
+            hidden = layer(hidden, cos, sin, mask, kept)
+        return BaseModelOutputWithPast(last_hidden_state=norm(hidden, self.norm))
+
+
+def norm(x: Tensor, module: nn.Module) -> Tensor:
+    return rms_norm(x, (x.shape[-1],), module.weight, module.variance_epsilon)  # type: ignore[arg-type]
+
+
+def streamline(model: PreTrainedModel, *, least: int = LEAST) -> bool:
+    """Give frozen weights a Body, if they are a stock Llama's or Chameleon's, and their head the fastest order.
+
+    The model draws as before, up to rounding, and can be neither trained nor saved any more.
+
+    Returns:
+        Whether it was a stock Llama or Chameleon.
+    """
+    llama: Any = model.base_model
+    if type(llama) not in (LlamaModel, ChameleonModel) or llama.config.hidden_act != "silu":
+        return False
+    if getattr(llama.config, "swin_norm", False):  # the 34 B Chameleon's layers
+        return False
+    linears = [m for layer in llama.layers for name, m in layer.named_modules() if name.endswith("_proj")]
+    if not all(type(linear) is nn.Linear and linear.bias is None for linear in linears):
+        return False
+    setattr(model, model.base_model_prefix, Body(llama, least=least))
+    head = model.get_output_embeddings()
+    if type(head) is nn.Linear and head.bias is None:
+        model.lm_head = packed(head.weight, least=least)
+    return True
+
+
+def compile_body(model: PreTrainedModel) -> None:
+    """torch.compile what `streamline` has made of a model, in place.
+
+    Layer by layer: for any windows, batch sizes and guidance, a layer has as many versions as the whole body would have
+    (6 to 8), each a fraction of the work. A model that `streamline` left as it was is compiled whole, since its layers
+    know their number and would each need versions of their own.
+    """
+    body: Any = model.base_model
+    if isinstance(body, Body):
+        compile_layers(body, dynamic=True)
+    else:
+        body.compile(dynamic=True)

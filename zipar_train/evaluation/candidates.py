@@ -1,0 +1,133 @@
+"""What is evaluated: a checkpoint as a generator with a name, and its drawings as the recipe asks for them."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zipar_train.decoding.generator import Generator, Manner
+from zipar_train.evaluation.captions import captions_of
+from zipar_train.evaluation.sample_set import Drawing, classes_of
+from zipar_train.models.family import fits
+from zipar_train.models.restore import Saved, read
+from zipar_train.recipe.fields import scaled
+from zipar_train.recipe.schema import Draw, Recipe
+
+
+@dataclass(frozen=True)
+class Subject:
+    name: str  # of its run folder, made unique
+    generator: Generator
+    weights: str  # SHA-256 of its file
+    origin: str  # path and checksum, for people
+
+
+def subjects(recipe: Recipe, paths: Sequence[str | Path], *, device: torch.device) -> list[Subject]:
+    """Run folders, checkpoints or exports as generators of the recipe's model, each under a name of its own.
+
+    Raises:
+        ValueError: for a checkpoint that cannot be read, or is of another model.
+    """
+    dtype = getattr(torch, recipe.evaluate.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
+    found: list[Subject] = []
+    for path in paths:
+        saved = read(path, checksum=True)
+        name = saved.path.parent.parent.name if saved.path.suffix == ".ckpt" else saved.path.stem
+        name = name or (saved.recipe or recipe).name
+        if name in {subject.name for subject in found}:
+            name = f"{name}-{len(found) + 1}"
+        weights, file = _checksum(saved)
+        generator = Generator(recipe, saved, device=device, dtype=dtype)
+        found.append(Subject(name, generator, weights, f"{file}, sha256 {weights[:8]}"))
+    return found
+
+
+def _checksum(saved: Saved) -> tuple[str, Path]:
+    """The checksum of the bytes that the weights were read from, and the file or folder that held them."""
+    assert saved.sha256 is not None
+    names = ("model.safetensors", "adapter_model.safetensors")
+    return saved.sha256, next((saved.path / name for name in names if (saved.path / name).is_file()), saved.path)
+
+
+def expected(recipe: Recipe) -> dict[str, Any]:
+    """What shards of the recipe's model must be, for `read_manifest`."""
+    model = recipe.model
+    return {"grid": model.raster, "codes": model.codes, "classes": model.classes, "captions": model.captions}
+
+
+def scored(recipe: Recipe) -> tuple[int, int] | None:
+    """Height and width in pixels that drawn images are resized to; None: they are scored as drawn."""
+    return scaled(recipe.model.grid, recipe.evaluate.size) if recipe.evaluate.size else None
+
+
+def windows_of(recipe: Recipe, windows: Sequence[int] | None) -> list[int]:
+    """The windows asked for and next-token, the widest first.
+
+    Raises:
+        ValueError: for one that does not fit the grid.
+    """
+    widest = recipe.model.raster.row_length
+    wanted = sorted({*(windows or recipe.evaluate.windows), widest}, reverse=True)
+    if wrong := [w for w in wanted if not 1 <= w <= widest]:
+        raise ValueError(f"window {wrong[0]} does not fit a row of {widest} codes: use 1 .. {widest}")
+    return wanted
+
+
+def conditions(recipe: Recipe, *, images: int, seed: int) -> tuple[list[Any], str]:
+    """A class or caption for each image, and where they come from, in words.
+
+    Raises:
+        ValueError: if there are no captions where the recipe says.
+    """
+    if recipe.model.classes is not None:
+        balanced = recipe.evaluate.classes == "balanced"
+        words = "classes in turn" if balanced else "random classes"
+        return classes_of(images, recipe.model.classes, seed=seed, balanced=balanced), words
+    captions, words = captions_of(recipe.evaluate.captions or recipe.data.val)
+    return [captions[k % len(captions)] for k in range(images)], words
+
+
+def check_captions(recipe: Recipe, wanted: Iterable[Any]) -> None:
+    """See that captions fit the model's prompt, before anything is drawn.
+
+    Raises:
+        ValueError: for the first that does not.
+    """
+    fitting = fits(recipe.model)
+    if fitting is None or fitting.fingerprint is None:
+        return
+    source = recipe.evaluate.captions or recipe.data.val
+    for text in dict.fromkeys(wanted):
+        if reason := fitting.misfit(text):
+            raise ValueError(f"evaluate.captions = {source}: {reason}")
+
+
+def drawing(
+    recipe: Recipe,
+    subject: Subject,
+    window: int,
+    seed: int,
+    *,
+    out: Path,
+    manner: Manner = "planned",
+    draw: Draw | None = None,
+    images: int | None = None,
+) -> Drawing:
+    """The recipe's drawing of a subject; `draw` and `images` instead of the recipe's."""
+    settings = recipe.evaluate
+    wanted, origin = conditions(recipe, images=images or settings.images, seed=seed)
+    return Drawing(
+        root=out / "drawn",
+        generator=subject.generator,
+        weights=subject.weights,
+        conditions=wanted,
+        origin=origin,
+        window=window,
+        seed=seed,
+        batch_size=settings.batch_size,
+        draw=draw or recipe.draw,
+        manner=manner,
+        size=scored(recipe),
+    )

@@ -1,0 +1,90 @@
+"""Which guidance scale suits a checkpoint: Frechet distances of a subset at several scales and windows."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+
+from pydantic import BaseModel
+
+from zipar_train.evaluation.candidates import check_captions, conditions, drawing, subjects, windows_of
+from zipar_train.evaluation.evaluate import judge
+from zipar_train.evaluation.scores.scores import Score
+from zipar_train.io.files import make_folder
+from zipar_train.recipe.schema import Recipe
+from zipar_train.run.ranks import process
+
+
+class Tried(BaseModel):
+    guidance: float
+    window: int
+    score: Score
+
+
+class Search(BaseModel):
+    """Every scale at every window, and the scale with the best mean over windows."""
+
+    checkpoint: str
+    score: str  # fid (lower is better), or clip
+    images: int
+    tried: list[Tried]
+    best: float
+
+
+def search_guidance(
+    recipe: Recipe,
+    checkpoint: str | Path,
+    scales: Sequence[float],
+    *,
+    windows: Sequence[int] | None = None,
+    images: int,
+    out: str | Path,
+    progress: bool = True,
+) -> Search | None:
+    """Score the first `images` images of the first seed at each scale; nothing in a recipe is changed.
+
+    Returns:
+        What was found; None in processes that only draw.
+
+    Raises:
+        ValueError: for a scale below 0, or as `evaluate` does.
+    """
+    if wrong := [scale for scale in scales if not 0 <= scale <= 100]:
+        raise ValueError(f"--search-guidance: {wrong[0]:g} is no guidance scale: use 0 .. 100")
+    scales, out = sorted(set(scales)), Path(out)
+    make_folder(out)
+    rank, world, device = process()
+    (subject,) = subjects(recipe, [checkpoint], device=device)
+    wanted = windows_of(recipe, windows)
+    judging = judge(recipe, subject, out=out, device=device) if rank == 0 else None
+    drawings = []
+    check_captions(recipe, conditions(recipe, images=images, seed=recipe.evaluate.seeds[0])[0])
+    for scale in scales:
+        draw = recipe.draw.model_copy(update={"guidance": float(scale)})
+        for window in wanted:
+            drawn = drawing(recipe, subject, window, recipe.evaluate.seeds[0], out=out, draw=draw, images=images)
+            drawn.make(rank=rank, world=world, progress=progress, words=f"guidance {scale:g}, window {window}")
+            drawings.append((float(scale), window, drawn))
+    if judging is None:
+        return None
+    score, tried = "fid" if judging.reference else "clip", []
+    for guidance, window, drawn in drawings:
+        drawn.wait()
+        found = judging.scores(drawn, f"scoring guidance {guidance:g}, window {window}")
+        tried.append(Tried(guidance=guidance, window=window, score=found[score]))
+    sign = 1 if score == "fid" else -1
+    means = {s: sign * fmean(t.score.mean for t in tried if t.guidance == s) for s in dict.fromkeys(map(float, scales))}
+    best = min(means, key=means.__getitem__)
+    return Search(checkpoint=subject.name, score=score, images=images, tried=tried, best=best)
+
+
+def lines(search: Search) -> list[str]:
+    """A row a scale, a column a window, and what to do with it."""
+    windows = list(dict.fromkeys(t.window for t in search.tried))
+    name = "Frechet distance" if search.score == "fid" else "CLIP score"
+    said = [f"{search.checkpoint}: {name} from {search.images:,} images, by guidance and window", ""]
+    said.append("guidance  " + "  ".join(f"{f'window {w}':>15}" for w in windows) + "       mean")
+    for scale in dict.fromkeys(t.guidance for t in search.tried):
+        row = [t.score for t in search.tried if t.guidance == scale]
+        cells = [f"{f'{s.mean:.3f} ± {s.std or 0:.3f}':>15}" for s in row]
+        said.append(f"{scale:8g}  " + "  ".join(cells) + f"  {fmean(s.mean for s in row):9.3f}")
+    return [*said, "", f"Best over these windows: --set draw.guidance={search.best:g}"]

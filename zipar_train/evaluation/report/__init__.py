@@ -1,0 +1,1 @@
+"""The report of an evaluation: its schema, tables, plots and page."""

@@ -1,0 +1,94 @@
+"""An evaluation as one HTML file that needs no network: table, plots, samples; light and dark."""
+
+import base64
+import io
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jinja2
+import yaml
+from markupsafe import Markup, escape
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import pad
+
+from zipar_train.evaluation.report.schema import Report
+
+PLAIN = "#000000"  # matplotlib's colour of words and axes, which becomes the page's
+
+
+def html(
+    report: Report,
+    samples: Mapping[tuple[str, int], Tensor],
+    figure: Figure,
+    *,
+    table: Sequence[Sequence[str]],
+    findings: Sequence[str],
+    reading: Sequence[str],
+) -> str:
+    """The page's text.
+
+    Args:
+        samples: uint8 (B, 3, height, width) by checkpoint and window.
+        figure: closed when done.
+        table: heading, then rows.
+        findings, reading: sentences, with **bold** in Markdown.
+    """
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    template = environment.from_string(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
+    names = list(dict.fromkeys(name for name, _ in samples))
+    rows, last = [], None
+    for cells in table[1:]:
+        published = cells[0].startswith("published")
+        rows.append({"cells": cells, "kind": " ".join(["first"] * (cells[0] != last) + ["published"] * published)})
+        last = cells[0]
+    return template.render(
+        name=report.recipe["name"],
+        heading=table[0],
+        rows=rows,
+        findings=[_bold(line) for line in findings],
+        reading=[_bold(line) for line in reading],
+        figure=Markup(_svg(figure)),
+        small=next(iter(samples.values())).shape[-2:].numel() < 64 * 64,
+        checkpoints=[
+            {
+                "name": name,
+                "strips": [
+                    {"window": window, "png": _strip(pixels), "alt": f"{len(pixels)} images of {name}, window {window}"}
+                    for (owner, window), pixels in samples.items()
+                    if owner == name
+                ],
+            }
+            for name in names
+        ],
+        recipe=yaml.safe_dump(report.recipe, sort_keys=False, allow_unicode=True),
+    )
+
+
+def _bold(line: str) -> Markup:
+    text = re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", str(escape(line)))
+    return Markup(text.replace(" -&gt; ", "&nbsp;→ "))
+
+
+def _svg(figure: Figure) -> str:
+    """The figure as an SVG element whose words and axes take the page's colour."""
+    buffer = io.StringIO()
+    with plt.rc_context({"svg.hashsalt": "zipar-train"}):
+        figure.savefig(buffer, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None})
+    plt.close(figure)
+    text = buffer.getvalue()
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    text = text.replace(PLAIN, "currentColor")
+    return text.replace('<g id="text', '<g fill="currentColor" id="text')
+
+
+def _strip(pixels: Tensor) -> str:
+    """Images side by side as a PNG in base64, with nothing between them."""
+    opaque = pad(pixels, (0, 0, 0, 0, 0, 1), value=255)  # a fourth channel
+    row = pad(opaque, (0, 1), value=0).permute(2, 0, 3, 1).flatten(1, 2)[:, :-1]
+    buffer = io.BytesIO()
+    Image.fromarray(row.contiguous().numpy()).save(buffer, "png", optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,85 @@
+"""How a score was measured, and in what that departs from how a published one was."""
+
+from pydantic import BaseModel
+
+from zipar_train.recipe.published import Paper
+
+
+class Protocol(BaseModel):
+    """All that two scores must share to stand in one column."""
+
+    images: int  # drawn, for each seed
+    seeds: list[int]
+    conditions: str  # random classes | classes in turn | captions of ...
+    size: int | tuple[int, int]  # pixels each way, or height and width, as scored
+    drawn: int | tuple[int, int]  # the same, as drawn
+    reference: str | None  # None: nothing to compare with
+    reference_checksum: str | None
+    reference_images: int | None
+    validation: bool  # whether the reference is a validation set
+    guidance: float
+    temperature: float
+    top_k: int
+    top_p: float
+    dtype: str
+    features: str | None
+    features_weights: str | None  # SHA-256
+    clip: str | None = None
+
+
+def one_or_two(size: tuple[int, int]) -> int | tuple[int, int]:
+    """Pixels each way, or height and width of what is not square."""
+    return size[0] if size[0] == size[1] else size
+
+
+def in_pixels(size: int | tuple[int, int]) -> str:
+    """A size in words: `256 px`, `192 x 256 px`."""
+    return f"{size} px" if isinstance(size, int) else f"{size[0]} x {size[1]} px"
+
+
+def warnings(protocol: Protocol) -> list[str]:
+    """What makes these scores incomparable with most published ones, in sentences."""
+    said = []
+    if protocol.validation and protocol.features == "inception":
+        said.append(
+            f"The reference, {protocol.reference}, is a validation set. Published FIDs are against the training set "
+            "(ADM's VIRTUAL_imagenet256_labeled.npz), and differ."
+        )
+    if protocol.features and protocol.features != "inception":
+        said.append(
+            f"Features are of {protocol.features}, a small network trained on this recipe's training images: these "
+            "scores are not comparable with Inception's, nor with another recipe's."
+        )
+    if protocol.features and protocol.images < 50_000:
+        said.append(
+            f"From {protocol.images:,} images a Frechet distance is biased upwards against one from 50,000, alike in "
+            "every row."
+        )
+    return said
+
+
+def departures(protocol: Protocol, paper: Paper) -> list[str]:
+    """In what our measurement differs from the published one, in the published one's order."""
+    known = paper.protocol
+    pairs = [
+        ("images", protocol.images, known.images),
+        ("conditions", protocol.conditions, known.conditions),
+        ("pixels", protocol.size, known.size),
+        ("reference", protocol.reference, known.reference),
+        ("features", protocol.features, known.features),
+        ("clip", protocol.clip, known.clip),
+        ("guidance", protocol.guidance, known.guidance),
+        ("temperature", protocol.temperature, known.temperature),
+        ("top_k", protocol.top_k, known.top_k),
+        ("top_p", protocol.top_p, known.top_p),
+        ("precision", protocol.dtype, known.dtype),
+    ]
+    return [
+        f"{name}: {ours if ours is not None else 'none'} (published: {theirs})"
+        for name, ours, theirs in pairs
+        if theirs is not None and not _same(ours, theirs)
+    ]
+
+
+def _same(ours: object, theirs: object) -> bool:
+    return ours == theirs or str(ours).lower().startswith(f"{theirs}, ".lower())  # a file, and what is taken of it

@@ -1,0 +1,265 @@
+"""An evaluation in words: columns, sentences, Markdown; and its files, `report.html` the one to read."""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+
+from PIL import Image
+
+from zipar_train.evaluation.report.html import html
+from zipar_train.evaluation.report.plots import pareto, plot_samples
+from zipar_train.evaluation.report.protocol import in_pixels
+from zipar_train.evaluation.report.schema import SCORES, Report, Row, Samples
+from zipar_train.evaluation.scores.scores import Score
+from zipar_train.io.figures import write_figure
+from zipar_train.io.files import make_folder, write_whole
+from zipar_train.recipe.published import Paper
+
+NEXT_TOKEN = "next-token"
+
+
+def write_report(report: Report, samples: Samples, out: str | Path) -> list[Path]:
+    """Write the five files; returns their paths.
+
+    Raises:
+        OSError: if one cannot be written.
+    """
+    out = Path(out)
+    make_folder(out)
+    write_whole(out / "report.json", (report.model_dump_json(indent=1) + "\n").encode())
+    write_whole(out / "report.md", markdown(report).encode())
+    published = published_points(report)
+    write_figure(pareto(report, paper=published), out / "pareto.png")
+    plot_samples(samples, out / "samples.png")
+    figures = pareto(report, paper=published)
+    page = html(report, samples, figures, table=table(report), findings=findings(report), reading=reading(report))
+    write_whole(out / "report.html", page.encode())
+    return [out / name for name in ("report.html", "report.md", "report.json", "pareto.png", "samples.png")]
+
+
+def paper_of(report: Report) -> Paper | None:
+    return Paper.model_validate(report.recipe["paper"]) if report.recipe.get("paper") else None
+
+
+def published_points(report: Report) -> dict[str, list[tuple[float, float]]]:
+    """The recipe's published (passes, score) by quality."""
+    paper = paper_of(report)
+    rows = paper.rows if paper else []
+    return {
+        "fid": [(row.passes, row.fid) for row in rows if row.fid and report.protocol.features == "inception"],
+        "clip": [(row.passes, row.clip) for row in rows if row.clip is not None],
+    }
+
+
+def frechet_name(report: Report) -> str:
+    """FID if it is Inception's, with the number of images where that is not 50,000, and what it is against."""
+    protocol = report.protocol
+    if protocol.features != "inception":
+        return "FD"
+    name = "FID" if protocol.images == 50_000 else f"FID-{protocol.images / 1000:g}k"
+    return f"{name} (val)" if protocol.validation else name
+
+
+def columns(report: Report) -> list[tuple[str, Callable[[Row], str]]]:
+    """Heading and text of every column that has something in it."""
+    few = {"fid": frechet_name(report), "sfid": "s" + frechet_name(report), "kid": "KID x1000", "isc": "IS",
+           "precision": "precision", "recall": "recall", "agreement": "agreement", "clip": "CLIP"}  # fmt: skip
+    scales = {"kid": (1000, 1), "agreement": (100, 1), "clip": (1, 4), "precision": (1, 3), "recall": (1, 3)}
+
+    def shown(name: str) -> Callable[[Row], str]:
+        scale, digits = scales.get(name, (1, 2))
+        unit = " %" if name == "agreement" else ""
+        return lambda row: _pm(getattr(row, name), scale, digits) + unit if getattr(row, name) else ""
+
+    found: list[tuple[str, Callable[[Row], str]]] = [
+        ("checkpoint", lambda row: row.name),
+        ("window", lambda row: str(row.window)),
+        ("passes", lambda row: f"{row.passes:,.{int(row.manner == 'adaptive')}f}"),
+        ("fewer", lambda row: f"{row.reduction:.0%}"),
+        ("ms/image", lambda row: f"{row.milliseconds:,.0f}"),
+    ]
+    if report.measured("images_per_second"):
+        found.append(("images/s", lambda row: "" if row.images_per_second is None else f"{row.images_per_second:,.3g}"))
+    if report.measured("bits"):
+        found += [
+            ("bits/code", lambda row: "" if row.bits is None else f"{row.bits:.3f}"),
+            ("window costs", lambda row: f"{row.window_costs:+.1%}" if row.window_costs else ""),
+        ]
+    if report.measured("gap_closed"):
+        found.append(("gap closed", lambda row: "" if row.gap_closed is None else f"{row.gap_closed:.0%}"))
+    return found + [(few[name], shown(name)) for name in SCORES if report.measured(name)]
+
+
+def _pm(score: Score, scale: float, digits: int) -> str:
+    spread = "" if score.std is None else f" ± {score.std * scale:.{digits}f}"
+    return f"{score.mean * scale:.{digits}f}{spread}"
+
+
+def table(report: Report) -> list[list[str]]:
+    """The heading, our rows, and the recipe's published ones; a † marks those that ours are not comparable with.
+
+    A published FID never stands in a column of another network's distances.
+    """
+    found = columns(report)
+    names = [name for name, _ in found]
+    rows = [names] + [[text(row) for _, text in found] for row in report.rows]
+    paper = paper_of(report)
+    mark = "†" if report.departures else ""
+    for published in paper.rows if paper else []:
+        cells = {
+            "checkpoint": f"published{mark}",
+            "window": str(published.window),
+            "passes": f"{published.passes:,}",
+            "fewer": f"{1 - published.passes / max(r.passes for r in paper.rows):.0%}" if paper else "",
+            "ms/image": f"{published.seconds * 1000:,.0f}†" if published.seconds else "",
+        }
+        scores = {}
+        if published.fid is not None and report.protocol.features == "inception":
+            scores[frechet_name(report)] = f"{published.fid:.2f}{mark}"
+        if published.clip is not None:
+            scores["CLIP"] = f"{published.clip:.3f}{mark}"
+        if scores.keys() & set(names):
+            cells |= scores
+            rows.append([cells.get(name, "") for name in names])
+    return rows
+
+
+def findings(report: Report) -> list[str]:
+    """What the numbers say, in sentences that are computed and can come out otherwise."""
+    if report.baseline is None:
+        return []
+    widest = report.rows[0].window
+    name = frechet_name(report) if report.protocol.features == "inception" else "Frechet distance"
+    others = dict.fromkeys(row.checkpoint for row in report.rows if row.checkpoint != report.baseline)
+    lines = []
+    for other in others:
+        before, after = report.row(report.baseline, widest), report.row(other, widest)
+        kept = [f"bits {after.bits / before.bits - 1:+.1%}"] if before.bits and after.bits else []
+        kept += [f"{name} {before.fid.mean:.2f} -> {after.fid.mean:.2f}"] if before.fid and after.fid else []
+        kept += [f"CLIP score {before.clip.mean:.4f} -> {after.clip.mean:.4f}"] if before.clip and after.clip else []
+        lines.append(f"**{other}** against {report.baseline}, next-token kept: {', '.join(kept)}.")
+        for row in report.rows:
+            if row.checkpoint != other or row.window == widest or row.manner != "planned":
+                continue
+            base = report.row(report.baseline, row.window)
+            said = [f"closes {row.gap_closed:.0%} of the gap in bits"] if row.gap_closed is not None else []
+            said += [f"{name} {base.fid.mean:.2f} -> {row.fid.mean:.2f}"] if base.fid and row.fid else []
+            said += [f"CLIP score {base.clip.mean:.4f} -> {row.clip.mean:.4f}"] if base.clip and row.clip else []
+            if base.agreement and row.agreement:
+                said.append(f"agreement {base.agreement.mean:.1%} -> {row.agreement.mean:.1%}")
+            lines.append(f"At window {row.window}, {row.reduction:.0%} fewer passes: {', '.join(said)}.")
+    return lines
+
+
+def reading(report: Report) -> list[str]:
+    """How to read the table, and with what it was made."""
+    protocol = report.protocol
+    environment = ", ".join(f"{key} {value}" for key, value in report.environment.items())
+    drawn = in_pixels(protocol.drawn).removesuffix(" px")
+    resized = f", resized from {drawn} (bicubic, as LlamaGen does)" if protocol.size != protocol.drawn else ""
+    seeds = f"seed{'s' * (len(protocol.seeds) > 1)} {', '.join(map(str, protocol.seeds))}"
+    lines = [
+        f"Drawn: {protocol.images:,} images a row and seed ({seeds}), {protocol.conditions}, {in_pixels(protocol.size)}"
+        f"{resized}, {protocol.dtype}; guidance {protocol.guidance:g}, temperature {protocol.temperature:g}, "
+        f"top-k {protocol.top_k}, top-p {protocol.top_p:g}.",
+    ]
+    if protocol.reference:
+        over = "" if protocol.reference_images is None else f", {protocol.reference_images:,} images"
+        lines.append(
+            f"Compared with: {protocol.reference}{over} (sha256 {(protocol.reference_checksum or '')[:8]}), by "
+            f"features of {protocol.features} (weights' sha256 {(protocol.features_weights or '')[:8]}), through "
+            "torch-fidelity."
+        )
+    lines += [f"**{warning}**" for warning in report.warnings]
+    paper = paper_of(report)
+    if paper:
+        lines.append(f"Published: {paper.source}.")
+    if report.departures:
+        lines.append(f"† Not comparable with the published numbers: {'; '.join(report.departures)}.")
+    if paper and any(row.seconds for row in paper.rows):
+        lines.append("† Published times are of another machine.")
+    if report.held_out:
+        lines += [
+            f"bits/code is exact: mean -log2 p of held-out codes ({report.held_out}) under that window's mask, without "
+            "guidance. Window costs: bits above the checkpoint's own next-token bits.",
+        ]
+    if report.measured("gap_closed"):
+        lines.append(
+            f"Gap closed: of the bits that {report.baseline} loses at that window against its own next-token bits, the "
+            "share this one does not lose."
+        )
+    if report.measured("agreement"):
+        lines.append(
+            f"Agreement: share of drawn images that the classifier ({report.features_accuracy:.1%} right on held-out "
+            "ones) names as the class they were drawn for."
+        )
+    if report.measured("kid"):
+        lines.append(
+            "KID is unbiased for independent draws; classes in turn make it a little negative where nothing differs."
+        )
+    if len(protocol.seeds) > 1:
+        lines.append("±: standard deviation over seeds.")
+    else:
+        lines.append(
+            "±: standard error from one seed's images. FID: leaving out each tenth in turn; KID: spread of subsets; "
+            "IS: its ten splits; shares: binomial; sFID: none."
+        )
+    lines.append(
+        "ms/image: median of three to nine times that image 0 is drawn alone, windows and checkpoints taking turns"
+        + ("; images/s: one process at the recipe's batch size." if report.measured("images_per_second") else ".")
+    )
+    lines += [f"{name}: {origin}." for name, origin in report.checkpoints.items()]
+    return [*lines, f"{environment}."]
+
+
+def markdown_table(report: Report) -> list[str]:
+    heading, *rows = table(report)
+    return ["| " + " | ".join(row) + " |" for row in [heading, ["---"] * len(heading), *rows]]
+
+
+def markdown(report: Report) -> str:
+    """The report as Markdown."""
+    return "\n".join(
+        [
+            f"# {report.recipe['name']}: windows and what they cost",
+            "",
+            *markdown_table(report),
+            "",
+            *(f"- {line}" for line in findings(report)),
+            "",
+            "![Quality against passes and time](pareto.png)",
+            "",
+            "![Samples](samples.png)",
+            "",
+            "## How to read it",
+            "",
+            *(f"- {line}" for line in reading(report)),
+            "",
+        ]
+    )
+
+
+def log_to_wandb(report: Report, pictures: Iterable[Path]) -> None:
+    """One W&B run with the table and the pictures, online or offline as the recipe says."""
+    from zipar_train.recipe.load import parse
+    from zipar_train.training.wandb_run import start
+
+    recipe = parse(report.recipe, where="the report's recipe")
+    run = start(recipe, "evaluate", config={"environment": report.environment})
+    if run is None:
+        return
+    flat = [_flat(row) for row in report.rows]
+    for picture in pictures:
+        with Image.open(picture) as image:
+            run.log_image(picture.stem, [image.copy()])
+    table = partial(run.table, "evaluation", list(flat[0]), [list(row.values()) for row in flat])
+    run.finish(last={"table": table})
+
+
+def _flat(row: Row) -> dict[str, float | str | None]:
+    """A row as numbers, a score as its mean and its standard deviation."""
+    flat: dict[str, float | str | None] = {}
+    for key, value in row.model_dump().items():
+        mean, std = (value["mean"], value["std"]) if isinstance(value, dict) else (value, None)
+        flat |= {key: mean, f"{key}_std": std} if key in SCORES else {key: value}
+    return flat

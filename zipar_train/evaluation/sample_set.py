@@ -1,0 +1,234 @@
+"""Images drawn once, by as many processes as there are, from where the last run stopped.
+
+The images of a drawing are numbered and cut into batches; process r of R draws batches r, r + R, ... and writes each,
+as codes, when it is done. What image k is depends on the seed and k alone: its uniform numbers, its class or caption. A
+drawing's folder is named after everything else that its codes depend on, so a finished batch is never drawn again and
+never mistaken for another's.
+"""
+
+import hashlib
+import io
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from zipar_train.decoding.generator import Generator, Manner
+from zipar_train.evaluation.scores.adm_npz import write_images
+from zipar_train.evaluation.scores.features import Pictures
+from zipar_train.io.files import make_folder, write_whole
+from zipar_train.recipe.schema import Draw
+
+
+def classes_of(images: int, classes: int, *, seed: int, balanced: bool) -> list[int]:
+    """The class of each image: 0 .. classes - 1 in turn, or at random, image k's from (seed, k) alone."""
+    if balanced:
+        return [k % classes for k in range(images)]
+    streams = (np.random.Philox(key=[seed, k], counter=[0, 0, 0, 1]) for k in range(images))  # not the codes' numbers
+    return [int(np.random.Generator(stream).integers(classes)) for stream in streams]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Images of one generator at one window from one seed.
+
+    Args:
+        root: the folder that holds drawings.
+        weights: the checkpoint's checksum.
+        conditions: a class or caption for each image.
+        origin: where these come from, in words; a longer list from there begins with the shorter one.
+        draw: how codes are sampled.
+        manner: see `Generator.draw`.
+        size: height and width in pixels to resize to; None: as the tokenizer makes them.
+    """
+
+    root: Path
+    generator: Generator = field(repr=False)
+    weights: str
+    conditions: list[Any] = field(repr=False)
+    origin: str
+    window: int
+    seed: int
+    batch_size: int
+    draw: Draw
+    manner: Manner = "planned"
+    size: tuple[int, int] | None = None
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """All that the codes depend on; the number of images aside, which may grow."""
+        model = self.generator.recipe.model
+        return {
+            "weights": self.weights,
+            "model": model.model_dump(exclude={"weights", "weights_entry", "tokenizer", "tokenizer_weights"}),
+            "window": self.window,
+            "rule": {} if self.manner == "released" else self.generator.recipe.zipar.rule,
+            "manner": self.manner,
+            "seed": self.seed,
+            "draw": self.draw.model_dump(),
+            "batch_size": self.batch_size,
+            "conditions": self.origin,
+            "dtype": str(self.generator.dtype).removeprefix("torch."),
+            "device": self.generator.device.type,
+        }
+
+    @cached_property
+    def folder(self) -> Path:
+        name = f"window-{self.window}{'' if self.manner == 'planned' else f'-{self.manner}'}-seed-{self.seed}"
+        return self.root / f"{name}-{_digest(self.settings)[:10]}"
+
+    @cached_property
+    def batches(self) -> list[range]:
+        """Numbers of the images of each batch."""
+        images = len(self.conditions)
+        return [range(start, min(start + self.batch_size, images)) for start in range(0, images, self.batch_size)]
+
+    def path(self, batch: range) -> Path:
+        return self.folder / f"{batch.start:06d}-{batch.stop:06d}.npz"
+
+    def make(self, *, rank: int = 0, world: int = 1, progress: bool = True, words: str = "") -> None:
+        """Draw this process's batches that are not there yet.
+
+        Raises:
+            OSError: if one cannot be written.
+            ValueError: for a batch too large for memory.
+        """
+        make_folder(self.folder)
+        write_whole(self.folder / "drawing.json", (json.dumps(self.settings, indent=1) + "\n").encode())
+        mine = self.batches[rank::world]
+        left = [batch for batch in mine if self._read(batch) is None]
+        times = []
+        bar = tqdm(total=sum(map(len, mine)), initial=sum(map(len, mine)) - sum(map(len, left)), unit="images",
+                   desc=words, disable=not progress, mininterval=0.1 if sys.stderr.isatty() else 20)  # fmt: skip
+        with bar:
+            for batch in left:
+                start = perf_counter()
+                conditions = self.conditions[batch.start : batch.stop]
+                drawn = self.generator.draw(conditions, window=self.window, seed=self.seed, first=batch.start,
+                                            manner=self.manner, batch_size=len(batch), pixels=False,
+                                            **self.draw.model_dump())  # fmt: skip
+                if len(batch) == self.batch_size:
+                    times.append((perf_counter() - start) / len(batch))
+                buffer = io.BytesIO()
+                np.savez(buffer, codes=drawn.codes.numpy().astype(np.uint16), passes=drawn.passes.numpy())
+                write_whole(self.path(batch), buffer.getvalue())
+                bar.update(len(batch))
+        if len(times) > 1 and rank == 0:  # the first batch warms up
+            speed = {"images_per_second": 1 / median(times[1:]), "batch": self.batch_size}
+            write_whole(self.folder / "speed.json", json.dumps(speed).encode())
+
+    def wait(self, *, every: float = 2.0) -> None:
+        """Until other processes have drawn their batches too."""
+        missing = [path for path in map(self.path, self.batches) if not path.is_file()]
+        if missing:
+            print(f"{self.folder}: waiting for {len(missing)} batches of other processes", file=sys.stderr, flush=True)
+        while missing:
+            time.sleep(every)
+            missing = [path for path in missing if not path.is_file()]
+
+    @property
+    def speed(self) -> float | None:
+        """Images a second as this process, or an earlier one, drew them."""
+        try:
+            speed = float(json.loads((self.folder / "speed.json").read_bytes())["images_per_second"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return speed if 0 < speed < float("inf") else None
+
+    def codes(self) -> Iterator[Tensor]:
+        """Batches of codes, int64 (B, H, W).
+
+        Raises:
+            ValueError: for one that is not there, or damaged.
+        """
+        for codes, _ in self._whole():
+            yield codes
+
+    def passes(self) -> Tensor:
+        """That each image took, int64.
+
+        Raises:
+            ValueError: for a batch that is not there, or damaged.
+        """
+        return torch.cat([passes for _, passes in self._whole()])
+
+    def _whole(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in self.batches:
+            found = self._read(batch)
+            if found is None:
+                raise ValueError(f"{self.path(batch)} is missing or damaged: run the same command again to draw it")
+            yield found
+
+    def pixels(self) -> Iterator[Tensor]:
+        """Blocks of pixels, uint8 (B, 3, height, width), on the CPU."""
+        tokenizer = self.generator.drawing.tokenizer
+        assert tokenizer is not None
+        for codes in self.codes():
+            yield tokenizer.decode(codes.to(self.generator.device), size=self.size).cpu()
+
+    def pictures(self, words: str = "") -> Pictures:
+        return Pictures(self.pixels, len(self.conditions), words=words)
+
+    def write_npz(self) -> Path:
+        """All images as one file for ADM's evaluator, beside the folder."""
+        size = self._size()
+        path = self.folder.with_name(f"{self.folder.name}-{_named(size)}.npz")
+        write_images(path, self.pixels(), count=len(self.conditions), size=size)
+        return path
+
+    def write_png(self) -> Path:
+        """A folder of these images alone as PNG, `000000.png` and so on, beside the folder."""
+        folder = self.folder.with_name(f"{self.folder.name}-{_named(self._size())}")
+        make_folder(folder)
+        for older in folder.glob("*.png"):
+            older.unlink()
+        number = 0
+        for block in tqdm(self.pixels(), total=len(self.batches), desc=folder.name, unit="batch", leave=False,
+                          disable=None):  # fmt: skip
+            for image in block.permute(0, 2, 3, 1).numpy():
+                buffer = io.BytesIO()
+                Image.fromarray(image).save(buffer, "png")
+                write_whole(folder / f"{number:06d}.png", buffer.getvalue())
+                number += 1
+        return folder
+
+    def _size(self) -> tuple[int, int]:
+        """Height and width of the images in pixels."""
+        height, width = next(self.pixels()).shape[-2:]
+        return height, width
+
+    def _read(self, batch: range) -> tuple[Tensor, Tensor] | None:
+        """A batch's codes and passes, if they are there and whole: the archive holds checksums."""
+        grid = self.generator.drawing.grid
+        try:
+            with np.load(self.path(batch), allow_pickle=False) as file:
+                codes, passes = file["codes"], file["passes"]
+        except Exception:  # damaged bytes fail in a dozen ways, and all have one remedy
+            return None
+        if codes.dtype != np.uint16 or codes.shape != (len(batch), grid.height, grid.width):
+            return None
+        if passes.dtype != np.int64 or passes.shape != (len(batch),) or passes.min() < 1 or passes.max() > grid.codes:
+            return None
+        found = torch.from_numpy(codes.astype(np.int64))
+        return (found, torch.from_numpy(passes)) if int(found.max()) < self.generator.drawing.codes else None
+
+
+def _named(size: tuple[int, int]) -> str:
+    height, width = size
+    return f"{width}px" if height == width else f"{height}x{width}px"
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()

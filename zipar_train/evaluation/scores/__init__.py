@@ -1,0 +1,1 @@
+"""Scores of generated images: features, references, Frechet distances, classifier and CLIP scores."""

@@ -1,0 +1,197 @@
+"""What drawn images are compared with: a folder of pictures, a shard set, or a file of ADM's evaluator."""
+
+import hashlib
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch_fidelity.metric_fid import fid_features_to_statistics
+from torchvision.transforms.functional import pil_to_tensor
+
+from zipar_train.data.crops import centre_crop
+from zipar_train.data.image_decoding import decode_image
+from zipar_train.data.image_files import named, picture_files
+from zipar_train.data.loader import ShardLoader
+from zipar_train.data.shards import read_manifest
+from zipar_train.evaluation.scores import adm_npz as adm
+from zipar_train.evaluation.scores.adm_npz import Statistics
+from zipar_train.evaluation.scores.features import Extractor, Features, Pictures
+from zipar_train.io.errors import printable
+from zipar_train.io.remote import is_url
+from zipar_train.models.tokenizers.base import Tokenizer
+from zipar_train.plan.grid import Grid
+
+BLOCK = 64  # pictures in memory
+LEAST = 10  # pictures of a reference
+VALIDATION = re.compile(r"(^|[^a-z])(val|valid|validation)([^a-z]|$)|ILSVRC2012_val", re.IGNORECASE)
+
+
+@dataclass
+class Reference:
+    """Features and statistics of the pictures that drawn ones are compared with.
+
+    words: what it is. checksum: of the file, the shard set, or a folder's names and sizes.
+    images: that statistics are over; None: a file does not say. features: None if it holds statistics alone.
+    validation: whether it is, by its name, a validation set, which published FIDs are not against.
+    """
+
+    words: str
+    checksum: str
+    images: int | None
+    validation: bool
+    statistics: Statistics
+    spatial: Statistics | None
+    features: Features | None
+
+
+def open_reference(
+    source: str,
+    extractor: Extractor,
+    *,
+    tokenizer: Tokenizer,
+    size: tuple[int, int],
+    batch_size: int = BLOCK,
+    grid: Grid | None = None,
+    codes: int | None = None,
+) -> Reference:
+    """Read a reference and take its features.
+
+    Args:
+        source: a folder of pictures, the manifest (.json) of a shard set, or an .npz file of ADM's evaluator.
+        tokenizer: of a shard set's codes.
+        size: height and width of the drawn images in pixels; larger pictures of a folder are cropped as ADM crops,
+            shards' resized as drawn images are.
+        grid, codes: that a shard set's must be.
+
+    Raises:
+        ValueError: if it is none of these, is damaged or of another size; names it and the remedy.
+    """
+    path = Path(source)
+    if path.suffix == ".npz":
+        return _from_adm(path, extractor, size=size)
+    if path.suffix == ".json":
+        read_manifest(source, grid=grid, codes=codes)
+        return _from_shards(source, extractor, tokenizer, size=size, batch_size=batch_size)
+    if path.is_dir():
+        return _from_folder(path, extractor, size=size)
+    raise ValueError(f"evaluate.reference = {source}: nothing to compare with. {adm.REMEDY}")
+
+
+def _from_adm(path: Path, extractor: Extractor, *, size: tuple[int, int]) -> Reference:
+    file = adm.read_reference(path)
+    if file.size is None and size[0] != size[1]:
+        raise ValueError(
+            f"evaluate.reference = {path}: its statistics are of square images, the drawn ones have {_by(size)} "
+            "pixels. Give a folder of pictures, or shards made by `zipar-train tokenize`"
+        )
+    if file.size not in (None, size):
+        raise ValueError(
+            f"evaluate.reference = {path}: its images have {_by(file.size)} pixels, the drawn ones {_by(size)}. "
+            f"Set evaluate.size={min(file.size)}, or give a reference of {_by(size)} pixels"
+        )
+    if file.pooled and not extractor.inception:
+        raise ValueError(
+            f"evaluate.reference = {path} holds statistics of Inception's features, and evaluate.features is "
+            f"{extractor.name}: set evaluate.features=inception"
+        )
+    features = None
+    if file.images:
+        _enough(path, file.images)
+        pictures = Pictures(lambda: file.blocks(BLOCK), file.images, words="reference")
+        features = extractor(pictures, spatial=file.spatial is not None or file.pooled is None)
+    return Reference(
+        words=f"{path.name}, ADM's statistics" if file.pooled else path.name,
+        checksum=file.sha256,
+        images=None if file.pooled else file.images,
+        validation=bool(VALIDATION.search(path.stem)),
+        statistics=file.pooled or _statistics(features, extractor),
+        spatial=file.spatial or (features.spatial.statistics() if features and features.spatial else None),
+        features=features,
+    )
+
+
+def _from_shards(
+    source: str, extractor: Extractor, tokenizer: Tokenizer, *, size: tuple[int, int], batch_size: int
+) -> Reference:
+    loader = ShardLoader(source, batch_size=batch_size)  # one: the manifest that is told is the one that is read
+    manifest = loader.manifest
+    _enough(source, manifest.samples)
+    if manifest.tokenizer is not None and tokenizer.sha256 != manifest.tokenizer:
+        raise ValueError(
+            f"evaluate.reference = {source}: its codes are of another tokenizer (sha256 {manifest.tokenizer[:8]}, the "
+            f"recipe's {(tokenizer.sha256 or 'none')[:8]}). Give shards made with this recipe"
+        )
+
+    def blocks() -> Iterator[Tensor]:
+        loader.load_state_dict({"epoch": 0, "steps": 0})
+        for batch in loader:
+            yield tokenizer.decode(batch.codes.view(-1, *manifest.grid).to(extractor.device), size=size).cpu()
+
+    features = extractor(Pictures(blocks, manifest.samples, words="reference"), spatial=True)
+    return Reference(
+        words=f"{manifest.source} ({source if is_url(source) else Path(source).name}), decoded from codes",
+        checksum=manifest.checksum,
+        images=manifest.samples,
+        validation=bool(VALIDATION.search(Path(source).stem)) or "val" in manifest.source.lower().split(),
+        statistics=_statistics(features, extractor),
+        spatial=features.spatial.statistics() if features.spatial else None,
+        features=features,
+    )
+
+
+def _from_folder(path: Path, extractor: Extractor, *, size: tuple[int, int]) -> Reference:
+    files, skipped = picture_files(path, root=path)
+    files.sort()
+    _enough(path, len(files))
+    if skipped:
+        name, reason = next(iter(skipped.items()))
+        print(f"evaluate.reference = {printable(str(path))}: {len(skipped):,} of its files are not compared with: "
+              f"{name}, {printable(reason)}, for one", file=sys.stderr)  # fmt: skip
+
+    def blocks() -> Iterator[Tensor]:
+        for start in range(0, len(files), BLOCK):
+            yield torch.stack([_picture(file, size) for file in files[start : start + BLOCK]])
+
+    features = extractor(Pictures(blocks, len(files), words="reference"), spatial=True)
+    listing = "\n".join(f"{named(file, path)} {file.stat().st_size}" for file in files)
+    names = (path.name, *(file.name for file in files[:3]))
+    return Reference(
+        words=f"{len(files):,} pictures in {printable(path.name)}",
+        checksum=hashlib.sha256(listing.encode()).hexdigest(),
+        images=len(files),
+        validation=any(VALIDATION.search(name) for name in names),
+        statistics=_statistics(features, extractor),
+        spatial=features.spatial.statistics() if features.spatial else None,
+        features=features,
+    )
+
+
+def _enough(source: str | Path, images: int) -> None:
+    if images < LEAST:
+        raise ValueError(f"evaluate.reference = {source}: {images} pictures; at least {LEAST} are needed. {adm.REMEDY}")
+
+
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]}"
+
+
+def _picture(file: Path, size: tuple[int, int]) -> Tensor:
+    try:
+        picture = decode_image(file)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{file} is no readable picture ({error}): remove it or fetch it again") from None
+    if picture.height < size[0] or picture.width < size[1]:
+        raise ValueError(
+            f"{file} has {picture.height} x {picture.width} pixels, the drawn images {_by(size)}: enlarging it would "
+            "change the scores. Give pictures at least as large, or set evaluate.size"
+        )
+    return pil_to_tensor(centre_crop(picture, *size))
+
+
+def _statistics(features: Features | None, extractor: Extractor) -> Statistics:
+    assert features is not None
+    return fid_features_to_statistics(features.layers[extractor.layer("fid")].double())

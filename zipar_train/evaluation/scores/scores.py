@@ -1,0 +1,129 @@
+"""Scores of drawn pictures from features, by torch-fidelity's own functions, each with its uncertainty.
+
+One seed says how far a score would move with other random numbers only through the images themselves: FID by leaving
+out each tenth of the drawn images in turn (jackknife), KID from the spread of its subsets, IS from its ten splits,
+shares of images (precision, recall, agreement) binomially, means (CLIP) by their standard error, sFID not at all.
+"""
+
+from math import sqrt
+from statistics import fmean, mean, stdev
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel
+from torch import Tensor
+from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
+from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
+from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
+from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
+
+from zipar_train.evaluation.scores.adm_npz import Statistics
+from zipar_train.evaluation.scores.features import Extractor, Features, Moments
+from zipar_train.evaluation.scores.reference import Reference
+
+GROUPS = 10
+SUBSETS, SUBSET = 100, 1000  # of KID; torch-fidelity's numbers
+DISTANCES = 2**24  # of precision and recall, in memory at once
+
+
+class Score(BaseModel):
+    """A score and its standard deviation: over seeds, or, from one, as this file's first lines say."""
+
+    mean: float
+    std: float | None  # None: not estimated
+
+
+def over_seeds(scores: list[Score]) -> Score:
+    """One score from those of several seeds."""
+    if len(scores) == 1:
+        return scores[0]
+    values = [score.mean for score in scores]
+    return Score(mean=mean(values), std=stdev(values))
+
+
+def fidelity(drawn: Features, reference: Reference, extractor: Extractor, *, kid: bool = True) -> dict[str, Score]:
+    """FID, KID, IS, precision, recall, and sFID, as far as the reference holds what they need.
+
+    Args:
+        kid: False: without KID, whose 100 subsets take seconds on a CPU.
+    """
+    features = {score: drawn.layers[extractor.layer(score)] for score in ("fid", "kid", "isc", "prc")}
+    inception_score = isc_features_to_metric(features["isc"])
+    scores = {
+        "fid": _fid(features["fid"], reference.statistics),
+        "isc": Score(mean=inception_score[KEY_METRIC_ISC_MEAN], std=inception_score[KEY_METRIC_ISC_STD] / sqrt(GROUPS)),
+    }
+    if drawn.spatial and reference.spatial:
+        scores["sfid"] = Score(mean=frechet(drawn.spatial.statistics(), reference.spatial), std=None)
+    if reference.features is not None:
+        if kid:
+            real = reference.features.layers[extractor.layer("kid")]
+            size = subset_size(len(drawn), len(real))
+            found = kid_features_to_metric(
+                features["kid"], real, kid_subsets=SUBSETS, kid_subset_size=size, verbose=False
+            )
+            scores["kid"] = Score(
+                mean=found[KEY_METRIC_KID_MEAN], std=found[KEY_METRIC_KID_STD] * sqrt(size / min(len(drawn), len(real)))
+            )
+        device, real = extractor.device, reference.features.layers[extractor.layer("prc")]
+        rows = max(1, DISTANCES // max(len(drawn), len(real)))
+        balls = prc_features_to_metric(
+            features["prc"].to(device), real.to(device), save_cpu_ram=True, prc_batch_size=rows, verbose=False
+        )
+        scores["precision"] = share(balls[KEY_METRIC_PRECISION], len(drawn))
+        scores["recall"] = share(balls[KEY_METRIC_RECALL], len(real))
+    return scores
+
+
+def subset_size(drawn: int, real: int) -> int:
+    """Pictures in each of KID's subsets: 1000, or half of what there is, so that subsets differ."""
+    return min(SUBSET, (min(drawn, real) + 1) // 2)
+
+
+def share(value: float, count: int) -> Score:
+    """A share of `count` pictures."""
+    return Score(mean=value, std=sqrt(value * (1 - value) / count))
+
+
+def average(values: Tensor) -> Score:
+    """The mean of a number for each picture."""
+    numbers = values.double().tolist()
+    return Score(mean=fmean(numbers), std=stdev(numbers) / sqrt(len(numbers)))
+
+
+def frechet(a: Statistics, b: Statistics) -> float:
+    """The Frechet distance of two normal distributions, by torch-fidelity."""
+    return fid_statistics_to_metric(a, b, verbose=False)[KEY_METRIC_FID]
+
+
+def _fid(features: Tensor, reference: Statistics) -> Score:
+    order = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))  # classes may come in turn
+    parts = [Moments() for _ in range(GROUPS)]
+    for number, part in enumerate(parts):
+        part.add(features[order[number::GROUPS]])
+    whole = Moments(
+        count=sum(part.count for part in parts),
+        total=sum(part.total for part in parts),
+        products=sum(part.products for part in parts),
+    )
+    value = frechet(whole.statistics(), reference)
+    root = _root(reference["sigma"])
+    rest = [
+        Moments(whole.count - part.count, whole.total - part.total, whole.products - part.products) for part in parts
+    ]
+    values = [_distance(moments.statistics(), reference, root) for moments in rest]
+    return Score(mean=value, std=sqrt((GROUPS - 1) / GROUPS * sum((v - fmean(values)) ** 2 for v in values)))
+
+
+def _root(matrix: NDArray[Any]) -> Tensor:
+    """The square root of a covariance."""
+    values, vectors = torch.linalg.eigh(torch.from_numpy(matrix))
+    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+
+
+def _distance(a: Statistics, b: Statistics, root: Tensor) -> float:
+    """`frechet` by symmetric matrices alone, ten times as fast at 2048 features; `root` of b's covariance."""
+    middle = torch.linalg.eigvalsh(root @ torch.from_numpy(a["sigma"]) @ root).clamp(min=0).sqrt().sum().item()
+    return float(((a["mu"] - b["mu"]) ** 2).sum() + np.trace(a["sigma"]) + np.trace(b["sigma"]) - 2 * middle)

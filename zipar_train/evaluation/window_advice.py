@@ -1,0 +1,265 @@
+"""Which window a checkpoint bears, without drawing anything: bits a code, and the attention that each window cuts off.
+
+The paper chooses its windows by where attention lies (arXiv 2412.04062, figure 3: most of it on codes nearby and on the
+same column of the row above). Both measures here are of held-out codes. Bits are under a window's own mask; attention
+is next-token's, its weights summed over the codes that a window would not have drawn yet.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel
+from torch import Tensor
+from tqdm import tqdm
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from zipar_train.data.loader import ShardLoader
+from zipar_train.data.shards import read_manifest
+from zipar_train.evaluation.candidates import expected, subjects, windows_of
+from zipar_train.evaluation.likelihood import bits_per_code
+from zipar_train.io.figures import write_figure
+from zipar_train.models.family import predictors
+from zipar_train.plan.grid import Grid
+from zipar_train.plan.masks import dense
+from zipar_train.plan.table import NEVER, Plan
+from zipar_train.recipe.schema import Recipe
+from zipar_train.run.ranks import process
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib.ticker import NullFormatter, ScalarFormatter  # noqa: E402
+
+WEIGHTS = 2**26  # attention weights in memory at once
+
+
+class Window(BaseModel):
+    window: int
+    passes: int
+    reduction: float
+    bits: float  # a code
+    costs: float  # share of bits above next-token's
+    cut: list[float]  # share of next-token attention that it cuts off, by layer
+
+
+class Advice(BaseModel):
+    """The smallest window whose bits are within the tolerance, and what that rests on."""
+
+    checkpoint: str
+    shards: str
+    images: int  # whose bits are counted
+    attention_images: int
+    tolerance: float
+    window: int
+    windows: list[Window]
+    attention: list[list[float | None]]  # mean weight by rows above (0 ..) and column offset (-(W-1) .. W-1)
+
+
+def advise(
+    recipe: Recipe,
+    checkpoint: str | Path,
+    *,
+    shards: str,
+    windows: Sequence[int] | None = None,
+    tolerance: float = 0.01,
+    images: int | None = None,
+    attention_images: int = 32,
+    progress: bool = True,
+) -> Advice:
+    """Measure a checkpoint on held-out shards.
+
+    Args:
+        shards: a manifest.
+        windows: None: every power of two below the row's length, the recipe's, and next-token.
+        tolerance: share of bits more than next-token's that is borne.
+        images: whose bits are counted; None: all of the shards.
+        attention_images: whose attention is looked at.
+
+    Raises:
+        ValueError: for a window, checkpoint or shard set that does not fit, or a tolerance below 0.
+    """
+    if not tolerance >= 0:
+        raise ValueError(f"--tolerance {tolerance:g} must be 0 or more: 0.01 bears one percent more bits")
+    if attention_images < 1 or (images is not None and images < 1):
+        raise ValueError("--images must be at least 1")
+    model, (_, _, device) = recipe.model, process()
+    manifest = read_manifest(shards, **expected(recipe))
+    widest = model.raster.row_length
+    powers = [2**k for k in range(widest.bit_length()) if 2**k < widest]
+    wanted = windows_of(recipe, windows or [*powers, *recipe.evaluate.windows])
+    (subject,) = subjects(recipe, [checkpoint], device=device)
+    generator = subject.generator
+    plans = {window: generator.plan(window) for window in wanted}
+    loader = ShardLoader(shards, batch_size=recipe.evaluate.batch_size)
+    with tqdm(wanted, desc="bits", disable=not progress) as bar:
+        bits = {window: bits_per_code(generator, plans[window], loader, images=images) for window in bar}
+
+    count = min(attention_images, manifest.samples)
+    small = ShardLoader(shards, batch_size=1)
+    layers = attention(generator.family, plans[widest], islice(small, count), bar=tqdm(total=count, desc="attention",
+                       disable=not progress))  # fmt: skip
+    cuts = {window: cut_off(plan) for window, plan in plans.items()}
+    found = [
+        Window(
+            window=window,
+            passes=plan.passes,
+            reduction=plan.reduction,
+            bits=bits[window],
+            costs=bits[window] / bits[widest] - 1,
+            cut=[float((layer * cuts[window]).sum(1).mean()) for layer in layers],
+        )
+        for window, plan in plans.items()
+    ]
+    return Advice(
+        checkpoint=subject.origin,
+        shards=f"{manifest.source} ({Path(shards).name}, {manifest.checksum[:8]})",
+        images=min(manifest.samples, images or manifest.samples),
+        attention_images=count,
+        tolerance=tolerance,
+        window=min(row.window for row in found if row.costs <= tolerance),
+        windows=found,
+        attention=_by_offset(np.mean(layers, axis=0), model.raster),
+    )
+
+
+def cut_off(plan: Plan) -> NDArray[np.bool_]:
+    """Bool (N, N): code m precedes code n in raster order, and n is drawn without having seen it."""
+    codes = plan.grid.codes
+    queries, keys = _slots(plan)
+    seen = np.zeros((codes, codes), dtype=bool)
+    seen[:, plan.source[keys]] = plan.visible()[np.ix_(queries, keys)]
+    return np.tri(codes, k=-1, dtype=bool) & ~seen
+
+
+def _slots(plan: Plan) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The slots that draw codes 0, 1, ..., and those that feed codes, stand-ins aside."""
+    drawing = np.flatnonzero(plan.target >= 0)
+    return drawing[plan.target[drawing].argsort()], np.flatnonzero((plan.source >= 0) & (plan.expires == NEVER))
+
+
+@torch.inference_mode()
+def attention(family: Any, plan: Plan, batches: Iterator[Any], *, bar: tqdm) -> list[NDArray[np.float64]]:
+    """Next-token attention by layer, (N, N): the weight that drawing code n gives to code m; means of heads and images.
+
+    Rows sum to less than 1: the rest is on the prompt.
+    """
+    family.model.eval()
+    mask = dense(plan, device=family.model.device)
+    sums: dict[int, Tensor] = {}
+    images = 0
+    with _observed(sums, plan), bar:
+        for batch in batches:
+            codes = batch.codes.to(family.model.device)
+            predictors(family, plan, codes, family.check(batch.condition), mask)
+            images += len(codes)
+            bar.update(len(codes))
+    return [sums[layer].cpu().numpy() / images for layer in sorted(sums)]
+
+
+@contextmanager
+def _observed(sums: dict[int, Tensor], plan: Plan) -> Iterator[None]:
+    """Have every layer's attention weights added up on their way through transformers' own attention."""
+    stock, codes = ALL_ATTENTION_FUNCTIONS["sdpa"], plan.grid.codes
+    drawing, feeding = _slots(plan)
+
+    def attend(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, **rest: Any) -> Any:
+        keys = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1).float()
+        scale = rest.get("scaling") or query.shape[-1] ** -0.5
+        bias = mask.float()
+        total = sums.setdefault(module.layer_idx, torch.zeros(codes, codes, dtype=torch.float64, device=query.device))
+        queries, fed = (torch.tensor(slots, device=query.device) for slots in (drawing, feeding))
+        source = torch.tensor(plan.source[feeding], device=query.device)
+        for some in queries.split(max(1, WEIGHTS // (query.shape[0] * query.shape[1] * keys.shape[2]))):
+            weights = (query[:, :, some].float() @ keys.transpose(2, 3) * scale + bias[:, :, some]).softmax(-1)
+            rows = torch.tensor(plan.target, device=query.device)[some]
+            total[rows[:, None], source] += weights[..., fed].mean(1).sum(0)
+        return stock(module, query, key, value, mask, **rest)
+
+    ALL_ATTENTION_FUNCTIONS["sdpa"] = attend
+    try:
+        yield
+    finally:
+        del ALL_ATTENTION_FUNCTIONS["sdpa"]  # transformers' own shows again
+
+
+def _by_offset(weights: NDArray[np.float64], grid: Grid) -> list[list[float | None]]:
+    """Mean weight by rows above and columns to the side, over the pairs that there are; None: no pair."""
+    height, width = grid.height, grid.width
+    row, column = np.divmod(np.arange(grid.codes), width)
+    above, side = row[:, None] - row[None], column[None] - column[:, None] + width - 1
+    earlier = np.tri(grid.codes, k=-1, dtype=bool)
+    place = (above * (2 * width - 1) + side)[earlier]
+    size = height * (2 * width - 1)
+    total = np.bincount(place, weights[earlier], minlength=size)
+    pairs = np.bincount(place, minlength=size)
+    return [
+        [float(t / n) if n else None for t, n in zip(ts, ns, strict=True)]
+        for ts, ns in zip(total.reshape(height, -1), pairs.reshape(height, -1), strict=True)
+    ]
+
+
+def lines(advice: Advice) -> list[str]:
+    """The table, and the advice."""
+    said = [
+        advice.checkpoint,
+        f"{advice.images:,} held-out images of {advice.shards}; attention of {advice.attention_images}",
+        "",
+        "window  passes  fewer  bits/code   costs  attention cut off (worst layer)",
+    ]
+    for row in advice.windows:
+        worst = max(range(len(row.cut)), key=row.cut.__getitem__)
+        said.append(
+            f"{row.window:6}  {row.passes:6,}  {row.reduction:5.0%}  {row.bits:9.4f}  {row.costs:+6.2%}  "
+            f"{float(np.mean(row.cut)):6.2%} ({row.cut[worst]:.2%}, layer {worst})"
+        )
+    best = next(row for row in advice.windows if row.window == advice.window)
+    return [
+        *said,
+        "",
+        f"Smallest window within {advice.tolerance:.2%} of next-token's bits: {best.window} ({best.passes:,} passes, "
+        f"{best.reduction:.0%} fewer).",
+    ]
+
+
+def plot(advice: Advice, path: Path) -> None:
+    """Bits by window; attention cut off by layer; where attention lies, as the paper's figure 3.
+
+    Raises:
+        ValueError: for an ending that is no picture format.
+        OSError: if the file cannot be written.
+    """
+    colours = plt.get_cmap("viridis")(np.linspace(0.05, 0.9, len(advice.windows)))
+    with plt.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
+        figure, (left, middle, right) = plt.subplots(1, 3, figsize=(15, 4.4), layout="constrained")
+        windows = [row.window for row in advice.windows]
+        left.plot(windows, [row.bits for row in advice.windows], "o-", color="#2f7f9f")
+        borne = advice.windows[0].bits * (1 + advice.tolerance)
+        left.axhline(borne, ls="--", lw=1, color="#777777")
+        left.annotate(f"{advice.tolerance:.1%} above next-token", (windows[0], borne), xytext=(0, 4), ha="right",
+                      textcoords="offset points", fontsize=8, color="#777777")  # fmt: skip
+        left.set(xscale="log", xlabel="window, codes", ylabel="held-out bits a code")
+        left.set_xticks(windows, [str(window) for window in windows])
+        left.xaxis.set_minor_formatter(NullFormatter())
+        left.minorticks_off()
+        for row, colour in zip(advice.windows, colours, strict=True):
+            if any(row.cut):
+                middle.plot(range(len(row.cut)), [100 * c for c in row.cut], "o-", ms=3, color=colour,
+                            label=f"window {row.window}")  # fmt: skip
+        middle.set(xlabel="layer", ylabel="attention on codes not drawn yet, %", ylim=(0, None))
+        if len(windows) > 1:
+            middle.legend(frameon=False, fontsize=8)
+        shown = np.array(advice.attention, dtype=float)[:12]
+        half = shown.shape[1] // 2
+        image = right.imshow(100 * shown, cmap="magma_r", norm="log", aspect="auto", interpolation="nearest",
+                             extent=(-half - 0.5, half + 0.5, len(shown) - 0.5, -0.5))  # fmt: skip
+        right.set(xlabel="columns to the side", ylabel="rows above")
+        right.set_title("where attention lies: % a code, mean of layers", fontsize=10)
+        bar = figure.colorbar(image, ax=right, format=ScalarFormatter())
+        bar.ax.yaxis.set_minor_formatter(ScalarFormatter())
+        write_figure(figure, path)

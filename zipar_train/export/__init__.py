@@ -1,0 +1,1 @@
+"""Weights for others, with a model card."""

@@ -1,0 +1,108 @@
+"""The model card of an export: what the model is, how to load it, its data, its evaluation, its recipe."""
+
+from zipar_train.models.restore import Saved
+from zipar_train.recipe.load import dump
+from zipar_train.recipe.schema import Recipe
+
+
+def evaluation(saved: Saved) -> list[str]:
+    """The evaluation of exactly these weights, if their run folder holds one: a table in Markdown and its evidence.
+
+    Args:
+        saved: the weights, read with their checksum.
+    """
+    file = saved.path.parent.parent / "evaluation" / "report.json"
+    if saved.path.suffix != ".ckpt" or not file.is_file() or saved.sha256 is None:
+        return []
+    from zipar_train.evaluation.report.schema import Report
+    from zipar_train.evaluation.report.text import markdown_table, reading
+
+    try:
+        report = Report.model_validate_json(file.read_bytes())
+    except ValueError:
+        return []  # of another version, or damaged: no evidence
+    made_of = f"sha256 {saved.sha256[:8]}"
+    if not any(made_of in origin for origin in report.checkpoints.values()):
+        return []
+    return [*markdown_table(report), "", *(f"- {line}" for line in reading(report))]
+
+
+LOADING = {
+    "hf": """```python
+from zipar_train import load
+images = load("this folder").draw([3, 5], window=4, seed=0)
+```
+
+The bare model, with transformers alone:
+
+```python
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained("this folder", trust_remote_code=True)
+```""",
+    "llamagen": """The file is in LlamaGen's own layout: give it as `--gpt-ckpt`, without `--from-fsdp`, to the original
+LlamaGen and ZipAR scripts, or as `model.weights` to zipar-train.""",
+    "adapter": """These are low-rank adapters alone, for the weights that `model.weights` in the recipe names.
+
+```python
+from zipar_train import load
+images = load("this folder").draw([3, 5], window=4, seed=0)
+```""",
+}
+
+
+def model_card(recipe: Recipe, saved: Saved, table: list[str], to: str) -> str:
+    """What the model is, how to load it, what it was trained on, how it was evaluated, and its recipe."""
+    windows = ", ".join(f"{window} (weight {weight:g})" for window, weight in recipe.zipar.windows.items())
+    rows, columns = recipe.model.grid
+    what = (
+        f"An autoregressive image generator ({recipe.model.family}, {rows} x {columns} codes from a codebook of "
+        f"{recipe.model.codes})"
+    )
+    if saved.recipe is None:
+        story = f"{what}: the published weights {saved.path.name}, as they are."
+        data = ["Not trained by zipar-train."]
+    else:
+        how = f"low-rank adapters of rank {recipe.tune.lora.rank}" if recipe.tune.lora else "all weights"
+        story = (
+            f"{what}, trained by zipar-train ({how}) under a mix of ZipAR windows: {windows}. A window of {columns} is "
+            "next-token decoding; smaller ones draw rows in parallel."
+        )
+        held = saved.extra.get("data", {})
+        data = [f"- {name}: {text}" for name, text in held.items()] or [f"- {recipe.data.train}"]
+        data.append(f"- started from: {recipe.model.weights or 'random weights'}")
+        if "global_step" in saved.extra:
+            data.append(f"- {saved.extra['global_step']:,} optimizer steps")
+    return "\n".join(
+        [
+            "---",
+            f"library_name: {'peft' if to == 'adapter' else 'transformers' if to == 'hf' else 'zipar-train'}",
+            "tags: [zipar, autoregressive-image-generation]",
+            "---",
+            "",
+            f"# {recipe.name}",
+            "",
+            recipe.about,
+            "",
+            story,
+            "",
+            LOADING[to],
+            "",
+            "## Data",
+            "",
+            *data,
+            "",
+            "## Evaluation",
+            "",
+            *(
+                table
+                or ["Not evaluated. `zipar-train evaluate` writes a table, and exporting the run again puts it here."]
+            ),
+            "",
+            "## Recipe",
+            "",
+            "```yaml",
+            dump(recipe).rstrip(),
+            "```",
+            "",
+        ]
+    )

@@ -1,0 +1,137 @@
+"""Weights out: a folder for transformers, a `.pt` for the original LlamaGen and ZipAR scripts, adapters alone."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from transformers.utils import logging as transformers_logging
+
+from zipar_train.export.model_card import evaluation, model_card
+from zipar_train.io.files import make_folder, write_whole
+from zipar_train.models import lora
+from zipar_train.models.files import find
+from zipar_train.models.llamagen import state_dict as layout
+from zipar_train.models.restore import Saved, initial_weights, read, restored
+from zipar_train.recipe.load import dump
+from zipar_train.recipe.schema import Recipe
+
+Target = Literal["hf", "llamagen", "adapter"]
+
+
+def export(checkpoint: str | Path | Recipe, out: str | Path, *, to: Target = "hf") -> Path:
+    """Write weights, as the type they have, with a model card.
+
+    Args:
+        checkpoint: a run folder, a checkpoint or an export; or a recipe, for the weights that it starts from.
+        out: a new folder; for "llamagen" a new `.pt` file, its card `.md` beside it.
+        to: "hf": a folder that `from_pretrained(out, trust_remote_code=True)` loads with transformers alone, and
+            `zipar_train.load(out)` with its recipe, low-rank adapters merged. "llamagen": a file that the original
+            LlamaGen and ZipAR scripts load, adapters merged. "adapter": a PEFT folder, the adapters alone.
+
+    Raises:
+        ValueError: if there is nothing to export, or `out` is not free.
+        OSError: if it cannot be written.
+    """
+    out = Path(out)
+    if to == "llamagen" and out.suffix != ".pt":
+        raise ValueError(f"--out {out}: --to llamagen writes one file, whose name must end in .pt")
+    for file in (out, out.with_suffix(".md")) if to == "llamagen" else ():
+        if file.exists():
+            raise ValueError(f"{file} already exists: give another --out, or remove it")
+    if to != "llamagen" and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} already exists and is not an empty folder: give another --out, or remove it")
+    recipe, saved = _source(checkpoint)
+    if to == "adapter" and not saved.adapter:
+        raise ValueError(
+            f"{saved.path} holds no adapters: it was trained without tune.lora. Use --to hf or --to llamagen"
+        )
+    card = model_card(recipe, saved, evaluation(saved), to).encode()
+    if to == "llamagen":
+        write_whole(out.with_suffix(".md"), card)
+
+        def save(aside: Path) -> None:
+            with open(aside, "wb") as file:  # a file of Python's, whose errors tell the reason
+                torch.save({"model": published(recipe, saved)}, file)
+
+        try:
+            _whole(out, save)
+        except BaseException:
+            out.with_suffix(".md").unlink(missing_ok=True)
+            raise
+        return out
+
+    def write(aside: Path) -> None:
+        make_folder(aside)
+        if to == "adapter":
+            assert recipe.tune.lora is not None
+            restored(recipe.model, saved, dtype=None)  # else nobody could read the export
+            family = restored(recipe.model, initial_weights(recipe.model), dtype=None)
+            peft = lora.wrapped(family.model, recipe.tune.lora, saved.state, where=saved.path)
+            peft.peft_config["default"].base_model_name_or_path = recipe.model.weights
+            peft.save_pretrained(aside, save_embedding_layers=False)
+            if made_on := saved.extra.get("base"):  # fingerprint of the weights that they belong to
+                (aside / "base").write_text(made_on)
+        else:
+            family, source = restored(recipe.model, saved, dtype=None), recipe.model.weights
+            family.published(source).save_pretrained(aside)
+            if recipe.model.words:  # what its tokenizer of text and its processor are
+                kinds = (".json", ".model", ".txt", ".jinja")
+                for file in find(str(source)).glob("*"):
+                    if file.suffix in kinds and "index" not in file.name and not (aside / file.name).exists():
+                        shutil.copy(file, aside / file.name)
+        (aside / "recipe.yaml").write_text(dump(recipe), encoding="utf-8")
+        (aside / "README.md").write_bytes(card)
+        if out.is_dir():
+            out.rmdir()
+
+    _whole(out, write)
+    return out
+
+
+def published(recipe: Recipe, saved: Saved) -> dict[str, torch.Tensor]:
+    """Saved weights by LlamaGen's names, in the type they have."""
+    model = restored(recipe.model, saved, dtype=None).model
+    return layout.to_published(model.state_dict(), heads=model.config.num_attention_heads, codes=recipe.model.codes)
+
+
+def _source(checkpoint: str | Path | Recipe) -> tuple[Recipe, Saved]:
+    if isinstance(checkpoint, Recipe):
+        if checkpoint.model.weights is None:
+            raise ValueError(
+                f"recipe {checkpoint.name} starts from random weights: there is nothing to export. "
+                "Set model.weights, or give --checkpoint"
+            )
+        saved = read(checkpoint.model.weights, entry=checkpoint.model.weights_entry, checksum=True)
+        return saved.recipe or checkpoint, saved
+    saved = read(checkpoint, checksum=True)
+    if saved.recipe is None:
+        raise ValueError(
+            f"{saved.path} carries no recipe. Name the recipe it is for: "
+            f"--recipe llamagen-l --set model.weights={saved.path}"
+        )
+    return saved.recipe, saved
+
+
+def _whole(out: Path, write: Callable[[Path], Any]) -> None:
+    """Let `write` make a file or a folder beside its place, and rename it there.
+
+    Raises:
+        OSError: naming it; nothing is left behind.
+    """
+    aside = out.with_name(f".{out.name}.{os.getpid()}")
+    transformers_logging.disable_progress_bar()
+    try:
+        make_folder(out.parent)
+        write(aside)
+        os.replace(aside, out)
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch's and safetensors' writers on a full disk
+        reason = error if isinstance(error, OSError) else error.__context__ or error
+        raise OSError(f"cannot write {out}: {getattr(reason, 'strerror', None) or reason}") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.unlink(missing_ok=True)
+        transformers_logging.enable_progress_bar()

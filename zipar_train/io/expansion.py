@@ -1,0 +1,54 @@
+"""Text as people write it: `~`, `${NAME}` and `${NAME:-default}`, expanded once, where it enters the program.
+
+URLs lose their credentials there, see `remote`.
+
+Recipes, `--set` and every option that takes a path go through `expand`, so the same text means the same everywhere.
+"""
+
+import os
+import re
+
+from zipar_train.io import safe_yaml as plain
+from zipar_train.io.remote import conceal
+
+SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^{}]*))?\}")
+_HOME = re.compile(r"~[A-Za-z0-9._-]*(?=/)")
+
+
+def expand(text: str) -> str:
+    """Replace environment variables, then `~/` or `~name/` at the start by that home folder; conceal credentials.
+
+    As in a shell, `${NAME:-default}` is the default where NAME is not set or empty.
+
+    Raises:
+        ValueError: for a variable that is not set, or empty, and has no default; for one that may hold a secret; for a
+            home folder that nobody has; for control characters, in the text or in a variable.
+    """
+    if plain.unprintable(text):
+        raise ValueError("it holds a character that cannot be printed. Remove it.")
+
+    def replace(match: re.Match[str]) -> str:
+        name, default = match.groups()
+        if SECRET.search(name):
+            raise ValueError(f"a recipe is written into run folders; keep ${name} out of it.")
+        found = os.environ.get(name) or default
+        if found is None:
+            state = "is empty" if name in os.environ else "is not set"
+            raise ValueError(f"the environment variable {name} {state}. Set it, or write ${{{name}:-default}}.")
+        if plain.unprintable(found):
+            raise ValueError(
+                f"the environment variable {name} is {found!r}, and holds a character that cannot be printed. Set it "
+                "without; a carriage return comes from a file with the line ends of Windows."
+            )
+        return found
+
+    expanded = _VARIABLE.sub(replace, text)
+    if "${" in expanded:
+        raise ValueError("write variables as ${NAME}, or ${NAME:-default} without braces.")
+    if (home := _HOME.match(expanded)) is None:
+        return conceal(expanded)
+    found = os.path.expanduser(home[0])
+    if found == home[0]:
+        raise ValueError(f"{home[0]} is the home folder of nobody here. Write the whole path, or ./{home[0]}.")
+    return found + expanded[home.end() :]

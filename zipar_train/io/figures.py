@@ -1,0 +1,29 @@
+"""Figures written to files, whole or not at all, without a display."""
+
+import io
+from pathlib import Path
+
+import matplotlib
+
+from zipar_train.io.files import write_whole
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+
+
+def write_figure(figure: Figure, path: Path, *, dpi: int = 130) -> None:
+    """Write a figure in the format its name ends in, whole or not at all, and close it.
+
+    Raises:
+        ValueError: for an ending that is no picture format.
+        OSError: if the file cannot be written.
+    """
+    buffer = io.BytesIO()
+    try:
+        if path.suffix not in ("", ".png", ".pdf", ".svg"):
+            raise ValueError(f"{path}: no picture format of ours ends in {path.suffix!r}. Use .png, .pdf or .svg")
+        figure.savefig(buffer, format=path.suffix.lstrip(".") or "png", dpi=dpi, bbox_inches="tight")
+    finally:
+        plt.close(figure)
+    write_whole(path, buffer.getvalue())

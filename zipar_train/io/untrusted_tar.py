@@ -1,0 +1,86 @@
+"""Samples from the bytes of a tar file that nobody vouches for: nothing is believed, unpacked or run."""
+
+import io
+import tarfile
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from zipar_train.io.errors import cut
+
+LONGEST = 1000  # characters of a file's name
+
+
+def grouped(data: bytes, path: str) -> Iterator[dict[str, Any]]:
+    """The files of a tar, those of each sample together.
+
+    Raises:
+        ValueError: if it is no tar, or holds anything but folders and files, or a file twice.
+    """
+    from webdataset.tariterators import group_by_keys
+
+    try:
+        yield from group_by_keys(_files(data, path))
+    except Exception as error:  # a parser of foreign bytes fails in a dozen ways
+        reason = cut(error.args[0] if error.args else error, length=300)
+        raise ValueError(f"{path} is not a readable tar file ({reason}). Copy or make it again") from error
+
+
+def entries(archive: tarfile.TarFile, notes: list[str]) -> Iterator[tarfile.TarInfo]:
+    """The members of a tar up to its end, where `tarfile` itself stops silently at the first damaged header.
+
+    Args:
+        notes: gets one if the tar has no end-of-archive mark. Some programs leave it out, and a tar that was cut
+            exactly between two files lacks it too.
+
+    Raises:
+        tarfile.ReadError: if anything follows the last file or the end-of-archive mark.
+    """
+    yield from archive
+    file, end = archive.fileobj, archive.offset  # type: ignore[attr-defined]  # where the next header was looked for
+    assert file is not None
+    file.seek(end)
+    marked = False
+    while block := file.read(2**20):
+        if block.strip(b"\0"):
+            raise tarfile.ReadError(
+                f"byte {end:,} begins no file, and data follow: it is damaged there, or two archives are joined"
+            )
+        marked = True
+    if not marked:
+        notes.append("it has no end-of-archive mark. If it was cut short, files are missing")
+
+
+def _files(data: bytes, path: str) -> Iterator[dict[str, Any]]:
+    """The files of a tar for webdataset: none is unpacked, followed, or larger than it lies there."""
+    with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
+        for member in entries(tar, []):  # manifests count the samples
+            if member.size < 0 or len(member.name) > LONGEST:
+                raise tarfile.ReadError(f"a file of {member.size} bytes, a name of {len(member.name)} characters")
+            if member.isdir():
+                continue
+            if not member.isreg() or member.issparse():
+                raise tarfile.ReadError(f"{member.name} is a link, a device or a sparse file")
+            content = tar.extractfile(member)
+            assert content is not None
+            yield {"fname": member.name, "data": content.read(), "__url__": path}
+
+
+def array(data: bytes) -> NDArray:
+    """A .npy file's array, which takes no more memory than the file, whatever its header says.
+
+    Raises:
+        Exception: of a dozen kinds, if it is none.
+    """
+    file = io.BytesIO(data)
+    headers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+    if (read := headers.get(npy.read_magic(file))) is None:
+        raise ValueError("not a plain .npy file")
+    shape, by_columns, dtype = read(file)
+    if dtype.kind not in "uif" or any(side < 0 for side in shape):
+        raise ValueError(f"an array of shape {shape} and type {dtype}")
+    flat = np.frombuffer(data, dtype, offset=file.tell())
+    return flat.reshape(shape, order="F" if by_columns else "C").astype(dtype.newbyteorder("="))

@@ -1,0 +1,231 @@
+"""Files of weights that others published: found on disk or on the hub, and read with nothing in them executed."""
+
+import argparse
+import json
+import os
+import pickle
+import re
+import zipfile
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from zipar_train.io.errors import cut
+from zipar_train.io.files import sha256_of
+from zipar_train.run.checkpoints import damage
+
+ENTRIES = ("model", "module", "state_dict")  # where trainers keep weights: LlamaGen's DDP script, DeepSpeed, Lightning
+NO_WEIGHTS = ("freqs_cis", "n_averaged")  # a rotary table of LlamaGen, a counter of torch's AveragedModel
+WRAPPERS = {  # parts of names that DDP, torch.compile, FSDP, activation checkpointing, Fabric and Opacus add
+    *("module", "_orig_mod", "_fsdp_wrapped_module", "_fpw_module", "_checkpoint_wrapped_module"),
+    *("_forward_module", "_module"),
+}
+ATTEMPTS = 20  # at reading a file that another process replaces meanwhile
+Checksums = dict[Path, str]  # SHA-256 of the bytes of each file that was read
+HUB = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+):(?P<file>[\w./-]*)")
+
+
+def find(source: str | Path) -> Path:
+    """The path itself, or the local copy of `owner/repo:file`, or of all of `owner/repo:`, on the Hugging Face hub.
+
+    Raises:
+        ValueError: if the hub does not give it; names the remedy.
+    """
+    path = Path(source)
+    hub = HUB.fullmatch(str(source))
+    if path.exists() or not hub:
+        return path
+    from huggingface_hub import hf_hub_download, snapshot_download
+
+    try:
+        if not hub["file"]:
+            return Path(snapshot_download(hub["repo"], allow_patterns=["*.safetensors", "*.json", "*.model", "*.txt"]))
+        return Path(hf_hub_download(hub["repo"], hub["file"]))
+    except Exception as error:  # of the hub, of its network, of the file system: a dozen classes, one remedy
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(
+            f"{source} is not on disk and cannot be fetched from the hub ({reason}). "
+            f"Download {hub['file'] or 'it'} from huggingface.co/{hub['repo']} yourself and give its path"
+        ) from error
+
+
+def read_file(path: Path, *, checksums: Checksums | None = None) -> dict[str, Any]:
+    """Read a `.pt`, `.pth`, `.bin`, `.ckpt` or `.safetensors` file; its tensors are mapped where the file allows it.
+
+    Only tensors, plain data and the `argparse.Namespace` of LlamaGen's trainer are accepted (`weights_only=True`).
+
+    Args:
+        checksums: receives the SHA-256 of exactly the bytes that were read.
+
+    Raises:
+        ValueError: naming the file, what is wrong and the remedy.
+    """
+    if not path.is_file():
+        gone = f"it is a link to {os.readlink(path)}, which is not there" if path.is_symlink() else "no such file"
+        raise ValueError(
+            f"no weights at {path} ({'it is no regular file' if path.exists() else gone}). Give a run folder, a "
+            "checkpoint, an export or a published file"
+        )
+    if checksums is None:
+        return _content(path)
+    for _ in range(ATTEMPTS):
+        with path.open("rb") as file:
+            content = _content(path)
+            with suppress(FileNotFoundError):
+                if _state(os.fstat(file.fileno())) == _state(path.stat()):  # the path led to this file all the time
+                    checksums[path] = sha256_of(file)
+                    return content
+    raise ValueError(f"{path} was replaced {ATTEMPTS} times while it was read. Try again when nothing writes it")
+
+
+def _state(found: os.stat_result) -> tuple[int, ...]:
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _content(path: Path) -> dict[str, Any]:
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except Exception as error:  # a parser of foreign bytes fails in a dozen ways
+            raise ValueError(f"{path} is damaged ({cut(error)}). Copy or export it again") from error
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=_mappable(path))
+    except pickle.UnpicklingError as error:
+        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if refused:
+            raise ValueError(
+                f"{path} holds more than tensors and plain data ({refused[1]}), which is refused: reading it could run "
+                "code. Save its state_dict alone, or use safetensors"
+            ) from error
+        raise ValueError(f"{path} is not a readable file of weights. Copy or download it again") from error
+    except Exception as error:  # a parser of foreign bytes fails in a dozen ways
+        reason = cut(str(error).strip().split("\n")[0], length=300)
+        raise ValueError(f"{path} is not a readable file of weights ({reason}). Copy or download it again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, not a dictionary of tensors")
+    return content
+
+
+def _mappable(path: Path) -> bool:
+    """Whether the tensors of a file can be mapped: the file is a zip whose entries are stored as they are.
+
+    torch.load compares no checksum, and maps compressed bytes as if they were numbers. The small entries of a zip are
+    always checked here; the tensors, where they are not mapped.
+
+    Raises:
+        ValueError: if an entry is damaged, encrypted or there twice.
+    """
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        if len({entry.filename for entry in entries}) < len(entries):
+            raise ValueError("an entry is there twice")
+        if any(entry.flag_bits & 1 for entry in entries):
+            raise ValueError("it is encrypted")
+        for entry in entries:
+            if "/data/" not in entry.filename and not entry.filename.startswith("data/"):
+                archive.read(entry)  # against its checksum
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        if bad := damage(path):
+            raise ValueError(bad)
+        return False
+    return True
+
+
+def read_folder(path: Path, *, prefix: str = "", checksums: Checksums | None = None) -> dict[str, Tensor]:
+    """The tensors of a checkpoint in transformers' layout whose names begin with `prefix`, mapped, not copied.
+
+    Raises:
+        ValueError: if the folder holds no safetensors, or its index names a file or a tensor that is not there.
+    """
+    index = path / "model.safetensors.index.json"
+    files = sorted(path.glob("*.safetensors"))
+    names: set[str] | None = None
+    if index.is_file():
+        try:
+            listed = json.loads(index.read_bytes())["weight_map"]
+            files, names = [path / name for name in sorted(set(listed.values()))], set(listed)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(f"{index} is damaged ({error!r}). Download it again") from None
+        if strange := [file for file in files if file.parent != path]:
+            raise ValueError(f"{index} names {strange[0]}, outside its folder. Download it again")
+    if not files:
+        raise ValueError(f"{path} holds no .safetensors. Download the checkpoint's safetensors, not its .bin files")
+    state = {name: tensor for file in files for name, tensor in read_file(file, checksums=checksums).items()}
+    if names is not None and (missing := names - state.keys()):
+        raise ValueError(f"{path} lacks {sorted(missing)[0]}, which {index.name} lists. Download it again")
+    return {name: tensor for name, tensor in unwrapped(state, where=path).items() if name.startswith(prefix)}
+
+
+def tensors(content: dict[str, Any], *, entry: str | None = None, where: str | Path) -> dict[str, Tensor]:
+    """The tensors of a file's content by name: those of `entry`, or of the first of `ENTRIES`, or the file's own.
+
+    Raises:
+        ValueError: if there are none, or one is no plain tensor; names it.
+    """
+    wanted = [entry] if entry else [name for name in ENTRIES if isinstance(content.get(name), dict)]
+    state = content.get(wanted[0]) if wanted else content
+    if not isinstance(state, dict) or not state:
+        held = ", ".join(cut(name, length=60) for name in sorted(map(str, content))[:8])
+        raise ValueError(f"{where} has no entry {entry!r} with tensors. It holds: {held}")
+    return unwrapped(state, where=where)
+
+
+def unwrapped(state: dict[str, Any], *, where: str | Path) -> dict[str, Tensor]:
+    """Tensors by the names that they had before a trainer or a compiler wrapped the model, in any nesting.
+
+    Raises:
+        ValueError: for a value that is no plain tensor, and for two tensors of one name; names them.
+    """
+    found: dict[str, Tensor] = {}
+    for wrapped, tensor in state.items():
+        name = ".".join(part for part in str(wrapped).split(".") if part not in WRAPPERS)
+        if name in NO_WEIGHTS:
+            continue
+        if strange := _strange(tensor):
+            raise ValueError(
+                f"{where} is no file of weights: {cut(wrapped, length=200)} {strange}. Another entry can be named by "
+                "model.weights_entry; quantized and sparse weights must be saved as plain tensors"
+            )
+        if name in found:
+            raise ValueError(f"{where} holds {cut(name, length=200)} twice, with and without a trainer's prefix")
+        found[name] = tensor
+    return found
+
+
+def _strange(tensor: Any) -> str:
+    """Why a value is no plain tensor; empty: it is one."""
+    if not isinstance(tensor, Tensor):
+        return f"is not a tensor but a {type(tensor).__name__}"
+    if type(tensor) not in (Tensor, torch.nn.Parameter):
+        return f"is not a tensor but a {type(tensor).__name__}"
+    if tensor.is_quantized:
+        return "is quantized"
+    if tensor.is_nested or tensor.layout != torch.strided:
+        return "is nested" if tensor.is_nested else f"is not dense ({tensor.layout})"
+    return "has no values (it was saved from the meta device)" if tensor.is_meta else ""
+
+
+def peeled(state: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """The tensors as they are; then without the first part of their names, as often as all have the same.
+
+    So weights are found in whatever attribute of a larger module they lay: `model.`, `net.`, `generator.gpt.`.
+    """
+    yield state
+    while len(roots := {name.partition(".")[0] for name in state}) == 1 and all("." in name for name in state):
+        root = f"{roots.pop()}."
+        state = {name.removeprefix(root): tensor for name, tensor in state.items()}
+        yield state
+
+
+def innermost(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors without anything that all their names begin with."""
+    *_, last = peeled(state)
+    return last

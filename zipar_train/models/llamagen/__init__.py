@@ -1,0 +1,1 @@
+"""LlamaGen: its network in transformers' form, its rotary table, and the layout of the published files."""

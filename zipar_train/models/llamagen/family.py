@@ -1,0 +1,136 @@
+"""LlamaGen at any size, prompted by a class or a caption (FoundationVision/LlamaGen, autoregressive/models/gpt.py)."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
+from transformers import Cache, PreTrainedModel
+
+from zipar_train.models.cache_argument import cache_arguments
+from zipar_train.models.llamagen.modeling_llamagen import LlamaGenConfig, LlamaGenForCausalLM
+from zipar_train.models.llamagen.state_dict import SIZES
+from zipar_train.models.t5_features import Captions, TextEncoder, left_padded
+from zipar_train.models.tokenizers.base import Tokenizer, build_tokenizer
+from zipar_train.recipe.schema import Model
+
+
+def feed_forward(width: int) -> int:
+    """LlamaGen's hidden width of the feed-forward: two thirds of 4 width, rounded up to a multiple of 256."""
+    return -(-int(8 * width / 3) // 256) * 256
+
+
+class LlamaGen:
+    """A Llama over codes, prompted by one class token; label `classes` is the null class of guidance.
+
+    The original trains with dropout 0.1 on tokens, residuals and feed-forwards; transformers' Llama has none.
+    """
+
+    model: Any  # a transformers model
+
+    def __init__(self, model: Model):
+        depth, heads, width = SIZES[model.size] if model.size else (model.depth, model.heads, model.width)
+        assert depth and heads and width  # the recipe has checked it
+        self.section, self.grid, self.codes, self.classes = model, model.raster, model.codes, model.classes or 0
+        self.prompt_length = model.prompt
+        self.model = LlamaGenForCausalLM(
+            LlamaGenConfig(
+                codes=model.codes,
+                classes=self.classes,
+                features=model.text.features if model.text else 0,
+                rows=self.grid.height,
+                columns=self.grid.width,
+                prompt=self.prompt_length,
+                num_hidden_layers=depth,
+                num_attention_heads=heads,
+                hidden_size=width,
+                intermediate_size=model.feed_forward or feed_forward(width),
+                max_position_embeddings=self.prompt_length + self.grid.codes,
+            )
+        )
+
+    def renamed(self, state: dict[str, Tensor]) -> dict[str, Tensor] | None:
+        return None  # published otherwise: layout.py
+
+    def published(self, source: str | None) -> PreTrainedModel:
+        return self.model
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer | None:
+        return build_tokenizer(self.section)
+
+    def check(self, condition: Any) -> Any:
+        if isinstance(condition, Sequence) and any(isinstance(label, str) for label in condition):
+            raise ValueError(f"this model is prompted by class numbers, not by {condition!r}")
+        labels = torch.as_tensor(condition)  # a list is checked before it goes to a GPU, which need not be waited for
+        if labels.ndim != 1 or not len(labels) or labels.is_floating_point():
+            raise ValueError(f"labels must be a list of class numbers, not {condition!r}")
+        wrong = labels[(labels < 0) | (labels >= self.classes)]
+        if len(wrong):
+            raise ValueError(f"label {int(wrong[0])} is not a class of this model: use 0 .. {self.classes - 1}")
+        return labels.to(self.model.device).long()
+
+    def drop(self, condition: Any, where: Tensor) -> Any:
+        return torch.where(where, self.classes, condition)
+
+    def prompt(self, condition: Any) -> Tensor:
+        return self.model.get_input_embeddings()(self.codes + condition)[:, None]
+
+    def padding(self, condition: Any) -> Tensor | None:
+        return None
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        return self.model.get_input_embeddings()(tokens)
+
+    def hidden(self, embeddings: Tensor, positions: Tensor, mask: Any, cache: Cache | None = None) -> Tensor:
+        attention = "flex_attention" if isinstance(mask, BlockMask) else "sdpa"
+        if self.model.config._attn_implementation != attention:  # flex would add a bool mask instead of applying it
+            self.model.set_attn_implementation(attention)
+        return self.model.model(
+            inputs_embeds=embeddings,
+            position_ids=(positions + self.prompt_length).view(-1, positions.shape[-1]),
+            attention_mask=mask,
+            **cache_arguments(self.model.model, cache),
+        ).last_hidden_state
+
+    def head(self, hidden: Tensor) -> Tensor:
+        return self.model.lm_head(hidden)
+
+
+class LlamaGenT2I(LlamaGen):
+    """LlamaGen prompted by a caption: P left-padded T5 features through a small MLP.
+
+    A caption made unconditional becomes the null features, which are fixed, and keeps its padding, as in the original
+    (autoregressive/models/generate.py).
+    """
+
+    @cached_property
+    def encoder(self) -> TextEncoder:
+        assert self.section.text
+        return TextEncoder(self.section.text)
+
+    def check(self, condition: Any) -> Any:
+        """Captions as str, features (n, F), or what this has returned before."""
+        text, device = self.section.text, self.model.device
+        assert text
+        if isinstance(condition, Captions):
+            return Captions(*(part.to(device) for part in condition))
+        if not isinstance(condition, Sequence) or isinstance(condition, str) or not len(condition):
+            raise ValueError(f"captions must be a list of texts, not {condition!r}")
+        if all(isinstance(caption, str) for caption in condition):
+            condition = self.encoder(condition, device)
+        if not all(isinstance(features, Tensor) for features in condition):
+            raise ValueError(f"captions must be texts, not {condition!r}")
+        return left_padded(condition, text, device)
+
+    def drop(self, condition: Any, where: Tensor) -> Any:
+        null = self.model.get_buffer("caption.null").to(condition.features)
+        return Captions(torch.where(where[:, None, None], null, condition.features), condition.padding)
+
+    def prompt(self, condition: Any) -> Tensor:
+        return self.model.caption(condition.features.to(self.model.dtype))
+
+    def padding(self, condition: Any) -> Tensor | None:
+        return condition.padding

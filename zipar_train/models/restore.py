@@ -1,0 +1,242 @@
+"""Weights from run folders, checkpoints, exports and published files into a family, every tensor accounted for."""
+
+import hashlib
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from zipar_train.models import lora
+from zipar_train.models.family import Family, build
+from zipar_train.models.files import Checksums, find, peeled, read_file, read_folder, tensors
+from zipar_train.models.filling import check_numbers, unaccounted
+from zipar_train.models.llamagen import state_dict as layout
+from zipar_train.recipe.load import load_recipe, parse
+from zipar_train.recipe.schema import Model, Recipe
+from zipar_train.run.checkpoints import Kept, last_checkpoint
+
+
+class Saved(NamedTuple):
+    path: Path
+    recipe: Recipe | None  # the one that made it; None: published by others
+    state: dict[str, Tensor]  # by the names of the family's model, or by LlamaGen's; mapped from the file
+    extra: dict[str, Any]  # what else the file holds
+    sha256: str | None = None  # of the bytes that were read, where it was asked for
+
+    @property
+    def adapter(self) -> bool:
+        """Whether these are low-rank adapters alone, which need the weights that their recipe started from."""
+        return self.recipe is not None and self.recipe.tune.lora is not None and all(lora.MARK in n for n in self.state)
+
+
+def read(source: str | Path, *, entry: str | None = None, checksum: bool = False) -> Saved:
+    """Read a run folder, a `.ckpt` of one, an exported folder, or a published file; on disk or on the hub.
+
+    Nothing in the file is executed: `weights_only=True`, or safetensors.
+
+    Args:
+        source: a path, `owner/repo:file`, or `owner/repo:` for a checkpoint in transformers' layout.
+        entry: of a published `.pt`, see `model.weights_entry` in the recipe.
+        checksum: take the SHA-256 of exactly the bytes that are read, whatever replaces the file meanwhile. That of
+            several files is the SHA-256 of their checksums in the order of their names.
+
+    Raises:
+        ValueError: naming the file, what is wrong and the remedy.
+    """
+    checksums: Checksums | None = {} if checksum else None
+    saved = _read(find(source), entry, checksums)
+    if not checksums:
+        return saved
+    each = [checksums[path] for path in sorted(checksums)]
+    return saved._replace(sha256=each[0] if len(each) == 1 else hashlib.sha256("".join(each).encode()).hexdigest())
+
+
+def _read(path: Path, entry: str | None, checksums: Checksums | None) -> Saved:
+    if path.is_dir():
+        if (checkpoint := last_checkpoint(path)) is not None:
+            return _read(checkpoint, None, checksums)
+        for name in ("model.safetensors", "adapter_model.safetensors"):
+            if (path / name).is_file() and (path / "recipe.yaml").is_file():
+                state = tensors(read_file(path / name, checksums=checksums), where=path / name)
+                state = {_lora_name(key): tensor for key, tensor in state.items()}
+                extra = {"base": _base_of(path / "base")} if os.path.lexists(path / "base") else {}
+                return Saved(path, load_recipe(path / "recipe.yaml"), state, extra)
+        if (path / "config.json").is_file():  # in transformers' layout: published, or an export of several files
+            recipe = load_recipe(path / "recipe.yaml") if (path / "recipe.yaml").is_file() else None
+            return Saved(path, recipe, read_folder(path, checksums=checksums), {})
+        raise ValueError(
+            f"{path} holds neither checkpoints/last.ckpt nor an export (model.safetensors and recipe.yaml). "
+            "Train it first with `zipar-train fit`, or give another folder"
+        )
+    content = read_file(path, checksums=checksums)
+    if "recipe" not in content or "state_dict" not in content:
+        return Saved(path, None, tensors(content, entry=entry, where=path), {})
+    state = {name.removeprefix("model."): t for name, t in tensors(content, entry="state_dict", where=path).items()}
+    del content["state_dict"]
+    recipe = parse(content.pop("recipe"), where=f"{path}, its recipe")
+    Kept.check(content, where=path)
+    return Saved(path, recipe, state, content)
+
+
+def _base_of(path: Path) -> str:
+    """The fingerprint that an export of adapters keeps of the weights that they belong to."""
+    try:
+        if not path.is_file():
+            raise ValueError
+        with path.open("rb") as file:
+            text = file.read(lora.FINGERPRINT + 2).decode("ascii").strip()
+        if not re.fullmatch(rf"[0-9a-f]{{16,{lora.FINGERPRINT}}}", text):
+            raise ValueError
+    except (ValueError, OSError):
+        raise ValueError(f"{path} holds no fingerprint of weights. Export the adapters again") from None
+    return text
+
+
+def _lora_name(name: str) -> str:
+    """A tensor's name in PEFT's files as it is in an adapted model; other names stay."""
+    name = name.removeprefix("base_model.model.")
+    if lora.MARK not in name or ".default" in name:
+        return name
+    return name.replace(".weight", ".default.weight") if name.endswith(".weight") else f"{name}.default"  # embeddings
+
+
+def restored(
+    model: Model,
+    saved: Saved,
+    *,
+    dtype: torch.dtype | None = torch.float32,
+    device: torch.device | str = "cpu",
+    chain: Sequence[Path] = (),
+) -> Family:
+    """A family with saved weights, low-rank adapters merged.
+
+    Args:
+        dtype: that the weights are converted to one by one, never all at once; None: as they are in the file.
+        chain: the adapters whose base these weights are.
+
+    Raises:
+        ValueError: if the weights belong to another model, or are not all finite numbers; lists what is wrong.
+    """
+    if saved.recipe is not None:
+        _same_model(saved, saved.recipe, model)
+    if saved.adapter:
+        return _with_adapters(model, saved, dtype=dtype, device=device, chain=chain)
+    family = build(model, dtype=dtype or torch.float32, device="meta" if dtype is None else device, empty=True)
+    heads = family.model.config.num_attention_heads
+    state, wanted = _named(family, saved.state, codes=model.codes)
+    _account(saved, state, wanted)
+    check_numbers(state, wanted, where=saved.path)
+    if saved.recipe is not None and saved.recipe.model != model:
+        theirs = build(saved.recipe.model, empty=True, device="meta").model.config.num_attention_heads
+        if theirs != heads:  # which changes no tensor's shape
+            raise ValueError(
+                f"{saved.path} has {theirs} attention heads, the model of this recipe {heads}. Mend model.heads"
+            )
+    if layout.is_published(state):
+        state = layout.from_published(state, heads=heads)
+    if dtype is None:
+        family.model.load_state_dict(state, assign=True)
+        family.model.to(device=device)  # type: ignore[call-arg]
+    else:
+        family.model.load_state_dict(state)
+    return family
+
+
+def _named(family: Family, saved: dict[str, Tensor], *, codes: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Tensors by the names of the model or of LlamaGen, and those wanted; of all that may be peeled, the nearest."""
+    ours, found = family.model.state_dict(), []
+    for state in peeled(saved):
+        if (renamed := family.renamed(state)) is not None:
+            state = renamed
+        wanted = ours
+        if layout.is_published(state):
+            wanted = layout.to_published(ours, heads=family.model.config.num_attention_heads, codes=codes)
+        found.append((state, wanted))
+    return min(found, key=lambda pair: len(pair[0].keys() ^ pair[1].keys()))
+
+
+def initial_weights(model: Model) -> Saved:
+    """The weights that a recipe starts from, `model.weights`.
+
+    A run's own weights fit any grid, as a published file's do: no tensor depends on it.
+
+    Raises:
+        ValueError: as `read`.
+    """
+    assert model.weights is not None
+    return at_grid(read(model.weights, entry=model.weights_entry), model)
+
+
+def at_grid(saved: Saved, model: Model) -> Saved:
+    """Weights as if their run had been at the grid of a model."""
+    if saved.recipe is None:
+        return saved
+    theirs = saved.recipe.model.model_copy(update={"grid": model.grid})
+    return saved._replace(recipe=saved.recipe.model_copy(update={"model": theirs}))
+
+
+def _with_adapters(model: Model, saved: Saved, *, chain: Sequence[Path], **kwargs: Any) -> Family:
+    recipe = saved.recipe
+    assert recipe is not None and recipe.tune.lora is not None
+    base = _base(model, saved, recipe, chain := [*chain, saved.path.resolve()])
+    family = restored(model, base, chain=chain, **kwargs)
+    lora.wrapped(family.model, recipe.tune.lora, saved.state, where=saved.path).merge_and_unload()  # in place
+    return family
+
+
+def _base(model: Model, saved: Saved, recipe: Recipe, chain: Sequence[Path]) -> Saved:
+    """The weights that adapters were trained on: the first found whose fingerprint is the one they keep.
+
+    They are looked for where the model that is asked for has its weights, then where the recipe of the adapters had
+    them, a relative path from here and from the folders above the adapters.
+    """
+    places = [] if model.weights in (None, recipe.model.weights) else [(model.weights, model.weights_entry)]
+    if recipe.model.weights is not None:
+        entry, relative = recipe.model.weights_entry, Path(recipe.model.weights)
+        places.append((recipe.model.weights, entry))
+        if not relative.is_absolute() and not relative.exists():
+            above = (folder / relative for folder in saved.path.absolute().parents)
+            places += [(str(place), entry) for place in above if place.exists()]
+    made_on, problems = saved.extra.get("base"), []
+    for place, entry in places:
+        try:
+            base = at_grid(read(place, entry=entry), model)  # type: ignore[arg-type]
+        except ValueError as error:
+            problems.append(str(error))
+            continue
+        if base.path.resolve() in chain:
+            problems.append(f"{place} holds the adapters themselves")
+            continue
+        if made_on is None or made_on == lora.fingerprint(base.state):
+            return base
+        problems.append(f"{place} holds other weights: their fingerprint is not {made_on}, that of the adapters' base")
+    raise ValueError(
+        f"{saved.path} holds adapters, and the weights that they were trained on are not found: "
+        f"{'; '.join(problems) or 'its recipe names no model.weights'}. Say where they are: --set model.weights=PATH"
+    )
+
+
+def _same_model(saved: Saved, recipe: Recipe, model: Model) -> None:
+    for key in ("family", "grid", "codes", "classes", "text", "words"):
+        theirs, ours = getattr(recipe.model, key), getattr(model, key)
+        alike = key == "text" and theirs and ours and theirs.features == ours.features
+        alike = alike or (key == "words" and theirs and ours and theirs.vocabulary == ours.vocabulary)
+        if theirs != ours and not alike:
+            why = " (the label embedding has a row for each class)" if key == "classes" else ""
+            raise ValueError(
+                f"{saved.path} is of another recipe ({recipe.name}): its model.{key} is {theirs}, here it "
+                f"is {ours}{why}. Give a checkpoint of this recipe, or the recipe of this checkpoint"
+            )
+
+
+def _account(saved: Saved, state: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    """Every tensor is there, none besides, each in its shape and kind, or an error that lists them."""
+    if problems := unaccounted(state, wanted):
+        remedy = "Give a checkpoint of this recipe, or mend the recipe's depth, heads, width and feed_forward"
+        if layout.is_published(state):
+            remedy = f"The file looks like {layout.looks_like(state)}: use the recipe of that size, or its file"
+        raise ValueError(f"{saved.path} does not fit the model of this recipe. {problems}. {remedy}")

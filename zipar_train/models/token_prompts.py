@@ -1,0 +1,144 @@
+"""Captions as token ids of a text model, left-padded to a fixed length."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from zipar_train.models.pretrained import pretrained
+from zipar_train.recipe.schema import Words
+
+
+class Prompts(NamedTuple):
+    """The condition of B images."""
+
+    ids: Tensor  # int64 (B, P)
+    padding: Tensor  # bool (B, P): no other token sees these
+
+
+class Prompter:
+    """Captions to prompts, by the tokenizer that a generator was published with, loaded when first used.
+
+    Args:
+        text: `encoder` is its hub id or folder, `tokens` the prompts' length.
+        ask: what a caption is put into, `{}` in its place.
+        keep: tokens that an unconditional prompt keeps, beside the first one.
+        after: tokens that follow.
+        ids: tokens whose ids the model counts on.
+    """
+
+    def __init__(
+        self,
+        text: Words,
+        *,
+        ask: str,
+        keep: Sequence[str] = (),
+        after: Sequence[str] = (),
+        ids: Mapping[str, int] | None = None,
+    ):
+        self.text, self.ask, self.keep, self.after, self.ids = text, ask, keep, after, ids or {}
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        from transformers import AutoTokenizer
+
+        source = self.text.encoder
+        tokenizer = pretrained(AutoTokenizer, source, key="model.words.encoder", what="no tokenizer of text")
+        unknown = tokenizer.unk_token_id
+        for token in (*self.keep, *self.after):
+            if tokenizer.convert_tokens_to_ids(token) in (None, unknown):
+                raise ValueError(
+                    f"model.words.encoder = {source}: its tokenizer knows no {token!r}: it is of another model"
+                )
+        for token, wanted in self.ids.items():
+            if (found := tokenizer.convert_tokens_to_ids(token)) != wanted:
+                raise ValueError(
+                    f"model.words.encoder = {source}: {token!r} has the id {found}, the model counts on {wanted}. It "
+                    "is of another model, or model.words.vocabulary or model.codes is not the checkpoint's"
+                )
+        if tokenizer.pad_token_id is None or tokenizer.bos_token_id is None:
+            raise ValueError(f"model.words.encoder = {source}: its tokenizer lacks a padding token or a first token")
+        return tokenizer
+
+    def loaded(self) -> "Prompter":
+        """This, with its tokenizer loaded.
+
+        Raises:
+            ValueError: if it cannot be, or is of another model.
+        """
+        _ = self.tokenizer
+        return self
+
+    def check(self, condition: Any, device: torch.device) -> Prompts:
+        """Captions, or what this has returned before, as prompts on the device.
+
+        Raises:
+            ValueError: for an empty caption, or one of more tokens than a prompt has.
+        """
+        if isinstance(condition, Prompts):
+            return Prompts(*(part.to(device) for part in condition))
+        if not isinstance(condition, Sequence) or isinstance(condition, str) or not len(condition):
+            raise ValueError(f"captions must be a list of texts, not {condition!r}")
+        for caption in condition:
+            if not isinstance(caption, str) or not caption.strip():
+                raise ValueError(f"caption {caption!r} is empty, or no text: say what to draw")
+        return self.framed([caption.strip() + self.text.positive for caption in condition], device)
+
+    def framed(self, captions: Sequence[str], device: torch.device) -> Prompts:
+        """Captions in the model's format, left-padded."""
+        length = self.text.tokens
+        ids = torch.full((len(captions), length), self.tokenizer.pad_token_id)
+        padding = torch.ones(len(captions), length, dtype=torch.bool)
+        for row, caption in enumerate(captions):
+            found = self._ids(caption)
+            if len(found) > length:
+                raise ValueError(self._too_long(caption, len(found)))
+            ids[row, length - len(found) :] = torch.tensor(found)
+            padding[row, length - len(found) :] = False
+        return Prompts(ids.to(device), padding.to(device))
+
+    def misfit(self, caption: str, features: Any = None) -> str:
+        """Why a caption does not fit into the prompt; empty: it does."""
+        whole = caption.strip() + self.text.positive
+        tokens = len(self._ids(whole))
+        return self._too_long(whole, tokens) if tokens > self.text.tokens else ""
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all that decides which captions fit: 16 hexadecimal digits."""
+        vocabulary = sorted(self.tokenizer.get_vocab().items())
+        parts = [self.ask, self.after, self.text.positive, self.text.tokens, vocabulary]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+    def _ids(self, caption: str) -> list[int]:
+        before, after = self.ask.split("{}")
+        found = self.tokenizer(f"{before}{caption}{after}", add_special_tokens=False).input_ids
+        return [self.tokenizer.bos_token_id, *found, *map(self.tokenizer.convert_tokens_to_ids, self.after)]
+
+    def _too_long(self, caption: str, tokens: int) -> str:
+        return (
+            f"caption {caption[:60]!r}... takes {tokens} tokens with what surrounds it, the prompt has "
+            f"{self.text.tokens}: shorten it, or set model.words.tokens higher"
+        )
+
+    def dropped(self, prompts: Prompts, where: Tensor) -> Prompts:
+        """The images `where`, bool (B,), without their words: padding tokens in their place, which are seen."""
+        kept = {self.tokenizer.bos_token_id, *map(self.tokenizer.convert_tokens_to_ids, self.keep)}
+        stays = torch.isin(prompts.ids, torch.tensor(sorted(kept), device=prompts.ids.device))
+        ids = prompts.ids.masked_fill(where[:, None] & ~stays, self.tokenizer.pad_token_id)
+        return Prompts(ids, prompts.padding)
+
+    def bare(self, prompts: Prompts, where: Tensor) -> Prompts:
+        """The images `where` with nothing but the tokens that follow the caption."""
+        words = torch.arange(prompts.ids.shape[1], device=prompts.ids.device) < prompts.ids.shape[1] - len(self.after)
+        return Prompts(prompts.ids, prompts.padding | (where[:, None] & words))
+
+    def led_away(self, prompts: Prompts, where: Tensor) -> Prompts:
+        """The images `where` with the negative caption in place of theirs."""
+        null = self.framed([self.text.negative], prompts.ids.device)
+        at = where[:, None]
+        return Prompts(torch.where(at, null.ids, prompts.ids), torch.where(at, null.padding, prompts.padding))

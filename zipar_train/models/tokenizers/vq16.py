@@ -1,0 +1,185 @@
+"""LlamaGen's VQ-16 image tokenizer as transformers' JanusVQVAE (tokenizer/tokenizer_image/vq_model.py)."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate, normalize
+from transformers import JanusVQVAE
+from transformers.models.janus.configuration_janus import JanusVQVAEConfig
+
+from zipar_train.io.files import regular
+from zipar_train.models.files import Checksums, find, innermost, read_file, read_folder, tensors
+from zipar_train.models.filling import filled
+
+STRIDE = 16  # pixels a code, each way
+CHUNK = 16  # images at once through the convolutions
+NAMES = (  # theirs: JanusVQVAE's, as regular expressions
+    (r"^encoder\.conv_blocks\.(\d+)\.res\.", r"encoder.down.\1.block."),
+    (r"^encoder\.conv_blocks\.(\d+)\.", r"encoder.down.\1."),
+    (r"^decoder\.conv_blocks\.(\d+)\.res\.", r"decoder.up.\1.block."),
+    (r"^decoder\.conv_blocks\.(\d+)\.", r"decoder.up.\1."),
+    (r"^(en|de)coder\.mid\.0\.", r"\1coder.mid.block_1."),
+    (r"^(en|de)coder\.mid\.1\.", r"\1coder.mid.attn_1."),
+    (r"^(en|de)coder\.mid\.2\.", r"\1coder.mid.block_2."),
+)
+
+
+class VQ16:
+    """Square images, 16 pixels a code, to codes of a codebook and back.
+
+    Args:
+        model: its codebook rows of length 1.
+        sha256: of the file the weights came from; None: random.
+    """
+
+    def __init__(self, model: JanusVQVAE, *, sha256: str | None = None):
+        self.model, self.sha256 = model.eval().requires_grad_(False), sha256
+        self.stride = 2 ** (len(model.config.channel_multiplier) - 1)
+        self.codes = model.config.num_embeddings
+        self.roundings: dict[torch.device, float] = {}
+
+    @torch.inference_mode()
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Codes, int64 (B, H, W), of pixels uint8 (B, 3, px, px), px a multiple of 16."""
+        model = self.model.to(pixels.device)
+        rows, columns = (side // self.stride for side in pixels.shape[-2:])
+        found = []
+        for chunk in pixels.split(CHUNK):
+            images = (chunk / 255 - 0.5) / 0.5
+            features = normalize(model.quant_conv(model.encoder(images)), dim=1)
+            found.append(model.quantize(features)[2].view(-1, rows, columns))
+        return torch.cat(found)
+
+    @torch.inference_mode()
+    def decode(self, codes: Tensor, *, size: tuple[int, int] | None = None) -> Tensor:
+        """Pixels, uint8 (B, 3, px, px), of codes (B, H, W); on a GPU in bfloat16 where that is not seen."""
+        device = codes.device.type
+        half = device == "cuda" and self.rounding(codes.device) < 1
+        with torch.autocast(device, torch.bfloat16, enabled=half):
+            return torch.cat([to_bytes(self.images(chunk).float(), size=size) for chunk in codes.split(CHUNK)])
+
+    @torch.inference_mode()
+    def rounding(self, device: torch.device, *, side: int = 16) -> float:
+        """What bfloat16 makes to a pixel: root mean square, in grey levels of 255.
+
+        Over two images of random codes, `side` each way; measured once on a device.
+        """
+        if device not in self.roundings:
+            codes = torch.randint(self.codes, (2, side, side), generator=torch.Generator().manual_seed(0)).to(device)
+            exact = self.images(codes).clamp(-1, 1)
+            with torch.autocast(device.type, torch.bfloat16):
+                rounded = self.images(codes).float().clamp(-1, 1)
+            self.roundings[device] = float((rounded - exact).square().mean().sqrt() * 127.5)
+        return self.roundings[device]
+
+    @torch.inference_mode()
+    def images(self, codes: Tensor) -> Tensor:
+        """Images, float (B, 3, px, px) around -1 .. 1, of codes (B, H, W)."""
+        model = self.model.to(codes.device)
+        entries = model.quantize.embedding(codes).permute(0, 3, 1, 2).contiguous()
+        return model.decoder(model.post_quant_conv(entries))
+
+
+def to_bytes(images: Tensor, *, size: tuple[int, int] | None = None) -> Tensor:
+    """Pixels, uint8 (B, 3, px, px), of images, float (B, 3, px, px) around -1 .. 1; resized to `size`.
+
+    As LlamaGen (autoregressive/sample/sample_c2i_ddp.py): bicubic without antialiasing, on the floats, then cut off to
+    bytes.
+    """
+    if size is not None and images.shape[-2:] != size:
+        images = interpolate(images, size=size, mode="bicubic")
+    return (127.5 * images + 128).clamp(0, 255).to(torch.uint8)
+
+
+def load_vq16(source: str | None, *, codes: int) -> VQ16:
+    """The tokenizer of a published file (`vq_ds16_c2i.pt`), its architecture told by its tensors; None: random weights.
+
+    Raises:
+        ValueError: if the file is no VQ-16, is damaged, or has another codebook size than `codes`.
+    """
+    if source is None:
+        return VQ16(_unit(JanusVQVAE(JanusVQVAEConfig(num_embeddings=codes))))
+    path = find(source)
+    if path.is_dir():
+        return _of_checkpoint(path, codes)
+    checksums: Checksums = {}
+    state = innermost(tensors(read_file(path, checksums=checksums), where=path))
+    renamed = {_rename(name): tensor for name, tensor in state.items() if name != "quantize.codebook_used"}
+    what = "is no VQ-16 of LlamaGen. Give vq_ds16_c2i.pt or vq_ds16_t2i.pt"
+    model = filled(lambda: JanusVQVAE(_config(renamed)), renamed, where=path, what=what)
+    tokenizer = VQ16(_unit(model), sha256=checksums[path])
+    if tokenizer.stride != STRIDE:
+        raise ValueError(
+            f"{path} is a VQ-{tokenizer.stride}, not a VQ-16: a code is {tokenizer.stride} pixels wide. "
+            "Give vq_ds16_c2i.pt or vq_ds16_t2i.pt"
+        )
+    if tokenizer.codes != codes:
+        raise ValueError(
+            f"{path} has a codebook of {tokenizer.codes} codes, the recipe's model one of {codes}. "
+            "Give the tokenizer that the model was trained with, or mend model.codes"
+        )
+    return tokenizer
+
+
+def _of_checkpoint(path: Path, codes: int) -> VQ16:
+    """The VQ-16 inside a Janus-Pro checkpoint in transformers' layout."""
+    prefix = "model.vqmodel."
+    state = {name.removeprefix(prefix): tensor for name, tensor in read_folder(path, prefix=prefix).items()}
+    try:
+        config = JanusVQVAEConfig(**json.loads(regular(path / "config.json").read_bytes())["vq_config"])
+    except Exception as error:  # of JSON, and of transformers' checks of each number
+        raise ValueError(f"{path}/config.json describes no vq_config of Janus-Pro ({error!r})") from None
+    what = "holds no VQ-16 of Janus-Pro. Give the published checkpoint"
+    model = filled(lambda: JanusVQVAE(config), state, where=path, what=what)
+    if config.num_embeddings != codes:
+        raise ValueError(f"{path} has a codebook of {config.num_embeddings} codes, the recipe's model one of {codes}")
+    return VQ16(_unit(model), sha256=fingerprint(state))
+
+
+def fingerprint(state: dict[str, torch.Tensor]) -> str:
+    """The checksum of tensors that have no file of their own."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        digest.update(name.encode() + state[name].flatten().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _unit(model: JanusVQVAE) -> JanusVQVAE:
+    """JanusVQVAE normalises the codebook's rows when it decodes, and forgets to when it encodes."""
+    with torch.no_grad():
+        model.quantize.embedding.weight.copy_(normalize(model.quantize.embedding.weight, dim=-1))
+    return model
+
+
+def _rename(name: str) -> str:
+    for theirs, ours in NAMES:
+        name = re.sub(theirs, ours, name)
+    return name
+
+
+def _config(state: dict[str, Tensor]) -> JanusVQVAEConfig:
+    """The architecture that the tensors' shapes tell."""
+
+    def shape(name: str) -> torch.Size:
+        if name not in state or not state[name].ndim:
+            raise ValueError(f"it lacks {name}")
+        return state[name].shape
+
+    base = shape("encoder.conv_in.weight")[0]
+    codes, width = (*shape("quantize.embedding.weight"), 0)[:2]
+    levels = 1 + max((int(m[1]) for m in (re.match(r"encoder\.down\.(\d+)\.", name) for name in state) if m), default=0)
+    blocks = 1 + max(
+        (int(m[1]) for m in (re.match(r"encoder\.down\.0\.block\.(\d+)\.", n) for n in state) if m), default=0
+    )
+    return JanusVQVAEConfig(
+        embed_dim=width,
+        num_embeddings=codes,
+        latent_channels=shape("quant_conv.weight")[1],
+        base_channels=base,
+        channel_multiplier=[shape(f"encoder.down.{i}.block.0.conv1.weight")[0] // base for i in range(levels)],
+        num_res_blocks=blocks,
+    )

@@ -1,0 +1,38 @@
+"""A plan as a picture: the pass that generates each code, and the attention mask."""
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.colors import ListedColormap
+
+from zipar_train.io.figures import plt, write_figure
+from zipar_train.plan.table import NEVER, Plan
+
+
+def draw_plan(plan: Plan, path: str | Path) -> None:
+    """Write a picture of the plan: the pass map (H, W) beside the mask (S, S), stand-ins in orange.
+
+    Raises:
+        ValueError: for an ending that is no picture format.
+        OSError: if the file cannot be written.
+    """
+    drawn, visible = plan.drawn(), plan.visible().astype(np.int8)
+    visible[:, plan.expires != NEVER] *= 2
+    with plt.rc_context({"font.size": 10}):
+        figure, (left, right) = plt.subplots(1, 2, figsize=(12, 6), layout="constrained")
+        left.imshow(drawn, cmap="viridis")
+        left.set_title(f"the pass that draws each code: {plan.passes} passes, {plan.reduction:.0%} fewer", fontsize=11)
+        left.set(xlabel="column", ylabel="row")
+        if drawn.size <= 24 * 24:
+            size = min(9, 160 / max(drawn.shape))
+            for row, column in [(r, c) for r in range(drawn.shape[0]) for c in range(drawn.shape[1])]:
+                light = drawn[row, column] < plan.passes * 0.6
+                left.text(column, row, drawn[row, column], ha="center", va="center", fontsize=size,
+                          color="white" if light else "black")  # fmt: skip
+        right.imshow(
+            visible, cmap=ListedColormap(["#f4f1ea", "#2f6f8f", "#d97b3c"]), vmin=0, vmax=2, interpolation="nearest"
+        )
+        right.set_title("who sees whom, in decode order (orange: stand-ins)", fontsize=11)
+        right.set(xlabel=f"key: {len(plan)} slots", ylabel="query")
+        figure.suptitle(f"{plan.grid} codes, window {plan.window}", fontsize=13)
+        write_figure(figure, Path(path))

@@ -1,0 +1,88 @@
+"""A plan's visibility as attention masks: a mask_mod, a dense bool for sdpa, a BlockMask for FlexAttention.
+
+3 x 3 codes at window 1, row = query, column = key, in decode order (P prompt, S stand-in for code 5):
+
+        P 0 1 2 3 S 4 6 5 7
+    P   #
+    0   # #
+    1   # # #
+    2   # # # #
+    3   # # # # #
+    S   # # # # # #
+    4   # # # # # . #
+    6   # # # # # # # #
+    5   # # # # # . # . #
+    7   # # # # # . # # # #
+
+`zipar-train plan --recipe digits --png mask.png` draws larger ones.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from torch.nn.functional import pad
+
+from zipar_train.plan.table import NEVER, Plan, sees
+
+Device = torch.device | str
+
+
+def mask_mod(plan: Plan, *, device: Device = "cpu") -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """FlexAttention's `mask_mod(b, h, q, k) -> bool` over the plan's slots."""
+    step, position, expires = (torch.tensor(v, device=device) for v in (plan.step, plan.position, plan.expires))
+
+    def visible(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return sees(step, position, expires, q, k)
+
+    return visible
+
+
+def dense(plan: Plan, *, device: Device = "cpu") -> Tensor:
+    """Bool (1, 1, S, S), True where a query sees a key: `attention_mask=` of any transformers model under sdpa.
+
+    Eager attention would *add* a bool mask (transformers 5); use sdpa.
+    """
+    return torch.tensor(plan.visible(), device=device)[None, None]
+
+
+def block(plan: Plan, *, device: Device = "cpu") -> BlockMask:
+    """FlexAttention's BlockMask of (S, S): `attention_mask=` under attn_implementation "flex_attention"."""
+    return create_block_mask(mask_mod(plan, device=device), None, None, len(plan), len(plan), device=str(device))
+
+
+def unwritten(plan: Plan, *, device: Device = "cpu") -> Tensor:
+    """Bool (1, 1, S, N): raster codes before a query's position that no slot has been fed at by the query's pass.
+
+    No mask of ours shows them. The released decoder does: they are zero keys and values of its cache.
+    """
+    first = np.full(plan.grid.codes, NEVER)
+    image = plan.position >= 0
+    np.minimum.at(first, plan.position[image], plan.step[image])
+    before = np.arange(plan.grid.codes)[None] <= plan.position[:, None]
+    return torch.tensor(before & (first[None] > plan.step[:, None]), device=device)[None, None]
+
+
+def hide(mask: Any, padding: Tensor, *, slots: Tensor | None = None) -> Any:
+    """A plan's mask, dense or block, for B images whose prompts are padded: who is padding is seen by itself alone.
+
+    Args:
+        mask: (1, 1, Q, K) or a BlockMask, over slots that begin with the prompt.
+        padding: bool (B, P).
+        slots: of a dense mask's queries, int64 (Q,); None: they are the keys.
+    """
+    if isinstance(mask, BlockMask):
+        queries, keys = mask.seq_lengths
+        hidden, seen = pad(padding, (0, keys - padding.shape[1])), mask.mask_mod
+
+        def unpadded(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+            return seen(b, h, q, k) & (~hidden[b, k] | (q == k))
+
+        return create_block_mask(unpadded, len(padding), None, queries, keys, device=str(padding.device))
+    hidden = pad(padding, (0, mask.shape[-1] - padding.shape[1]))
+    columns = torch.arange(mask.shape[-1], device=mask.device)
+    itself = (columns if slots is None else slots)[:, None] == columns
+    return mask & (~hidden[:, None, None] | itself)

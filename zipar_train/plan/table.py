@@ -1,0 +1,201 @@
+"""The plan of an image: one table of slots in decode order, from which everything else follows.
+
+A slot is one token fed to the model once. The training mask, the teacher-forced inputs, the loss, the decode loop
+and the pass count are all readings of this table; nothing else in the project knows about windows.
+
+ZipAR (arXiv 2412.04062, section 3.2) opens a row as soon as `window` codes of the row above are drawn. Its equation 1
+reads `window + 1`; its tables and its released code count `window`, and so do we.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import Any, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zipar_train.plan.grid import Grid
+from zipar_train.plan.stand_in import FirstRow, Seen, StandIn, stand_in_of
+
+PROMPT, ROW_END = -1, -2  # what a slot feeds when it feeds no image code
+NEVER = 2**31 - 1  # a pass that never comes
+
+Integers = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Five integer vectors of length S, sorted by (step, position).
+
+    step: the forward pass that feeds the slot; the prompt is pass 0.
+    source: the image code it feeds, or PROMPT, or ROW_END.
+    position: its raster position; the P prompt tokens stand at -P .. -1.
+    target: the image code its logits predict, -1 for none. Every code is the target of exactly one slot.
+    expires: the first pass that no longer sees its key (stand-ins only, NEVER for all others).
+    """
+
+    grid: Grid
+    window: int  # of several, the widest
+    prompt: int
+    step: Integers
+    source: Integers
+    position: Integers
+    target: Integers
+    expires: Integers
+
+    @classmethod
+    def zipar(
+        cls,
+        grid: Grid,
+        *,
+        window: int | Sequence[int],
+        stand_in: StandIn = "completed",
+        seen: Seen = "until_replaced",
+        first_row: FirstRow = "alone",
+        prompt: int = 1,
+    ) -> "Plan":
+        """The plan that opens each row when `window` tokens of the row above exist.
+
+        Without row ends, the first code of a row needs the last code of the row above as its input before that code
+        exists: a stand-in slot feeds another, drawn code at that position, and expires in the pass that feeds the real
+        one. With row ends, the row-end token is known beforehand and counts as one of the window's tokens, nothing
+        stands in, and row 0 is like the others.
+
+        Args:
+            window: one for all rows, or H - 1, one for each row that another waits for: how many of its tokens. Where
+                row 0 is drawn alone, the first is the row's length, whatever is said.
+            stand_in: which code stands in, see `stand_in_of`.
+            seen: by whom a stand-in's key is seen: by all that attend to its position, until it expires; or by itself
+                alone, so that it serves the row's first code and no other.
+            first_row: without row ends, whether row 1 waits for the whole of row 0, as in the released code and the
+                paper's pass counts, or opens like the others.
+
+        Raises:
+            ValueError: if a window is not in 1 .. grid.row_length, a choice is unknown, or `prompt` is below 1.
+        """
+        given = list(window) if isinstance(window, Sequence) else [window]
+        windows = list(given) if isinstance(window, Sequence) else given * (grid.height - 1)
+        for one in given:
+            if not 1 <= one <= grid.row_length:
+                raise ValueError(
+                    f"window {one} does not fit a row of {grid.row_length} tokens: use 1 .. {grid.row_length}"
+                )
+        if len(windows) != grid.height - 1:
+            raise ValueError(f"{len(windows)} windows for {grid.height} rows: give one, or {grid.height - 1}")
+        _known(first_row=(first_row, FirstRow))
+        if not grid.row_end and windows and first_row == "alone":
+            windows[0] = grid.width
+        opens = [0, *accumulate(one - 1 if grid.row_end else one for one in windows)]
+        widest = max(given, default=grid.row_length)
+        return cls.opened(grid, opens, window=widest, stand_in=stand_in, seen=seen, prompt=prompt)
+
+    @classmethod
+    def opened(
+        cls,
+        grid: Grid,
+        opens: Sequence[int],
+        *,
+        window: int,
+        tries: Sequence[int] | None = None,
+        stand_in: StandIn = "completed",
+        seen: Seen = "until_replaced",
+        prompt: int = 1,
+    ) -> "Plan":
+        """The plan that draws the first code of each row in a given pass.
+
+        Args:
+            opens: (H,), those passes, from 0: each after that of the row above (with row ends it may be the same), and
+                by a row's width at most.
+            window: the plan's `window`.
+            tries: (H,), in how many passes right before a stand-in, or the row end, is fed too, and nothing is drawn
+                from it: an adaptive window's attempts. Each is seen by itself alone.
+
+        Raises:
+            ValueError: if a choice is unknown, or `prompt` is below 1.
+        """
+        _known(stand_in=(stand_in, StandIn), seen=(seen, Seen))
+        if prompt < 1:
+            raise ValueError(f"prompt {prompt} is too short: the first code needs at least 1 token before it")
+        height, width = grid.height, grid.width
+        gaps = [below - above for above, below in pairwise(opens)]
+        assert len(opens) == height and opens[0] == 0, opens
+        assert all((0 if grid.row_end else 1) <= gap <= width for gap in gaps), opens
+        last = opens[-1] + width - 1
+
+        slots = [(0, PROMPT, i - prompt, 0 if i == prompt - 1 else -1, NEVER) for i in range(prompt)]
+        for row in range(height):
+            for column in range(width - 1):
+                code = grid.code(row, column)
+                slots.append((opens[row] + column + 1, code, grid.position(row, column), code + 1, NEVER))
+            fed = opens[row] + width  # the pass that feeds the row's last code
+            code, position = grid.code(row, width - 1), grid.position(row, width - 1)
+            if row + 1 == height:
+                break
+            below = opens[row + 1]
+            first = below - (tries[row + 1] if tries else 0)
+            if grid.row_end:
+                slots.append((fed, code, position, -1, NEVER))
+                slots.append((below, ROW_END, position + 1, code + 1, NEVER))
+                slots += [(step, ROW_END, position + 1, -1, step + 1) for step in range(first, below)]
+                continue
+            slots.append((fed, code, position, code + 1 if fed == below else -1, NEVER))
+            for step in range(first, min(below + 1, fed)):
+                drawn = [min(step - opened, width) - 1 for opened in opens[: row + 1]]
+                target, kept = (code + 1, seen == "until_replaced") if step == below else (-1, False)
+                stands = stand_in_of(grid, drawn, stand_in)
+                slots.append((step, stands, position, target, fed if kept else step + 1))
+
+        table = np.array([slot for slot in slots if slot[0] <= last], dtype=np.int64)
+        columns = table[np.lexsort((table[:, 2], table[:, 0]))].T.copy()
+        columns.setflags(write=False)
+        return cls(grid, window, prompt, *columns)
+
+    @classmethod
+    def raster(cls, grid: Grid, *, prompt: int = 1) -> "Plan":
+        """Next-token decoding: the widest window."""
+        return cls.zipar(grid, window=grid.row_length, prompt=prompt)
+
+    @property
+    def passes(self) -> int:
+        """Forward passes an image takes, the prompt's included."""
+        return int(self.step[-1]) + 1
+
+    @property
+    def width(self) -> int:
+        """Most slots that one pass feeds, of a longer prompt its last token alone."""
+        return int(np.bincount(self.step[self.position >= -1]).max())
+
+    @property
+    def reduction(self) -> float:
+        """Share of next-token decoding's passes that this plan saves, 0 .. 1."""
+        return 1 - self.passes / self.grid.codes
+
+    def drawn(self) -> Integers:
+        """The pass that draws each code, (H, W)."""
+        passes = np.empty(self.grid.codes, dtype=np.int64)
+        passes[self.target[self.target >= 0]] = self.step[self.target >= 0]
+        return passes.reshape(self.grid.height, self.grid.width)
+
+    def visible(self) -> NDArray[np.bool_]:
+        """Who sees whom: bool (S, S), row = query, column = key."""
+        q, k = np.arange(len(self.step))[:, None], np.arange(len(self.step))[None, :]
+        return sees(self.step, self.position, self.expires, q, k)
+
+    def __len__(self) -> int:
+        return len(self.step)
+
+    def __repr__(self) -> str:
+        size = f"{len(self)} slots in {self.passes} passes of at most {self.width}"
+        return f"Plan({self.grid}, window {self.window}: {size})"
+
+
+def sees(step, position, expires, q, k):
+    """The one visibility rule, for numpy arrays and for torch tensors: may slot `q` attend to the key of slot `k`?"""
+    return (step[k] <= step[q]) & (step[q] < expires[k]) & (position[k] <= position[q])
+
+
+def _known(**choices: tuple[str, Any]) -> None:
+    for name, (value, kind) in choices.items():
+        if value not in get_args(kind):
+            raise ValueError(f"{name} {value!r} is unknown: use {', '.join(map(repr, get_args(kind)))}")

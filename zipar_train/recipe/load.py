@@ -1,0 +1,199 @@
+"""Recipes found, overridden and checked. Imports no torch, so that mistakes show at once.
+
+A recipe is one complete YAML file that is the whole run. It is found by name (beside the package, or shipped inside the
+wheel) or by path; `key.path=value` overrides; `~`, `${NAME}` and `${NAME:-default}` are expanded, see `expansion`;
+every mistake is reported at once, with its key, value and remedy.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from zipar_train.io import safe_yaml as plain
+from zipar_train.io.errors import cut, nearest, shown
+from zipar_train.io.expansion import expand
+from zipar_train.recipe.schema import Recipe, RecipeError
+
+TOLD = 50  # mistakes at once
+
+
+def recipe_folder() -> Path:
+    """The folder of shipped recipes: inside the wheel, or at the root of a source checkout."""
+    package = Path(__file__).parents[1]
+    inside = package / "recipes"
+    return inside if inside.is_dir() else package.parent / "recipes"
+
+
+def shipped() -> list[str]:
+    """Names of the shipped recipes, sorted."""
+    return sorted(path.stem for path in recipe_folder().glob("*.yaml"))
+
+
+def find(recipe: str | Path) -> Path:
+    """The file of a recipe given by name or path.
+
+    Raises:
+        RecipeError: if there is none; names the nearest shipped recipe.
+    """
+    path = Path(recipe)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise RecipeError(f"no recipe file {path}. Shipped recipes: {', '.join(shipped())}.")
+        return path
+    path = recipe_folder() / f"{recipe}.yaml"
+    if str(recipe) not in shipped():
+        raise RecipeError(
+            f"no recipe {str(recipe)!r}.{nearest('', str(recipe), shipped())} "
+            f"Give one of {', '.join(shipped())}, or the path of a .yaml file."
+        )
+    return path
+
+
+def load_recipe(recipe: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Read, override and check a recipe.
+
+    Args:
+        recipe: a shipped name or a path.
+        overrides: `key.path=value`, the value in YAML.
+
+    Raises:
+        RecipeError: with every mistake found.
+    """
+    path = find(recipe)
+    try:
+        raw = plain.read(path, loader=plain.Recipes)
+    except ValueError as error:
+        raise RecipeError(str(error)) from None
+    if not isinstance(raw, dict):
+        raise RecipeError(f"{path} holds no sections: a recipe starts with `name:`; see `zipar-train recipes`.")
+    for given in overrides:
+        _override(raw, given)
+    return parse(raw, where=str(path))
+
+
+def parse(raw: dict[str, Any], *, where: str) -> Recipe:
+    """Check plain data as a recipe; `where` names its origin in errors."""
+    mistakes: list[str] = []
+    try:
+        raw = _expand(raw, "", mistakes, count())
+    except RecursionError:
+        raise RecipeError(f"{where}: nested too deeply, too large, or an anchor that holds itself") from None
+    try:
+        recipe = Recipe.model_validate(raw)
+    except ValidationError as error:
+        for problem in error.errors(include_url=False)[:TOLD]:
+            mistakes += explain(problem)
+    if mistakes:
+        told = [cut(mistake) for mistake in mistakes[:TOLD]] + ["and more"] * (len(mistakes) > TOLD)
+        raise RecipeError(f"{where}: {len(mistakes)} mistake{'s' * (len(mistakes) > 1)}\n  " + "\n  ".join(told))
+    return recipe
+
+
+def overridden(recipe: Recipe, overrides: Iterable[str], *, where: str) -> Recipe:
+    """The recipe with `key.path=value` set, checked again; `where` names its origin in errors."""
+    raw, changes = recipe.model_dump(), list(overrides)
+    for change in changes:
+        _override(raw, change)
+    return parse(raw, where=where) if changes else recipe
+
+
+def override(key: str, text: str) -> str:
+    """The override that sets a key to exactly this text, whatever YAML would make of it: `2024-01-01`, `a #b`, `no`."""
+    quoted = yaml.dump(text, Dumper=plain.Dumper, default_style='"', width=2**31, allow_unicode=True)
+    return f"{key}={quoted.strip()}"
+
+
+def dump(recipe: Recipe) -> str:
+    """The recipe as YAML, complete and resolved."""
+    return yaml.dump(recipe.model_dump(), Dumper=plain.Dumper, sort_keys=False, allow_unicode=True)
+
+
+def differences(a: Recipe, b: Recipe, *, ignore: Iterable[str] = ()) -> list[str]:
+    """`key: a's value -> b's value` for every key in which two recipes differ, but for those in or under `ignore`."""
+    left, right = _flat(a.model_dump()), _flat(b.model_dump())
+    ignored = tuple(ignore)
+    return [
+        f"{key}: {left.get(key)!r} -> {right.get(key)!r}"
+        for key in sorted(left.keys() | right.keys())
+        if left.get(key) != right.get(key) and not any(key == i or key.startswith(f"{i}.") for i in ignored)
+    ]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The small print
+
+
+_WHOLE = re.compile(r"[0-9]{1,9}")
+
+
+def _expand(value: Any, key: str, mistakes: list[str], met: Iterator[int]) -> Any:
+    if next(met) > plain.MOST:
+        raise RecursionError
+    if isinstance(value, dict):
+        return {k: _expand(v, f"{key}.{cut(k, length=60)}".lstrip("."), mistakes, met) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_expand(v, f"{key}.{i}", mistakes, met) for i, v in enumerate(value)]
+    if not isinstance(value, str):
+        return value
+    try:
+        return expand(value)
+    except ValueError as error:
+        mistakes.append(f"{key} = {shown(value)}: {error}")
+        return value
+
+
+def _override(raw: dict[Any, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"--set {shown(override)}: write it as key.path=value, for example --set optim.lr=1e-4")
+    try:
+        value = plain.parse(text, loader=plain.Recipes)
+    except ValueError as error:
+        raise RecipeError(f"--set {shown(override)}: the value is not YAML: {error}") from None
+    *sections, last = [int(part) if _WHOLE.fullmatch(part) else part for part in key.split(".")]
+    for section in sections:
+        if raw.get(section) is None:  # a section that is not there, or null
+            raw[section] = {}
+        raw = raw[section]
+        if not isinstance(raw, dict):
+            raise RecipeError(f"--set {shown(override)}: {section} is a value, not a section with keys below it")
+    raw[last] = value
+
+
+def explain(problem: Any) -> list[str]:
+    """One pydantic error as lines of `key = value: what is wrong, and the remedy`."""
+    path, given = ".".join(cut(part, length=60) for part in problem["loc"]), problem["input"]
+    if problem["type"] == "value_error":  # our own validators, which say it all
+        lines = str(problem["ctx"]["error"]).split("\n")
+        if path and (not isinstance(given, dict) or problem["loc"][0] == "trainer"):  # a section says no more
+            return [f"{path} = {shown(given)}: {lines[0]}."]
+        return [f"{path}: {line}." for line in lines] if path else lines
+    if problem["type"] == "missing":
+        return [f"{path}: missing. Add it; `zipar-train recipes` names complete examples."]
+    if problem["type"] == "extra_forbidden":
+        *sections, last = problem["loc"]
+        prefix = "".join(f"{part}." for part in sections)
+        return [f"{path} = {shown(given)}: unknown key." + nearest(prefix, str(last), _keys(sections))]
+    return [f"{path or 'the recipe'} = {shown(given)}: {problem['msg'][0].lower()}{problem['msg'][1:]}."]
+
+
+def _keys(path: list[str | int]) -> list[str]:
+    """Of a section."""
+    section: Any = Recipe
+    for part in path:
+        if isinstance(part, str):
+            section = section.model_fields[part].annotation
+        while not (isinstance(section, type) and issubclass(section, BaseModel)):  # an optional one, or a list of them
+            section = next(kind for kind in get_args(section) if kind is not type(None))
+    return list(section.model_fields)
+
+
+def _flat(value: Any, key: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {key: value}
+    return {path: v for k, item in value.items() for path, v in _flat(item, f"{key}.{k}".lstrip(".")).items()}

@@ -1,0 +1,347 @@
+"""What a recipe may say: its sections, their units and ranges, and the rules across them. Imports no torch."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from zipar_train.plan.grid import Grid
+from zipar_train.plan.stand_in import FirstRow, Seen, StandIn
+from zipar_train.recipe.fields import (
+    Batch,
+    Heads,
+    Name,
+    Positive,
+    Section,
+    Share,
+    Side,
+    Source,
+    Tokens,
+    Vocabulary,
+    Weight,
+    Window,
+    Windows,
+    scaled,
+)
+from zipar_train.recipe.published import Paper
+from zipar_train.recipe.trainer import TrainerArguments, disagreements
+
+CODES = 2**14  # most codes of an image: 128 x 128
+PARAMETERS = 10**11  # most of a model given by its shape
+STEP = 2**28  # most codes of a step, which are held together
+LOGITS = 2**35  # most of a step on a device: 2,048 images of 24 x 24 codes out of 16,384
+
+
+CONDITIONS = {  # family: what it is prompted by, and its sizes
+    "llamagen": ("classes", ("B", "L", "XL", "XXL", "3B")),
+    "llamagen-t2i": ("text", ("B", "L", "XL", "XXL", "3B")),
+    "janus": ("words", ("1B", "7B")),
+    "lumina": ("words", ("7B",)),
+    "emu3": ("words", ("8B",)),
+}
+ROW_ENDS = ("emu3", "lumina")  # families whose rows end with a token
+EMU3_CONTEXT = 9216  # tokens that Emu3 was trained on: Emu3TextConfig
+BESIDE = {"emu3": (8, 184622), "lumina": (612, 65536)}  # ids a vocabulary has beside codes, and of the published
+
+
+class RecipeError(ValueError):
+    """One or more mistakes in a recipe, a line each."""
+
+
+class Text(Section):
+    """Captions as prompts: features of a T5 encoder, left-padded."""
+
+    encoder: Source | None = None  # a transformers T5, hub id or folder; null: the shards hold features
+    tokens: Tokens  # the prompt's length
+    features: Annotated[int, Field(ge=1, le=2**16)]  # width of a token's feature
+
+
+class Words(Section):
+    """Captions as prompts: token ids of a text model, left-padded."""
+
+    encoder: Source  # the published checkpoint's tokenizer of text, hub id or folder
+    tokens: Tokens  # the prompt's length, with what the model's format puts around a caption
+    positive: Annotated[str, Field(max_length=4096)] = ""  # put after every caption
+    negative: Annotated[str, Field(max_length=4096)] = ""  # what guidance leads away from; empty: no caption
+    vocabulary: Vocabulary | None = None  # of the text model; null: the published
+
+
+class Model(Section):
+    """The generator: a family at a size, its grid of codes, and where its weights come from."""
+
+    family: Literal["llamagen", "llamagen-t2i", "janus", "lumina", "emu3"]
+    size: Literal["B", "L", "XL", "XXL", "3B", "1B", "7B", "8B"] | None = None  # or depth, heads and width
+    depth: Annotated[int, Field(ge=1, le=128)] | None = None  # layers
+    heads: Heads | None = None
+    width: Annotated[int, Field(ge=1, le=2**16)] | None = None
+    key_heads: Heads | None = None  # heads of keys and values, where queries share them; null: heads
+    feed_forward: Annotated[int, Field(ge=1, le=2**20)] | None = (
+        None  # hidden width of the feed-forward; null: the family's rule
+    )
+    grid: Annotated[list[Side], Field(min_length=2, max_length=2)]  # rows, columns of codes
+    codes: Annotated[int, Field(ge=2, le=65536)]  # codebook size (shards store uint16)
+    classes: Vocabulary | None = None  # of a class-conditional family
+    text: Text | None = None  # of a text-conditional one whose prompts are features
+    words: Words | None = None  # of one whose prompts are token ids
+    tokenizer: Literal["palette", "vq16", "chameleon", "emu3"] | None = None  # codes <-> pixels; null: codes only
+    tokenizer_weights: Source | None = None  # a published file or folder, or owner/repo:file on the hub; null: random
+    weights: Source | None = None  # run folder, checkpoint, export, published file or owner/repo:file; null: random
+    weights_entry: Name | None = None  # an entry of a published .pt, `ema` say; null: the weights LlamaGen samples from
+
+    @model_validator(mode="after")
+    def _complete(self) -> "Model":
+        shape, rest = (self.depth, self.heads, self.width), (self.key_heads, self.feed_forward)
+        if self.size is None and None in shape:
+            raise ValueError("give either size, or depth, heads and width")
+        if self.size is not None and {*shape, *rest} != {None}:
+            raise ValueError("size already fixes depth, heads and width, key_heads and feed_forward: drop these or it")
+        if self.width and self.heads and (self.width % self.heads or self.width // self.heads % 4):
+            raise ValueError(f"width {self.width} over {self.heads} heads: a head's width must be a multiple of 4")
+        if self.key_heads and self.family not in BESIDE:
+            raise ValueError(f"key_heads {self.key_heads}: family {self.family} has a key for every query. Drop it")
+        if self.key_heads and self.heads and self.heads % self.key_heads:
+            raise ValueError(f"key_heads {self.key_heads}: {self.heads} heads cannot share them evenly")
+        if (parameters := self._parameters()) > PARAMETERS:
+            raise ValueError(f"{parameters:.1e} parameters by its shape, more than {PARAMETERS:.0e}: make it smaller")
+        wanted, sizes = CONDITIONS[self.family]
+        given = [name for name in ("classes", "text", "words") if getattr(self, name) is not None]
+        if given != [wanted]:
+            raise ValueError(f"family {self.family} needs {wanted}, and has {' and '.join(given) or 'none'}")
+        if self.size is not None and self.size not in sizes:
+            raise ValueError(f"family {self.family} has no size {self.size}: use {', '.join(sizes)}")
+        if problem := self._beyond():
+            raise ValueError(f"grid {self.grid}: {problem}")
+        beside, published = BESIDE.get(self.family, (0, 0))
+        ids = (self.words and self.words.vocabulary) or published
+        if beside and ids < self.codes + beside:
+            raise ValueError(f"codes {self.codes}: words.vocabulary {ids} cannot hold them and {beside} ids more")
+        return self
+
+    def _beyond(self) -> str:
+        """Why the family's format cannot hold the grid, with a remedy; empty if it can."""
+        rows, columns = self.grid
+        if rows * columns > CODES:
+            return f"{rows * columns:,} codes, more than {CODES:,}: use a smaller grid"
+        if self.family == "lumina" and (rows % 2 or columns % 2):
+            return "Lumina-mGPT's prompt counts sides in steps of 2 codes, 32 pixels: use even numbers"
+        if self.family == "janus" and self.size and self.grid != [24, 24]:
+            return "Janus-Pro's prompt names no size, and it draws 24 x 24 codes alone: use [24, 24]"
+        tokens = self.prompt + rows * (columns + 1)
+        if self.family == "emu3" and self.size and tokens > EMU3_CONTEXT:
+            return f"{tokens:,} tokens with row ends and prompt, and Emu3 knows {EMU3_CONTEXT:,}: use a smaller grid"
+        return ""
+
+    def _parameters(self) -> int:
+        """Of a model given by its shape, roughly; 0 if it is given by its size."""
+        if self.depth is None or self.width is None:
+            return 0
+        words = (self.classes or 0) + (self.text.features if self.text else 0)
+        words += (self.words.vocabulary or BESIDE.get(self.family, (0, 102400))[1]) if self.words else 0
+        layer = 4 * self.width + 3 * (self.feed_forward or 4 * self.width)
+        return self.width * (self.depth * layer + 2 * self.codes + words)
+
+    @property
+    def raster(self) -> Grid:
+        return Grid(self.grid[0], self.grid[1], self.family in ROW_ENDS)
+
+    @property
+    def prompt(self) -> int:
+        """Tokens before the first code."""
+        captions = self.text or self.words
+        return captions.tokens if captions else 1
+
+    @property
+    def captions(self) -> bool:
+        """Whether it is prompted by captions, not by classes."""
+        return self.classes is None
+
+
+class LoRA(Section):
+    """Low-rank adapters instead of all weights (PEFT)."""
+
+    rank: Annotated[int, Field(ge=1, le=4096)]
+    alpha: Annotated[int, Field(ge=1, le=10**6)]  # an update is scaled by alpha / rank
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    targets: Annotated[list[Name], Field(min_length=1, max_length=128)]  # names of linear layers
+
+
+class Tune(Section):
+    """What is trained, by which loss, and at what cost in memory and time."""
+
+    lora: LoRA | None = None  # null: all weights
+    distill: Share = 0.0  # share of the loss that follows the untouched next-token model; 0: none
+    attention: Literal["sdpa", "flex_attention"] = "sdpa"  # flex_attention on a GPU
+    recompute: bool = False  # activations in the backward pass: a third more time, far less memory
+    compile: bool = False  # torch.compile the model's body
+
+
+class ZipAR(Section):
+    """The windows trained for, and what stands in for codes not yet drawn."""
+
+    windows: Annotated[dict[Window, Weight], Field(min_length=1, max_length=128)]  # window: weight in the mix
+    stand_in: StandIn = "completed"  # which drawn code
+    seen: Seen = "until_replaced"  # by whom a stand-in is
+    first_row: FirstRow = "alone"  # whether row 1 waits for all of row 0
+
+    @property
+    def rule(self) -> dict[str, Any]:
+        """What plans are made by beside their windows: arguments of `Plan.zipar`."""
+        return self.model_dump(exclude={"windows"})
+
+
+class Data(Section):
+    train: Source  # a manifest of shards, .json: a path or a URL
+    val: Source
+    batch_size: Batch  # images on a device at once; at most, where optim.batch is given
+    workers: Annotated[int, Field(ge=0, le=256)] = 0  # loader processes per device
+    shuffle: Annotated[int, Field(ge=1, le=10**7)] = 10000  # samples in the shuffle buffer
+    label_dropout: Share = 0.1  # share of labels or captions replaced by none, for guidance
+    damaged: Literal["stop", "skip"] = "stop"  # what to do about shards and samples that cannot be read
+    val_windows: Windows | None = None  # of held-out bits; null: those trained
+
+
+class Optim(Section):
+    lr: Annotated[float, Field(gt=0, le=10)]  # peak learning rate
+    batch: Annotated[int, Field(ge=1, le=2**20)] | None = (
+        None  # images a step on all devices; null: data.batch_size each
+    )
+    betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = [0.9, 0.95]
+    weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.05  # on matrices alone
+    warmup: Share = 0.02  # share of all steps
+    schedule: Literal["cosine", "constant"] = "cosine"
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None  # decay of the averaged weights
+
+
+class Health(Section):
+    """What a run does about steps that would harm it; what is skipped is counted and named."""
+
+    gradients: Literal["stop", "skip"] = "stop"  # that are not finite, or a loss that is not
+    spike: Annotated[float, Field(gt=1, le=1e6)] | None = None  # a loss so many times the recent median; null: none
+    on_spike: Literal["stop", "skip"] = "stop"
+    stalled: Annotated[float, Field(gt=0, le=86400)] | None = 60.0  # seconds without a batch before that is told
+
+
+def _temperature(value: float) -> float:
+    if 0 < value < 1e-3:
+        raise ValueError("give 0 for the most probable code, or at least 0.001: less leaves no finite numbers")
+    return value
+
+
+class Draw(Section):
+    """How codes are sampled, everywhere images are drawn."""
+
+    guidance: Annotated[float, Field(ge=0, le=1000)] = 1.0  # classifier-free; 1: none
+    temperature: Annotated[float, Field(ge=0, le=1000), AfterValidator(_temperature)] = 1.0  # 0: the most probable code
+    top_k: Annotated[int, Field(ge=0, le=65536)] = 0  # 0: no cut
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0  # 1: no cut
+
+
+class Evaluate(Section):
+    """What is drawn to be scored, and what it is compared with."""
+
+    windows: Windows
+    images: Annotated[int, Field(ge=10, le=10**6)]  # drawn per window, checkpoint and seed
+    seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**63)]], Field(min_length=1, max_length=1000)] = [0]
+    batch_size: Batch = 64  # images drawn at once
+    classes: Literal["random", "balanced"] = "random"  # of the images: at random, or in turn
+    captions: Source | None = None  # a .csv, .tsv or .txt file, or a `datasets` id; null: those of data.val
+    size: Annotated[int, Field(ge=8, le=2048)] | None = None  # pixels of the shorter side, bicubic; null: as drawn
+    dtype: Literal["float32", "bfloat16"] | None = None  # null: bfloat16 on a GPU, float32 on a CPU
+    features: Literal["inception", "classifier"] = "inception"  # classifier: a small one, of data.train
+    features_weights: Source | None = None  # a path of Inception's weights; null: torch-fidelity downloads them
+    reference: Source | None = None  # a folder of pictures, a manifest of shards, ADM's .npz; null: data.val
+    clip: Source | None = None  # a CLIP, hub id or folder: a score for captions; null: none
+
+    @model_validator(mode="after")
+    def _once(self) -> "Evaluate":
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds {self.seeds}: the same images twice would be taken for a spread. Give each once")
+        return self
+
+
+class Log(Section):
+    wandb: Literal["online", "offline", "disabled"] = "offline"
+    project: Name = "zipar-train"
+    name: Name | None = None  # of W&B's run; null: the recipe's name and what is done
+    group: Name | None = None  # of W&B's runs; null: the recipe's name
+    tags: Annotated[list[Name], Field(max_length=100)] = []
+    images: Annotated[int, Field(ge=1, le=1024)] | None = None  # drawn at every validation, at two windows; null: none
+    artifacts: bool = False  # upload the last checkpoint at the end of fit, and where a signal stops it
+
+
+class Recipe(Section):
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+    about: Annotated[str, Field(max_length=2000)]  # one line for `zipar-train recipes`
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    run: Source  # the folder this run writes
+    checkpoint_every: Positive | None = None  # optimizer steps between checkpoints; null: epoch ends only
+    checkpoint_keep: Annotated[int, Field(ge=1, le=1000)] = 1  # newest checkpoints that stay
+    checkpoint_best: str | None = None  # val/bits_w8, say: best.ckpt is that of its least value; null: none
+    model: Model
+    zipar: ZipAR
+    data: Data
+    tune: Tune = Tune()
+    optim: Optim
+    health: Health = Health()
+    trainer: TrainerArguments = {}  # any argument of lightning.Trainer
+    draw: Draw = Draw()
+    evaluate: Evaluate
+    paper: Paper | None = None
+    log: Log = Log()
+
+    @model_validator(mode="after")
+    def _agree(self) -> "Recipe":
+        widest = self.model.raster.row_length
+        mistakes = [
+            f"{key} = {window}: wider than a row of {widest} codes. Use 1 .. {widest}."
+            for key, windows in (
+                ("zipar.windows", self.zipar.windows),
+                ("data.val_windows", self.data.val_windows or []),
+                ("evaluate.windows", self.evaluate.windows),
+            )
+            for window in windows
+            if window > widest
+        ]
+        if (logits := self.data.batch_size * self.model.raster.codes * self.model.codes) > LOGITS:
+            mistakes.append(
+                f"data.batch_size = {self.data.batch_size}: {logits:.0e} logits a step, more than {LOGITS:.0e}. "
+                "Make it smaller, and trainer.accumulate_grad_batches larger."
+            )
+        step = self.optim.batch or self.data.batch_size * self.trainer.get("accumulate_grad_batches", 1)
+        if step * self.model.raster.codes > STEP:
+            mistakes.append(
+                f"a step of {step:,} images has {step * self.model.raster.codes:.0e} codes, more than {STEP:.0e}: make "
+                "optim.batch smaller, or data.batch_size or trainer.accumulate_grad_batches."
+            )
+        if self.checkpoint_best not in (None, *(bits := [f"val/bits_w{window}" for window in self.val_windows])):
+            mistakes.append(f"checkpoint_best = {self.checkpoint_best!r}: use one of {', '.join(bits)}, or null.")
+        if self.optim.batch and "accumulate_grad_batches" in self.trainer:
+            mistakes.append("trainer.accumulate_grad_batches: optim.batch says how large a step is. Drop one of them.")
+        if self.tune.distill and self.model.weights is None:
+            mistakes.append(
+                "tune.distill needs model.weights: random weights teach nothing. Set one or drop the other."
+            )
+        if self.evaluate.size and scaled(self.model.grid, self.evaluate.size) is None:
+            mistakes.append(f"evaluate.size = {self.evaluate.size}: no whole pixels for {self.model.raster} codes.")
+        if self.evaluate.clip and not self.model.captions:
+            mistakes.append("evaluate.clip scores captions, and this model is prompted by classes: set it to null.")
+        if self.evaluate.captions and not self.model.captions:
+            mistakes.append("evaluate.captions: this model is prompted by classes: set it to null.")
+        if self.tune.lora and self.model.weights is None:
+            mistakes.append(
+                "tune.lora needs model.weights: adapters of random weights mend nothing. Set one or drop the other."
+            )
+        if self.log.images and self.model.tokenizer is None:
+            mistakes.append("log.images: codes have no pixels without model.tokenizer. Set it, or log.images to null.")
+        if self.trainer.get("strategy") == "fsdp" and self.optim.ema is not None:
+            mistakes.append("optim.ema: averages are not kept under trainer.strategy = fsdp: set it to null.")
+        if self.trainer.get("strategy") == "fsdp" and self.log.images:
+            mistakes.append("log.images: no device has the weights under trainer.strategy = fsdp: set it to null.")
+        mistakes += disagreements(self.trainer)
+        if mistakes:
+            raise ValueError("\n".join(mistakes))
+        return self
+
+    @property
+    def val_windows(self) -> list[int]:
+        """Windows that validation tells bits at: those trained and next-token, if data.val_windows does not say."""
+        return self.data.val_windows or sorted({*self.zipar.windows, self.model.raster.row_length}, reverse=True)

@@ -1,0 +1,54 @@
+"""What numbers were made with: device, versions, revision, day."""
+
+import platform
+import subprocess
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+def environment(device: "torch.device") -> dict[str, str]:
+    """What the numbers were made with."""
+    import torch
+
+    hardware = (
+        torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    )
+    return {
+        "device": hardware,
+        "python": platform.python_version(),
+        **versions("zipar-train", "torch", "lightning", "transformers", "torch-fidelity"),
+        "revision": revision(),
+        "date": today(),
+    }
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Of packages by their names, or 'not installed'."""
+    found = {}
+    for name in packages:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def today() -> str:
+    return datetime.now(timezone.utc).strftime("%Y-%m-%d")
+
+
+def revision() -> str:
+    """The git revision of our source checkout, or 'none': an installed copy may lie in somebody else's checkout."""
+    root = Path(__file__).parents[2]
+    if not (root / "pyproject.toml").is_file() or not (root / ".git").exists():
+        return "none"
+    git = ["git", "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(git, cwd=root, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "none"

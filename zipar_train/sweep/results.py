@@ -1,0 +1,142 @@
+"""What a sweep has found: its trials, the best first, as a table and as a plot of bits against passes."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from zipar_train.plan.table import Plan
+from zipar_train.recipe.schema import Recipe
+
+BEST = 7  # trials with a colour of their own
+
+
+class Trial(BaseModel):
+    number: int
+    values: dict[str, Any]  # recipe path: value
+    seconds: float  # of its last run, if it was killed before
+    metrics: dict[str, float]  # of the last validation; without those that have become infinite or no numbers
+    passes: dict[int, int] = {}  # window that it tells bits at: passes of an image
+
+    def words(self, *keys: str) -> str:
+        """Its number, and its values of these recipe paths."""
+        values = ", ".join(f"{_short(key, keys)} {_told(self.values[key])}" for key in keys if key in self.values)
+        return f"{self.number:03d}  {values}" if values else f"{self.number:03d}"
+
+    def told(self, name: str) -> str:
+        """One of its numbers."""
+        return f"{self.metrics[name]:.4f}" if name in self.metrics else "-"
+
+
+class Outcome(BaseModel):
+    """Of the trials that have ended well, the best first."""
+
+    sweep: str  # the file's name
+    metric: str
+    goal: Literal["minimize", "maximize"]
+    trials: list[Trial]
+    failed: list[str] = []  # in words
+
+    def lines(self) -> list[str]:
+        """A table for people: what the trials differ in, what they tell, and below it what they share."""
+        keys = varied([trial.values for trial in self.trials])
+        names = sorted({name for trial in self.trials for name in trial.metrics}, key=self._order)
+        head = ["trial", *(_short(key, keys) for key in keys), *(_window(name) for name in names), "minutes"]
+        rows = [
+            [f"{t.number:03d}", *(_told(t.values.get(key, "")) for key in keys),
+             *(t.told(name) for name in names), f"{t.seconds / 60:.1f}"]
+            for t in self.trials
+        ]  # fmt: skip
+        widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+        table = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in [head, *rows]]
+        shared = {key: value for trial in self.trials[:1] for key, value in trial.values.items() if key not in keys}
+        told = [f"in all: {', '.join(f'{key} {_told(value)}' for key, value in shared.items())}"] if shared else []
+        return [*table, *told]
+
+    def _order(self, name: str) -> tuple[bool, bool, int]:
+        """The metric first, then the windows, widest first."""
+        window = _window(name).removeprefix("w")
+        return name != self.metric, not window.isdecimal(), -int(window) if window.isdecimal() else 0
+
+
+def passes(recipe: Recipe, metrics: Iterable[str]) -> dict[int, int]:
+    """Of an image, at each window that a trial tells bits at."""
+    windows = sorted(int(text) for text in (_window(name).removeprefix("w") for name in metrics) if text.isdecimal())
+    model, rule = recipe.model, recipe.zipar.rule
+    return {w: Plan.zipar(model.raster, window=w, prompt=model.prompt, **rule).passes for w in windows}
+
+
+def gathered(folder: Path, *, file: str, metric: str, goal: Literal["minimize", "maximize"]) -> Outcome:
+    """The results that a sweep's folder holds.
+
+    Args:
+        file: the sweep's, for its name.
+    """
+    files = [path for path in sorted(folder.glob("[0-9]*/result.json")) if path.is_file()]
+    trials = [Trial.model_validate_json(path.read_bytes()) for path in files]
+    sign = 1 if goal == "minimize" else -1
+    trials.sort(key=lambda trial: sign * trial.metrics.get(metric, sign * float("inf")))
+    return Outcome(sweep=file, metric=metric, goal=goal, trials=trials)
+
+
+def varied(trials: Sequence[dict[str, Any]]) -> list[str]:
+    """The recipe paths in which trials differ; of a single trial, all."""
+    keys = list(dict.fromkeys(key for values in trials for key in values))
+    found = [key for key in keys if any(values.get(key) != trials[0].get(key) for values in trials)]
+    return found or keys
+
+
+def draw(outcome: Outcome, path: Path) -> None:
+    """Each trial's held-out bits over the passes that its windows take; the best in colours, the others in grey."""
+    from zipar_train.io.figures import plt, write_figure
+
+    keys = varied([trial.values for trial in outcome.trials])
+    with plt.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
+        figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
+        shown: list[Any] = []
+        for rank, trial in reversed(list(enumerate(outcome.trials))):
+            x, y = list(trial.passes.values()), [trial.metrics[f"val/bits_w{window}"] for window in trial.passes]
+            if rank < BEST:
+                colour, label = f"C{rank}", trial.words(*keys)
+                (line,) = axes.plot(x, y, "o-", ms=4, lw=2.4 if rank == 0 else 1.4, color=colour, label=label)
+                shown.insert(0, line)
+            else:
+                axes.plot(x, y, "-", lw=0.8, color="#bbbbbb", zorder=1)
+        ticks = {count: window for trial in reversed(outcome.trials) for window, count in trial.passes.items()}
+        axes.set_xscale("log")
+        axes.set_xticks(list(ticks), [f"{count:,}\nwindow {window}" for count, window in ticks.items()])
+        axes.minorticks_off()
+        heights = sorted(y for trial in outcome.trials for y in trial.metrics.values())
+        if heights and heights[-1] > 2 * heights[len(heights) // 2]:  # trials that have failed to learn
+            axes.set_ylim(top=2 * heights[len(heights) // 2])
+        axes.grid(alpha=0.2)
+        axes.set(xlabel="forward passes an image", ylabel="held-out bits a code (lower is better)",
+                 title=f"{outcome.sweep}: {len(outcome.trials)} trials")  # fmt: skip
+        title = f"the best {outcome.metric} first"
+        axes.legend(handles=shown, title=title, fontsize=8, title_fontsize=8, frameon=False)
+        write_figure(figure, path, dpi=150)
+
+
+def lines(outcome: Outcome, folder: Path) -> Iterable[str]:
+    """What a person reads at the end."""
+    yield from outcome.lines()
+    yield ""
+    yield from outcome.failed
+    picture = f", the best {outcome.metric} first; {folder / 'sweep.png'}" if outcome.trials else f"; {folder}"
+    yield f"{len(outcome.trials)} trials{picture}"
+
+
+def _short(key: str, keys: Sequence[str]) -> str:
+    """The last part of a recipe path, if that tells it from the others."""
+    last = key.rpartition(".")[2]
+    return last if [other.rpartition(".")[2] for other in keys].count(last) == 1 else key
+
+
+def _told(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _window(name: str) -> str:
+    """`w8` of val/bits_w8; any other number's name as it is."""
+    return name.removeprefix("val/bits_") if name.removeprefix("val/bits_w").isdecimal() else name

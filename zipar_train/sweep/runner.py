@@ -1,0 +1,251 @@
+"""A sweep, run here without a server: each trial a `fit` in a process and a folder of its own, kept when it is done."""
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import yaml
+from tqdm import tqdm
+
+from zipar_train.io.files import claimed, make_folder, write_whole
+from zipar_train.recipe.load import differences, dump, load_recipe, override, parse
+from zipar_train.recipe.schema import Recipe
+from zipar_train.run.metrics_csv import validations
+from zipar_train.run.signals import Heard, noted
+from zipar_train.sweep.results import Outcome, Trial, gathered, passes, varied
+from zipar_train.sweep.spec import Sweep, overrides_of, read_sweep, trials_of
+
+
+def run(
+    recipe: str,
+    file: str | Path,
+    *,
+    out: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    count: int | None = None,
+    seed: int = 0,
+    jobs: int = 1,
+    gpus: Sequence[str] = (),
+    progress: bool = True,
+) -> tuple[Outcome, Path]:
+    """Run what is not done yet of a sweep, and gather all of it.
+
+    Args:
+        recipe: name or path.
+        file: in W&B's sweep syntax, see `trials`.
+        out: the sweep's folder, a folder a trial inside; None: beside the recipe's run.
+        overrides: of the recipe, for all trials.
+        count, seed: see `trials.trials_of`.
+        jobs: trials at once.
+        gpus: numbers or ids of GPUs, a trial on each at once, instead of `jobs`.
+
+    Returns:
+        The outcome, and the folder.
+
+    Raises:
+        ValueError: for a file or recipe with mistakes, before anything is run; or a folder of another sweep,
+            or in which another process is at work.
+        Stopped: if a signal has come; the trials have kept checkpoints.
+    """
+    sweep, base = read_sweep(file), load_recipe(recipe, overrides)
+    folder = Path(out or f"{base.run}-{Path(file).stem}")
+    found = trials_of(sweep, count=count, seed=seed)
+    commands, recipes = [], []
+    for number, values in enumerate(found):
+        own = [*overrides, *overrides_of(values), override("run", str(_name(folder, number))),
+               override("log.group", (folder.name or base.name)[:128]),
+               override("log.name", f"{base.name}-{number:03d}")]  # fmt: skip
+        recipes.append(load_recipe(recipe, own))  # mistakes show before anything is run
+        commands.append(["fit", "--recipe", recipe, *(part for o in own for part in ("--set", o)), "--resume"])
+    sweep = sweep._replace(metric=_metric(sweep, recipes, file))
+    with claimed(folder):
+        _begin(folder, base, found)
+        failed = _run(
+            folder,
+            commands,
+            found,
+            recipes,
+            metric=str(sweep.metric),
+            slots=list(gpus) or jobs * [None],
+            progress=progress,
+        )
+        outcome = gathered(folder, file=Path(file).name, metric=str(sweep.metric), goal=sweep.goal)
+    return outcome.model_copy(update={"failed": sorted(failed)}), folder
+
+
+def _run(
+    folder: Path,
+    commands: list[list[str]],
+    found: list[dict[str, Any]],
+    recipes: list[Recipe],
+    *,
+    metric: str,
+    slots: Sequence[str | None],
+    progress: bool,
+) -> list[str]:
+    """Run the trials that have no result yet.
+
+    Args:
+        slots: a GPU, or None, for each trial that runs at once.
+
+    Returns:
+        Why trials have failed, a line each.
+
+    Raises:
+        Stopped: if a signal has come; the trials have kept checkpoints.
+    """
+    free: queue.Queue[str | None] = queue.Queue()
+    for slot in slots:
+        free.put(slot)
+    failed: list[str] = []
+    waiting = [number for number in range(len(found)) if not (_name(folder, number) / "result.json").is_file()]
+    bar = tqdm(total=len(found), initial=len(found) - len(waiting), desc="trials", disable=not progress,
+               mininterval=0.1 if sys.stderr.isatty() else 20)  # fmt: skip
+
+    def work(number: int) -> None:
+        if running.stopped:
+            return
+        slot = free.get()
+        try:
+            trial = _one(_name(folder, number), commands[number], number, found[number], recipes[number], slot, running)
+            if progress:
+                words = f"trial {trial.words(*varied(found))}: {metric} {trial.told(metric)}"
+                bar.write(words, file=sys.stderr)
+        except (ValueError, OSError) as error:
+            failed.append(str(error))
+        finally:
+            free.put(slot)
+            bar.update()
+
+    with bar, noted() as heard:  # an exception out of a handler could come while the bar holds its lock
+        running = Running(heard)
+        with ThreadPoolExecutor(len(slots)) as pool:
+            futures = [pool.submit(work, number) for number in waiting]
+            while not running.stopped and wait(futures, timeout=0.2).not_done:
+                pass
+            if running.stopped:
+                pool.shutdown(wait=False, cancel_futures=True)
+                running.stop()
+        heard.check()
+    for future in futures:
+        future.result()
+    return failed
+
+
+class Running:
+    """The trials' processes; none is left behind when a signal stops the sweep."""
+
+    def __init__(self, heard: Heard) -> None:
+        self.lock, self.processes, self.heard = threading.Lock(), set[subprocess.Popen](), heard
+
+    @property
+    def stopped(self) -> bool:
+        return self.heard.signum is not None
+
+    def to_its_end(self, command: list[str], **options: Any) -> int:
+        """Run a process; its status, 143 if the sweep has been stopped before it began."""
+        with self.lock:
+            if self.stopped:
+                return 128 + signal.SIGTERM
+            process = subprocess.Popen(command, **options)
+            self.processes.add(process)
+        try:
+            return process.wait()
+        finally:
+            with self.lock:
+                self.processes.discard(process)
+
+    def stop(self) -> None:
+        """Have each finish its step and keep a checkpoint. A terminal's signal may have reached it too."""
+        with self.lock:
+            for process in self.processes:
+                process.terminate()
+
+
+def _one(
+    place: Path,
+    command: list[str],
+    number: int,
+    values: dict[str, Any],
+    recipe: Recipe,
+    gpu: str | None,
+    running: Running,
+) -> Trial:
+    """Run a trial to its end.
+
+    Raises:
+        ValueError: if it fails, or has nothing to show; names its log.
+    """
+    make_folder(place)
+    start = time.monotonic()
+    environment = os.environ | ({"CUDA_VISIBLE_DEVICES": gpu} if gpu is not None else {})
+    with (place / "log.txt").open("ab") as log:
+        status = running.to_its_end([sys.executable, "-m", "zipar_train", *command],
+                                    stdout=log, stderr=log, env=environment)  # fmt: skip
+    if status:
+        last = (place / "log.txt").read_text(errors="replace").strip().split("\n")[-1]
+        raise ValueError(f"trial {number:03d} ended with status {status}: {last}. See {place / 'log.txt'}")
+    metrics = {name: number for numbers in validations(place).values() for name, number in numbers.items()}
+    if not metrics:  # of one that has diverged, they are there and are no numbers
+        raise ValueError(f"trial {number:03d} was never validated: nothing to compare. See {place / 'log.txt'}")
+    metrics = {name: number for name, number in metrics.items() if isfinite(number)}
+    trial = Trial(number=number, values=values, seconds=time.monotonic() - start, metrics=metrics,
+                  passes=passes(recipe, metrics))  # fmt: skip
+    write_whole(place / "result.json", trial.model_dump_json(indent=1).encode())
+    return trial
+
+
+def _metric(sweep: Sweep, recipes: Sequence[Recipe], file: str | Path) -> str:
+    """What trials are compared by: the file's metric, or the bits at the smallest window that all of them tell.
+
+    Raises:
+        ValueError: if not all will tell it.
+    """
+    told = [recipe.data.val_windows or {*recipe.zipar.windows, recipe.model.raster.row_length} for recipe in recipes]
+    shared = sorted(set.intersection(*map(set, told)))
+    names = [f"val/bits_w{window}" for window in shared]
+    if sweep.metric is None and names:
+        return names[0]
+    if sweep.metric not in names:
+        raise ValueError(
+            f"{file}: metric.name = {sweep.metric}: not all trials tell it; all tell {', '.join(names) or 'none'}. "
+            "Name one of these, or give all trials the same data.val_windows"
+        )
+    return sweep.metric
+
+
+def _name(folder: Path, number: int) -> Path:
+    return folder / f"{number:03d}"
+
+
+def _begin(folder: Path, base: Recipe, trials: list[dict[str, Any]]) -> None:
+    """Note the sweep in its folder, or check that the one there is the same: as many trials, its first ones, or more.
+
+    Raises:
+        ValueError: if it holds others, or is damaged.
+    """
+    file, ours = folder / "sweep.json", {"recipe": dump(base), "trials": json.loads(json.dumps(trials))}
+    if file.is_file():
+        try:
+            theirs = json.loads(file.read_bytes())
+            found, before = theirs["trials"], parse(yaml.safe_load(theirs["recipe"]), where=str(file))
+        except (ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+            raise ValueError(f"{file} is damaged: remove the folder {folder} and start again") from error
+        changed = differences(before, base, ignore=("about", "log"))
+        both = min(len(found), len(trials))
+        if changed or found[:both] != ours["trials"][:both]:
+            what = f"another recipe ({'; '.join(changed)})" if changed else "other trials"
+            raise ValueError(f"{folder} holds a sweep of {what}. Choose another --out, or remove it to start again")
+        if len(found) >= len(trials):
+            return
+    write_whole(file, json.dumps(ours, indent=1).encode())

@@ -1,0 +1,102 @@
+"""What a run's log says of its steps, its speed and each window, at the log's own cadence.
+
+Lightning writes what a step logs only after the step's last hook, in which checkpoints are saved: a kill would lose the
+line of a step that the checkpoint holds. So these lines are written here, before.
+"""
+
+from collections import defaultdict
+from statistics import fmean
+from time import perf_counter
+from typing import Any
+
+import lightning as L
+import psutil
+import torch
+from torch import nn
+
+from zipar_train.models.family import Family
+from zipar_train.plan.table import Plan
+from zipar_train.run.peak_flops import peak_flops
+
+GIB = 2**30
+
+
+def forward(family: Family, plan: Plan) -> tuple[float, float]:
+    """Operations of a forward pass over one image: products of weights, and attention over all S x S pairs."""
+    body, head = (
+        sum(part.weight.numel() for part in module.modules() if isinstance(part, nn.Linear))
+        for module in (family.model.base_model, family.model.get_output_embeddings())
+    )
+    products = 2 * body * len(plan) + 2 * head * family.grid.codes
+    config = family.model.config.get_text_config()
+    width = config.num_attention_heads * getattr(config, "head_dim", config.hidden_size // config.num_attention_heads)
+    attention = 4 * len(plan) ** 2 * width * config.num_hidden_layers
+    return products, attention
+
+
+def flops(family: Family, plan: Plan, *, trained: float = 1.0, teacher: Plan | None = None) -> float:
+    """Of a training step on one image; what is recomputed is not counted.
+
+    Args:
+        trained: share of the weights that get gradients.
+        teacher: the plan of the teacher's forward pass, if there is one.
+    """
+    products, attention = forward(family, plan)
+    return (2 + trained) * products + 3 * attention + (sum(forward(family, teacher)) if teacher else 0)
+
+
+class Meter(L.Callback):
+    """Logs the step, images a second, their share of the devices' peak, memory, waiting, each window's mean loss."""
+
+    def __init__(self) -> None:
+        self.images, self.since, self.waited, self.paused = 0, 0.0, 0.0, 0.0
+        self.step = 0
+        self.losses: dict[int, list[float]] = defaultdict(list)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self.step, self.since, pl_module.metered = trainer.global_step, perf_counter(), True
+        learnt = [p.numel() for p in pl_module.model.parameters() if p.requires_grad]
+        trained = sum(learnt) / sum(p.numel() for p in pl_module.model.parameters())
+        teacher = pl_module.plans[pl_module.family.grid.row_length] if pl_module.distill else None
+        plan = pl_module.plans[min(pl_module.windows)]
+        self.flops = flops(pl_module.family, plan, trained=trained, teacher=teacher)
+        dtype = torch.bfloat16 if "16" in str(trainer.precision) else torch.float32
+        self.peak = peak_flops(trainer.strategy.root_device, dtype)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.paused = perf_counter()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.since += perf_counter() - self.paused
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.images += len(batch.codes) * trainer.world_size
+        if trainer.global_step == self.step:
+            return  # gradients are being accumulated
+        self.step = trainer.global_step
+        self.losses[pl_module.window].append(pl_module.loss)
+        if self.step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
+            return
+        told = pl_module.told | {f"train/{name}": float(value) for name, value in self._told(trainer).items()}
+        told |= {f"train/loss_w{window}": fmean(found) for window, found in self.losses.items()}
+        self.losses.clear()
+        for logger in trainer.loggers:
+            logger.log_metrics(told | {"epoch": trainer.current_epoch}, step=self.step - 1)  # as Lightning counts
+
+    def _told(self, trainer: L.Trainer) -> dict[str, float]:
+        now, device = perf_counter(), trainer.strategy.root_device
+        seconds, images = max(now - self.since, 1e-9), self.images
+        self.since, self.images = now, 0
+        told = {"images_per_second": images / seconds}
+        if self.peak is not None:
+            told["mfu"] = images / seconds * self.flops / (self.peak * trainer.world_size)
+        if device.type == "cuda":
+            told["memory_gib"] = torch.cuda.max_memory_allocated(device) / GIB
+        else:
+            told["memory_gib"] = psutil.Process().memory_info().rss / GIB
+        loader = getattr(getattr(trainer, "datamodule", None), "loader", None)
+        if loader is not None:
+            told["waiting"] = (loader.waited - self.waited) / seconds  # share of the time without a batch
+            told["damaged"] = sum(loader.damaged.values())
+            self.waited = loader.waited
+        return told

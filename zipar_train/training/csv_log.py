@@ -1,0 +1,96 @@
+"""The CSV log of a run: rows are whole, each once, and wait while the file cannot be written."""
+
+import csv
+import io
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.utilities import rank_zero_only
+
+from zipar_train.io.files import write_whole
+
+
+class Rows(ExperimentWriter):
+    """Lightning's rows of a CSV file, written whole or not at all."""
+
+    def save(self) -> None:
+        """Write the rows that wait.
+
+        Raises:
+            OSError: if they cannot be written; the file is as it was, and they wait for the next call.
+        """
+        if not self.metrics:
+            return
+        path, keys = Path(self.metrics_file_path), sorted({*self.metrics_keys, *set().union(*self.metrics)})
+        if keys == self.metrics_keys and path.is_file():
+            _append(path, _text(keys, self.metrics).encode())
+        else:  # the header grows: the file is written anew
+            before: list[dict[str, Any]] = []
+            if path.is_file():
+                with path.open(newline="") as file:
+                    before = list(csv.DictReader(file))
+            write_whole(path, (",".join(keys) + "\n" + _text(keys, [*before, *self.metrics])).encode())
+        self.metrics_keys, self.metrics = keys, []
+
+
+class Log(CSVLogger):
+    """Lightning's CSV log, which keeps its rows for a later try where they cannot be written, and says so."""
+
+    told = False
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> ExperimentWriter:
+        if self._experiment is None:
+            self._experiment = Rows(log_dir=self.log_dir)
+        return self._experiment  # type: ignore[return-value]
+
+    @rank_zero_only
+    def save(self) -> None:
+        try:
+            super().save()
+            self.told = False
+        except OSError as error:
+            if not self.told:
+                print(f"{error}; the rows wait for a later try", file=sys.stderr, flush=True)
+            self.told = True
+
+    @rank_zero_only
+    def close(self) -> None:
+        """Write what waits, or tell how much is lost."""
+        self.save()
+        if self._experiment is not None and self._experiment.metrics:
+            rows, file = len(self._experiment.metrics), self._experiment.metrics_file_path
+            print(f"{rows:,} rows of {file} are lost", file=sys.stderr, flush=True)
+
+
+def _text(keys: Sequence[str], rows: Iterable[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    csv.DictWriter(text, keys, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+def _append(path: Path, data: bytes) -> None:
+    """Append to a file, all or nothing.
+
+    Raises:
+        OSError: naming the file, which is as it was.
+    """
+    try:
+        with open(path, "r+b", buffering=0) as file:
+            end = file.seek(0, os.SEEK_END)
+            try:
+                while data:
+                    data = data[file.write(data) :]
+                os.fsync(file.fileno())
+            except BaseException:
+                file.truncate(end)
+                raise
+    except OSError as error:
+        raise OSError(f"cannot write {path}: {error.strerror or error}") from error

@@ -1,0 +1,253 @@
+"""The memory a recipe takes of a device, told from shapes alone: a training step on tensors that hold nothing.
+
+The step is the real one under PyTorch's FakeTensorMode, and what is alive at each moment is counted. What allocators
+waste and the device's own libraries take is not in it, nor what torch.compile and FlexAttention spare.
+"""
+
+import weakref
+from collections.abc import Iterable
+from math import ceil
+from typing import Any
+
+import torch
+from pydantic import BaseModel
+from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
+
+from zipar_train.data.loader import Batch
+from zipar_train.decoding.memory import needed
+from zipar_train.models.family import Family, build, conditions
+from zipar_train.plan.table import Plan
+from zipar_train.recipe.schema import Recipe
+from zipar_train.training.module import units
+from zipar_train.training.trainer import devices, module_of, precision, weights_dtype
+
+PARTS = ("weights", "optimizer", "average", "teacher", "gradients", "cache", "activations", "total")
+GIB = 2**30
+
+
+class Memory(BaseModel):
+    """Bytes on each device."""
+
+    images: int  # at once
+    weights: int
+    optimizer: int = 0  # its state
+    average: int = 0  # of the weights, beside them
+    teacher: int = 0
+    gradients: int = 0  # once all are there
+    cache: int = 0  # keys and values
+    activations: int  # at the forward pass's end
+    total: int  # the most at any moment; the loss's backward pass has more alive than either end
+
+
+class Prediction(BaseModel):
+    parameters: int  # numbers
+    trained: int  # of these
+    train: Memory
+    draw: Memory
+
+    def lines(self) -> list[str]:
+        """A table for people."""
+        rows = [f"{'images at once':20}{self.train.images:12,}{self.draw.images:12,}"]
+        for part in PARTS:
+            sizes = [getattr(memory, part) for memory in (self.train, self.draw)]
+            if any(sizes):
+                rows.append(f"{part:20}" + "".join(f"{size / GIB:12.2f}" for size in sizes))
+        counts = f"{self.parameters / 1e6:,.1f} M parameters, {self.trained / 1e6:,.1f} M of them trained"
+        return [
+            f"{counts}. GiB on each device:",
+            "",
+            f"{'':20}{'training':>12}{'drawing':>12}",
+            *rows,
+        ]
+
+
+def predict(recipe: Recipe) -> Prediction:
+    """Memory of a training step under the smallest window, and of drawing `evaluate.batch_size` images."""
+    family = build(recipe.model, device="meta", empty=True)
+    parameters = sum(p.numel() for p in family.model.parameters())
+    draw = drawing(recipe, family)
+    train, trained = training(recipe, family)
+    return Prediction(parameters=parameters, trained=trained, train=train, draw=draw)
+
+
+def drawing(recipe: Recipe, family: Family) -> Memory:
+    """As evaluation draws on a GPU.
+
+    Args:
+        family: on the meta device.
+    """
+    dtype = torch.float32 if recipe.evaluate.dtype == "float32" else torch.bfloat16
+    family.model.to(dtype=dtype)  # type: ignore[call-arg]
+    plan = Plan.zipar(
+        family.grid, window=min(recipe.evaluate.windows), prompt=family.prompt_length, **recipe.zipar.rule
+    )
+    images = recipe.evaluate.batch_size
+    rows = images * (1 if recipe.draw.guidance == 1 else 2)
+    cache, rest = (needed(family, plan, images, rows=rows, slots=slots) for slots in (len(plan), 0))
+    weights = _bytes(family.model)
+    return Memory(images=images, weights=weights, cache=cache - rest, activations=rest, total=weights + cache)
+
+
+def training(recipe: Recipe, family: Family) -> tuple[Memory, int]:
+    """Of a step, and the number of parameters it trains.
+
+    Under FSDP devices have their share, and the unit at work whole, with its gradients.
+
+    Args:
+        family: on the meta device; it is used up.
+    """
+    tune = recipe.tune.model_copy(update={"compile": False, "attention": "sdpa"})
+    recipe = recipe.model_copy(update={"tune": tune})
+    dtype, kind = weights_dtype(recipe), precision(recipe)
+    family.model.to(dtype=dtype)  # type: ignore[call-arg]
+    apart = tune.distill and not tune.lora
+    teacher = build(recipe.model, dtype=dtype, device="meta", empty=True) if apart else None
+    module, images = module_of(recipe, family, teacher), recipe.data.batch_size
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    for each in (family, teacher):
+        if each:
+            _hold_nothing(each.model, fake)
+    one = family.check(conditions(recipe.model, 1))
+    with fake:
+        condition = _repeated(one, images)
+        codes = torch.randint(family.codes, (images, family.grid.codes))
+        optimizer, trained = module.optimizer(), [p for p in family.model.parameters() if p.requires_grad]
+        for group in optimizer.param_groups:
+            group["fused"] = True  # as on a GPU
+        alive = Alive(trained)
+        alive.add([*family.model.parameters(), *family.model.buffers()])
+        weights = alive.now
+        if teacher:
+            alive.add([*teacher.model.parameters(), *teacher.model.buffers()])
+        beside = alive.now - weights
+        with alive:
+            for parameter in trained:  # a first step, so that the optimizer has its state
+                parameter.grad = torch.zeros_like(parameter)
+            optimizer.step()
+            optimizer.zero_grad()
+            state = alive.now - weights - beside
+            alive.most, alive.gradients = alive.now, 0
+            family.model.train()
+            half = torch.float16 if kind == "16-mixed" else torch.bfloat16
+            with torch.autocast("cpu", half, enabled=kind.endswith("mixed"), cache_enabled=False):  # as Lightning does
+                batch = Batch(codes, condition)
+                loss, divergence = module.losses(batch, condition, min(recipe.zipar.windows), taught=tune.distill > 0)
+                loss = loss if divergence is None else loss + divergence
+            activations = alive.now - weights - beside - state
+            loss.backward()
+            optimizer.step()
+    average = weights if recipe.optim.ema else 0
+    gradients, total = sum(p.numel() * p.dtype.itemsize for p in trained), alive.most + average
+    if recipe.trainer.get("strategy") == "fsdp":
+        part, whole = 1 / devices(recipe), 2 * max(map(_bytes, units(family.model)))
+        total -= int((1 - part) * (weights + state + alive.gradients)) - whole
+        weights, state, gradients = int(part * weights) + whole, int(part * state), int(part * gradients)
+    return Memory(
+        images=images,
+        weights=weights,
+        optimizer=state,
+        average=average,
+        teacher=beside,
+        gradients=gradients,
+        activations=activations,
+        total=total,
+    ), sum(p.numel() for p in trained)
+
+
+def advice(recipe: Recipe, found: Prediction, room: float) -> list[str]:
+    """What to change so that it fits into `room` bytes; empty if it does."""
+    told = []
+    train, draw = found.train, found.draw
+    if train.total > room:
+        kept = train.weights + train.optimizer + train.average + train.teacher
+        fixed = max(train.total - train.activations, kept + train.gradients)
+        images = int((room - fixed) / (train.activations / train.images))
+        if 1 <= images < train.images:
+            again = ceil(train.images / images)
+            how = f"--set data.batch_size={images}"
+            if recipe.optim.batch is None:
+                how += f", and --set trainer.accumulate_grad_batches={again} for the same step"
+        elif not recipe.tune.recompute:
+            how = "--set tune.recompute=true, which makes activations again in the backward pass"
+        elif train.total - train.teacher <= room:
+            how = "to do without the teacher, a second model: --set tune.distill=0"
+        elif recipe.tune.lora is None and train.gradients + train.optimizer > 0.2 * train.total:
+            how = "adapters alone: --set tune.lora={...}, which have next to no gradients and optimizer state"
+        elif recipe.trainer.get("strategy") != "fsdp" and kept + train.gradients > train.activations:
+            how = "to share weights among N devices: --set trainer.strategy=fsdp --set trainer.devices=N"
+            how += " --set optim.ema=null" if recipe.optim.ema else ""
+        else:
+            how = "a larger device, a smaller model or grid"
+        told.append(f"Training takes {train.total / GIB:.1f} GiB of {room / GIB:.1f}. Try {how}.")
+    if draw.total > room:
+        images = int((room - draw.weights) / ((draw.total - draw.weights) / draw.images))
+        if images >= 1:
+            how = f"--set evaluate.batch_size={images}"
+        elif recipe.evaluate.dtype == "float32":
+            how = "--set evaluate.dtype=bfloat16"
+        else:
+            how = "a larger device, a smaller model or grid"
+        told.append(f"Drawing takes {draw.total / GIB:.1f} GiB of {room / GIB:.1f}. Try {how}.")
+    return told
+
+
+def room_here() -> float | None:
+    """Bytes of this machine's first GPU; None: it has none."""
+    return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
+
+
+class Alive(TorchDispatchMode):
+    """Counts the bytes of tensors that exist, `now` and at `most`, and of parameters' gradients among the latter."""
+
+    def __init__(self, parameters: Iterable[Tensor] = ()) -> None:
+        super().__init__()
+        self.parameters = list(parameters)
+        self.now = self.most = self.gradients = 0
+        self.known = WeakIdKeyDictionary()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.add(tree_leaves(out))
+        return out
+
+    def add(self, tensors: Iterable[Any]) -> None:
+        for tensor in tensors:
+            if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage()) not in self.known:
+                self.known[storage] = None
+                self.now += storage.nbytes()
+                if self.now > self.most:
+                    self.most = self.now
+                    there = (p.grad for p in self.parameters if p.grad is not None)
+                    self.gradients = sum(grad.untyped_storage().nbytes() for grad in there)
+                weakref.finalize(storage, self._gone, storage.nbytes())
+
+    def _gone(self, size: int) -> None:
+        self.now -= size
+
+
+def _bytes(model: nn.Module) -> int:
+    return sum(t.numel() * t.dtype.itemsize for t in (*model.parameters(), *model.buffers()))
+
+
+def _repeated(condition: Any, images: int) -> Any:
+    """The condition of one image as that of many, of no memory."""
+    if isinstance(condition, Tensor):
+        return torch.zeros((images, *condition.shape[1:]), dtype=condition.dtype)
+    return type(condition)(*(_repeated(part, images) for part in condition))
+
+
+def _hold_nothing(model: nn.Module, fake: FakeTensorMode) -> None:
+    """Put tensors of no memory, but of a device that computes, in the place of those of the meta device."""
+    with fake:
+        for part in model.modules():
+            for name, parameter in part._parameters.items():
+                if parameter is not None:
+                    held = torch.empty(parameter.shape, dtype=parameter.dtype)
+                    part._parameters[name] = nn.Parameter(held, requires_grad=parameter.requires_grad)
+            for name, buffer in part._buffers.items():
+                if buffer is not None:
+                    part._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)

@@ -1,0 +1,316 @@
+"""Runs in W&B: one for a run folder, through all its resumes; training neither waits for W&B nor ends with it.
+
+W&B's own process (wandb-core) writes what is logged into the run folder and uploads it from there: `wandb sync` uploads
+later what it has not. Of the processes that train together the first alone has a run.
+"""
+
+import json
+import os
+import secrets
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import psutil
+from lightning.pytorch.loggers import WandbLogger
+from PIL import Image
+
+from zipar_train.io.files import write_whole
+from zipar_train.plan.table import Plan
+from zipar_train.recipe.schema import Recipe
+from zipar_train.run.checkpoints import last_checkpoint
+from zipar_train.run.metrics_csv import validations
+from zipar_train.run.provenance import environment
+from zipar_train.run.signals import Stopped
+from zipar_train.training.callbacks.samples import Samples
+
+FLUSH, HEADER = 2, 7  # seconds in which W&B's file is more than its header, and that in bytes
+DEFAULTS = {  # of W&B's own settings: what the environment says already stands
+    "WANDB_SILENT": "true",  # one line of ours instead of its dozen, and no questions on a terminal
+    "WANDB_INIT_TIMEOUT": "20",  # seconds after which its server is taken to be out of reach
+    "WANDB_HTTP_TIMEOUT": "10",  # seconds for an answer of it
+    "WANDB_FINISH_TIMEOUT_RAISES": "true",
+    "WANDB_ERROR_REPORTING": "false",  # offline is offline
+    "WANDB__TRANSACTION_LOG_FLUSH_INTERVAL": str(FLUSH),  # seconds; what is not on disk dies with W&B's process
+}
+STAGING = "WANDB_DATA_DIR"  # where tables wait for `wandb sync`: in the run folder, or at home if nobody says
+FINISHING = 60  # seconds for what is not uploaded yet at a run's end, if WANDB_FINISH_TIMEOUT does not say
+STOPPING = 20  # seconds where a signal or a failure has ended it: clusters do not wait for long
+UPLOAD = 10e6  # bytes a second of an artifact, for which more time is given
+LEAST = 3  # seconds in which all is on disk
+
+
+class Run(WandbLogger):
+    """Lightning's logger of a started W&B run. If W&B fails, it says so once and logs no more."""
+
+    def __init__(self, run: Any, folder: Path):
+        super().__init__(experiment=run, save_dir=str(folder))
+        self.run, self.folder, self.failed = run, folder, False
+        self.ask(run.define_metric, "trainer/global_step")
+        self.ask(run.define_metric, "*", step_metric="trainer/global_step", step_sync=True)
+
+    def ask(self, work: Callable[..., Any], *arguments: Any, **options: Any) -> None:
+        """Whatever is asked of W&B, which is another process and may have died."""
+        if self.failed:
+            return
+        try:
+            work(*arguments, **options)
+        except Exception as error:
+            self.failed = True
+            print(
+                f"W&B has failed ({_reason(error)}); {self.folder / 'logs'} alone is written from here on.",
+                flush=True,
+            )
+
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        self.ask(super().log_metrics, metrics, step)
+
+    def show(self, name: str, pictures: list[Image.Image], captions: list[str], step: int) -> None:
+        """Log pictures, a caption each."""
+        self.ask(self.log_image, name, pictures, step, caption=captions)
+
+    def table(self, name: str, columns: list[str | int], rows: list[list[Any]]) -> None:
+        import wandb
+
+        self.run.log({name: wandb.Table(columns, rows)})
+
+    def tables(self, passes: Mapping[int, int]) -> None:
+        """Log the folder's held-out bits: of every validation, and those of the last against the passes they take.
+
+        Args:
+            passes: of an image at each window.
+        """
+        import wandb
+
+        rows = [
+            [step, window, taken, numbers[f"val/bits_w{window}"]]
+            for step, numbers in validations(self.folder).items()
+            for window, taken in passes.items()
+            if f"val/bits_w{window}" in numbers
+        ]
+        if not rows:
+            return
+        columns: list[str | int] = ["step", "window", "passes", "bits"]
+        last = wandb.Table(columns[1:], [row[1:] for row in rows if row[0] == rows[-1][0]])
+        title = "held-out bits a code against passes an image"
+        self.run.log({"windows": wandb.Table(columns, rows),
+                      "bits against passes": wandb.plot.line(last, "passes", "bits", title=title)})  # fmt: skip
+
+    def keep(self, checkpoint: Path, name: str) -> None:
+        """Log a checkpoint as an artifact: a further version of the run's. It is uploaded as it is now.
+
+        The run folder keeps another name for it beside the run's files, as it may be uploaded after it is replaced.
+        """
+        import wandb
+
+        place = Path(self.run.dir).parent / checkpoint.name
+        try:
+            os.link(checkpoint, place)  # takes no room
+        except OSError:  # a file system without links
+            shutil.copyfile(checkpoint, place)
+        artifact = wandb.Artifact(f"{name}-{self.run.id}", type="model")
+        artifact.add_file(str(place), checkpoint.name, policy="immutable")  # the file itself, not a copy at home
+        self.run.log_artifact(artifact)
+
+    def finish(
+        self, *, status: int = 0, seconds: float = FINISHING, last: Mapping[str, Callable[[], None]] | None = None
+    ) -> None:
+        """End the run, in bounded time, and say how to upload what is not.
+
+        Args:
+            status: of the process: not 0, and W&B calls the run failed.
+            seconds: that it may take; WANDB_FINISH_TIMEOUT stands instead if it is set, 0 for without end.
+            last: what is logged before: tables and artifacts, for which W&B asks its server a question.
+        """
+        limit, begun = float(os.environ.get("WANDB_FINISH_TIMEOUT") or seconds), time.monotonic()
+        errors: list[Exception] = []
+
+        def before() -> None:
+            for what, work in (last or {}).items():
+                try:
+                    work()
+                except Exception as error:
+                    print(f"W&B has no {what} ({_reason(error)}).", flush=True)
+
+        def end() -> None:
+            try:
+                self.run.finish(exit_code=status)
+            except Exception as error:
+                errors.append(error)
+
+        ended = False
+        try:
+            if last and not self.failed:
+                _within(limit / 2 if limit else None, before)
+            ended = _within(max(LEAST, limit - (time.monotonic() - begun)) if limit else None, end) and not errors
+        finally:  # a signal may have ended the waiting
+            if not ended:
+                _end_service()
+            if os.environ.get(STAGING) == _staging(self.folder):
+                del os.environ[STAGING]
+        if not ended and not self.failed:
+            reason = "did not come to its end" if self.run.offline else "has not uploaded everything"
+            option = "" if self.run.offline else "--include-online "
+            print(f"W&B {reason} in {limit:.0f} s: `wandb sync {option}{Path(self.run.dir).parent}` does.", flush=True)
+
+
+@contextmanager
+def tracked(trainer: L.Trainer, recipe: Recipe, *, resume: bool = False) -> Iterator[None]:
+    """What the trainer logs in this block goes to W&B too, as the recipe's `log` section says.
+
+    Args:
+        resume: go on with the W&B run that the run folder has.
+
+    Raises:
+        ValueError: if wandb is not installed.
+    """
+    run = None
+    if trainer.is_global_zero:
+        made = environment(trainer.strategy.root_device) | {"processes": str(trainer.world_size)}
+        run = start(recipe, "fit", id=_id(recipe, resume=resume), config={"environment": made})
+    if run is None:
+        yield
+        return
+    trainer.loggers = [*trainer.loggers, run]
+    if recipe.log.images:
+        trainer.callbacks.insert(0, Samples(recipe, run.show))  # type: ignore[attr-defined]  # see there why first
+    passes = _passes(recipe)
+    status, seconds, last = 1, float(STOPPING), {}
+    try:
+        with suppress(Exception):  # W&B asks its server for leave at the first table, and keeps it for those at the end
+            run.table("passes", ["window", "passes"], [list(item) for item in passes.items()])
+        yield
+        status, seconds, last["tables"] = 0, FINISHING, partial(run.tables, passes)
+    except Stopped as stop:
+        status = 128 + stop.signum
+        raise
+    finally:
+        checkpoint = last_checkpoint(Path(recipe.run))
+        if recipe.log.artifacts and checkpoint and status != 1:
+            last["artifact"] = partial(run.keep, checkpoint, recipe.name)
+            seconds += 0 if status else checkpoint.stat().st_size / UPLOAD
+        run.finish(status=status, seconds=seconds, last=last)
+
+
+def start(recipe: Recipe, job: str, *, id: str | None = None, config: Mapping[str, Any] | None = None) -> Run | None:
+    """Start a W&B run, its files in the run folder; the caller finishes it. None: it is disabled.
+
+    Out of reach, it goes on offline; if W&B does not start at all, without a run. Both are said.
+
+    Args:
+        job: what the run does.
+        id: of a run to go on with.
+        config: beside the recipe.
+
+    Raises:
+        ValueError: if wandb is not installed.
+    """
+    if _disabled(recipe):
+        return None
+    if not os.environ.get("WANDB_MODE", "set"):  # wandb refuses an empty one
+        del os.environ["WANDB_MODE"]
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    os.environ.setdefault(STAGING, _staging(Path(recipe.run)))
+    _remove_empty(Path(recipe.run))
+    try:
+        import wandb
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"log.wandb = {recipe.log.wandb}: wandb is not installed. pip install wandb, or --set log.wandb=disabled"
+        ) from error
+    log, agent = recipe.log, "WANDB_SWEEP_ID" in os.environ  # whose runs W&B names itself
+    arguments: dict[str, Any] = {
+        "id": None if agent else id,
+        "name": None if agent else log.name or f"{recipe.name}-{job}",
+        "project": None if agent else log.project,
+        "group": log.group or recipe.name,
+        "tags": log.tags,
+        "job_type": job,
+        "dir": recipe.run,
+        "config": {**recipe.model_dump(mode="json"), **(config or {})},
+        "resume": "allow",
+    }
+    if log.wandb == "online":
+        try:
+            return Run(wandb.init(mode=None if "WANDB_MODE" in os.environ else "online", **arguments), Path(recipe.run))
+        except Exception as error:
+            print(f"W&B is out of reach ({_reason(error)}); it goes on offline.", flush=True)
+            _end_service()
+    try:
+        run = Run(wandb.init(mode="offline", **arguments), Path(recipe.run))
+    except Exception as error:
+        print(f"W&B does not start ({_reason(error)}); it goes on without.", flush=True)
+        _end_service()
+        return None
+    print(f"W&B offline: `wandb sync {recipe.run}/wandb/offline-run-*` uploads it.", flush=True)
+    return run
+
+
+def _passes(recipe: Recipe) -> dict[int, int]:
+    """Of an image, at each window that validation may tell bits of."""
+    model, zipar = recipe.model, recipe.zipar
+    windows = sorted({*zipar.windows, *(recipe.data.val_windows or ()), model.raster.row_length}, reverse=True)
+    return {
+        window: Plan.zipar(model.raster, window=window, prompt=model.prompt, **zipar.rule).passes for window in windows
+    }
+
+
+def _within(seconds: float | None, work: Callable[[], None]) -> bool:
+    """Whether it ends in that time; this thread can hear signals meanwhile."""
+    worker = threading.Thread(target=work, daemon=True)
+    worker.start()
+    worker.join(seconds)
+    return not worker.is_alive()
+
+
+def _end_service() -> None:
+    """End wandb-core, whatever it is waiting for; what is logged is in its file."""
+    import wandb
+
+    for child in psutil.Process().children():
+        with suppress(psutil.Error):
+            if child.name().startswith("wandb-core"):
+                child.kill()
+    with suppress(Exception, SystemExit):  # it would end this process with wandb-core's status
+        wandb.teardown()  # so that Python does not wait for it when it ends
+
+
+def _remove_empty(run: Path) -> None:
+    """Remove what a kill in the beginning has left: `wandb sync` uploads nothing at all if one of many is empty."""
+    for file in (run / "wandb").glob("*run-*/*.wandb"):
+        with suppress(OSError):
+            found = file.stat()
+            if found.st_size <= HEADER and time.time() - found.st_mtime > 2 * FLUSH:
+                shutil.rmtree(file.parent)
+
+
+def _staging(run: Path) -> str:
+    return str(run.absolute() / "wandb")
+
+
+def _id(recipe: Recipe, *, resume: bool) -> str:
+    """Of the W&B run that the run folder has, to be resumed, or that it gets."""
+    file, found = Path(recipe.run) / "wandb.json", os.environ.get("WANDB_RUN_ID")  # W&B's agents give each run its own
+    if resume and not found:
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            return str(json.loads(file.read_bytes())["id"])
+    found = found or secrets.token_hex(4)
+    if not _disabled(recipe):
+        write_whole(file, json.dumps({"id": found}).encode())
+    return found
+
+
+def _disabled(recipe: Recipe) -> bool:
+    return "disabled" in (recipe.log.wandb, os.environ.get("WANDB_MODE"))
+
+
+def _reason(error: Exception) -> str:
+    """The last line that an error says."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
