@@ -4,26 +4,22 @@ import isolated  # first of all: what follows reads the environment
 
 # isort: split
 # Nothing here imports torch outside functions: the process that hands tests to the workers does without.
-import io
 import json
 import os
 import shutil
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 
 import ordered
 import pytest
+from commands import TINY, command
 from forked import completed, end_all
 from hypothesis.configuration import set_hypothesis_home_dir
 
 from zipar_train import cli as module
 from zipar_train.recipe.load import load_recipe
 from zipar_train.recipe.schema import Recipe
-
-TINY = ["model.depth=1", "model.heads=2", "model.width=16", "model.feed_forward=32", "log.wandb=disabled",
-        "evaluate.images=20", "evaluate.seeds=[0]", "trainer.accelerator=cpu"]  # fmt: skip
 
 set_hypothesis_home_dir(Path(__file__).parents[1] / ".hypothesis")  # else it is where pytest was started
 
@@ -102,14 +98,6 @@ def tiny_recipe(tiny) -> Recipe:
     return load_recipe("digits-base", tiny)
 
 
-def sets(overrides: list[str]) -> list[str]:
-    return [part for override in overrides for part in ("--set", override)]
-
-
-def command(*args: str) -> list[str]:
-    return [sys.executable, "-c", "from zipar_train.cli import main; main()", *map(str, args)]
-
-
 @pytest.fixture
 def run(capsys, monkeypatch):
     """Run `zipar-train ARGS` in this process; returns (status, stdout, stderr)."""
@@ -149,14 +137,6 @@ def fresh_cli(tmp_path):
         )
 
     return call
-
-
-def picture(seed, size=(50, 40)):
-    import numpy as np
-    from PIL import Image
-
-    rng = np.random.default_rng(seed)
-    return Image.fromarray(rng.integers(0, 256, size=(5, 4, 3)).astype(np.uint8)).resize(size, Image.Resampling.BICUBIC)
 
 
 @pytest.fixture(scope="session")
@@ -233,53 +213,3 @@ def clip(tmp_path_factory) -> Path:
     vision = {**small, "image_size": 32, "patch_size": 8}
     CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=12)).save_pretrained(folder)
     return folder
-
-
-def captioned_tar(path: Path, captions: list[str], count: int) -> None:
-    """Pictures with captions in turn, as a webdataset tar."""
-    with tarfile.open(path, "w") as tar:
-        for i in range(count):
-            buffer = io.BytesIO()
-            picture(i).save(buffer, "png")
-            for kind, data in (("png", buffer.getvalue()), ("txt", captions[i % len(captions)].encode())):
-                member = tarfile.TarInfo(f"{i:04d}.{kind}")
-                member.size = len(data)
-                tar.addfile(member, io.BytesIO(data))
-
-
-def every_verb(run, folder: Path, recipe: str, model: list[str], *, checkpoint: Path, clip: Path, windows: list[int]):
-    """A shipped captioned recipe, made small, from pictures to an export, through the command line, in `folder`.
-
-    Args:
-        model: overrides that say the small model's shape.
-        checkpoint: its weights, image tokenizer and tokenizer of text.
-    """
-    words = ["a blue car", "a small red house", "a car", "red house"]
-    for split, count in (("train", 24), ("val", 12)):
-        captioned_tar(folder / f"{split}.tar", words, count)
-    (folder / "captions.txt").write_text("a blue car\nred house\n")
-    mix = ", ".join(f"{window}: 1" for window in windows)
-    settings = ["--recipe", recipe, *sets([
-        *model, f"model.tokenizer_weights={checkpoint}", f"model.weights={checkpoint}", f"zipar.windows={{{mix}}}",
-        f"data.train={folder}/shards/train.json", f"data.val={folder}/shards/val.json", "data.batch_size=8",
-        "data.workers=0", "optim.batch=8",
-        f"run={folder}/run", "tune.compile=false", "tune.attention=sdpa", "trainer.accelerator=cpu",
-        "trainer.val_check_interval=1.0", "trainer.precision=32-true", "trainer.limit_train_batches=2", "optim.lr=1e-2",
-        "log.wandb=disabled", f"evaluate.windows={windows}", "evaluate.images=10", "evaluate.batch_size=32",
-        f"evaluate.captions={folder}/captions.txt", f"evaluate.clip={clip}"])]  # fmt: skip
-
-    def succeeded(*arguments):
-        status, out, err = run(*arguments)
-        assert status == 0, err
-        return out
-
-    for split in ("train", "val"):
-        images = ["--images", folder / f"{split}.tar", "--split", split, "--out", folder / "shards"]
-        succeeded("tokenize", *settings, *images)
-    assert ", ".join(f"{window} (weight 1)" for window in windows) in succeeded("fit", *settings)
-    none = sets([f"data.val={folder}/none.json"])  # no reference: CLIP score alone
-    out = succeeded("evaluate", *settings, *none, "--checkpoint", folder / "run", "--compare", checkpoint)
-    assert "CLIP" in out and out.count("run ") >= len(windows)
-    window = str(windows[1])
-    succeeded("draw", "--checkpoint", folder / "run", "--caption", "a blue car", "--window", window, "--out", "car.png")
-    succeeded("export", "--checkpoint", folder / "run", "--to", "hf", "--out", "hf")

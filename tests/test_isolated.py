@@ -8,12 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import TINY
+from commands import TINY
 
 from zipar_train.recipe.load import load_recipe
 from zipar_train.training.fit import fit
 
 TESTS = Path(__file__).parent
+SUPPORT = TESTS / "support"
 HOSTILE = {
     "ZIPAR_DATA": "/nonexistent", "ZIPAR_RUNS": "/nonexistent", "ZIPAR_TRACEBACK": "1", "HOME": "/nonexistent",
     "WANDB_MODE": "online", "WANDB_API_KEY": "of-someone", "WANDB_DIR": "/nonexistent", "WANDB_SWEEP_ID": "s9",
@@ -26,14 +27,14 @@ HOSTILE = {
     "MPLBACKEND": "tkagg", "PYTHONWARNINGS": "error::DeprecationWarning", "CUBLAS_WORKSPACE_CONFIG": ":0:0",
 }  # fmt: skip
 CHOSEN = [
-    "test_cli.py::test_plan_prints_the_papers_counts_and_draws",
-    "test_doctor.py::test_files_that_are_missing_or_still_on_the_hub",
-    "test_doctor.py::test_a_run_folder_is_new_or_holds_a_run_or_anothers",
-    "test_doctor.py::test_modes_are_those_of_fit",
-    "test_fuzz.py::test_what_is_accepted_and_small_can_be_made",
-    "test_recipe.py::test_overrides_environment_and_paths",
-    "test_tracking.py::test_other_processes_start_nothing_and_neither_does_a_disabled_one",
-    "test_tracking.py::test_an_empty_mode_is_none",
+    "cli/test_cli.py::test_plan_prints_the_papers_counts_and_draws",
+    "doctor/test_doctor.py::test_files_that_are_missing_or_still_on_the_hub",
+    "doctor/test_doctor.py::test_a_run_folder_is_new_or_holds_a_run_or_anothers",
+    "doctor/test_doctor.py::test_modes_are_those_of_fit",
+    "recipe/test_fuzz.py::test_what_is_accepted_and_small_can_be_made",
+    "recipe/test_recipe.py::test_overrides_environment_and_paths",
+    "training/test_tracking.py::test_other_processes_start_nothing_and_neither_does_a_disabled_one",
+    "training/test_tracking.py::test_an_empty_mode_is_none",
 ]
 
 
@@ -44,13 +45,13 @@ def hostile() -> dict[str, str]:
 
 def test_variables_of_a_person_are_gone_before_anything_is_imported(tmp_path):
     code = "import sys, json, os, isolated; print(json.dumps([dict(os.environ), 'torch' in sys.modules]))"
-    relative = {"PYTHONPATH": os.path.relpath(TESTS, tmp_path)}
+    relative = {"PYTHONPATH": os.path.relpath(SUPPORT, tmp_path)}
     verb = [sys.executable, "-c", code]
     done = subprocess.run(verb, cwd=tmp_path, env=hostile() | relative, text=True, stdout=subprocess.PIPE)
     found, imported = json.loads(done.stdout)
     left = {name for name in HOSTILE if name in found}
     assert left == {"HOME", "HF_HUB_OFFLINE", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES"} and not imported
-    assert (found["HF_HUB_OFFLINE"], found["OMP_NUM_THREADS"], found["PYTHONPATH"]) == ("1", "1", str(TESTS))
+    assert (found["HF_HUB_OFFLINE"], found["OMP_NUM_THREADS"], found["PYTHONPATH"]) == ("1", "1", str(SUPPORT))
     assert Path(found["HOME"]).name.startswith("zipar-tests-home-") and not Path(found["HOME"]).exists()
 
 

@@ -18,7 +18,7 @@ from zipar_train.models.family import build
 from zipar_train.models.llamagen.state_dict import to_published
 from zipar_train.recipe.load import load_recipe
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "reference"))
 from original import random_vq  # noqa: E402
 
 PUBLISHED = {"base": 128, "mult": (1, 1, 2, 2, 4), "latent": 256, "embed": 8, "blocks": 2}  # of vq_ds16_c2i.pt

@@ -1,0 +1,114 @@
+"""Launchers' variables in any combination, and `fit` where there is no command line: in threads and in notebooks."""
+
+import asyncio
+import sys
+import threading
+
+import pytest
+from commands import sets
+
+from zipar_train.models.restore import read
+from zipar_train.recipe.load import load_recipe
+from zipar_train.run.launcher import OTHERS, RANKS, check_variables, rank
+from zipar_train.training.fit import fit
+
+SHORT = ["trainer.max_epochs=1", "trainer.limit_train_batches=2", "trainer.limit_val_batches=0"]
+JOB = {"SLURM_JOB_ID": "1", "SLURM_JOB_NAME": "tune", "SLURM_NODELIST": "localhost", "SLURM_JOB_NODELIST": "localhost"}
+TASK = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_STEP_ID": "0"}
+TORCHRUN = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "GROUP_RANK": "0",
+            "MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_RUN_ID": "none"}  # fmt: skip
+STARTED = {
+    "an allocation alone": {**JOB, "SLURM_NTASKS": "4"},
+    "a batch script without srun": {**JOB, **TASK, "SLURM_NTASKS": "4", "SLURM_STEP_ID": ""},
+    "a number of tasks alone": {"SLURM_NTASKS": "2"},
+    "a shell of srun": {**JOB, **TASK, "SLURM_NTASKS": "4", "SLURM_JOB_NAME": "bash"},
+    "srun": {**JOB, **TASK, "SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": "1"},
+    "torchrun": TORCHRUN,
+    "torchrun by srun": {**JOB, **TASK, "SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "1", **TORCHRUN},
+    "ranks without a launcher": {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"},
+    "a number of processes alone": {"WORLD_SIZE": "2"},
+    "nothing in them": dict.fromkeys((*RANKS, *OTHERS), ""),
+}
+
+
+@pytest.mark.parametrize("name", STARTED)
+def test_a_lone_process_trains_whatever_the_variables_say(cli, tiny, tmp_path, name, free_port):
+    env = STARTED[name] | ({"MASTER_PORT": free_port} if "MASTER_ADDR" in STARTED[name] else {})
+    done = cli("fit", "--recipe", "digits-base", *sets([*tiny, *SHORT]), env=env)
+    assert done.returncode == 0, done.stderr
+    assert read(tmp_path / "run").extra["global_step"] == 2
+    drawing = ("draw", "--checkpoint", tmp_path / "run", "--labels", "3", "--out", tmp_path / "x.png")
+    assert cli(*drawing, env=env).returncode == 0
+
+
+@pytest.fixture
+def free_port():
+    import socket
+
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return str(found.getsockname()[1])
+
+
+def test_tasks_that_lightning_cannot_use_are_a_message(cli, tiny):
+    done = cli("fit", "--recipe", "digits-base", *sets(tiny), env={**JOB, **TASK, "SLURM_NTASKS": "2"})
+    assert done.returncode == 2 and "SLURM's variables: You set `--ntasks=2`" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("name", [*RANKS, *OTHERS])
+def test_variables_that_are_no_numbers_are_named(run, monkeypatch, name):
+    for value in ("abc", "-1", "1.0", " "):
+        monkeypatch.setenv(name, value)
+        status, _, err = run("recipes")
+        assert status == 2 and f"the environment variable {name} is {value!r}" in err and f"unset {name}" in err
+    monkeypatch.setenv(name, "0")
+    check_variables()
+    assert rank() == 0
+
+
+def in_a_thread(work):
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+
+
+def in_an_event_loop(work):
+    async def main():
+        work()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("place", [in_a_thread, in_an_event_loop])
+def test_fit_works_where_a_notebook_or_an_agent_calls_it(tiny, tmp_path, monkeypatch, place, devices):
+    """With two devices Lightning forks in a notebook, and the calling process does not train itself."""
+    monkeypatch.setattr("lightning.pytorch.trainer.connectors.accelerator_connector._IS_INTERACTIVE", True)
+    monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
+    results = []
+
+    def work():
+        recipe = load_recipe("digits-base", [*tiny, *SHORT, "data.workers=1", f"trainer.devices={devices}"])
+        results.append(fit(recipe))
+        recipe = load_recipe("digits-base", [*tiny, *SHORT, "trainer.max_epochs=2", f"trainer.devices={devices}"])
+        results.append(fit(recipe, resume=True, allow=["trainer.max_epochs"]))
+        results.append(fit(recipe, resume=True, allow=["trainer.max_epochs"]))  # nothing is left to do
+
+    place(work)
+    assert results == 3 * [tmp_path / "run" / "checkpoints" / "last.ckpt"]
+    assert read(results[0]).extra["global_step"] == 4
+
+
+def test_two_fits_in_two_threads_do_not_meet(tiny, tmp_path):
+    results = []
+
+    def work(name):
+        results.append(fit(load_recipe("digits-base", [*tiny, *SHORT, f"run={tmp_path}/{name}"])))
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 2 and all(path.is_file() for path in results)

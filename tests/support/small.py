@@ -1,0 +1,31 @@
+"""A small model of each family, and a batch for it."""
+
+import torch
+
+from zipar_train.data.loader import Batch
+from zipar_train.models.family import build
+from zipar_train.models.t5_features import Captions
+from zipar_train.models.token_prompts import Prompts
+from zipar_train.recipe.schema import Model, Text, Words
+
+
+def family(kind, depth):
+    torch.manual_seed(0)
+    shape = {"depth": depth, "heads": 2, "width": 16, "feed_forward": 24, "codes": 7}
+    words, text = Words(encoder="none", tokens=4, vocabulary=700), Text(encoder=None, tokens=4, features=6)
+    return build({
+        "llamagen": Model(family="llamagen", grid=[4, 4], classes=3, **shape),
+        "llamagen-t2i": Model(family="llamagen-t2i", grid=[4, 4], text=text, **shape),
+        "lumina": Model(family="lumina", grid=[4, 4], words=words, **shape),
+        "emu3": Model(family="emu3", grid=[4, 4], words=words, key_heads=1, **shape),
+        "janus": Model(family="janus", grid=[4, 4], words=words, **shape),
+    }[kind])  # fmt: skip
+
+
+def a_batch(kind, family):
+    codes, padding = torch.randint(7, (2, family.grid.codes)), torch.tensor([[True, True, False, False], [False] * 4])
+    if kind == "llamagen":
+        return Batch(codes, torch.tensor([0, 2]))
+    if kind == "llamagen-t2i":
+        return Batch(codes, Captions(torch.randn(2, 4, 6), padding))
+    return Batch(codes, Prompts(torch.randint(10, 600, (2, 4)), padding))

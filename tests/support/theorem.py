@@ -1,0 +1,64 @@
+"""The theorem: the logits of a decode equal those of one teacher-forced pass over its codes."""
+
+import torch
+from families import StockLlama
+
+from zipar_train import Grid, Plan
+from zipar_train.decoding.decoder import Decoder
+from zipar_train.decoding.fused_llama import streamline
+from zipar_train.decoding.sampling import uniforms
+from zipar_train.models.family import teacher_forced
+from zipar_train.plan.masks import dense
+from zipar_train.recipe.schema import Draw
+
+
+def drawn_and_seen(family, plan, draw, labels, seed=0, images=None):
+    """Codes (B, N) of a decode, and the logits (B or 2 B, N, V) it saw of every code."""
+    codes, seen = plan.grid.codes, {}
+
+    def observe(targets, logits):
+        for column, target in enumerate(targets.tolist()):
+            if target < codes:
+                assert target not in seen
+                seen[target] = logits[:, column].clone()
+
+    numbers = uniforms(list(range(images or len(labels))), codes, seed=seed)
+    drawn = Decoder(family, plan)(labels, numbers, draw, observe=observe)
+    return drawn.flatten(1), torch.stack([seen[n] for n in range(codes)], dim=1)
+
+
+def check_theorem(family, plan, draw, mask, tolerance=1e-10):
+    labels = torch.tensor([0, 2, 1])
+    codes, seen = drawn_and_seen(family, plan, draw, labels)
+    if draw.guidance != 1:
+        null = family.drop(labels, torch.ones(3, dtype=torch.bool))
+        codes, labels = torch.cat([codes, codes]), torch.cat([labels, null])
+    with torch.no_grad():
+        forced = teacher_forced(family, plan, codes, labels, mask)
+    assert forced.shape == seen.shape
+    assert (forced - seen).abs().max() <= tolerance
+    assert seen.std() > 0.1  # contexts matter: not the equality of two constants
+
+
+def grouped(grid: Grid) -> StockLlama:
+    """Two queries share a key; heads are wider than the model's width over their number."""
+    family = StockLlama(grid, prompt=2)
+    torch.manual_seed(0)
+    config = family.model.config.to_dict() | {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    family.model = type(family.model)(type(family.model.config)(**config)).to(torch.float64)
+    return family
+
+
+def check_captioned_theorem(family, captions, *, window: int, guidance: float, streamlined: bool) -> None:
+    """For a family prompted by token ids, in float64; unconditional prompts may be padded otherwise."""
+    if streamlined:
+        assert streamline(family.model)
+    prompts, images = family.check(captions), len(captions)
+    plan = Plan.zipar(family.grid, window=window, prompt=family.prompt_length)
+    codes, seen = drawn_and_seen(family, plan, Draw(guidance=guidance), prompts, images=images)
+    if guidance != 1:
+        null = family.drop(prompts, torch.ones(images, dtype=torch.bool))
+        codes, prompts = torch.cat([codes, codes]), type(prompts)(*map(torch.cat, zip(prompts, null, strict=True)))
+    with torch.no_grad():
+        forced = teacher_forced(family, plan, codes, prompts, dense(plan))
+    assert (forced - seen).abs().max() <= 1e-10 * forced.abs().max()
