@@ -6,7 +6,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
-from zipar_train.files import write_whole
+from zipar_train.files import FIGURES, write_whole
 from zipar_train.plan import NEVER, Plan
 
 matplotlib.use("Agg")
@@ -53,7 +53,7 @@ def write_figure(figure: Figure, path: Path, *, dpi: int = 130) -> None:
     """
     buffer = io.BytesIO()
     try:
-        if path.suffix not in ("", ".png", ".pdf", ".svg"):
+        if path.suffix not in FIGURES:
             raise ValueError(f"{path}: no picture format of ours ends in {path.suffix!r}. Use .png, .pdf or .svg")
         figure.savefig(buffer, format=path.suffix.lstrip(".") or "png", dpi=dpi, bbox_inches="tight")
     finally:
