@@ -317,7 +317,9 @@ def draw(
 @app.command()
 def export(
     out: Annotated[
-        Path, typer.Option(parser=user_path, callback=output_place, metavar="PATH", help="A new folder; for --to llamagen a new .pt file.")
+        Path,
+        typer.Option(parser=user_path, callback=output_place, metavar="PATH",
+                     help="A new folder; for --to llamagen a new .pt file."),
     ],
     checkpoint: EitherCheckpointOption = None,
     recipe: OrRecipeOption = None,
