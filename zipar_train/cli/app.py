@@ -25,6 +25,7 @@ from zipar_train.cli.options import (
     output_folder,
     output_place,
     picture_file,
+    user_path,
     write_json,
 )
 from zipar_train.cli.shards import shards_app
@@ -105,7 +106,8 @@ def plan(
     window: Annotated[int | None, typer.Option(help="The window to map and draw; the recipe's smallest.")] = None,
     windows: Annotated[str | None, typer.Option(help="Windows of the table, for example 24,16,8.")] = None,
     png: Annotated[
-        Path | None, typer.Option(parser=chart_file, metavar="FILE", help="Draw the pass map and the mask.")
+        Path | None,
+        typer.Option(parser=user_path, callback=chart_file, metavar="FILE", help="Draw the pass map and the mask."),
     ] = None,
     memory: Annotated[bool, typer.Option(help="Tell what training and drawing take, in some ten seconds.")] = True,
     gib: Annotated[
@@ -179,7 +181,10 @@ def tokenize(
     out: Annotated[
         Path,
         typer.Option(
-            parser=output_folder, metavar="PATH", help="The folder to write SPLIT.json and its tar files into."
+            parser=user_path,
+            callback=output_folder,
+            metavar="PATH",
+            help="The folder to write SPLIT.json and its tar files into.",
         ),
     ],
     split: Annotated[
@@ -265,7 +270,9 @@ def fit(
 
 @app.command()
 def draw(
-    out: Annotated[Path, typer.Option(parser=picture_file, metavar="PATH", help="The picture to write.")],
+    out: Annotated[
+        Path, typer.Option(parser=user_path, callback=picture_file, metavar="PATH", help="The picture to write.")
+    ],
     checkpoint: EitherCheckpointOption = None,
     recipe: OrRecipeOption = None,
     overrides: SetOption = [],  # noqa: B006
@@ -310,7 +317,9 @@ def draw(
 @app.command()
 def export(
     out: Annotated[
-        Path, typer.Option(parser=output_place, metavar="PATH", help="A new folder; for --to llamagen a new .pt file.")
+        Path,
+        typer.Option(parser=user_path, callback=output_place, metavar="PATH",
+                     help="A new folder; for --to llamagen a new .pt file."),
     ],
     checkpoint: EitherCheckpointOption = None,
     recipe: OrRecipeOption = None,

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from zipar_train.cli.options import JsonOption, RecipeOption, SetOption, chart_file, integers, write_json
+from zipar_train.cli.options import JsonOption, RecipeOption, SetOption, chart_file, integers, user_path, write_json
 
 
 def bench(
@@ -35,7 +35,10 @@ def bench(
     overrides: SetOption = [],  # noqa: B006
     json_file: JsonOption = None,
     png: Annotated[
-        Path | None, typer.Option(parser=chart_file, metavar="FILE", help="Draw milliseconds a pass, and the floor.")
+        Path | None,
+        typer.Option(
+            parser=user_path, callback=chart_file, metavar="FILE", help="Draw milliseconds a pass, and the floor."
+        ),
     ] = None,
 ) -> None:
     """Measure what a pass and an image take, beside the floor of this device. Random weights: nothing to download.

@@ -15,6 +15,7 @@ from zipar_train.cli.options import (
     integers,
     numbers,
     output_folder,
+    user_path,
     write_json,
 )
 
@@ -49,7 +50,12 @@ def evaluate(
     overrides: SetOption = [],  # noqa: B006
     out: Annotated[
         Path | None,
-        typer.Option(parser=output_folder, metavar="PATH", help="The report's folder; `evaluation` in the run folder."),
+        typer.Option(
+            parser=user_path,
+            callback=output_folder,
+            metavar="PATH",
+            help="The report's folder; `evaluation` in the run folder.",
+        ),
     ] = None,
     json_file: JsonOption = None,
 ) -> None:
@@ -152,7 +158,9 @@ def advise(
     overrides: SetOption = [],  # noqa: B006
     png: Annotated[
         Path | None,
-        typer.Option(parser=chart_file, metavar="FILE", help="Draw bits, attention cut off, where it lies."),
+        typer.Option(
+            parser=user_path, callback=chart_file, metavar="FILE", help="Draw bits, attention cut off, where it lies."
+        ),
     ] = None,
     json_file: JsonOption = None,
 ) -> None:

@@ -3,7 +3,7 @@
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -28,80 +28,86 @@ def user_path(text: str) -> Path:
     return Path(expanded(text))
 
 
-def output_file(text: str) -> Path:
-    """The path of a file to write, looked at before the work whose result it takes.
+Given = TypeVar("Given", Path, Path | None)
+
+
+def output_file(param: typer.CallbackParam, path: Given) -> Given:
+    """Check a file to write, before the work whose result it takes.
 
     Raises:
-        typer.BadParameter: if it is a folder, or its folder is missing or cannot be written.
+        ValueError: if it is a folder, or its folder is missing or cannot be written.
     """
-    path = user_path(text)
+    if path is None:
+        return path
     if path.is_dir():
-        raise typer.BadParameter(f"{path} is a folder: give the name of a file")
+        raise ValueError(f"{param.opts[0]} {path} is a folder: give the name of a file")
     if not path.absolute().parent.is_dir():
-        raise typer.BadParameter(f"{path}: the folder {path.parent} is not there. Make it, or choose another place")
-    _writable(path)
+        raise ValueError(
+            f"{param.opts[0]} {path}: the folder {path.parent} is not there. Make it, or choose another place"
+        )
+    _writable(param, path)
     return path
 
 
-def picture_file(text: str) -> Path:
-    """An `output_file` whose ending Pillow writes.
+def picture_file(param: typer.CallbackParam, path: Given) -> Given:
+    """Check an `output_file` whose ending Pillow must know how to write.
 
     Raises:
-        typer.BadParameter: naming the ending.
+        ValueError: naming the ending.
     """
     from PIL import Image
 
-    path, formats = output_file(text), Image.registered_extensions()
-    if formats.get(path.suffix.lower()) not in Image.SAVE:
-        raise typer.BadParameter(f"{path}: no picture format ends in {path.suffix!r}. Use .png")
-    return path
+    formats = Image.registered_extensions()
+    if path is not None and formats.get(path.suffix.lower()) not in Image.SAVE:
+        raise ValueError(f"{param.opts[0]} {path}: no picture format ends in {path.suffix!r}. Use .png")
+    return output_file(param, path)
 
 
-def chart_file(text: str) -> Path:
-    """An `output_file` whose ending matplotlib writes.
-
-    Raises:
-        typer.BadParameter: naming the ending.
-    """
-    from matplotlib.backend_bases import FigureCanvasBase
-
-    path = output_file(text)
-    if path.suffix[1:].lower() not in FigureCanvasBase.filetypes:
-        raise typer.BadParameter(f"{path}: no picture format ends in {path.suffix!r}. Use .png, .pdf or .svg")
-    return path
-
-
-def output_folder(text: str) -> Path:
-    """The path of a folder to write into, which is there or can be made.
+def chart_file(param: typer.CallbackParam, path: Given) -> Given:
+    """Check an `output_file` for a figure.
 
     Raises:
-        typer.BadParameter: if it, or what it would lie in, is a file or cannot be written.
+        ValueError: naming the ending.
     """
-    path = user_path(text)
+    from zipar_train.io.files import FIGURES
+
+    if path is not None and path.suffix not in FIGURES:
+        raise ValueError(f"{param.opts[0]} {path}: no figure format ends in {path.suffix!r}. Use .png, .pdf or .svg")
+    return output_file(param, path)
+
+
+def output_folder(param: typer.CallbackParam, path: Given) -> Given:
+    """Check a folder to write into, which is there or can be made.
+
+    Raises:
+        ValueError: if it, or what it would lie in, is a file or cannot be written.
+    """
+    if path is None:
+        return path
     if path.exists() and not path.is_dir():
-        raise typer.BadParameter(f"{path} is a file, not a folder")
-    _writable(path / "file")
+        raise ValueError(f"{param.opts[0]} {path} is a file, not a folder")
+    _writable(param, path / "file")
     return path
 
 
-def output_place(text: str) -> Path:
-    """The path of a file or folder to make, whose folders are there or can be made.
+def output_place(param: typer.CallbackParam, path: Given) -> Given:
+    """Check the place of a file or folder to make, whose folders are there or can be made.
 
     Raises:
-        typer.BadParameter: if what it would lie in is a file or cannot be written.
+        ValueError: if what it would lie in is a file or cannot be written.
     """
-    path = user_path(text)
-    _writable(path)
+    if path is not None:
+        _writable(param, path)
     return path
 
 
-def _writable(path: Path) -> None:
+def _writable(param: typer.CallbackParam, path: Path) -> None:
     """Check the lowest folder above a path that is there."""
     above = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
     if not above.is_dir():
-        raise typer.BadParameter(f"{path}: {above} is no folder. Choose another place")
+        raise ValueError(f"{param.opts[0]} {path}: {above} is no folder. Choose another place")
     if not os.access(above, os.W_OK | os.X_OK):
-        raise typer.BadParameter(f"{path}: the folder {above} cannot be written. Choose another place")
+        raise ValueError(f"{param.opts[0]} {path}: the folder {above} cannot be written. Choose another place")
 
 
 RecipeOption = Annotated[
@@ -132,7 +138,8 @@ OrRecipeOption = Annotated[
     ),
 ]
 JsonOption = Annotated[
-    Path | None, typer.Option("--json", parser=output_file, metavar="FILE", help="Write the same for programs.")
+    Path | None,
+    typer.Option("--json", parser=user_path, callback=output_file, metavar="FILE", help="Write the same for programs."),
 ]
 
 

@@ -95,7 +95,10 @@ def shards_import(
     out: Annotated[
         Path,
         typer.Option(
-            parser=output_folder, metavar="PATH", help="The folder to write SPLIT.json and its tar files into."
+            parser=user_path,
+            callback=output_folder,
+            metavar="PATH",
+            help="The folder to write SPLIT.json and its tar files into.",
         ),
     ],
     split: Annotated[str, typer.Option(help="The manifest's name.")] = "train",

@@ -16,7 +16,12 @@ def sweep(
     overrides: SetOption = [],  # noqa: B006
     out: Annotated[
         Path | None,
-        typer.Option(parser=output_folder, metavar="PATH", help="The sweep's folder; beside the recipe's run."),
+        typer.Option(
+            parser=user_path,
+            callback=output_folder,
+            metavar="PATH",
+            help="The sweep's folder; beside the recipe's run.",
+        ),
     ] = None,
     count: Annotated[
         int | None, typer.Option(min=1, help="Trials at most; a random sweep needs it or run_cap.")

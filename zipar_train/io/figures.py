@@ -5,7 +5,7 @@ from pathlib import Path
 
 import matplotlib
 
-from zipar_train.io.files import write_whole
+from zipar_train.io.files import FIGURES, write_whole
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
@@ -21,7 +21,7 @@ def write_figure(figure: Figure, path: Path, *, dpi: int = 130) -> None:
     """
     buffer = io.BytesIO()
     try:
-        if path.suffix not in ("", ".png", ".pdf", ".svg"):
+        if path.suffix not in FIGURES:
             raise ValueError(f"{path}: no picture format of ours ends in {path.suffix!r}. Use .png, .pdf or .svg")
         figure.savefig(buffer, format=path.suffix.lstrip(".") or "png", dpi=dpi, bbox_inches="tight")
     finally:

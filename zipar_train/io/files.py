@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, BinaryIO
 
 HANDED = ("/dev/fd/", "/proc/self/fd/", "/dev/stdin")
+FIGURES = ("", ".png", ".pdf", ".svg")  # endings of figures; without one, PNG
 CLAIM = ".claimed"  # the file that says so
 
 
