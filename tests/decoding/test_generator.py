@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import families
 import psutil
 import pytest
 import torch
@@ -142,7 +143,6 @@ from zipar_train.decoding.decoder import Decoder
 from zipar_train.decoding.sampling import uniforms
 from zipar_train import Plan
 from zipar_train.recipe.schema import Draw
-import families
 from families import llamagen
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which shells take from what they run in the background
