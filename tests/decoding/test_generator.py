@@ -166,7 +166,7 @@ except KeyboardInterrupt:
 print("same", torch.equal(decoder([0, 1], numbers, draw), whole))
 """
     )
-    here = os.path.dirname(families.__file__)
+    here = os.pathsep.join([os.path.dirname(families.__file__), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [sys.executable, script], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": here}
     )
