@@ -7,7 +7,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from zipar_train.io.figures import plt, write_figure
-from zipar_train.io.files import make_folder, write_whole
+from zipar_train.io.files import make_folder, write_atomic
 
 DOCS = Path(__file__).parents[2] / "docs"
 PICTURES = DOCS / "evidence"
@@ -21,13 +21,13 @@ def write(name: str, folder: Path, lines: list[str]) -> None:
     text = "\n".join(lines)
     print(f"\n{text}\n", flush=True)
     make_folder(folder)
-    write_whole(folder / f"{name}.md", f"{text}\n".encode())
+    write_atomic(folder / f"{name}.md", f"{text}\n".encode())
     page = DOCS / "evidence.md"
     if page.is_file():
         marked = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
         found, times = marked.subn(lambda match: f"{match[1]}{text}\n{match[2]}", page.read_text())
         assert times == 1, f"{page} has no place for {name}"
-        write_whole(page, found.encode())
+        write_atomic(page, found.encode())
 
 
 def table(head: list[str], rows: Iterable[list[str]]) -> list[str]:

@@ -21,7 +21,7 @@ from zipar_train.data.loader import Batch
 from zipar_train.decoding import fused_llama as body
 from zipar_train.decoding import memory
 from zipar_train.decoding.decoder import Decoder
-from zipar_train.decoding.memory import needed
+from zipar_train.decoding.memory import decode_bytes
 from zipar_train.models import compiled
 from zipar_train.recipe.load import load_recipe
 from zipar_train.training.trainer import module_of
@@ -208,7 +208,7 @@ def test_ways_that_do_not_fit_together_take_turns_in_groups(monkeypatch):
     recipe = load_recipe("digits", TINY)
     family = subject(recipe, [8, 8], dtype=torch.float32, device=torch.device("cpu"))
     plan = Plan.zipar(family.grid, window=2, **recipe.zipar.rule)
-    one = needed(family, plan, 2, rows=4, slots=len(plan))
+    one = decode_bytes(family, plan, 2, rows=4, slots=len(plan))
     monkeypatch.setattr(memory, "left", lambda device: int(one * 1.3))
     report = bench_decode(recipe, windows=[8, 2], batches=[2], rounds=1, progress=False)
     assert len(report.rows) == 7 and not report.failures

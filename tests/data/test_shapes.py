@@ -11,11 +11,11 @@ from PIL import Image
 from zipar_train.decoding.generator import Generator, Images
 from zipar_train.evaluation.candidates import scored
 from zipar_train.evaluation.report.plots import plot_samples
-from zipar_train.evaluation.sample_set import Drawing
+from zipar_train.evaluation.sample_set import SampleSet
 from zipar_train.evaluation.scores.adm_npz import read_reference, write_images
 from zipar_train.evaluation.scores.reference import open_reference
 from zipar_train.models.family import build
-from zipar_train.models.restore import Saved
+from zipar_train.models.restore import LoadedWeights
 from zipar_train.models.tokenizers.base import Palette
 from zipar_train.models.tokenizers.vq16 import load_vq16
 from zipar_train.recipe.load import RecipeError, load_recipe
@@ -24,12 +24,14 @@ from zipar_train.training.callbacks.samples import _enlarged
 WIDE = [*TINY, "model.grid=[6,8]"]
 
 
-def drawn(tmp_path, *more: str) -> Drawing:
+def drawn(tmp_path, *more: str) -> SampleSet:
     """Three images of 6 x 8 codes."""
     torch.manual_seed(0)
     recipe = load_recipe("digits-base", [*WIDE, *more])
-    generator = Generator(recipe, Saved(tmp_path, recipe, build(recipe.model).model.state_dict(), {}), device="cpu")
-    found = Drawing(root=tmp_path, generator=generator, weights="x", conditions=[0, 1, 2], origin="x", window=8, seed=0,
+    generator = Generator(
+        recipe, LoadedWeights(tmp_path, recipe, build(recipe.model).model.state_dict(), {}), device="cpu"
+    )
+    found = SampleSet(root=tmp_path, generator=generator, weights="x", conditions=[0, 1, 2], origin="x", window=8, seed=0,
                     batch_size=2, draw=recipe.draw, size=scored(recipe))  # fmt: skip
     found.make(progress=False)
     return found

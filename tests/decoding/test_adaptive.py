@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from zipar_train import Grid, Plan
 from zipar_train.decoding.adaptive.decoder import AdaptiveDecoder
 from zipar_train.decoding.decoder import Decoder
-from zipar_train.decoding.sampling import reconsider, uniforms
-from zipar_train.plan.masks import dense, hide
+from zipar_train.decoding.sampling import accept_or_resample, uniforms
+from zipar_train.plan.masks import dense, mask_padding
 from zipar_train.plan.table import ROW_END
 from zipar_train.recipe.schema import Draw
 
@@ -41,7 +41,7 @@ def forced(family, plan, codes, condition):
     embeddings = torch.cat([family.prompt(condition), family.embed(tokens)], dim=1)
     mask = dense(plan)
     if (padding := family.padding(condition)) is not None:
-        mask = hide(mask, padding)
+        mask = mask_padding(mask, padding)
     return family.head(family.hidden(embeddings, torch.tensor(plan.position), mask))[:, plan.prompt - 1 :]
 
 
@@ -169,10 +169,10 @@ def test_a_code_that_is_reconsidered_is_one_of_the_new_law():
     rng, many = torch.Generator().manual_seed(0), 200_000
     code = before.multinomial(many, replacement=True, generator=rng)
     numbers = torch.rand(2, many, generator=rng)
-    accepted, after = reconsider(code, before.expand(many, -1), now.expand(many, -1), *numbers)
+    accepted, after = accept_or_resample(code, before.expand(many, -1), now.expand(many, -1), *numbers)
     assert (after.bincount(minlength=4) / many - now).abs().max() < 0.005
     assert abs(accepted.float().mean() - torch.minimum(before, now).sum()) < 0.005
-    assert reconsider(code, now.expand(many, -1), now.expand(many, -1), *numbers)[0].all()
+    assert accept_or_resample(code, now.expand(many, -1), now.expand(many, -1), *numbers)[0].all()
 
 
 def test_a_window_that_does_not_fit_is_refused():

@@ -1,4 +1,4 @@
-"""Captured passes: the graph replayed is the pass, and an image takes few graphs."""
+"""CudaGraphs passes: the graph replayed is the pass, and an image takes few graphs."""
 
 from functools import partialmethod
 from unittest.mock import patch
@@ -13,9 +13,9 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from zipar_train import Grid, Plan
 from zipar_train.decoding import decoder as module
-from zipar_train.decoding.cuda_graphs import Captured
+from zipar_train.decoding.cuda_graphs import CudaGraphs
 from zipar_train.decoding.decoder import Decoder
-from zipar_train.decoding.fused_llama import compile_body, streamline
+from zipar_train.decoding.fused_llama import compile_body, fuse_for_inference
 from zipar_train.decoding.sampling import uniforms
 from zipar_train.models import compiled
 from zipar_train.plan.masks import dense
@@ -41,7 +41,7 @@ def test_a_recorded_graph_is_the_work(recorder):
         row.add_(1)
         return doubled
 
-    captured = Captured(torch.device("cuda", 0))
+    captured = CudaGraphs(torch.device("cuda", 0))
     with torch.inference_mode():
         for _ in range(4):
             result = captured("row", work)
@@ -124,7 +124,7 @@ def test_a_compiled_body_draws_the_same_with_a_few_compilations(streamlined, win
     """Without graph breaks, for every window, width and batch size."""
     family, plain = (llamagen(8, 8, dtype=torch.float32) for _ in range(2))
     if streamlined:
-        assert streamline(family.model, least=10**9) and streamline(plain.model, least=10**9)
+        assert fuse_for_inference(family.model, least=10**9) and fuse_for_inference(plain.model, least=10**9)
     torch.compiler.reset()
     counter = counted_body(family.model)
     for window, images in zip(windows, (2, 3, 1, 5), strict=False):
@@ -139,7 +139,7 @@ def test_a_compiled_body_draws_the_same_with_a_few_compilations(streamlined, win
 def test_a_compiled_body_never_goes_on_uncompiled(monkeypatch):
     """At the limit of versions PyTorch would run a layer uncompiled, and say so in a log alone."""
     family = llamagen(6, 6, dtype=torch.float32)
-    assert streamline(family.model, least=10**9)
+    assert fuse_for_inference(family.model, least=10**9)
     torch.compiler.reset()
     counter = counted_body(family.model, fullgraph=False)  # which fails by itself
     monkeypatch.setattr(compiled, "RECOMPILE_LIMIT", 2)
@@ -163,7 +163,7 @@ def test_nothing_is_compiled_inside_a_captured_pass(recorder, window):
     `graphs.capture` fails if torch.compile works while it records.
     """
     family = llamagen_t2i(4, 5)
-    assert streamline(family.model, least=10**9)
+    assert fuse_for_inference(family.model, least=10**9)
     torch.compiler.reset()
     counter, plan = counted_body(family.model), Plan.zipar(family.grid, window=window, prompt=3)
     decoder = Decoder(family, plan)
@@ -184,7 +184,7 @@ def test_the_emulation_sees_what_compiles(recorder):
     inputs, module = iter([torch.ones(2), torch.ones(2, 2)]), Tanh()
     torch.compiler.reset()
     module.compile(backend="eager")
-    captured = Captured(torch.device("cuda", 0))
+    captured = CudaGraphs(torch.device("cuda", 0))
     captured("tanh", lambda: module(next(inputs)))
     with pytest.raises(AssertionError, match="has compiled inside a captured pass"):
         captured("tanh", lambda: module(next(inputs)))
@@ -209,10 +209,10 @@ def test_keys_and_values_lie_where_they_are_before_the_first_pass():
 @pytest.mark.parametrize("number", [0, 1])
 def test_graphs_are_captured_on_their_own_device(recorder, number):
     """One process, two devices, `cuda:0` current: the stream of every capture lies on the device of the work."""
-    first, device = Captured(torch.device("cuda", 0)), torch.device("cuda", number)
+    first, device = CudaGraphs(torch.device("cuda", 0)), torch.device("cuda", number)
     for _ in range(2):
         first("anything", lambda: torch.ones(1))
-    captured = Captured(device)
+    captured = CudaGraphs(device)
     for _ in range(2):
         captured("work", lambda: torch.ones(1))
         captured("more work", lambda: torch.ones(1))
@@ -221,7 +221,7 @@ def test_graphs_are_captured_on_their_own_device(recorder, number):
 
 
 def check_captured(family, plain, *, window: int) -> None:
-    """Captured passes draw what plain ones draw, batch after batch, in as many graphs as there are shapes."""
+    """CudaGraphs passes draw what plain ones draw, batch after batch, in as many graphs as there are shapes."""
     plan, draw = Plan.zipar(family.grid, window=window), Draw(guidance=2.0)
     plain, captured = Decoder(plain, plan, capture=False), Decoder(family, plan, capture=True)
     for labels in ([0, 2], [1, 0], [1]):
@@ -240,7 +240,7 @@ def test_graphs_on_a_gpu_draw_what_plain_passes_draw(window, compiled):
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
     family, plain = (llamagen(24, 24, device="cuda") for _ in range(2))
-    assert streamline(family.model) and streamline(plain.model)
+    assert fuse_for_inference(family.model) and fuse_for_inference(plain.model)
     if compiled:
         compile_body(family.model)
     check_captured(family, plain, window=window)
@@ -251,7 +251,7 @@ def test_graphs_as_on_a_gpu(recorder, monkeypatch, window, compiled):
     """The same on the CPU, with emulated graphs and the buckets of a GPU."""
     monkeypatch.setattr(module, "BUCKET", 128)
     family, plain = (llamagen(24, 24) for _ in range(2))
-    assert streamline(family.model) and streamline(plain.model)
+    assert fuse_for_inference(family.model) and fuse_for_inference(plain.model)
     torch.compiler.reset()
     if compiled:
         counted_body(family.model)

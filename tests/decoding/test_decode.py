@@ -9,7 +9,7 @@ from theorem import check_theorem, drawn_and_seen, grouped
 
 from zipar_train import Grid, Plan
 from zipar_train.decoding.decoder import Decoder
-from zipar_train.decoding.fused_llama import streamline
+from zipar_train.decoding.fused_llama import fuse_for_inference
 from zipar_train.decoding.onednn import Packed
 from zipar_train.decoding.sampling import uniforms
 from zipar_train.models.family import teacher_forced
@@ -184,7 +184,7 @@ def test_a_plan_of_another_grid_is_refused():
 def test_packed_weights_draw_the_same_codes():
     """float32; the whole model is packed, and what it saw equals one teacher-forced pass of the stock model."""
     plain, family = (llamagen(6, 6, dtype=torch.float32) for _ in range(2))
-    assert streamline(family.model, least=0)
+    assert fuse_for_inference(family.model, least=0)
     assert not any(type(module) is torch.nn.Linear for module in family.model.modules())
     assert sum(isinstance(module, Packed) for module in family.model.modules()) == 2 * 4 + 1
     labels, draw = torch.tensor([0, 2, 1]), Draw()
@@ -206,7 +206,7 @@ def test_theorem_between_the_drawing_body_and_the_stock_one(window, guidance):
     """
     for make in (lambda: llamagen(5, 5), lambda: grouped(Grid(5, 4, row_end=True))):
         stock, family = make(), make()
-        assert streamline(family.model)
+        assert fuse_for_inference(family.model)
         plan = Plan.zipar(family.grid, window=window, prompt=family.prompt_length)
         labels = torch.tensor([0, 2, 1])
         codes, seen = drawn_and_seen(family, plan, Draw(guidance=guidance), labels)
@@ -220,7 +220,7 @@ def test_models_that_are_no_stock_llamas_stay_as_they_are():
     family = llamagen(4, 4)
     family.model.model.layers[0].self_attn.q_proj.bias = torch.nn.Parameter(torch.ones(16, dtype=torch.float64))
     body = family.model.model
-    assert not streamline(family.model)
+    assert not fuse_for_inference(family.model)
     assert family.model.model is body
 
 
@@ -238,7 +238,7 @@ def test_theorem_in_bfloat16(window):
 
 def test_only_large_float32_weights_are_packed():
     def count(family, least):
-        streamline(family.model, least=least)
+        fuse_for_inference(family.model, least=least)
         return sum(isinstance(module, Packed) for module in family.model.modules())
 
     assert count(llamagen(2, 2), 0) == 0

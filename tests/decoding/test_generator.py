@@ -14,9 +14,9 @@ import torch
 
 from zipar_train.decoding import memory
 from zipar_train.decoding.generator import Generator
-from zipar_train.decoding.memory import left, needed
+from zipar_train.decoding.memory import decode_bytes, free_bytes
 from zipar_train.models.family import build, teacher_forced
-from zipar_train.models.restore import Saved
+from zipar_train.models.restore import LoadedWeights
 from zipar_train.models.tokenizers.vq16 import load_vq16
 from zipar_train.plan.masks import dense
 from zipar_train.recipe.load import load_recipe
@@ -27,7 +27,7 @@ def generator():
     torch.manual_seed(0)
     recipe = load_recipe("digits-base", ["model.depth=1", "model.heads=2", "model.width=16", "model.feed_forward=32"])
     state = build(recipe.model).model.state_dict()
-    return Generator(recipe, Saved(Path("random"), recipe, state, {}), device="cpu")
+    return Generator(recipe, LoadedWeights(Path("random"), recipe, state, {}), device="cpu")
 
 
 def test_batches_are_whole_images_in_order(generator):
@@ -74,14 +74,16 @@ def test_what_a_batch_needs_is_what_it_takes(generator):
     family, plan = generator.drawing, generator.plan(2)
     generator.draw([0] * 50, window=2, batch_size=50, guidance=2.0)
     slots = len(plan)
-    more = needed(family, plan, 50, rows=100, slots=slots + 1) - needed(family, plan, 50, rows=100, slots=slots)
+    more = decode_bytes(family, plan, 50, rows=100, slots=slots + 1) - decode_bytes(
+        family, plan, 50, rows=100, slots=slots
+    )
     assert held(generator) == more * slots
-    assert needed(family, plan, 50, rows=100, slots=slots) > held(generator)
+    assert decode_bytes(family, plan, 50, rows=100, slots=slots) > held(generator)
 
 
 def test_a_batch_that_cannot_fit_is_refused_with_the_largest_that_does(generator, monkeypatch):
     plan = generator.plan(2)
-    one = needed(generator.drawing, plan, 1, rows=2, slots=len(plan))
+    one = decode_bytes(generator.drawing, plan, 1, rows=2, slots=len(plan))
     monkeypatch.setattr(memory, "left", lambda device: int(7.5 * one / memory.SPARE))
     with pytest.raises(ValueError, match=r"8 images at once need 0\.0 GiB, and cpu has .* left: at most 7 fit"):
         generator.draw([0] * 8, window=2, batch_size=8, guidance=2.0)
@@ -113,7 +115,7 @@ def test_an_allocator_that_fails_is_put_in_words(generator, monkeypatch):
 
 
 def test_memory_left_is_the_machines():
-    assert 0 < left(torch.device("cpu")) <= psutil.virtual_memory().total
+    assert 0 < free_bytes(torch.device("cpu")) <= psutil.virtual_memory().total
 
 
 def test_two_hundred_images_leave_no_memory_behind(generator):
@@ -192,11 +194,11 @@ def test_bfloat16_pixels_are_used_where_they_are_not_seen(vq):
 def test_pixels_beside_the_drawing_are_the_same(vq):
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
-    from zipar_train.decoding.pixel_stream import Pixels
+    from zipar_train.decoding.pixel_stream import PixelStream
 
     vq, device = load_vq16(str(vq), codes=24), torch.device("cuda")
     batches = [torch.randint(24, (4, 8, 8), device=device) for _ in range(5)]
-    beside = Pixels(vq, device)
+    beside = PixelStream(vq, device)
     for codes in batches:
         beside.add(codes)
         torch.randn(2000, 2000, device=device) @ torch.randn(2000, 2000, device=device)

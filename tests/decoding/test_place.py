@@ -18,9 +18,9 @@ from zipar_train.decoding import decoder, place
 from zipar_train.decoding.adaptive import decoder as adaptive
 from zipar_train.decoding.adaptive.decoder import AdaptiveDecoder
 from zipar_train.decoding.decoder import Decoder
-from zipar_train.decoding.fused_llama import Body, norm, streamline
-from zipar_train.decoding.pixel_stream import Pixels
-from zipar_train.decoding.sampling import inverse, probabilities, uniforms
+from zipar_train.decoding.fused_llama import FusedLlama, fuse_for_inference, norm
+from zipar_train.decoding.pixel_stream import PixelStream
+from zipar_train.decoding.sampling import probabilities, sample_inverse_cdf, uniforms
 from zipar_train.models.attention import WITHOUT_CUDNN
 from zipar_train.models.cache_argument import cache_arguments
 from zipar_train.recipe.schema import Draw
@@ -117,7 +117,7 @@ def test_pixels_are_made_on_the_device_of_the_codes(gpus, monkeypatch):
         assert graphs.current[-1] == device
         return torch.ones(2, 3, 4, 4)
 
-    pixels = Pixels(SimpleNamespace(decode=decode), device)
+    pixels = PixelStream(SimpleNamespace(decode=decode), device)
     pixels.add(SimpleNamespace(device=device, record_stream=used.append))
     assert pixels.all().shape == (2, 3, 4, 4)
     (beside, drawing), kept, waited = used
@@ -133,9 +133,9 @@ def test_pixels_are_made_on_the_device_of_the_codes(gpus, monkeypatch):
 def test_grouped_queries_are_folded_into_slots(masks, slots):
     """float64: a layer's attention equals sdpa's with `enable_gqa`, for masks of all rows and of each."""
     family = grouped(Grid(4, 4))
-    assert streamline(family.model)
+    assert fuse_for_inference(family.model)
     body, calls = family.model.model, []
-    assert isinstance(body, Body) and body.groups == 2
+    assert isinstance(body, FusedLlama) and body.groups == 2
 
     def look(name, args):
         if "attention" in name:
@@ -224,11 +224,11 @@ def test_a_single_row_is_drawn_as_among_others(dtype):
     torch.manual_seed(0)
     logits, numbers = 3 * torch.randn(50, 1000, dtype=dtype), torch.rand(50)
     p = probabilities(logits, temperature=0.9, top_k=300, top_p=0.95)
-    codes = inverse(p, numbers)
+    codes = sample_inverse_cdf(p, numbers)
     for row in range(50):
         one = probabilities(logits[row : row + 1], temperature=0.9, top_k=300, top_p=0.95)
         assert torch.equal(one, p[row : row + 1])
-        assert torch.equal(inverse(one, numbers[row : row + 1]), codes[row : row + 1])
+        assert torch.equal(sample_inverse_cdf(one, numbers[row : row + 1]), codes[row : row + 1])
     cdf = p[0].cumsum(-1)  # the definition
     assert codes[0] == int((cdf <= numbers[0].to(dtype) * cdf[-1]).sum())
 
@@ -272,7 +272,7 @@ def test_installed_models_take_the_cache_by_a_known_name():
 def test_a_family_hands_its_cache_on(streamlined, recwarn):
     family = StockLlama(Grid(3, 3))
     if streamlined:
-        assert streamline(family.model)
+        assert fuse_for_inference(family.model)
     drawer = Decoder(family, Plan.raster(family.grid))
     drawer(torch.tensor([0, 1]), uniforms([0, 1], 9, seed=0), Draw())
     assert drawer.canvas.cache.slot_layers[0].keys.abs().amax((0, 1, 3)).min() > 0  # every slot was written

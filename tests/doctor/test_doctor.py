@@ -15,7 +15,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from zipar_train.doctor import attention, devices, disk, packages, recipes, sources, tracking
-from zipar_train.doctor.checks import Asked, Check, guarded, hidden, note, ok, problem
+from zipar_train.doctor.checks import Check, CheckContext, guarded, hidden, note, ok, problem
 from zipar_train.doctor.examine import needs
 from zipar_train.doctor.report import Report
 from zipar_train.plan.masks import dense
@@ -134,7 +134,7 @@ def test_a_crash_is_told_in_its_words():
         yield ok("a", "fine")
         raise KeyError("lost")
 
-    rows = list(guarded(Check("b", crash, "Look for it"), Asked()))
+    rows = list(guarded(Check("b", crash, "Look for it"), CheckContext()))
     assert [(row.name, row.status) for row in rows] == [("a", "ok"), ("b", "problem")]
     assert rows[1].seen == "KeyError: 'lost'" and rows[1].remedy == "Look for it"
 
@@ -157,7 +157,7 @@ def test_versions_out_of_range_and_missing_are_problems(monkeypatch):
 
     monkeypatch.setattr(packages, "versions", versions)
     monkeypatch.setitem(sys.modules, "torchvision", None)
-    rows = {row.name: row for row in packages.in_range(Asked())}
+    rows = {row.name: row for row in packages.in_range(CheckContext())}
     assert rows["lightning"].status == "problem" and rows["lightning"].seen.startswith("2.6.3 is outside ")
     assert rows["lightning"].remedy == "pip install 'lightning<3,>=2.6.4'"
     assert rows["peft"].status == "problem" and rows["numpy"].status == "problem"
@@ -199,10 +199,10 @@ def test_a_gpu_that_torch_cannot_use_is_a_problem(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    (row,) = devices.gpus(Asked())
+    (row,) = devices.gpus(CheckContext())
     assert row.status == "problem" and row.seen.startswith("NVIDIA H100 80GB HBM3, driver 550.54.15, but torch")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    (row,) = devices.gpus(Asked())
+    (row,) = devices.gpus(CheckContext())
     assert row.status == "note" and "hidden" in row.seen
 
 
@@ -245,7 +245,7 @@ def test_modes_are_those_of_fit(recipe, variable, mode, monkeypatch):
     monkeypatch.delenv("WANDB_MODE", raising=False)
     if variable:
         monkeypatch.setenv("WANDB_MODE", variable)
-    asked = Asked(recipe=load_recipe("digits", [f"log.wandb={recipe}"]) if recipe else None)
+    asked = CheckContext(recipe=load_recipe("digits", [f"log.wandb={recipe}"]) if recipe else None)
     assert tracking.mode(asked) == mode
     assert [row.status for row in tracking.modes(asked)] == ["ok"]
     monkeypatch.setenv("WANDB_MODE", "")  # wandb itself refuses this
@@ -310,15 +310,15 @@ def test_a_recipe_that_cannot_be_read_is_a_problem_among_others(fresh_cli, tmp_p
 def test_a_run_folder_is_new_or_holds_a_run_or_anothers(tiny):
     short = [*tiny, "trainer.max_epochs=1", "trainer.limit_train_batches=3"]
     recipe = load_recipe("digits-base", short)
-    assert next(recipes.run_folder(Asked(recipe=recipe))).status == "ok"
+    assert next(recipes.run_folder(CheckContext(recipe=recipe))).status == "ok"
     fit(recipe)
-    (row,) = recipes.run_folder(Asked(recipe=recipe))
+    (row,) = recipes.run_folder(CheckContext(recipe=recipe))
     assert row.status == "note" and "at step 3" in row.seen and "--resume" in row.remedy
-    (row,) = recipes.run_folder(Asked(recipe=load_recipe("digits-base", [*short, "seed=5"])))
+    (row,) = recipes.run_folder(CheckContext(recipe=load_recipe("digits-base", [*short, "seed=5"])))
     assert row.status == "problem" and "made by another recipe: seed: 0 -> 5" in row.seen
     checkpoint = Path(recipe.run, "checkpoints", "last.ckpt")
     checkpoint.write_bytes(checkpoint.read_bytes()[:5000])
-    asked = Asked(recipe=load_recipe("digits", [*short, f"model.weights={recipe.run}"]))
+    asked = CheckContext(recipe=load_recipe("digits", [*short, f"model.weights={recipe.run}"]))
     (row,) = sources.weights(asked)
     assert row.status == "problem" and "last.ckpt is cut short" in row.seen
     (row,) = guarded(recipes.CHECKS[0], asked)
@@ -327,7 +327,7 @@ def test_a_run_folder_is_new_or_holds_a_run_or_anothers(tiny):
 
 def test_files_that_are_missing_or_still_on_the_hub(tiny, monkeypatch, tmp_path):
     def rows(check, name, *overrides):
-        return {row.name: row for row in check(Asked(recipe=load_recipe(name, overrides)))}
+        return {row.name: row for row in check(CheckContext(recipe=load_recipe(name, overrides)))}
 
     lost = rows(sources.shards, "digits", f"data.train={tmp_path}/none.json", f"data.val={tmp_path}/no.json")
     assert list(lost) == ["data.train, data.val"] and "zipar-train tokenize" in lost["data.train, data.val"].remedy
@@ -346,7 +346,9 @@ def test_files_that_are_missing_or_still_on_the_hub(tiny, monkeypatch, tmp_path)
 
 
 def test_what_does_not_fit_says_what_would(tmp_path):
-    asked = Asked(recipe=load_recipe("digits", [f"run={tmp_path}", "trainer.accelerator=gpu", "data.batch_size=9999"]))
+    asked = CheckContext(
+        recipe=load_recipe("digits", [f"run={tmp_path}", "trainer.accelerator=gpu", "data.batch_size=9999"])
+    )
     (row,) = recipes.trainer(asked)
     if not torch.cuda.is_available():
         assert row.status == "problem" and "gpu" in row.seen and "accelerator=auto" in row.remedy
@@ -361,7 +363,7 @@ def test_what_a_recipe_needs_of_the_trials():
         note(attention.BACKWARD, "none here", "sdpa"), note(attention.COMPILE, "no compiler", "g++"))]  # fmt: skip
 
     def statuses(name):
-        found = needs(Asked(recipe=load_recipe(name)), rows=trials)
+        found = needs(CheckContext(recipe=load_recipe(name)), rows=trials)
         return {row.name: row.status for row in found}
 
     assert statuses("llamagen-l") == {"tune.attention = sdpa": "ok", "tune.compile = true": "problem"}

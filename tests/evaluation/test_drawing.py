@@ -15,9 +15,9 @@ from forked import Running, as_torchrun, together
 from PIL import Image
 
 from zipar_train.decoding.generator import Generator
-from zipar_train.evaluation.sample_set import Drawing, classes_of
+from zipar_train.evaluation.sample_set import SampleSet, classes_of
 from zipar_train.models.family import build
-from zipar_train.models.restore import Saved
+from zipar_train.models.restore import LoadedWeights
 from zipar_train.recipe.load import load_recipe
 from zipar_train.recipe.schema import Draw
 from zipar_train.training.fit import fit
@@ -27,10 +27,12 @@ from zipar_train.training.fit import fit
 def generator():
     torch.manual_seed(0)
     recipe = load_recipe("digits-base", ["model.depth=1", "model.heads=2", "model.width=16", "model.feed_forward=32"])
-    return Generator(recipe, Saved(Path("random"), recipe, build(recipe.model).model.state_dict(), {}), device="cpu")
+    return Generator(
+        recipe, LoadedWeights(Path("random"), recipe, build(recipe.model).model.state_dict(), {}), device="cpu"
+    )
 
 
-def drawing(root, generator, images=11, **changes) -> Drawing:
+def drawing(root, generator, images=11, **changes) -> SampleSet:
     settings = {
         "root": root,
         "generator": generator,
@@ -42,10 +44,10 @@ def drawing(root, generator, images=11, **changes) -> Drawing:
         "batch_size": 4,
         "draw": Draw(guidance=1.5),
     }
-    return Drawing(**{**settings, **changes})
+    return SampleSet(**{**settings, **changes})
 
 
-def whole(found: Drawing) -> torch.Tensor:
+def whole(found: SampleSet) -> torch.Tensor:
     return torch.cat(list(found.codes()))
 
 

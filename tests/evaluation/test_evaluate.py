@@ -23,7 +23,7 @@ from zipar_train.evaluation.scores.features import Pictures
 from zipar_train.evaluation.scores.reference import open_reference
 from zipar_train.evaluation.scores.scores import fidelity, subset_size
 from zipar_train.models.tokenizers.base import Palette
-from zipar_train.plan.masks import dense, unwritten
+from zipar_train.plan.masks import dense, unwritten_slots_mask
 from zipar_train.recipe.schema import Draw
 
 
@@ -157,7 +157,7 @@ def test_bits_of_the_released_decoder_are_those_of_a_cache_of_zeros():
     family = llamagen(5, 5)
     plan = Plan.zipar(family.grid, window=2, stand_in="released")
     codes, labels = torch.randint(7, (3, 25)), torch.tensor([0, 1, 2])
-    mask = torch.cat([dense(plan), unwritten(plan)], dim=-1)
+    mask = torch.cat([dense(plan), unwritten_slots_mask(plan)], dim=-1)
 
     class Zeros(DynamicCache):
         def update(self, keys, values, *args, **kwargs):

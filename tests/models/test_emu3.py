@@ -11,7 +11,7 @@ from transformers import Emu3Config, Emu3ForConditionalGeneration
 from zipar_train import Plan, load
 from zipar_train.decoding.decoder import Decoder
 from zipar_train.models.family import build
-from zipar_train.models.restore import read, restored
+from zipar_train.models.restore import load_family, read
 from zipar_train.recipe.load import load_recipe
 from zipar_train.recipe.schema import Draw, Model, Words
 
@@ -65,7 +65,7 @@ def section(checkpoint) -> Model:
 def test_next_token_draws_what_transformers_draws(checkpoint, guidance):
     """Greedy, one prompt at a time, row ends forced, away from the negative prompt; every code."""
     theirs = Emu3ForConditionalGeneration.from_pretrained(checkpoint).eval()
-    family = restored(section(checkpoint), read(checkpoint))
+    family = load_family(section(checkpoint), read(checkpoint))
     assert family.grid.row_end
     prompts = family.check(CAPTIONS)
     null = family.drop(prompts, torch.ones(3, dtype=torch.bool))
@@ -102,7 +102,7 @@ def test_next_token_draws_what_transformers_draws(checkpoint, guidance):
 @pytest.mark.parametrize("streamlined", [False, True])
 def test_theorem(checkpoint, window, guidance, streamlined):
     """Row ends, grouped queries, prompts and negative prompts padded differently; the drawing body alike."""
-    family = restored(section(checkpoint), read(checkpoint), dtype=torch.float64)
+    family = load_family(section(checkpoint), read(checkpoint), dtype=torch.float64)
     null = family.drop(family.check(CAPTIONS), torch.ones(3, dtype=torch.bool))
     assert not torch.equal(null.padding, family.check(CAPTIONS).padding)
     check_captioned_theorem(family, CAPTIONS, window=window, guidance=guidance, streamlined=streamlined)
@@ -130,7 +130,7 @@ def test_a_tokenizer_of_another_vocabulary_is_refused(checkpoint):
 
 
 def test_an_export_is_for_plain_transformers(checkpoint, tmp_path):
-    family = restored(section(checkpoint), read(checkpoint))
+    family = load_family(section(checkpoint), read(checkpoint))
     with torch.no_grad():
         family.model.lm_head.weight.add_(1)
         family.model.model.norm.weight.add_(1)

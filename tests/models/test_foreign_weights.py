@@ -15,7 +15,7 @@ from zipar_train.io.files import sha256
 from zipar_train.models import files as published
 from zipar_train.models.family import build
 from zipar_train.models.llamagen import state_dict as layout
-from zipar_train.models.restore import Saved, initial_weights, read, restored
+from zipar_train.models.restore import LoadedWeights, initial_weights, load_family, read
 from zipar_train.models.tokenizers.vq16 import load_vq16
 from zipar_train.recipe.load import dump
 
@@ -44,16 +44,18 @@ def equal(a, b):
 @pytest.mark.parametrize("names", ["LlamaGen's", "ours", "captions"])
 def test_wrapped_weights_are_the_same_weights(tmp_path, prefix, names):
     recipe, state = (t2i(), t2i_state()) if names == "captions" else (c2i(), c2i_state())
-    expected = restored(recipe.model, Saved("memory", None, state, {}), dtype=None).model.state_dict()
+    expected = load_family(recipe.model, LoadedWeights("memory", None, state, {}), dtype=None).model.state_dict()
     if names == "ours":
         state = expected
     torch.save({"model": {PREFIXES[prefix](name): tensor for name, tensor in state.items()}}, tmp_path / "w.pt")
-    assert equal(restored(recipe.model, read(tmp_path / "w.pt"), dtype=None).model.state_dict(), expected)
+    assert equal(load_family(recipe.model, read(tmp_path / "w.pt"), dtype=None).model.state_dict(), expected)
 
 
 def test_wrapped_weights_in_a_folder_of_safetensors_and_in_a_tokenizer(tmp_path):
     recipe = c2i()
-    expected = restored(recipe.model, Saved("memory", None, c2i_state(dtype=torch.float32), {})).model.state_dict()
+    expected = load_family(
+        recipe.model, LoadedWeights("memory", None, c2i_state(dtype=torch.float32), {})
+    ).model.state_dict()
     (tmp_path / "export").mkdir()
     (tmp_path / "export" / "recipe.yaml").write_text(dump(recipe))
     save_file({f"module._orig_mod.{n}": t for n, t in expected.items()}, tmp_path / "export" / "model.safetensors")
@@ -69,7 +71,7 @@ def test_a_counter_of_averaged_models_is_no_weight_and_a_name_twice_is_refused(t
     recipe, state = c2i(), c2i_state()
     averaged = {"n_averaged": torch.tensor(7), **{f"module.{name}": tensor for name, tensor in state.items()}}
     torch.save({"model": averaged}, tmp_path / "averaged.pt")
-    restored(recipe.model, read(tmp_path / "averaged.pt"))
+    load_family(recipe.model, read(tmp_path / "averaged.pt"))
     torch.save({**state, "module.norm.weight": state["norm.weight"] * 2}, tmp_path / "twice.pt")
     with pytest.raises(ValueError, match=r"twice.pt holds norm.weight twice"):
         read(tmp_path / "twice.pt")
@@ -79,7 +81,7 @@ def test_what_is_wrong_is_told_of_the_names_without_prefix(tmp_path):
     state = {f"model.{name}": tensor for name, tensor in c2i_state().items() if name != "norm.weight"}
     torch.save(state, tmp_path / "w.pt")
     with pytest.raises(ValueError, match=r"w.pt does not fit .* 1 missing: norm.weight. The file looks like"):
-        restored(c2i().model, read(tmp_path / "w.pt"))
+        load_family(c2i().model, read(tmp_path / "w.pt"))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -166,7 +168,7 @@ def changed(state, change, name="norm.weight"):
 def test_a_tensor_that_is_no_weight_is_named_with_its_file(tmp_path, change, message):
     torch.save({"model": changed(c2i_state(dtype=torch.float32), change)}, tmp_path / "w.pt")
     with pytest.raises(ValueError, match=message) as refused:
-        restored(c2i().model, read(tmp_path / "w.pt"))
+        load_family(c2i().model, read(tmp_path / "w.pt"))
     assert "w.pt" in str(refused.value) and len(str(refused.value)) < 2000
 
 
@@ -174,21 +176,21 @@ def test_a_tensor_that_is_no_weight_is_named_with_its_file(tmp_path, change, mes
 def test_a_number_in_place_of_a_matrix_is_named(tmp_path, name):
     torch.save(changed(c2i_state(), lambda t: torch.tensor(1.0), name), tmp_path / "w.pt")
     with pytest.raises(ValueError, match=rf"w.pt does not fit .*{name} is \[\]"):
-        restored(c2i().model, read(tmp_path / "w.pt"))
+        load_family(c2i().model, read(tmp_path / "w.pt"))
 
 
 def test_numbers_that_only_a_smaller_type_cannot_hold(tmp_path):
     torch.save(changed(c2i_state(dtype=torch.float32), lambda t: t * 1e6), tmp_path / "w.pt")
-    restored(c2i().model, read(tmp_path / "w.pt"), dtype=torch.bfloat16)
+    load_family(c2i().model, read(tmp_path / "w.pt"), dtype=torch.bfloat16)
     with pytest.raises(ValueError, match=r"w.pt: norm.weight holds numbers too large for float16"):
-        restored(c2i().model, read(tmp_path / "w.pt"), dtype=torch.float16)
+        load_family(c2i().model, read(tmp_path / "w.pt"), dtype=torch.float16)
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float16, torch.bfloat16, torch.float64])
 def test_floats_of_any_size_and_parameters_are_weights(tmp_path, dtype):
     state = {name: torch.nn.Parameter(tensor.to(dtype)) for name, tensor in c2i_state().items()}
     torch.save(state, tmp_path / "w.pt")
-    found = restored(c2i().model, read(tmp_path / "w.pt")).model.state_dict()
+    found = load_family(c2i().model, read(tmp_path / "w.pt")).model.state_dict()
     assert torch.equal(found["model.norm.weight"], state["norm.weight"].float())
 
 
@@ -228,17 +230,17 @@ def own(tmp_path, recipe, *, seed=0):
 def test_a_runs_own_weights_start_a_run_at_another_grid(tmp_path):
     path = own(tmp_path, c2i())
     larger = c2i(f"model.weights={path}", grid=6)
-    family = restored(larger.model, initial_weights(larger.model))
+    family = load_family(larger.model, initial_weights(larger.model))
     assert equal(family.model.state_dict(), read(path).state)
     assert family.grid.codes == 36
     with pytest.raises(ValueError, match=r"its model.grid is \[4, 4\], here it is \[6, 6\]"):
-        restored(larger.model, read(path))  # a checkpoint to draw from is of its own grid
+        load_family(larger.model, read(path))  # a checkpoint to draw from is of its own grid
 
 
 def test_a_runs_own_weights_of_another_class_count_are_refused_with_the_reason(tmp_path):
     more = c2i(f"model.weights={own(tmp_path, c2i())}", "model.classes=9")
     with pytest.raises(ValueError, match=r"model.classes is 5, here it is 9 \(the label embedding has a row for each"):
-        restored(more.model, initial_weights(more.model))
+        load_family(more.model, initial_weights(more.model))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from transformers import JanusConfig, JanusForConditionalGeneration
 from zipar_train import Plan, load
 from zipar_train.decoding.decoder import Decoder
 from zipar_train.models.family import build
-from zipar_train.models.restore import read, restored
+from zipar_train.models.restore import load_family, read
 from zipar_train.models.token_prompts import Prompts
 from zipar_train.recipe.schema import Draw, Model, Words
 
@@ -65,7 +65,7 @@ def test_next_token_draws_what_transformers_draws(checkpoint, guidance):
     """Greedy, padded prompts of several lengths, guidance; every code of every image."""
     assert len(list(checkpoint.glob("*.safetensors"))) > 1
     theirs = JanusForConditionalGeneration.from_pretrained(checkpoint).eval()
-    family = restored(section(checkpoint), read(checkpoint))
+    family = load_family(section(checkpoint), read(checkpoint))
     prompts = family.check(CAPTIONS)
     assert prompts.padding.sum(1).tolist() != [0, 0, 0]
     theirs.generation_config.update(bos_token_id=1, pad_token_id=0, max_length=40, do_sample=False)
@@ -88,7 +88,7 @@ def test_next_token_draws_what_transformers_draws(checkpoint, guidance):
 @pytest.mark.parametrize("streamlined", [False, True])
 def test_theorem(checkpoint, window, guidance, streamlined):
     """Padded prompts of several lengths; the drawing body alike."""
-    family = restored(section(checkpoint), read(checkpoint), dtype=torch.float64)
+    family = load_family(section(checkpoint), read(checkpoint), dtype=torch.float64)
     check_captioned_theorem(family, CAPTIONS, window=window, guidance=guidance, streamlined=streamlined)
 
 
@@ -127,7 +127,7 @@ def test_from_pictures_to_a_checkpoint_for_transformers(checkpoint, clip, tmp_pa
 
 
 def test_mistakes_are_named(checkpoint, tmp_path):
-    family = restored(section(checkpoint), read(checkpoint))
+    family = load_family(section(checkpoint), read(checkpoint))
     mistakes = {
         ("",): "is empty",
         ("a car", 3): "is empty, or no text",
@@ -142,10 +142,10 @@ def test_mistakes_are_named(checkpoint, tmp_path):
     with pytest.raises(ValueError, match="no tokenizer of text can be loaded"):
         build(wrong).check(["a car"])
     with pytest.raises(ValueError, match="does not fit the model of this recipe"):
-        restored(section(checkpoint).model_copy(update={"width": 32}), read(checkpoint))
+        load_family(section(checkpoint).model_copy(update={"width": 32}), read(checkpoint))
     llamagen = Model(family="llamagen", depth=2, heads=2, width=16, feed_forward=24, grid=[3, 3], codes=24, classes=3)
     with pytest.raises(ValueError, match="does not fit the model"):
-        restored(llamagen, read(checkpoint))
+        load_family(llamagen, read(checkpoint))
     index = json.loads((checkpoint / "model.safetensors.index.json").read_text())
     broken = tmp_path / "broken"
     broken.mkdir()
@@ -163,7 +163,7 @@ def test_mistakes_are_named(checkpoint, tmp_path):
 
 
 def test_unconditional_prompts_keep_their_frame(checkpoint):
-    family = restored(section(checkpoint), read(checkpoint))
+    family = load_family(section(checkpoint), read(checkpoint))
     prompts = family.check(CAPTIONS)
     dropped = family.drop(prompts, torch.tensor([True, False, True]))
     assert isinstance(dropped, Prompts)

@@ -10,7 +10,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from zipar_train.models.family import build
 from zipar_train.models.llamagen.family import SIZES
 from zipar_train.models.llamagen.rope import Rope2D
-from zipar_train.models.restore import Saved, restored
+from zipar_train.models.restore import LoadedWeights, load_family
 from zipar_train.recipe.load import load_recipe
 from zipar_train.recipe.schema import Model
 
@@ -68,10 +68,10 @@ def test_the_transformers_class_has_its_usual_loss():
 def test_another_number_of_heads_is_refused_though_every_tensor_fits(tmp_path):
     recipe = load_recipe("digits-base")
     other = load_recipe("digits-base", ["model.heads=2"])
-    saved = Saved(tmp_path, recipe, build(recipe.model).model.state_dict(), {})
-    restored(recipe.model, saved)
+    saved = LoadedWeights(tmp_path, recipe, build(recipe.model).model.state_dict(), {})
+    load_family(recipe.model, saved)
     with pytest.raises(ValueError, match="has 4 attention heads, the model of this recipe 2"):
-        restored(other.model, saved)
+        load_family(other.model, saved)
 
 
 @pytest.mark.parametrize("labels", [[10], [-1], [0.5], [], [[1]]])

@@ -16,7 +16,7 @@ from transformers import ChameleonConfig, ChameleonForConditionalGeneration
 from zipar_train import Plan, ZipARModule, load
 from zipar_train.decoding.decoder import Decoder
 from zipar_train.models.family import build
-from zipar_train.models.restore import read, restored
+from zipar_train.models.restore import load_family, read
 from zipar_train.models.tokenizers.chameleon import VQGAN, load_chameleon_vq
 from zipar_train.recipe.load import load_recipe
 from zipar_train.recipe.schema import Draw, Model, Words
@@ -111,7 +111,7 @@ def banless(checkpoint) -> ChameleonForConditionalGeneration:
 def test_next_token_draws_what_transformers_draws(checkpoint, guidance):
     """Greedy, one prompt at a time, row ends forced, guidance away from the image's start alone; every code."""
     theirs = banless(checkpoint)
-    family = restored(section(checkpoint), read(checkpoint))
+    family = load_family(section(checkpoint), read(checkpoint))
     assert family.grid.row_end and family.row_end == ROW_END
     prompts = family.check(CAPTIONS)
     names = {i: name for name, i in VOCABULARY.items()}
@@ -143,7 +143,7 @@ def test_next_token_draws_what_transformers_draws(checkpoint, guidance):
 @pytest.mark.parametrize("streamlined", [False, True])
 def test_theorem(checkpoint, window, guidance, streamlined):
     """Row ends, norms of queries and keys, prompts of two lengths; the drawing body alike."""
-    family = restored(section(checkpoint), read(checkpoint), dtype=torch.float64)
+    family = load_family(section(checkpoint), read(checkpoint), dtype=torch.float64)
     check_captioned_theorem(family, CAPTIONS, window=window, guidance=guidance, streamlined=streamlined)
 
 
@@ -268,7 +268,7 @@ def test_from_pictures_to_a_checkpoint_for_transformers(checkpoint, clip, tmp_pa
 
 
 def test_everything_trained_is_exported_and_norms_do_not_decay(checkpoint, tmp_path):
-    family = restored(section(checkpoint), read(checkpoint))
+    family = load_family(section(checkpoint), read(checkpoint))
     decays, others = ZipARModule(family, windows={7: 1}).optimizer().param_groups
     assert decays["weight_decay"] > others["weight_decay"] == 0
     norms = {p for name, p in family.model.named_parameters() if "norm" in name}
@@ -289,7 +289,7 @@ def test_everything_trained_is_exported_and_norms_do_not_decay(checkpoint, tmp_p
 
 
 def test_a_folder_of_another_model_is_named(checkpoint, tmp_path):
-    family = restored(section(checkpoint), read(checkpoint))
+    family = load_family(section(checkpoint), read(checkpoint))
     (tmp_path / "config.json").write_bytes((checkpoint / "config.json").read_bytes())
     save_file({"model.norm.weight": torch.zeros(16)}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="is no checkpoint of ChameleonForConditionalGeneration. .* missing"):

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from zipar_train.decoding.decoder import Decoder
 from zipar_train.export.weights import export
 from zipar_train.models.family import build, teacher_forced
-from zipar_train.models.restore import Saved, read, restored
+from zipar_train.models.restore import LoadedWeights, load_family, read
 from zipar_train.models.t5_features import Captions
 from zipar_train.plan.masks import dense
 from zipar_train.plan.table import Plan
@@ -23,7 +23,7 @@ from zipar_train.recipe.schema import Draw
 
 
 def family_of(recipe, state, dtype=torch.float64):
-    return restored(recipe.model, Saved("memory", None, state, {}), dtype=dtype)
+    return load_family(recipe.model, LoadedWeights("memory", None, state, {}), dtype=dtype)
 
 
 def close(ours, theirs, tolerance=2e-6):
@@ -113,10 +113,10 @@ def test_captions_too_and_safetensors(tmp_path):
     assert back.keys() == state.keys()
     assert all(torch.equal(back[name], state[name]) for name in state)
     folder = export(recipe, tmp_path / "hf")
-    again = restored(recipe.model, read(folder)).model.state_dict()
+    again = load_family(recipe.model, read(folder)).model.state_dict()
     assert all(
         torch.equal(again[name], tensor)
-        for name, tensor in restored(recipe.model, read(out)).model.state_dict().items()
+        for name, tensor in load_family(recipe.model, read(out)).model.state_dict().items()
     )
 
 
@@ -149,7 +149,7 @@ def test_half_precision_stays_half(tmp_path):
     torch.save({"model": c2i_state(dtype=torch.float16)}, tmp_path / "half.pt")
     recipe = c2i()
     for dtype, expected in ((None, torch.float16), (torch.bfloat16, torch.bfloat16), (torch.float32, torch.float32)):
-        family = restored(recipe.model, read(tmp_path / "half.pt"), dtype=dtype)
+        family = load_family(recipe.model, read(tmp_path / "half.pt"), dtype=dtype)
         assert {parameter.dtype for parameter in family.model.parameters()} == {expected}
 
 
@@ -195,7 +195,7 @@ def test_a_bad_file_is_named_with_what_is_wrong(tmp_path, name, message, monkeyp
     save_file(state, "cut.safetensors")
     os.truncate("cut.safetensors", 900)
     with pytest.raises(ValueError, match=message):
-        restored(c2i().model, read(name))
+        load_family(c2i().model, read(name))
     assert not (tmp_path / "executed").exists()
 
 
@@ -208,7 +208,7 @@ def test_the_error_names_the_published_size(tmp_path):
     with pytest.raises(
         ValueError, match="looks like LlamaGen-XL .36 layers of width 1280., class-conditional with 1000"
     ):
-        restored(load_recipe("llamagen-l").model, Saved("c2i.pt", None, state, {}), device="meta")
+        load_family(load_recipe("llamagen-l").model, LoadedWeights("c2i.pt", None, state, {}), device="meta")
 
 
 @pytest.mark.parametrize(

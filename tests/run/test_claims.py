@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager, suppress
 import pytest
 
 from zipar_train.data.shards import Layout, read_manifest, read_shard, write_shards
-from zipar_train.io.files import CLAIM, claimed
+from zipar_train.io.files import CLAIM, folder_lock
 from zipar_train.recipe.load import load_recipe
 from zipar_train.training.fit import fit
 
@@ -21,7 +21,7 @@ def another(folder, rank=0, world=1):
     ours, theirs = FORK.Pipe()
 
     def hold():
-        with claimed(folder, rank, world):
+        with folder_lock(folder, rank, world):
             theirs.send("held")
             theirs.recv()
 
@@ -42,7 +42,7 @@ def refused(folder, rank=0, world=1):
 
 
 def _refused(folder, rank, world):
-    with suppress(ValueError), claimed(folder, rank, world):
+    with suppress(ValueError), folder_lock(folder, rank, world):
         return False
     return True
 
@@ -85,7 +85,7 @@ def test_a_claim_that_was_removed_meanwhile_is_made_again(tmp_path, monkeypatch)
             shutil.rmtree(folder)
 
     monkeypatch.setattr("zipar_train.io.files._lock", lock)
-    with claimed(folder):
+    with folder_lock(folder):
         assert len(turns) == 2 and "process" in (folder / CLAIM).read_text()
 
 

@@ -5,7 +5,7 @@ from families import StockLlama
 
 from zipar_train import Grid, Plan
 from zipar_train.decoding.decoder import Decoder
-from zipar_train.decoding.fused_llama import streamline
+from zipar_train.decoding.fused_llama import fuse_for_inference
 from zipar_train.decoding.sampling import uniforms
 from zipar_train.models.family import teacher_forced
 from zipar_train.plan.masks import dense
@@ -52,7 +52,7 @@ def grouped(grid: Grid) -> StockLlama:
 def check_captioned_theorem(family, captions, *, window: int, guidance: float, streamlined: bool) -> None:
     """For a family prompted by token ids, in float64; unconditional prompts may be padded otherwise."""
     if streamlined:
-        assert streamline(family.model)
+        assert fuse_for_inference(family.model)
     prompts, images = family.check(captions), len(captions)
     plan = Plan.zipar(family.grid, window=window, prompt=family.prompt_length)
     codes, seen = drawn_and_seen(family, plan, Draw(guidance=guidance), prompts, images=images)

@@ -15,7 +15,7 @@ import yaml
 from commands import command, sets
 from wandb_server import WandbServer
 
-from zipar_train.io.files import make_folder, write_whole
+from zipar_train.io.files import make_folder, write_atomic
 from zipar_train.models.restore import read
 from zipar_train.recipe.load import load_recipe, recipe_folder
 from zipar_train.run.metrics_csv import validations
@@ -171,7 +171,7 @@ def test_a_sweep_grows_and_a_diverged_trial_is_last(tmp_path, monkeypatch, capsy
         make_folder(place)
         metrics = {} if number == 1 else {"val/bits_w8": 3.0 - number, "val/bits_w2": 4.0}
         trial = Trial(number=number, values=values, seconds=60, metrics=metrics, passes=passes(recipe, metrics))
-        write_whole(place / "result.json", trial.model_dump_json().encode())
+        write_atomic(place / "result.json", trial.model_dump_json().encode())
         shown.append((number, gpu))
         return trial
 

@@ -16,7 +16,7 @@ from zipar_train.data.loader import Batch
 from zipar_train.models import compiled
 from zipar_train.recipe.load import load_recipe
 from zipar_train.training import optimizer as optimizers
-from zipar_train.training.module import units
+from zipar_train.training.module import fsdp_units
 from zipar_train.training.trainer import module_of
 
 
@@ -126,7 +126,7 @@ def test_compiled_layers_are_shared_among_devices(graphs):
     try:
         module = ZipARModule(llamagen(4, 4, dtype=torch.float32), windows={2: 1})
         compiled.compile_layers(module.model.model)
-        for unit in units(module.model):
+        for unit in fsdp_units(module.model):
             fully_shard(unit, mesh=init_device_mesh("cpu", (1,)))
         for (loss, gradients), window in zip(expected, (4, 2), strict=True):
             found, others = step(module, batch, window)
@@ -153,7 +153,7 @@ def test_sharded_gradients_are_clipped_and_a_fused_step_is_taken(monkeypatch):
         for shared in (False, True):
             module = ZipARModule(llamagen(4, 4, dtype=torch.float32), windows={2: 1}, lr=1e-2)
             if shared:
-                for unit in units(module.model):
+                for unit in fsdp_units(module.model):
                     fully_shard(unit, mesh=init_device_mesh("cpu", (1,)))
             optimizer = module.optimizer()
             step(module, batch, 2)

@@ -28,7 +28,7 @@ from zipar_train.run.signals import Stopped
 from zipar_train.training.callbacks.checkpoint import Checkpoint
 from zipar_train.training.callbacks.throughput import flops
 from zipar_train.training.fit import fit
-from zipar_train.training.module import units
+from zipar_train.training.module import fsdp_units
 from zipar_train.training.trainer import build_trainer
 
 
@@ -150,7 +150,7 @@ def test_two_processes_share_an_epoch_and_with_fsdp_the_weights(tiny, tmp_path):
 
 def test_fsdp_shares_every_weight():
     family = llamagen(4, 4)
-    shared = [parameter for unit in units(family.model) for parameter in unit.parameters()]
+    shared = [parameter for unit in fsdp_units(family.model) for parameter in unit.parameters()]
     assert set(shared) == set(family.model.parameters()) and len(shared) == len(set(shared))
 
 
@@ -201,11 +201,11 @@ def test_tuning_starts_from_the_base_and_bits_are_what_validation_logs(tiny, tmp
 def test_windows_come_in_their_shares_and_dropout_in_its():
     module = ZipARModule(llamagen(6, 6), windows={6: 1, 3: 2, 1: 1}, label_dropout=0.25, seed=3)
     for epoch in (0, 1):
-        counts = Counter(module.draw_window(epoch, batch) for batch in range(40))
+        counts = Counter(module.sample_window(epoch, batch) for batch in range(40))
         assert abs(counts[6] - 10) <= 1
         assert abs(counts[3] - 20) <= 1
         assert abs(counts[1] - 10) <= 1
-    assert [module.draw_window(0, b) for b in range(40)] != [module.draw_window(1, b) for b in range(40)]
+    assert [module.sample_window(0, b) for b in range(40)] != [module.sample_window(1, b) for b in range(40)]
     drops = torch.stack([module.draw_dropout(0, step, range(50)) for step in range(200)])
     assert abs(drops.float().mean() - 0.25) < 0.02
     assert torch.equal(module.draw_dropout(0, 7, range(20, 40)), drops[7][20:40])
@@ -231,7 +231,7 @@ def test_the_loss_is_the_mean_over_codes_and_gradients_reach_every_weight():
     module = ZipARModule(family, windows={2: 1})
     batch = Batch(torch.randint(7, (5, 16)), torch.tensor([0, 1, 2, 0, 1]))
     module.draw_dropout = lambda *_: torch.tensor([True, False, False, False, False])
-    module.draw_window = lambda *_: 2
+    module.sample_window = lambda *_: 2
     logged = {}
     module.log = lambda name, value, **_: logged.update({name: value})
     module._trainer = SimpleNamespace(

@@ -10,7 +10,7 @@ import torch
 from commands import sets
 
 from zipar_train.recipe.load import load_recipe
-from zipar_train.training.memory_estimate import GIB, Alive, advice, predict
+from zipar_train.training.memory_estimate import GIB, LiveBytes, advice, predict
 from zipar_train.training.trainer import build_module
 
 SHAPE = ["model.size=null", "model.depth=4", "model.heads=8", "model.width=512", "model.tokenizer=null",
@@ -66,7 +66,7 @@ def test_a_step_takes_what_was_predicted(more):
 
 
 def test_counts_are_of_what_is_alive():
-    alive = Alive()
+    alive = LiveBytes()
     with alive:
         a = torch.zeros(1000)
         b = a + a

@@ -145,13 +145,13 @@ def test_any_number_of_processes_ends_alike(tiny, tmp_path, shards):
 
 
 def test_steps_that_devices_cannot_share_are_refused_with_numbers(tiny, tmp_path):
-    from zipar_train.training.trainer import dealt
+    from zipar_train.training.trainer import split_batch
 
     recipe = load_recipe("digits-base", [*tiny, "optim.batch=64", "data.batch_size=12"])
-    assert [dealt(recipe, world) for world in (1, 2, 8, 64)] == [(8, 8), (8, 4), (8, 1), (1, 1)]
+    assert [split_batch(recipe, world) for world in (1, 2, 8, 64)] == [(8, 8), (8, 4), (8, 1), (1, 1)]
     with pytest.raises(ValueError, match=r"64 images cannot be shared by 3 devices. Use 1, 2, 4 devices, or --set "
                                          r"optim.batch=66 or 63"):  # fmt: skip
-        dealt(recipe, 3)
+        split_batch(recipe, 3)
     with pytest.raises(ValueError, match="optim.batch says how large a step is. Drop one"):
         load_recipe("digits-base", [*tiny, "optim.batch=64", "trainer.accumulate_grad_batches=2"])
 

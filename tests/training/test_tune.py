@@ -14,7 +14,7 @@ from zipar_train import load
 from zipar_train.data.loader import Batch
 from zipar_train.export.weights import export
 from zipar_train.models.family import teacher_forced
-from zipar_train.models.restore import read, restored
+from zipar_train.models.restore import load_family, read
 from zipar_train.plan.masks import dense
 from zipar_train.recipe.load import dump, load_recipe
 from zipar_train.training.fit import fit
@@ -89,7 +89,7 @@ def test_adapters_go_out_alone_or_merged(tiny, tmp_path, base):
     assert states_equal(load(export(tmp_path / "run", tmp_path / "hf")).family.model.state_dict(), expected)
     assert states_equal(load(export(folder, tmp_path / "hf2")).family.model.state_dict(), expected)
     file = export(tmp_path / "run", tmp_path / "run.pt", to="llamagen")
-    assert states_equal(restored(read(tmp_path / "run").recipe.model, read(file)).model.state_dict(), expected)
+    assert states_equal(load_family(read(tmp_path / "run").recipe.model, read(file)).model.state_dict(), expected)
 
 
 def test_adapters_of_other_weights_are_refused(tiny, tmp_path, base, shards):

@@ -13,7 +13,7 @@ from zipar_train.decoding.cache import SlotCache
 from zipar_train.decoding.sampling import guide, sample
 from zipar_train.decoding.state import prompts
 from zipar_train.models.family import Family
-from zipar_train.plan.masks import hide
+from zipar_train.plan.masks import mask_padding
 from zipar_train.plan.table import ROW_END, Plan
 from zipar_train.recipe.schema import Draw
 
@@ -60,7 +60,7 @@ class InsertedCache(Cache):
         self.inserted = [InsertedLayer() for _ in range(layers)]
         super().__init__(layers=list(self.inserted))
 
-    def aim(self, places: list[int]) -> None:
+    def begin_pass(self, places: list[int]) -> None:
         for layer in self.inserted:
             layer.places = places
 
@@ -97,9 +97,9 @@ def eager_loop(family: Family, condition: Any, uniforms: Tensor, draw: Draw, *, 
         if fed:
             tokens = torch.cat([row_end if source == ROW_END else drawn[source] for source in fed], dim=1)
             parts.append(family.embed(tokens).repeat(len(prompt) // len(uniforms), 1, 1))
-        mask, places = memory.aim(positions)
+        mask, places = memory.begin_pass(positions)
         if padding is not None:
-            mask = hide(mask, padding, slots=places)
+            mask = mask_padding(mask, padding, slots=places)
         with sdpa_kernel(SDPBackend.MATH):
             position = torch.tensor(positions, device=device)
             logits = family.head(family.hidden(torch.cat(parts, dim=1), position, mask, memory.cache))
@@ -125,10 +125,10 @@ class _Whole:
         self.cache = SlotCache(family.model, rows=rows, slots=self.slots)
         self.causal = torch.tril(torch.ones(self.slots, self.slots, dtype=torch.bool, device=self.device))
 
-    def aim(self, positions: list[int]) -> tuple[Tensor, Tensor]:
+    def begin_pass(self, positions: list[int]) -> tuple[Tensor, Tensor]:
         """The mask (1, 1, K, keys) of a pass, and the places (K,) of its queries among the keys."""
         places = torch.tensor(positions, device=self.device) + self.prompt
-        self.cache.aim(places, self.slots)
+        self.cache.begin_pass(places, self.slots)
         return self.causal[None, None, places], places
 
 
@@ -140,10 +140,10 @@ class _Inserted:
         self.cache = InsertedCache(family.model.config.get_text_config().num_hidden_layers)
         self.held: list[int] = []  # positions, ascending
 
-    def aim(self, positions: list[int]) -> tuple[Tensor, Tensor]:
+    def begin_pass(self, positions: list[int]) -> tuple[Tensor, Tensor]:
         for position in positions:
             insort(self.held, position)
         found = [bisect_left(self.held, position) for position in positions]
-        self.cache.aim(found)
+        self.cache.begin_pass(found)
         places = torch.tensor(found, device=self.device)
         return (torch.arange(len(self.held), device=self.device) <= places[:, None])[None, None], places

@@ -17,7 +17,7 @@ from zipar_train.benchmark.subject import on_grid, subject
 from zipar_train.benchmark.turns import Failure, Key, Timed, Trouble, Way, release, take_turns, whole_graphs
 from zipar_train.decoding import memory
 from zipar_train.decoding.decoder import Decoder
-from zipar_train.decoding.fused_llama import compile_body, streamline
+from zipar_train.decoding.fused_llama import compile_body, fuse_for_inference
 from zipar_train.decoding.place import drawing_on
 from zipar_train.decoding.sampling import uniforms
 from zipar_train.models.family import Family, conditions
@@ -143,9 +143,9 @@ class _Cases:
         self.weights = sum(p.nbytes for p in family.model.parameters())
         self.plain = copy.deepcopy(family) if baselines else None
         self.compiled = copy.deepcopy(family) if compiled else None
-        streamline(family.model)
+        fuse_for_inference(family.model)
         if self.compiled:
-            streamline(self.compiled.model)
+            fuse_for_inference(self.compiled.model)
             compile_body(self.compiled.model)
 
     def measure(
@@ -165,8 +165,8 @@ class _Cases:
         for window in windows:
             plan = Plan.zipar(self.grid, window=window, prompt=self.ours.prompt_length, **self.recipe.zipar.rule)
             try:
-                memory.make_room(self.ours, plan, batch, rows=images, slots=len(plan))
-            except memory.NoRoom as error:
+                memory.check_memory(self.ours, plan, batch, rows=images, slots=len(plan))
+            except memory.BatchTooLarge as error:
                 report.failures.append(self._failure((OURS, window), batch, Trouble.of(error)))
             else:
                 plans[window] = plan
@@ -174,9 +174,10 @@ class _Cases:
             return
         ways, passes = self._ways(report, plans, batch, baselines=baselines)
         needs = {
-            (name, w): memory.needed(self.ours, plans[w], batch, rows=images, slots=len(plans[w])) for name, w in ways
+            (name, w): memory.decode_bytes(self.ours, plans[w], batch, rows=images, slots=len(plans[w]))
+            for name, w in ways
         }
-        groups = in_groups(needs, int(memory.left(self.device) * memory.SPARE))
+        groups = in_groups(needs, int(memory.free_bytes(self.device) * memory.SPARE))
         if len(groups) > 1:
             report.notes.append(
                 f"{self.grid}, batch {batch}: memory does not hold all ways of drawing at once. They took turns in "

@@ -78,11 +78,11 @@ def evaluate(
         raise ValueError(
             "--search-guidance tries one checkpoint: leave --compare, --released, --adaptive, --npz, --png out"
         )
-    from zipar_train.io.files import claimed
+    from zipar_train.io.files import folder_lock
     from zipar_train.run.ranks import process
 
     rank, world, _ = process()
-    with claimed(folder, rank, world):
+    with folder_lock(folder, rank, world):
         if scales is not None:
             _search(loaded, checkpoint, scales, sizes, search_images or 2000, folder, json_file)
         else:

@@ -7,7 +7,6 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from zipar_train.io.errors import shown
 from zipar_train.io.expansion import expand
 
 
@@ -187,6 +186,6 @@ def numbers(option: str, text: str) -> list[float]:
 
 
 def write_json(path: Path, content: Any) -> None:
-    from zipar_train.io.files import write_whole
+    from zipar_train.io.files import write_atomic
 
-    write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
+    write_atomic(path, (json.dumps(content, indent=1) + "\n").encode())

@@ -12,7 +12,7 @@ from zipar_train.data import labels
 from zipar_train.data.image_decoding import decode_image
 from zipar_train.data.labels import LabelError
 from zipar_train.data.source import Source
-from zipar_train.io.errors import cut
+from zipar_train.io.errors import truncate
 from zipar_train.io.files import regular
 
 PICTURES = ("image", "images", "img", "picture", "photo", "jpg", "jpeg", "png", "webp", "file_name", "filename",
@@ -245,7 +245,7 @@ def caption_column(features: Any, names: Sequence[str] = CAPTIONS) -> Column | N
 
 def reason(error: BaseException) -> str:
     """An error of the library in one line, with its cause."""
-    said = cut(" ".join(str(error).split()) or type(error).__name__, length=300)
+    said = truncate(" ".join(str(error).split()) or type(error).__name__, length=300)
     return said if error.__cause__ is None else f"{said}: {reason(error.__cause__)}"
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from zipar_train.io.errors import cut
+from zipar_train.io.errors import truncate
 from zipar_train.io.files import open_regular
 
 # Decoded by Pillow in this process. EPS starts Ghostscript; IPTC opens what it contains as any format, EPS too.
@@ -90,7 +90,7 @@ def _refusals(file: BinaryIO) -> Iterator[None]:
         except MemoryError:
             raise ValueError("the picture does not fit into memory: scale it down") from None
         except Exception as error:  # decoders of foreign bytes fail in a dozen ways
-            raise ValueError(f"a damaged picture ({cut(error, length=200) or type(error).__name__})") from error
+            raise ValueError(f"a damaged picture ({truncate(error, length=200) or type(error).__name__})") from error
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from zipar_train.data.keys import unique_keys
 from zipar_train.data.labels import listed, number
 from zipar_train.data.shards import Layout, Manifest, Sample, write_shards
-from zipar_train.io.errors import cut, printable
-from zipar_train.io.files import claimed, open_regular, regular
+from zipar_train.io.errors import printable, truncate
+from zipar_train.io.files import folder_lock, open_regular, regular
 from zipar_train.io.untrusted_tar import array, entries
 from zipar_train.recipe.schema import Recipe
 
@@ -95,7 +95,7 @@ def import_codes(
         )
     work = manifest.parent / f".{split}"  # where `tokenize` claims the set too
     try:
-        with claimed(work):
+        with folder_lock(work):
             if manifest.exists():
                 raise ValueError(f"{manifest} already exists: give another --out or --split, or remove it")
             return write_shards(samples(), manifest, layout=layout)
@@ -206,7 +206,7 @@ def _foreign_codebook(found: Codes, codes: int) -> bool:
 
 
 def _line(error: Exception) -> str:
-    return cut(" ".join(str(error).split()), length=300)
+    return truncate(" ".join(str(error).split()), length=300)
 
 
 def _arrays(path: Path, pattern: str) -> list[Path]:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from zipar_train.io.errors import cut, shown
+from zipar_train.io.errors import truncate
 
 Names = tuple[str, ...]  # class k is names[k]
 TOLD = 8  # names in a message
@@ -189,7 +189,7 @@ def differ(a: Names | None, b: Names | None) -> str:
 
 def listed(names: Sequence[str]) -> str:
     """Names for a message, the first few of many."""
-    some = ", ".join(cut(name, length=60) for name in names[:TOLD])
+    some = ", ".join(truncate(name, length=60) for name in names[:TOLD])
     return some if len(names) <= TOLD else f"{some}, ... ({len(names):,} in all)"
 
 

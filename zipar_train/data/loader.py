@@ -197,7 +197,7 @@ class ShardLoader:
     def _parts(self, epoch: _Epoch, readers: int) -> Iterator[Batch | None]:
         """What the readers have, in turn; raises the errors they met."""
         with held():
-            batches: Any = iter(DataLoader(epoch, batch_size=None, num_workers=readers, worker_init_fn=deaf))
+            batches: Any = iter(DataLoader(epoch, batch_size=None, num_workers=readers, worker_init_fn=ignore_signals))
         since, timer = perf_counter(), self._watched()
         try:
             for part in batches:
@@ -248,7 +248,7 @@ class ShardLoader:
         self.epoch, self.batches, self.resumed = state["epoch"], state["steps"] * self.batches_a_step, True
 
 
-def deaf(worker: int) -> None:
+def ignore_signals(worker: int) -> None:
     """Loader processes leave signals to the process that trains."""
     deafen()
 

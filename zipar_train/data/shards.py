@@ -23,8 +23,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from zipar_train.data.labels import differ
 from zipar_train.io import remote
-from zipar_train.io.errors import cut, shown
-from zipar_train.io.files import make_folder, regular, write_whole
+from zipar_train.io.errors import truncate
+from zipar_train.io.files import make_folder, regular, write_atomic
 from zipar_train.io.remote import conceal, is_url
 from zipar_train.io.untrusted_tar import array, grouped
 from zipar_train.plan.grid import Grid
@@ -142,13 +142,13 @@ def write_shard(samples: Iterable[Sample], path: Path, layout: Layout) -> Shard:
             tar.write(member | {"cls" if layout.classes else "txt": str(sample.condition).encode()})
             count += 1
     data = buffer.getvalue()
-    write_whole(path, data)
+    write_atomic(path, data)
     return Shard(name=path.name, samples=count, sha256=hashlib.sha256(data).hexdigest())
 
 
 def write_manifest(path: Path, layout: Layout, shards: Iterable[Shard], *, skipped: int = 0) -> Manifest:
     manifest = Manifest(**layout.model_dump(), shards=tuple(shards), skipped=skipped)
-    write_whole(path, (manifest.model_dump_json(indent=1, exclude=manifest.unset) + "\n").encode())
+    write_atomic(path, (manifest.model_dump_json(indent=1, exclude=manifest.unset) + "\n").encode())
     return manifest
 
 
@@ -218,7 +218,7 @@ def read_manifest(
         first = error.errors(include_url=False)[0]
         key = ".".join(map(str, first["loc"]))
         said = f"{key} = {shown(first['input'])}: {first['msg']}" if key else first["msg"]
-        raise ValueError(f"{path} is not a manifest of shards: {cut(said)}") from None
+        raise ValueError(f"{path} is not a manifest of shards: {truncate(said)}") from None
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
     if not manifest.samples:
@@ -301,7 +301,7 @@ def _sample(raw: dict[str, Any], layout: Layout, *, where: str, misfit: Misfit |
         condition = int(raw["cls"]) if layout.classes else raw["txt"].decode()
         features = array(raw["features.npy"]) if "features.npy" in raw else None
     except Exception as error:  # a parser of foreign bytes fails in a dozen ways
-        raise ValueError(f"{where}: not readable ({cut(error, length=200)}). Make the shard again") from error
+        raise ValueError(f"{where}: not readable ({truncate(error, length=200)}). Make the shard again") from error
     sample = Sample(raw["__key__"], codes, condition, features)
     _check(sample, layout, where=where)
     if misfit is not None and isinstance(condition, str) and (reason := misfit(condition, features)):

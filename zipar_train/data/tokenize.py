@@ -24,7 +24,7 @@ from tqdm import tqdm
 from zipar_train.data.crops import Views, views
 from zipar_train.data.image_sources import Source, open_source
 from zipar_train.data.labels import Classes, LabelError, caption
-from zipar_train.data.loader import deaf
+from zipar_train.data.loader import ignore_signals
 from zipar_train.data.shards import (
     LATER,
     Layout,
@@ -38,7 +38,7 @@ from zipar_train.data.shards import (
 )
 from zipar_train.data.splits import class_numbers
 from zipar_train.io.errors import printable
-from zipar_train.io.files import claimed, write_whole
+from zipar_train.io.files import folder_lock, write_atomic
 from zipar_train.models.family import Fits, fits
 from zipar_train.models.t5_features import TextEncoder
 from zipar_train.models.tokenizers.base import Tokenizer, build_tokenizer
@@ -120,7 +120,7 @@ def tokenize(
     if finished := _finished(manifest, layout):
         return Tokenized(finished, 0, 0.0, 0.0, {})
     rank, world, device = process()
-    with claimed(notes, rank, world):
+    with folder_lock(notes, rank, world):
         if finished := _finished(manifest, layout):  # by others, since we looked
             shutil.rmtree(notes, ignore_errors=True)
             return Tokenized(finished, 0, 0.0, 0.0, {})
@@ -134,7 +134,7 @@ def tokenize(
                    mininterval=0.1 if sys.stderr.isatty() else 20)  # fmt: skip
         start, waiting = perf_counter(), _Waiting(
             DataLoader(work, batch_size=max(1, batch_size // work.views), num_workers=recipe.data.workers,
-                       collate_fn=list, worker_init_fn=deaf, multiprocessing_context=_fork(recipe.data.workers))
+                       collate_fn=list, worker_init_fn=ignore_signals, multiprocessing_context=_fork(recipe.data.workers))
         )  # fmt: skip
         with noted() as heard, bar:
             rows = _encoded(_fitting(waiting, fitting), tokenizer, encoder, device, bar, heard)
@@ -144,7 +144,7 @@ def tokenize(
                 shard = write_shard(samples, Path(out) / shard_name(manifest, part), layout) if samples else None
                 skipped = {row.key: row.reason for row in found if row.codes is None}
                 note = {"shard": shard and shard.model_dump(), "skipped": skipped}
-                write_whole(notes / f"{part}.json", json.dumps(note).encode())
+                write_atomic(notes / f"{part}.json", json.dumps(note).encode())
         whole, skipped = _gather(manifest, notes, layout, len(parts), source.skipped)
     return Tokenized(whole, len(work), perf_counter() - start, waiting.seconds, skipped)
 
@@ -292,7 +292,7 @@ def _begin(notes: Path, settings: dict[str, Any]) -> None:
     """Note what is made, or check that the notes there belong to the same work."""
     file = notes / "settings.json"
     if not file.is_file():
-        write_whole(file, json.dumps(settings).encode())
+        write_atomic(file, json.dumps(settings).encode())
     try:
         theirs = json.loads(file.read_bytes())
     except ValueError as error:
@@ -335,7 +335,7 @@ def _gather(
         raise ValueError(f"none of the {len(unread)} pictures can be used. The first, {key}: {reason}")
     if listed:
         lines = "".join(f"{printable(name)}\t{printable(reason)}\n" for name, reason in listed)
-        write_whole(manifest.with_suffix(".skipped.txt"), lines.encode())
+        write_atomic(manifest.with_suffix(".skipped.txt"), lines.encode())
     written = write_manifest(manifest, layout, shards, skipped=len(listed))
     for left in manifest.parent.glob(f".{manifest.stem}-*.tar.*"):  # by killed processes
         left.unlink(missing_ok=True)

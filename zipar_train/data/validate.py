@@ -13,7 +13,7 @@ from zipar_train.models.family import fits
 from zipar_train.recipe.schema import Model
 
 
-class Contents(NamedTuple):
+class ShardReport(NamedTuple):
     """What a shard set was found to hold, and everything wrong with it."""
 
     manifest: Manifest
@@ -30,7 +30,7 @@ def check_shards(
     *,
     progress: Callable[[Iterable[Shard]], Iterable[Shard]] = iter,
     misfit: Misfit | None = None,
-) -> Contents:
+) -> ShardReport:
     """Read every sample of a shard set, damaged shards included as far as they go.
 
     Args:
@@ -67,7 +67,7 @@ def check_shards(
         names = manifest.class_names or [str(number) for number in range(manifest.classes)]
         some = listed([name for number, name in enumerate(names) if number not in per_class])
         problems.append(f"{path}: {absent} of {manifest.classes} classes have no image: {some}")
-    return Contents(manifest, samples, views, dict(per_class), features, int(used.sum()), problems)
+    return ShardReport(manifest, samples, views, dict(per_class), features, int(used.sum()), problems)
 
 
 def check_captions(model: Model, manifests: Mapping[str, Manifest]) -> None:

@@ -65,7 +65,7 @@ class SlotCache(Cache):
         self.slot_layers = [SlotLayer(zeros(), zeros()) for _ in range(config.num_hidden_layers)]
         super().__init__(layers=list(self.slot_layers))
 
-    def aim(self, fed: Tensor, seen: int) -> None:
+    def begin_pass(self, fed: Tensor, seen: int) -> None:
         """The next pass writes its keys to the slots `fed`, and attends to slots 0 .. seen - 1.
 
         Args:

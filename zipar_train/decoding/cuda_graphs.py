@@ -8,7 +8,7 @@ import torch
 Result = TypeVar("Result")
 
 
-class Captured:
+class CudaGraphs:
     """Runs work that is the same every time, apart from what its tensors hold: once as it is, then as a graph.
 
     What is captured must read and write tensors that stay where they are, and never look at a value. All graphs share

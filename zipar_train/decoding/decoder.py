@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from zipar_train.decoding.cuda_graphs import Captured
+from zipar_train.decoding.cuda_graphs import CudaGraphs
 from zipar_train.decoding.place import drawing_on, keys_aligned
 from zipar_train.decoding.sampling import guide, sample
-from zipar_train.decoding.state import Canvas, prompts
+from zipar_train.decoding.state import DecodeState, prompts
 from zipar_train.models.family import Family
-from zipar_train.plan.masks import dense, hide, unwritten
+from zipar_train.plan.masks import dense, mask_padding, unwritten_slots_mask
 from zipar_train.plan.table import ROW_END, Plan
 from zipar_train.recipe.schema import Draw
 
@@ -74,7 +74,7 @@ class Decoder:
         visible = dense(plan, device=device)[0, 0]
         released = released and not plan.grid.row_end
         if released:
-            visible = torch.cat([visible, unwritten(plan, device=device)[0, 0]], dim=1)
+            visible = torch.cat([visible, unwritten_slots_mask(plan, device=device)[0, 0]], dim=1)
         bucket = BUCKET if self.capture else keys_aligned(device)
         self.visible = pad(visible, (0, -visible.shape[1] % bucket))
         self.shapes = []
@@ -96,8 +96,8 @@ class Decoder:
 
     def release(self) -> None:
         """Give back the memory that the last batch was drawn on."""
-        self.canvas: Canvas | None = None
-        self.captured = Captured(self.family.model.device)
+        self.canvas: DecodeState | None = None
+        self.captured = CudaGraphs(self.family.model.device)
 
     @torch.inference_mode()
     def __call__(self, condition: Any, uniforms: Tensor, draw: Draw, *, observe: Observer | None = None) -> Tensor:
@@ -115,7 +115,7 @@ class Decoder:
 
         Raises:
             ValueError: for a condition the family does not know.
-            NoRoom: for more images than memory holds; names how many it does.
+            BatchTooLarge: for more images than memory holds; names how many it does.
         """
         with drawing_on(self.family.model.device):
             return self._drawn(condition, uniforms, draw, observe)
@@ -126,7 +126,7 @@ class Decoder:
         prompt, padding = prompts(family, family.check(condition), guided=draw.guidance != 1)
         if self.canvas is None or not self.canvas.fits(images, prompt):
             self.release()  # before memory is asked for anew
-            self.canvas = Canvas(family, self.plan, images, prompt, padding, slots=self.visible.shape[1])
+            self.canvas = DecodeState(family, self.plan, images, prompt, padding, slots=self.visible.shape[1])
         canvas = self.canvas
         canvas.begin(prompt, padding, uniforms)
         for shape in self.shapes:
@@ -136,7 +136,7 @@ class Decoder:
                 observe(*seen)
         return canvas.tokens[:, : grid.codes].view(images, grid.height, grid.width).clone()
 
-    def _pass(self, canvas: Canvas, shape: Shape, draw: Draw, *, keep: bool) -> tuple[Tensor, ...]:
+    def _pass(self, canvas: DecodeState, shape: Shape, draw: Draw, *, keep: bool) -> tuple[Tensor, ...]:
         """The pass at the canvas's counters; if wanted, which codes it drew, (K,), and the logits it drew them from."""
         family, device = self.family, canvas.slot.device
         slots = canvas.slot + torch.arange(shape.slots, device=device)
@@ -147,11 +147,11 @@ class Decoder:
             embeddings = torch.cat([canvas.prompt, embeddings], dim=1)
         visible = self.visible[slots, : shape.keys][None, None]
         if canvas.padding is not None:
-            visible = hide(visible, canvas.padding, slots=slots)
+            visible = mask_padding(visible, canvas.padding, slots=slots)
         bias = torch.zeros_like(visible, dtype=embeddings.dtype).masked_fill(
             ~visible, -torch.inf
         )  # once for all layers
-        canvas.cache.aim(slots, shape.keys)
+        canvas.cache.begin_pass(slots, shape.keys)
         wanted, target = self.drawing[drawing] - canvas.slot, self.target[drawing]
         logits = family.head(family.hidden(embeddings, self.position[slots], bias, canvas.cache)[:, wanted])
         drawn = sample(

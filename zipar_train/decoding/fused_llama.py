@@ -19,7 +19,7 @@ from zipar_train.decoding.onednn import LEAST, packed
 from zipar_train.models.compiled import compile_layers
 
 
-class Layer(nn.Module):
+class FusedLayer(nn.Module):
     """One layer, (R, K, D) to (R, K, D), of a LlamaDecoderLayer's or ChameleonDecoderLayer's weights."""
 
     def __init__(self, layer: Any, *, heads: int, least: int):
@@ -71,7 +71,7 @@ class Layer(nn.Module):
         return hidden + self.down(silu(gate) * up)
 
 
-class Body(nn.Module):
+class FusedLlama(nn.Module):
     """In the place of a LlamaModel, for calls with embeddings, positions and a dense additive mask.
 
     Grouped queries are folded into the slots, so that attention sees as many heads of queries as of keys: kernels that
@@ -87,7 +87,7 @@ class Body(nn.Module):
         self.embed_tokens, self.rotary_emb, self.norm = llama.embed_tokens, llama.rotary_emb, llama.norm
         self.layers = nn.ModuleList()
         for index, layer in enumerate(llama.layers):
-            self.layers.append(Layer(layer, heads=llama.config.num_attention_heads, least=least))
+            self.layers.append(FusedLayer(layer, heads=llama.config.num_attention_heads, least=least))
             llama.layers[index] = nn.Identity()  # one layer's weights twice at a time, not all
 
     def forward(
@@ -116,7 +116,7 @@ def norm(x: Tensor, module: nn.Module) -> Tensor:
     return rms_norm(x, (x.shape[-1],), module.weight, module.variance_epsilon)  # type: ignore[arg-type]
 
 
-def streamline(model: PreTrainedModel, *, least: int = LEAST) -> bool:
+def fuse_for_inference(model: PreTrainedModel, *, least: int = LEAST) -> bool:
     """Give frozen weights a Body, if they are a stock Llama's or Chameleon's, and their head the fastest order.
 
     The model draws as before, up to rounding, and can be neither trained nor saved any more.
@@ -132,7 +132,7 @@ def streamline(model: PreTrainedModel, *, least: int = LEAST) -> bool:
     linears = [m for layer in llama.layers for name, m in layer.named_modules() if name.endswith("_proj")]
     if not all(type(linear) is nn.Linear and linear.bias is None for linear in linears):
         return False
-    setattr(model, model.base_model_prefix, Body(llama, least=least))
+    setattr(model, model.base_model_prefix, FusedLlama(llama, least=least))
     head = model.get_output_embeddings()
     if type(head) is nn.Linear and head.bias is None:
         model.lm_head = packed(head.weight, least=least)
@@ -140,14 +140,14 @@ def streamline(model: PreTrainedModel, *, least: int = LEAST) -> bool:
 
 
 def compile_body(model: PreTrainedModel) -> None:
-    """torch.compile what `streamline` has made of a model, in place.
+    """torch.compile what `fuse_for_inference` has made of a model, in place.
 
     Layer by layer: for any windows, batch sizes and guidance, a layer has as many versions as the whole body would have
-    (6 to 8), each a fraction of the work. A model that `streamline` left as it was is compiled whole, since its layers
+    (6 to 8), each a fraction of the work. A model that `fuse_for_inference` left as it was is compiled whole, since its layers
     know their number and would each need versions of their own.
     """
     body: Any = model.base_model
-    if isinstance(body, Body):
+    if isinstance(body, FusedLlama):
         compile_layers(body, dynamic=True)
     else:
         body.compile(dynamic=True)

@@ -15,19 +15,19 @@ from torchvision.utils import make_grid
 
 from zipar_train.decoding.adaptive.decoder import AdaptiveDecoder
 from zipar_train.decoding.decoder import Decoder
-from zipar_train.decoding.fused_llama import compile_body, streamline
-from zipar_train.decoding.memory import NoRoom, explained
-from zipar_train.decoding.pixel_stream import Pixels
+from zipar_train.decoding.fused_llama import compile_body, fuse_for_inference
+from zipar_train.decoding.memory import BatchTooLarge, oom_as_value_error
+from zipar_train.decoding.pixel_stream import PixelStream
 from zipar_train.decoding.sampling import uniforms
-from zipar_train.io.files import write_whole
+from zipar_train.io.files import write_atomic
 from zipar_train.models.family import Family
-from zipar_train.models.restore import Saved, initial_weights, read, restored
+from zipar_train.models.restore import LoadedWeights, initial_weights, load_family, read
 from zipar_train.plan.table import Plan
 from zipar_train.recipe.load import differences, explain, load_recipe, overridden, shipped
 from zipar_train.recipe.schema import Draw, Recipe
 
 MOVED = ("model.weights", "model.weights_entry")  # may be set beside adapters: where their base is now
-Manner = Literal["planned", "released", "adaptive"]  # see `Generator.draw`
+DecodeMode = Literal["planned", "released", "adaptive"]  # see `Generator.draw`
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Images:
         if formats.get(path.suffix.lower()) not in Image.SAVE:
             raise ValueError(f"{path}: no picture format ends in {path.suffix!r}. Use .png")
         self.sheet(columns=columns).save(buffer, formats[path.suffix.lower()])
-        write_whole(path, buffer.getvalue())
+        write_atomic(path, buffer.getvalue())
 
     def _pixels(self) -> Tensor:
         if self.pixels is None:
@@ -97,7 +97,7 @@ class Generator:
     def __init__(
         self,
         recipe: Recipe,
-        saved: Saved,
+        saved: LoadedWeights,
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
@@ -105,21 +105,21 @@ class Generator:
     ):
         self.recipe, self.saved, self.dtype = recipe, saved, dtype
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.drawing = restored(recipe.model, saved, dtype=dtype, device=self.device)
-        streamline(self.drawing.model)
+        self.drawing = load_family(recipe.model, saved, dtype=dtype, device=self.device)
+        fuse_for_inference(self.drawing.model)
         if compile:
             compile_body(self.drawing.model)
-        self.decoders: dict[tuple[int | None, Manner], Decoder | AdaptiveDecoder] = {}
+        self.decoders: dict[tuple[int | None, DecodeMode], Decoder | AdaptiveDecoder] = {}
 
     @cached_property
     def family(self) -> Family:
         """The same weights once more, in transformers' own layers: to train, to change, to export.
 
-        `drawing` is the family that draws: its body is of fewer operators and its weights are frozen.
+        `sample_set` is the family that draws: its body is of fewer operators and its weights are frozen.
         """
-        return restored(self.recipe.model, self.saved, dtype=self.dtype, device=self.device)
+        return load_family(self.recipe.model, self.saved, dtype=self.dtype, device=self.device)
 
-    def plan(self, window: int | None = None, *, manner: Manner = "planned") -> Plan:
+    def plan(self, window: int | None = None, *, manner: DecodeMode = "planned") -> Plan:
         """The plan of a window; None: the widest, next-token. `released`: the released code's.
 
         Adaptive windows have none beforehand: it is that of their smallest.
@@ -132,7 +132,7 @@ class Generator:
             **({"stand_in": "released"} if manner == "released" else rule),
         )
 
-    def decoder(self, window: int | None = None, *, manner: Manner = "planned") -> Decoder | AdaptiveDecoder:
+    def decoder(self, window: int | None = None, *, manner: DecodeMode = "planned") -> Decoder | AdaptiveDecoder:
         """The decoder of a window, made once."""
         key = (window, manner)
         if key not in self.decoders:
@@ -151,7 +151,7 @@ class Generator:
         labels: Sequence[int] | Sequence[str],
         *,
         window: int | None = None,
-        manner: Manner = "planned",
+        manner: DecodeMode = "planned",
         seed: int = 0,
         first: int = 0,
         batch_size: int | None = None,
@@ -178,8 +178,8 @@ class Generator:
             ValueError: for a window, label, seed, manner or sampling value out of range, and for a batch too large for
                 memory; names the one that fits.
         """
-        if manner not in get_args(Manner):
-            raise ValueError(f"manner {manner!r} is unknown: use {', '.join(map(repr, get_args(Manner)))}")
+        if manner not in get_args(DecodeMode):
+            raise ValueError(f"manner {manner!r} is unknown: use {', '.join(map(repr, get_args(DecodeMode)))}")
         if not len(labels):
             raise ValueError("labels are empty: give at least one class number or caption")
         if not 0 <= seed < 2**63 or first < 0:
@@ -187,14 +187,14 @@ class Generator:
         tokenizer = self.drawing.tokenizer if pixels else None  # before any work, as its file may be missing
         decoder, settings = self.decoder(window, manner=manner), self._settings(draw)
         size = batch_size or self.recipe.evaluate.batch_size
-        codes, passes, shown = [], [], Pixels(tokenizer, self.device) if tokenizer else None
+        codes, passes, shown = [], [], PixelStream(tokenizer, self.device) if tokenizer else None
         for start in range(0, len(labels), size):
             chunk = labels[start : start + size]
             numbers = uniforms([first + start + k for k in range(len(chunk))], decoder.numbers, seed=seed)
-            with explained(len(chunk)):
+            with oom_as_value_error(len(chunk)):
                 try:
                     drawn = decoder(chunk, numbers, settings)
-                except NoRoom:  # beside what the decoders of other windows hold
+                except BatchTooLarge:  # beside what the decoders of other windows hold
                     for other in self.decoders.values():
                         other.release()
                     drawn = decoder(chunk, numbers, settings)

@@ -17,11 +17,11 @@ SPARE = 0.95  # of what is left; the rest is for what allocators waste
 SAMPLING = 8  # float32 copies of a pass's logits: softmax, sums, and what top-k and top-p sort
 
 
-class NoRoom(ValueError):
+class BatchTooLarge(ValueError):
     """A batch that does not fit."""
 
 
-def needed(family: Family, plan: Plan, images: int, *, rows: int, slots: int) -> int:
+def decode_bytes(family: Family, plan: Plan, images: int, *, rows: int, slots: int) -> int:
     """Bytes that drawing takes beside the weights: keys and values, and the largest pass.
 
     Args:
@@ -39,7 +39,7 @@ def needed(family: Family, plan: Plan, images: int, *, rows: int, slots: int) ->
     return rows * size * (cache + hidden + logits) + images * logits * 4 * SAMPLING
 
 
-def left(device: torch.device) -> int:
+def free_bytes(device: torch.device) -> int:
     """Bytes that can still be allocated on a device."""
     if device.type != "cuda":
         return int(psutil.virtual_memory().available)
@@ -47,27 +47,27 @@ def left(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] + cached
 
 
-def make_room(family: Family, plan: Plan, images: int, *, rows: int, slots: int) -> None:
+def check_memory(family: Family, plan: Plan, images: int, *, rows: int, slots: int) -> None:
     """Do nothing if a batch fits.
 
     Raises:
-        NoRoom: if it does not; names the largest that does.
+        BatchTooLarge: if it does not; names the largest that does.
     """
     device, guided = family.model.device, rows // images
     if device.type == "meta":
         return
-    room, want = left(device) * SPARE, needed(family, plan, images, rows=rows, slots=slots)
+    room, want = free_bytes(device) * SPARE, decode_bytes(family, plan, images, rows=rows, slots=slots)
     if want <= room:
         return
-    most = int(room / needed(family, plan, 1, rows=guided, slots=slots))
+    most = int(room / decode_bytes(family, plan, 1, rows=guided, slots=slots))
     advice = f"at most {most:,} fit. Lower the batch size" if most else "not even one fits. Use a smaller model"
-    raise NoRoom(
+    raise BatchTooLarge(
         f"{images:,} images at once need {want / 2**30:.1f} GiB, and {device} has {room / 2**30:.1f} GiB left: {advice}"
     )
 
 
 @contextmanager
-def explained(images: int) -> Iterator[None]:
+def oom_as_value_error(images: int) -> Iterator[None]:
     """An allocator's failure in what draws a batch, in words.
 
     Raises:
@@ -76,7 +76,7 @@ def explained(images: int) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not ran_out(error):
+        if not is_oom(error):
             raise
         advice = f"Lower the batch size to {images // 2}" if images > 1 else "Use a smaller model"
         raise ValueError(
@@ -84,7 +84,7 @@ def explained(images: int) -> Iterator[None]:
         ) from error
 
 
-def ran_out(error: BaseException) -> bool:
+def is_oom(error: BaseException) -> bool:
     """Whether it says that there is no memory left, on whatever device."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 

@@ -6,7 +6,7 @@ from torch import Tensor
 from zipar_train.models.tokenizers.base import Tokenizer
 
 
-class Pixels:
+class PixelStream:
     """Decodes batches of codes; on a GPU beside the drawing, in a stream of its own, copied to the CPU at once."""
 
     def __init__(self, tokenizer: Tokenizer, device: torch.device):

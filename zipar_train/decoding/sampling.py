@@ -29,7 +29,7 @@ def sample(logits: Tensor, uniform: Tensor, *, temperature: float, top_k: int, t
     """Codes, int64 (N,), of logits (N, V), by one number (N,) in [0, 1) each; see `probabilities`."""
     if temperature == 0:
         return logits.argmax(-1)
-    return inverse(probabilities(logits, temperature=temperature, top_k=top_k, top_p=top_p), uniform)
+    return sample_inverse_cdf(probabilities(logits, temperature=temperature, top_k=top_k, top_p=top_p), uniform)
 
 
 def probabilities(logits: Tensor, *, temperature: float, top_k: int, top_p: float) -> Tensor:
@@ -53,7 +53,7 @@ def probabilities(logits: Tensor, *, temperature: float, top_k: int, top_p: floa
     return logits.softmax(-1)
 
 
-def inverse(probabilities: Tensor, uniform: Tensor) -> Tensor:
+def sample_inverse_cdf(probabilities: Tensor, uniform: Tensor) -> Tensor:
     """Codes, int64 (N,): of each row (N, V), which need not sum to one, the code at a share (N,) in [0, 1) of it."""
     cdf = two_rows(probabilities).cumsum(-1)[: len(probabilities)]
     # uniform < 1 keeps the threshold below the last sum, so a code of probability zero is never drawn
@@ -71,7 +71,9 @@ def two_rows(x: Tensor) -> Tensor:
     return x.expand(2, -1) if len(x) == 1 else x
 
 
-def reconsider(code: Tensor, before: Tensor, now: Tensor, accept: Tensor, anew: Tensor) -> tuple[Tensor, Tensor]:
+def accept_or_resample(
+    code: Tensor, before: Tensor, now: Tensor, accept: Tensor, anew: Tensor
+) -> tuple[Tensor, Tensor]:
     """Codes (M,) that were drawn from probabilities `before`, (M, V), made codes of `now`: speculative sampling's rule.
 
     Args:
@@ -83,4 +85,4 @@ def reconsider(code: Tensor, before: Tensor, now: Tensor, accept: Tensor, anew: 
     index, rest = code[:, None], (now - before).clamp(min=0)
     accepted = accept.to(now) * before.gather(1, index)[:, 0] < now.gather(1, index)[:, 0]
     accepted |= rest.sum(-1) == 0  # the same laws, but for rounding
-    return accepted, torch.where(accepted, code, inverse(rest, anew))
+    return accepted, torch.where(accepted, code, sample_inverse_cdf(rest, anew))

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from zipar_train.decoding.cache import SlotCache
-from zipar_train.decoding.memory import make_room
+from zipar_train.decoding.memory import check_memory
 from zipar_train.models.family import Family
 from zipar_train.plan.table import ROW_END, Plan
 
 
-class Canvas:
+class DecodeState:
     """Tensors that stay where they are from pass to pass and from batch to batch.
 
     Args:
@@ -21,11 +21,11 @@ class Canvas:
         slots: of the cache.
 
     Raises:
-        NoRoom: if memory cannot hold it; names the batch that fits.
+        BatchTooLarge: if memory cannot hold it; names the batch that fits.
     """
 
     def __init__(self, family: Family, plan: Plan, images: int, prompt: Tensor, padding: Tensor | None, *, slots: int):
-        make_room(family, plan, images, rows=len(prompt), slots=slots)
+        check_memory(family, plan, images, rows=len(prompt), slots=slots)
         device, codes = family.model.device, plan.grid.codes
         self.prompt = prompt.new_empty(prompt.shape)
         self.padding = None if padding is None else padding.new_empty(padding.shape)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from zipar_train.doctor.checks import Asked, Check, Row, note, ok, problem, words
+from zipar_train.doctor.checks import Check, CheckContext, Row, note, ok, problem, words
 from zipar_train.doctor.devices import device
 from zipar_train.plan.grid import Grid
 from zipar_train.plan.table import Plan
@@ -57,7 +57,7 @@ def judged(name: str, dtype: Any, found: float, remedy: str, *, done: str = BOTH
     return ok(name, f"{done}, within {found:.0e} of float64")
 
 
-def sdpa(asked: Asked, kind: str) -> Iterator[Row]:
+def sdpa(asked: CheckContext, kind: str) -> Iterator[Row]:
     """As training calls it: torch chooses the kernel."""
     import torch
     from torch.nn.functional import scaled_dot_product_attention
@@ -73,7 +73,7 @@ def sdpa(asked: Asked, kind: str) -> Iterator[Row]:
     yield judged(SDPA[kind], dtype, deviation(attend, place, dtype), "Install another torch: no training is right")
 
 
-def kernels(asked: Asked) -> Iterator[Row]:
+def kernels(asked: CheckContext) -> Iterator[Row]:
     """On a GPU each kernel of sdpa alone, in the type that recipes train in."""
     place = device(asked)
     if place.type == "cpu":
@@ -118,7 +118,7 @@ def half(place: Any) -> Any:
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
-def compiles(asked: Asked) -> Iterator[Row]:
+def compiles(asked: CheckContext) -> Iterator[Row]:
     """A small function and its gradient, with an empty cache: a full one hides that the compiler is gone.
 
     Without what takes torch most of the time, finding the CPU's best instructions and compiling headers for later.
@@ -145,7 +145,7 @@ def compiles(asked: Asked) -> Iterator[Row]:
     yield ok(COMPILE, "a function and its gradient, compiled anew, are right")
 
 
-def flex(asked: Asked, *, backward: bool) -> Iterator[Row]:
+def flex(asked: CheckContext, *, backward: bool) -> Iterator[Row]:
     import torch
     from torch.nn.attention.flex_attention import flex_attention
 
@@ -169,7 +169,7 @@ def flex(asked: Asked, *, backward: bool) -> Iterator[Row]:
     yield judged(name, dtype, found, "Use --set tune.attention=sdpa here", done=done)
 
 
-def unless_needed(asked: Asked, name: str, seen: str, remedy: str) -> Row:
+def unless_needed(asked: CheckContext, name: str, seen: str, remedy: str) -> Row:
     """A problem; with a recipe given a note, as the recipe's own rows say whether it needs it."""
     return (note if asked.recipe else problem)(name, seen, remedy)
 

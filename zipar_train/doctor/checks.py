@@ -36,7 +36,7 @@ class Row(BaseModel):
         return self
 
 
-class Asked(BaseModel):
+class CheckContext(BaseModel):
     """What checks are told: the recipe, if one is given, and where they may leave files."""
 
     recipe: Recipe | None = None
@@ -51,7 +51,7 @@ class Asked(BaseModel):
 
 class Check(NamedTuple):
     name: str
-    run: Callable[[Asked], Iterable[Row]]
+    run: Callable[[CheckContext], Iterable[Row]]
     remedy: str  # for a check that fails, or never ends
 
 
@@ -67,7 +67,7 @@ def problem(name: str, seen: str, remedy: str) -> Row:
     return Row(name=name, status="problem", seen=seen, remedy=remedy)
 
 
-def guarded(check: Check, asked: Asked) -> Iterator[Row]:
+def guarded(check: Check, asked: CheckContext) -> Iterator[Row]:
     """The check's rows; what it raises is a problem in the exception's words."""
     try:
         yield from check.run(asked)

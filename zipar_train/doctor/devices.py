@@ -12,12 +12,12 @@ from typing import Any
 
 import psutil
 
-from zipar_train.doctor.checks import GIB, Asked, Check, Row, note, ok, problem, size, words
+from zipar_train.doctor.checks import GIB, Check, CheckContext, Row, note, ok, problem, size, words
 
 OURS = 2 * GIB  # of a GPU, at most, for the libraries of these checks
 
 
-def device(asked: Asked) -> Any:
+def device(asked: CheckContext) -> Any:
     """That training would use: the first GPU, or the CPU."""
     import torch
 
@@ -34,7 +34,7 @@ def available() -> int:
         return free
 
 
-def processor(asked: Asked) -> Iterator[Row]:
+def processor(asked: CheckContext) -> Iterator[Row]:
     import torch
 
     name = "CPU"
@@ -68,7 +68,7 @@ def bf16_speed() -> float:
     return best[torch.float32] / best[torch.bfloat16]
 
 
-def bf16(asked: Asked) -> Iterator[Row]:
+def bf16(asked: CheckContext) -> Iterator[Row]:
     """On the CPU; a GPU's own row says whether it has it."""
     if device(asked).type == "cpu":
         ratio = bf16_speed()
@@ -79,7 +79,7 @@ def bf16(asked: Asked) -> Iterator[Row]:
                        "with --set trainer.precision=32-true")  # fmt: skip
 
 
-def gpus(asked: Asked) -> Iterator[Row]:
+def gpus(asked: CheckContext) -> Iterator[Row]:
     import torch
 
     seen = smi()
@@ -138,7 +138,7 @@ def smi() -> list[str]:
     return [f"{name}, driver {driver}" for name, _, driver in lines] if done.returncode == 0 else []
 
 
-def group(asked: Asked, backend: str) -> Row:
+def group(asked: CheckContext, backend: str) -> Row:
     """A group of this process alone, which adds up a tensor."""
     import torch
     import torch.distributed as dist
@@ -156,11 +156,11 @@ def group(asked: Asked, backend: str) -> Row:
     return ok(backend, "a group of one process adds up")
 
 
-def gloo(asked: Asked) -> Iterator[Row]:
+def gloo(asked: CheckContext) -> Iterator[Row]:
     yield group(asked, "gloo")
 
 
-def nccl(asked: Asked) -> Iterator[Row]:
+def nccl(asked: CheckContext) -> Iterator[Row]:
     if device(asked).type == "cuda":
         yield group(asked, "nccl")
 

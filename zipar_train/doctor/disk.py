@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from zipar_train.doctor.checks import GIB, Asked, Check, Row, note, ok, problem, size
+from zipar_train.doctor.checks import GIB, Check, CheckContext, Row, note, ok, problem, size
 from zipar_train.io.expansion import expand
-from zipar_train.io.files import write_whole
+from zipar_train.io.files import write_atomic
 from zipar_train.io.remote import is_url
 
 LITTLE = 5 * GIB
@@ -50,7 +50,7 @@ def trial(place: Path) -> None:
     """
     file, data = place / f".zipar-doctor-{secrets.token_hex(4)}", secrets.token_bytes(2**16)
     try:
-        write_whole(file, data)
+        write_atomic(file, data)
         if file.read_bytes() != data:
             raise OSError(f"{file} is not what was written into it")
     finally:
@@ -61,12 +61,12 @@ def lower(sentence: str) -> str:
     return sentence[0].lower() + sentence[1:]
 
 
-def runs(asked: Asked) -> Iterator[Row]:
+def runs(asked: CheckContext) -> Iterator[Row]:
     path = asked.recipe.run if asked.recipe else expand("${ZIPAR_RUNS:-runs}")
     yield folder("runs", Path(path), "Choose another with ZIPAR_RUNS=FOLDER, or --set run=FOLDER")
 
 
-def data(asked: Asked) -> Iterator[Row]:
+def data(asked: CheckContext) -> Iterator[Row]:
     path = expand("${ZIPAR_DATA:-data}")
     if asked.recipe:
         path = asked.recipe.data.train
@@ -78,11 +78,11 @@ def data(asked: Asked) -> Iterator[Row]:
     yield folder("data", Path(path), remedy, read_only=True)
 
 
-def temporary(asked: Asked) -> Iterator[Row]:
+def temporary(asked: CheckContext) -> Iterator[Row]:
     yield folder("temporary files", Path(tempfile.gettempdir()), "Choose another with TMPDIR=FOLDER")
 
 
-def cache(asked: Asked, *, name: str, variable: str, under: str, what: str) -> Iterator[Row]:
+def cache(asked: CheckContext, *, name: str, variable: str, under: str, what: str) -> Iterator[Row]:
     """A folder of what could be made or fetched again."""
     base = os.environ.get(variable) or os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     path = Path(base) if os.environ.get(variable) else Path(base) / under

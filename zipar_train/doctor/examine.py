@@ -14,7 +14,7 @@ from contextlib import ExitStack, suppress
 from functools import partial
 from importlib import import_module
 
-from zipar_train.doctor.checks import Asked, Check, Row, guarded, hidden, note, ok, problem
+from zipar_train.doctor.checks import Check, CheckContext, Row, guarded, hidden, note, ok, problem
 from zipar_train.doctor.report import Report
 from zipar_train.recipe.schema import Recipe
 from zipar_train.run.provenance import revision, today
@@ -57,7 +57,7 @@ def examine(
         with suppress(OSError):  # no folder for temporary files: the checks tell
             folder = tempfile.TemporaryDirectory(prefix="zipar-doctor-", ignore_cleanup_errors=True)
             scratch = stack.enter_context(folder)
-        asked = Asked(recipe=recipe, scratch=scratch, patience=patience)
+        asked = CheckContext(recipe=recipe, scratch=scratch, patience=patience)
         processes = {name: begin(name) for name in wanted}
         pool = stack.enter_context(ThreadPoolExecutor(len(wanted) or 1))
         for process in processes.values():
@@ -76,7 +76,7 @@ def owned(section: str, rows: Iterable[Row]) -> list[Row]:
     return [row.model_copy(update={"section": section}) for row in rows]
 
 
-def needs(asked: Asked, *, rows: Sequence[Row]) -> Iterator[Row]:
+def needs(asked: CheckContext, *, rows: Sequence[Row]) -> Iterator[Row]:
     """What the recipe asks of attention and of torch.compile, by the rows of their trials."""
     from zipar_train.doctor.attention import BACKWARD, COMPILE, FORWARD, SDPA
 
@@ -117,7 +117,7 @@ def section() -> None:
     """A section's process: reads what is asked, tells its checks, and says when it begins each and what it found."""
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever libraries print
-    asked = Asked.model_validate_json(sys.stdin.read())
+    asked = CheckContext.model_validate_json(sys.stdin.read())
     signal.alarm(int(asked.patience) + 5)  # the end, should the one who asks be gone
     homes = [home.split(".") for home in SECTIONS[sys.argv[1]]]
     checks = [check for file, table in homes for check in getattr(import_module(f"zipar_train.doctor.{file}"), table)]
@@ -130,7 +130,7 @@ def section() -> None:
     os.killpg(0, signal.SIGKILL)  # with whatever it has started, which would keep its pipes open
 
 
-def listen(name: str, process: subprocess.Popen[str], asked: Asked) -> list[Row]:
+def listen(name: str, process: subprocess.Popen[str], asked: CheckContext) -> list[Row]:
     """A section's rows; of a process that hangs or dies, those it had, and what it fell over."""
     try:
         out, err = process.communicate(asked.model_dump_json(), timeout=asked.patience)

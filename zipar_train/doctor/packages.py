@@ -8,14 +8,14 @@ from importlib.metadata import PackageNotFoundError, metadata, requires
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from zipar_train.doctor.checks import Asked, Check, Row, note, ok, problem, words
+from zipar_train.doctor.checks import Check, CheckContext, Row, note, ok, problem, words
 from zipar_train.run.provenance import versions
 
 TRIED = ("torch", "torchvision", "lightning", "transformers", "peft", "datasets", "webdataset", "wandb",
          "torch-fidelity")  # fmt: skip
 
 
-def python(asked: Asked) -> Iterator[Row]:
+def python(asked: CheckContext) -> Iterator[Row]:
     here = platform.python_version()
     try:
         wanted = SpecifierSet(metadata("zipar-train")["Requires-Python"] or "")
@@ -38,7 +38,7 @@ def required() -> list[Requirement]:
     return sorted(found, key=lambda each: TRIED.index(each.name) if each.name in TRIED else len(TRIED))
 
 
-def in_range(asked: Asked) -> Iterator[Row]:
+def in_range(asked: CheckContext) -> Iterator[Row]:
     """A row for each that is tried or wrong, and one for all others."""
     wanted = required()
     here, others = versions(*(each.name for each in wanted)), 0

@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from zipar_train.doctor.checks import Asked, Check, Row, note, ok, problem, size
+from zipar_train.doctor.checks import Check, CheckContext, Row, note, ok, problem, size
 from zipar_train.doctor.devices import available, bf16_speed, device
 from zipar_train.doctor.disk import nearest
 from zipar_train.recipe.load import load_recipe, recipe_folder, shipped
@@ -15,7 +15,7 @@ ELSEWHERE = "--set run=FOLDER writes elsewhere"
 WHOLE = "--set trainer.precision=32-true"
 
 
-def every(asked: Asked) -> Iterator[Row]:
+def every(asked: CheckContext) -> Iterator[Row]:
     names, failed = shipped(), 0
     for name in names:
         try:
@@ -29,16 +29,16 @@ def every(asked: Asked) -> Iterator[Row]:
         yield ok("shipped", f"{len(names)}, all in order, in {recipe_folder()}")
 
 
-def given(asked: Asked) -> Recipe:
+def given(asked: CheckContext) -> Recipe:
     assert asked.recipe is not None
     return asked.recipe
 
 
-def run_folder(asked: Asked) -> Iterator[Row]:
+def run_folder(asked: CheckContext) -> Iterator[Row]:
     """What `fit` would find there, and refuse."""
     from zipar_train.models.restore import read
     from zipar_train.run.checkpoints import last_checkpoint
-    from zipar_train.training.fit import harmful
+    from zipar_train.training.fit import blocking_changes
 
     recipe = given(asked)
     run = Path(recipe.run)
@@ -49,14 +49,14 @@ def run_folder(asked: Asked) -> Iterator[Row]:
     saved = read(checkpoint)
     if saved.recipe is None:
         yield problem("run", f"{checkpoint} carries no recipe: it is no run of zipar-train", ELSEWHERE)
-    elif changed := harmful(saved.recipe, recipe):
+    elif changed := blocking_changes(saved.recipe, recipe):
         yield problem("run", f"{run} was made by another recipe: {'; '.join(changed)}", ELSEWHERE)
     else:
         step = saved.extra.get("global_step", "unknown")
         yield note("run", f"{run} holds this recipe's run, at step {step}", f"--resume continues it; {ELSEWHERE}")
 
 
-def trainer(asked: Asked) -> Iterator[Row]:
+def trainer(asked: CheckContext) -> Iterator[Row]:
     """Lightning's, made as `fit` makes it: it refuses devices that are not here."""
     from zipar_train.training.trainer import build_trainer
 
@@ -71,7 +71,7 @@ def trainer(asked: Asked) -> Iterator[Row]:
     yield ok("trainer", f"{made.num_devices} x {where}, {strategy}, precision {made.precision}")
 
 
-def precisions(asked: Asked) -> Iterator[Row]:
+def precisions(asked: CheckContext) -> Iterator[Row]:
     import torch
 
     from zipar_train.training.trainer import precision
@@ -90,7 +90,7 @@ def precisions(asked: Asked) -> Iterator[Row]:
         yield ok("precision", f"{kind}, tried on the {'GPU' if place.type == 'cuda' else 'CPU'}")
 
 
-def memory(asked: Asked) -> Iterator[Row]:
+def memory(asked: CheckContext) -> Iterator[Row]:
     import torch
 
     from zipar_train.training.memory_estimate import advice, predict

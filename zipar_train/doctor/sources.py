@@ -5,14 +5,14 @@ from pathlib import Path
 from zipfile import is_zipfile
 
 from zipar_train.data.shards import read_manifest
-from zipar_train.doctor.checks import Asked, Check, Row, note, ok, problem, size
+from zipar_train.doctor.checks import Check, CheckContext, Row, note, ok, problem, size
 from zipar_train.io.files import open_regular, regular
 from zipar_train.io.remote import is_url
 
 Severe = Callable[[str, str, str], Row]
 
 
-def shards(asked: Asked) -> Iterator[Row]:
+def shards(asked: CheckContext) -> Iterator[Row]:
     """Manifests that suit the model, their files beside them."""
     recipe = asked.recipe
     assert recipe is not None
@@ -36,7 +36,7 @@ def shards(asked: Asked) -> Iterator[Row]:
             yield ok(name, f"{path}: {found.samples:,} images in {len(found.shards)} shards")
 
 
-def weights(asked: Asked) -> Iterator[Row]:
+def weights(asked: CheckContext) -> Iterator[Row]:
     """What training starts from, and what turns codes into pixels and captions into prompts."""
     assert asked.recipe is not None
     model = asked.recipe.model
@@ -49,7 +49,7 @@ def weights(asked: Asked) -> Iterator[Row]:
         yield source("model.text.encoder", model.text.encoder, note, ids=True)  # shards may hold features
 
 
-def scoring(asked: Asked) -> Iterator[Row]:
+def scoring(asked: CheckContext) -> Iterator[Row]:
     """What `evaluate` alone wants: notes."""
     assert asked.recipe is not None
     settings = asked.recipe.evaluate

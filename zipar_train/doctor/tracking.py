@@ -7,7 +7,7 @@ import urllib.request
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 
-from zipar_train.doctor.checks import Asked, Check, Row, note, ok, problem, words
+from zipar_train.doctor.checks import Check, CheckContext, Row, note, ok, problem, words
 
 SECONDS = 3  # that the server has to answer
 ONLINE, OFFLINE, DISABLED = "online", "offline", "disabled"
@@ -20,7 +20,7 @@ def told() -> str | None:
     return {"dryrun": OFFLINE, "run": ONLINE, "shared": ONLINE}.get(said, said) if said is not None else None
 
 
-def mode(asked: Asked) -> str | None:
+def mode(asked: CheckContext) -> str | None:
     """How the recipe's runs would be logged; without a recipe what WANDB_MODE says, or None."""
     recipe = asked.recipe
     if recipe is None or recipe.log.wandb == ONLINE:
@@ -28,7 +28,7 @@ def mode(asked: Asked) -> str | None:
     return recipe.log.wandb
 
 
-def modes(asked: Asked) -> Iterator[Row]:
+def modes(asked: CheckContext) -> Iterator[Row]:
     found = mode(asked)
     if found is None:
         yield ok("mode", "as recipes say, the shipped ones offline")
@@ -40,7 +40,7 @@ def modes(asked: Asked) -> Iterator[Row]:
         yield ok("mode", f"{found}, by WANDB_MODE")
 
 
-def installed(asked: Asked) -> Iterator[Row]:
+def installed(asked: CheckContext) -> Iterator[Row]:
     try:
         yield ok("wandb", version("wandb"))
     except PackageNotFoundError:
@@ -50,7 +50,7 @@ def installed(asked: Asked) -> Iterator[Row]:
             yield problem("wandb", "not installed", "pip install wandb, or --set log.wandb=disabled")
 
 
-def login(asked: Asked) -> Iterator[Row]:
+def login(asked: CheckContext) -> Iterator[Row]:
     """Whether wandb itself finds a key, which is neither kept nor shown."""
     if mode(asked) not in (None, ONLINE, OFFLINE):
         return
@@ -84,7 +84,7 @@ def logged_in() -> bool:
         return False
 
 
-def server(asked: Asked) -> Iterator[Row]:
+def server(asked: CheckContext) -> Iterator[Row]:
     if mode(asked) not in (None, ONLINE):
         return
     try:

@@ -7,31 +7,31 @@ from typing import Any
 
 import torch
 
-from zipar_train.decoding.generator import Generator, Manner
+from zipar_train.decoding.generator import DecodeMode, Generator
 from zipar_train.evaluation.captions import captions_of
-from zipar_train.evaluation.sample_set import Drawing, classes_of
+from zipar_train.evaluation.sample_set import SampleSet, classes_of
 from zipar_train.models.family import fits
-from zipar_train.models.restore import Saved, read
+from zipar_train.models.restore import LoadedWeights, read
 from zipar_train.recipe.fields import scaled
 from zipar_train.recipe.schema import Draw, Recipe
 
 
 @dataclass(frozen=True)
-class Subject:
+class Candidate:
     name: str  # of its run folder, made unique
     generator: Generator
     weights: str  # SHA-256 of its file
     origin: str  # path and checksum, for people
 
 
-def subjects(recipe: Recipe, paths: Sequence[str | Path], *, device: torch.device) -> list[Subject]:
+def candidates(recipe: Recipe, paths: Sequence[str | Path], *, device: torch.device) -> list[Candidate]:
     """Run folders, checkpoints or exports as generators of the recipe's model, each under a name of its own.
 
     Raises:
         ValueError: for a checkpoint that cannot be read, or is of another model.
     """
     dtype = getattr(torch, recipe.evaluate.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
-    found: list[Subject] = []
+    found: list[Candidate] = []
     for path in paths:
         saved = read(path, checksum=True)
         name = saved.path.parent.parent.name if saved.path.suffix == ".ckpt" else saved.path.stem
@@ -40,11 +40,11 @@ def subjects(recipe: Recipe, paths: Sequence[str | Path], *, device: torch.devic
             name = f"{name}-{len(found) + 1}"
         weights, file = _checksum(saved)
         generator = Generator(recipe, saved, device=device, dtype=dtype)
-        found.append(Subject(name, generator, weights, f"{file}, sha256 {weights[:8]}"))
+        found.append(Candidate(name, generator, weights, f"{file}, sha256 {weights[:8]}"))
     return found
 
 
-def _checksum(saved: Saved) -> tuple[str, Path]:
+def _checksum(saved: LoadedWeights) -> tuple[str, Path]:
     """The checksum of the bytes that the weights were read from, and the file or folder that held them."""
     assert saved.sha256 is not None
     names = ("model.safetensors", "adapter_model.safetensors")
@@ -104,21 +104,21 @@ def check_captions(recipe: Recipe, wanted: Iterable[Any]) -> None:
             raise ValueError(f"evaluate.captions = {source}: {reason}")
 
 
-def drawing(
+def sample_set(
     recipe: Recipe,
-    subject: Subject,
+    subject: Candidate,
     window: int,
     seed: int,
     *,
     out: Path,
-    manner: Manner = "planned",
+    manner: DecodeMode = "planned",
     draw: Draw | None = None,
     images: int | None = None,
-) -> Drawing:
+) -> SampleSet:
     """The recipe's drawing of a subject; `draw` and `images` instead of the recipe's."""
     settings = recipe.evaluate
     wanted, origin = conditions(recipe, images=images or settings.images, seed=seed)
-    return Drawing(
+    return SampleSet(
         root=out / "drawn",
         generator=subject.generator,
         weights=subject.weights,

@@ -11,12 +11,20 @@ import torch
 
 from zipar_train.data.loader import ShardLoader
 from zipar_train.data.shards import read_manifest, same_classes
-from zipar_train.decoding.generator import Manner
-from zipar_train.evaluation.candidates import Subject, check_captions, drawing, expected, scored, subjects, windows_of
+from zipar_train.decoding.generator import DecodeMode
+from zipar_train.evaluation.candidates import (
+    Candidate,
+    candidates,
+    check_captions,
+    expected,
+    sample_set,
+    scored,
+    windows_of,
+)
 from zipar_train.evaluation.likelihood import bits_per_code, milliseconds
 from zipar_train.evaluation.report.protocol import Protocol, departures, one_or_two, warnings
 from zipar_train.evaluation.report.schema import Report, Row, Samples
-from zipar_train.evaluation.sample_set import Drawing
+from zipar_train.evaluation.sample_set import SampleSet
 from zipar_train.evaluation.scores.adm_npz import REMEDY
 from zipar_train.evaluation.scores.classifier import LOGITS, Classifier, pixels_of, register, trained
 from zipar_train.evaluation.scores.clip import Clip
@@ -33,11 +41,11 @@ from zipar_train.run.ranks import process
 
 SHOWN = 10  # images of each drawing, for the report
 LEAST = 1000  # held-out images whose bits are counted, where there are as many
-Case = tuple[str, int, Manner]  # a subject's name, a window, how it is drawn
+Case = tuple[str, int, DecodeMode]  # a subject's name, a window, how it is drawn
 
 
 @dataclass
-class Judge:
+class Scorer:
     """What scores drawings: a network's features of a reference, a classifier, a CLIP; each as far as there is one."""
 
     size: tuple[int, int]  # height and width in pixels
@@ -47,7 +55,7 @@ class Judge:
     accuracy: float | None = None
     clip: Clip | None = None
 
-    def scores(self, drawn: Drawing, words: str) -> dict[str, Score]:
+    def scores(self, drawn: SampleSet, words: str) -> dict[str, Score]:
         """Every score that can be had of a drawing."""
         found: dict[str, Score] = {}
         if self.extractor and self.reference:
@@ -66,7 +74,7 @@ class Judge:
         return found
 
 
-def judge(recipe: Recipe, subject: Subject, *, out: Path, device: torch.device) -> Judge:
+def build_scorer(recipe: Recipe, subject: Candidate, *, out: Path, device: torch.device) -> Scorer:
     """The recipe's networks and reference, read before anything is drawn.
 
     Raises:
@@ -81,7 +89,7 @@ def judge(recipe: Recipe, subject: Subject, *, out: Path, device: torch.device) 
     reference = settings.reference or (recipe.data.val if _there(recipe.data.val) else None)
     if reference is None:
         if clip:
-            return Judge(size, clip=clip)
+            return Scorer(size, clip=clip)
         raise ValueError(
             f"nothing to compare with: data.val = {recipe.data.val} is not there. Make it with `zipar-train tokenize`, "
             "or set evaluate.reference to a folder of pictures or to ADM's VIRTUAL_imagenet256_labeled.npz"
@@ -94,7 +102,7 @@ def judge(recipe: Recipe, subject: Subject, *, out: Path, device: torch.device) 
         extractor = register(classifier)
     else:
         extractor = inception(settings.features_weights, device=device)
-    return Judge(
+    return Scorer(
         size=size,
         extractor=extractor,
         reference=open_reference(
@@ -148,9 +156,9 @@ def evaluate(
     make_folder(out)
     rank, world, device = process()
     wanted = windows_of(recipe, windows)
-    found = subjects(recipe, [*compare, checkpoint], device=device)
+    found = candidates(recipe, [*compare, checkpoint], device=device)
     baseline = found[0].name if compare else None
-    judging = judge(recipe, found[0], out=out, device=device) if rank == 0 else None
+    judging = build_scorer(recipe, found[0], out=out, device=device) if rank == 0 else None
     if _there(recipe.data.val):
         held_out, trained_on = read_manifest(recipe.data.val, **expected(recipe)), None
         with suppress(ValueError):  # training shards need not be here
@@ -159,7 +167,7 @@ def evaluate(
             same_classes(recipe.data.train, recipe.data.val, (trained_on, held_out))
     if (released or adaptive) and len(wanted) == 1:
         raise ValueError("--released, --adaptive: at next-token, the only window, they draw as ever. Add --windows")
-    cases: list[tuple[Subject, int, Manner]] = []
+    cases: list[tuple[Candidate, int, DecodeMode]] = []
     for subject in found:
         cases += [(subject, window, "planned") for window in wanted]
         if released and subject is found[0]:
@@ -168,7 +176,7 @@ def evaluate(
             cases += [(subject, window, "adaptive") for window in wanted[1:]]
     drawings = {
         (subject.name, window, manner): [
-            drawing(recipe, subject, window, seed, out=out, manner=manner) for seed in recipe.evaluate.seeds
+            sample_set(recipe, subject, window, seed, out=out, manner=manner) for seed in recipe.evaluate.seeds
         ]
         for subject, window, manner in cases
     }
@@ -233,7 +241,7 @@ def evaluate(
     return report, samples, images
 
 
-def _protocol(recipe: Recipe, judging: Judge, drawn: Drawing) -> Protocol:
+def _protocol(recipe: Recipe, judging: Scorer, drawn: SampleSet) -> Protocol:
     reference, settings = judging.reference, recipe.evaluate
     tokenizer = drawn.generator.drawing.tokenizer
     assert tokenizer is not None
@@ -278,7 +286,7 @@ def _classifier(recipe: Recipe, tokenizer: Tokenizer, out: Path) -> tuple[Classi
     return classifier, classifier.accuracy(pixels_of(held_out, tokenizer, manifest.grid, size=scored(recipe)))
 
 
-def _bits(recipe: Recipe, cases: Sequence[tuple[Subject, int, Manner]]) -> dict[Case, float]:
+def _bits(recipe: Recipe, cases: Sequence[tuple[Candidate, int, DecodeMode]]) -> dict[Case, float]:
     """Bits a code of held-out shards, of as many images as are drawn, or a thousand; none if there are no shards.
 
     Planned drawing alone has a mask to tell them by.

@@ -6,8 +6,8 @@ from statistics import fmean
 
 from pydantic import BaseModel
 
-from zipar_train.evaluation.candidates import check_captions, conditions, drawing, subjects, windows_of
-from zipar_train.evaluation.evaluate import judge
+from zipar_train.evaluation.candidates import candidates, check_captions, conditions, sample_set, windows_of
+from zipar_train.evaluation.evaluate import build_scorer
 from zipar_train.evaluation.scores.scores import Score
 from zipar_train.io.files import make_folder
 from zipar_train.recipe.schema import Recipe
@@ -53,15 +53,15 @@ def search_guidance(
     scales, out = sorted(set(scales)), Path(out)
     make_folder(out)
     rank, world, device = process()
-    (subject,) = subjects(recipe, [checkpoint], device=device)
+    (subject,) = candidates(recipe, [checkpoint], device=device)
     wanted = windows_of(recipe, windows)
-    judging = judge(recipe, subject, out=out, device=device) if rank == 0 else None
+    judging = build_scorer(recipe, subject, out=out, device=device) if rank == 0 else None
     drawings = []
     check_captions(recipe, conditions(recipe, images=images, seed=recipe.evaluate.seeds[0])[0])
     for scale in scales:
         draw = recipe.draw.model_copy(update={"guidance": float(scale)})
         for window in wanted:
-            drawn = drawing(recipe, subject, window, recipe.evaluate.seeds[0], out=out, draw=draw, images=images)
+            drawn = sample_set(recipe, subject, window, recipe.evaluate.seeds[0], out=out, draw=draw, images=images)
             drawn.make(rank=rank, world=world, progress=progress, words=f"guidance {scale:g}, window {window}")
             drawings.append((float(scale), window, drawn))
     if judging is None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from zipar_train.data.loader import ShardLoader
 from zipar_train.decoding.decoder import Decoder
 from zipar_train.decoding.generator import Generator
-from zipar_train.models.family import predictors
+from zipar_train.models.family import target_hidden_states
 from zipar_train.plan.masks import dense
 from zipar_train.plan.table import Plan
 from zipar_train.recipe.schema import Draw
@@ -34,7 +34,7 @@ def bits_per_code(generator: Generator, plan: Plan, loader: ShardLoader, *, imag
     for batch in loader:
         left = len(batch.codes) if images is None else images - counted
         drawn = batch.codes[:left].to(device)
-        hidden = predictors(family, plan, drawn, family.check(batch.condition[:left]), mask)
+        hidden = target_hidden_states(family, plan, drawn, family.check(batch.condition[:left]), mask)
         total += losses(family.head, hidden, drawn, size=family.codes)[0].double().item() * drawn.numel()
         codes, counted = codes + drawn.numel(), counted + len(drawn)
         if counted == images:
@@ -51,7 +51,7 @@ def bits_by_drawing(decoder: Decoder, loader: ShardLoader, *, images: int | None
         images: the loader's first, at most; None: all.
 
     Raises:
-        NoRoom: for more images in a batch of the loader than memory holds.
+        BatchTooLarge: for more images in a batch of the loader than memory holds.
     """
     device, total, codes, counted = decoder.family.model.device, 0.0, 0, 0
     for batch in loader:

@@ -25,10 +25,10 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from zipar_train.decoding.generator import Generator, Manner
+from zipar_train.decoding.generator import DecodeMode, Generator
 from zipar_train.evaluation.scores.adm_npz import write_images
 from zipar_train.evaluation.scores.features import Pictures
-from zipar_train.io.files import make_folder, write_whole
+from zipar_train.io.files import make_folder, write_atomic
 from zipar_train.recipe.schema import Draw
 
 
@@ -41,7 +41,7 @@ def classes_of(images: int, classes: int, *, seed: int, balanced: bool) -> list[
 
 
 @dataclass(frozen=True)
-class Drawing:
+class SampleSet:
     """Images of one generator at one window from one seed.
 
     Args:
@@ -63,7 +63,7 @@ class Drawing:
     seed: int
     batch_size: int
     draw: Draw
-    manner: Manner = "planned"
+    manner: DecodeMode = "planned"
     size: tuple[int, int] | None = None
 
     @cached_property
@@ -106,7 +106,7 @@ class Drawing:
             ValueError: for a batch too large for memory.
         """
         make_folder(self.folder)
-        write_whole(self.folder / "drawing.json", (json.dumps(self.settings, indent=1) + "\n").encode())
+        write_atomic(self.folder / "drawing.json", (json.dumps(self.settings, indent=1) + "\n").encode())
         mine = self.batches[rank::world]
         left = [batch for batch in mine if self._read(batch) is None]
         times = []
@@ -123,11 +123,11 @@ class Drawing:
                     times.append((perf_counter() - start) / len(batch))
                 buffer = io.BytesIO()
                 np.savez(buffer, codes=drawn.codes.numpy().astype(np.uint16), passes=drawn.passes.numpy())
-                write_whole(self.path(batch), buffer.getvalue())
+                write_atomic(self.path(batch), buffer.getvalue())
                 bar.update(len(batch))
         if len(times) > 1 and rank == 0:  # the first batch warms up
             speed = {"images_per_second": 1 / median(times[1:]), "batch": self.batch_size}
-            write_whole(self.folder / "speed.json", json.dumps(speed).encode())
+            write_atomic(self.folder / "speed.json", json.dumps(speed).encode())
 
     def wait(self, *, every: float = 2.0) -> None:
         """Until other processes have drawn their batches too."""
@@ -200,7 +200,7 @@ class Drawing:
             for image in block.permute(0, 2, 3, 1).numpy():
                 buffer = io.BytesIO()
                 Image.fromarray(image).save(buffer, "png")
-                write_whole(folder / f"{number:06d}.png", buffer.getvalue())
+                write_atomic(folder / f"{number:06d}.png", buffer.getvalue())
                 number += 1
         return folder
 

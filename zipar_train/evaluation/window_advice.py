@@ -22,10 +22,10 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from zipar_train.data.loader import ShardLoader
 from zipar_train.data.shards import read_manifest
-from zipar_train.evaluation.candidates import expected, subjects, windows_of
+from zipar_train.evaluation.candidates import candidates, expected, windows_of
 from zipar_train.evaluation.likelihood import bits_per_code
 from zipar_train.io.figures import write_figure
-from zipar_train.models.family import predictors
+from zipar_train.models.family import target_hidden_states
 from zipar_train.plan.grid import Grid
 from zipar_train.plan.masks import dense
 from zipar_train.plan.table import NEVER, Plan
@@ -93,7 +93,7 @@ def advise(
     widest = model.raster.row_length
     powers = [2**k for k in range(widest.bit_length()) if 2**k < widest]
     wanted = windows_of(recipe, windows or [*powers, *recipe.evaluate.windows])
-    (subject,) = subjects(recipe, [checkpoint], device=device)
+    (subject,) = candidates(recipe, [checkpoint], device=device)
     generator = subject.generator
     plans = {window: generator.plan(window) for window in wanted}
     loader = ShardLoader(shards, batch_size=recipe.evaluate.batch_size)
@@ -156,7 +156,7 @@ def attention(family: Any, plan: Plan, batches: Iterator[Any], *, bar: tqdm) -> 
     with _observed(sums, plan), bar:
         for batch in batches:
             codes = batch.codes.to(family.model.device)
-            predictors(family, plan, codes, family.check(batch.condition), mask)
+            target_hidden_states(family, plan, codes, family.check(batch.condition), mask)
             images += len(codes)
             bar.update(len(codes))
     return [sums[layer].cpu().numpy() / images for layer in sorted(sums)]

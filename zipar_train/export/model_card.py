@@ -1,11 +1,11 @@
 """The model card of an export: what the model is, how to load it, its data, its evaluation, its recipe."""
 
-from zipar_train.models.restore import Saved
+from zipar_train.models.restore import LoadedWeights
 from zipar_train.recipe.load import dump
 from zipar_train.recipe.schema import Recipe
 
 
-def evaluation(saved: Saved) -> list[str]:
+def evaluation(saved: LoadedWeights) -> list[str]:
     """The evaluation of exactly these weights, if their run folder holds one: a table in Markdown and its evidence.
 
     Args:
@@ -50,7 +50,7 @@ images = load("this folder").draw([3, 5], window=4, seed=0)
 }
 
 
-def model_card(recipe: Recipe, saved: Saved, table: list[str], to: str) -> str:
+def model_card(recipe: Recipe, saved: LoadedWeights, table: list[str], to: str) -> str:
     """What the model is, how to load it, what it was trained on, how it was evaluated, and its recipe."""
     windows = ", ".join(f"{window} (weight {weight:g})" for window, weight in recipe.zipar.windows.items())
     rows, columns = recipe.model.grid

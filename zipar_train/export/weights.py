@@ -11,11 +11,11 @@ from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from zipar_train.export.model_card import evaluation, model_card
-from zipar_train.io.files import make_folder, write_whole
+from zipar_train.io.files import make_folder, write_atomic
 from zipar_train.models import lora
 from zipar_train.models.files import find
 from zipar_train.models.llamagen import state_dict as layout
-from zipar_train.models.restore import Saved, initial_weights, read, restored
+from zipar_train.models.restore import LoadedWeights, initial_weights, load_family, read
 from zipar_train.recipe.load import dump
 from zipar_train.recipe.schema import Recipe
 
@@ -51,7 +51,7 @@ def export(checkpoint: str | Path | Recipe, out: str | Path, *, to: Target = "hf
         )
     card = model_card(recipe, saved, evaluation(saved), to).encode()
     if to == "llamagen":
-        write_whole(out.with_suffix(".md"), card)
+        write_atomic(out.with_suffix(".md"), card)
 
         def save(aside: Path) -> None:
             with open(aside, "wb") as file:  # a file of Python's, whose errors tell the reason
@@ -68,15 +68,15 @@ def export(checkpoint: str | Path | Recipe, out: str | Path, *, to: Target = "hf
         make_folder(aside)
         if to == "adapter":
             assert recipe.tune.lora is not None
-            restored(recipe.model, saved, dtype=None)  # else nobody could read the export
-            family = restored(recipe.model, initial_weights(recipe.model), dtype=None)
+            load_family(recipe.model, saved, dtype=None)  # else nobody could read the export
+            family = load_family(recipe.model, initial_weights(recipe.model), dtype=None)
             peft = lora.wrapped(family.model, recipe.tune.lora, saved.state, where=saved.path)
             peft.peft_config["default"].base_model_name_or_path = recipe.model.weights
             peft.save_pretrained(aside, save_embedding_layers=False)
             if made_on := saved.extra.get("base"):  # fingerprint of the weights that they belong to
                 (aside / "base").write_text(made_on)
         else:
-            family, source = restored(recipe.model, saved, dtype=None), recipe.model.weights
+            family, source = load_family(recipe.model, saved, dtype=None), recipe.model.weights
             family.published(source).save_pretrained(aside)
             if recipe.model.words:  # what its tokenizer of text and its processor are
                 kinds = (".json", ".model", ".txt", ".jinja")
@@ -92,13 +92,13 @@ def export(checkpoint: str | Path | Recipe, out: str | Path, *, to: Target = "hf
     return out
 
 
-def published(recipe: Recipe, saved: Saved) -> dict[str, torch.Tensor]:
+def published(recipe: Recipe, saved: LoadedWeights) -> dict[str, torch.Tensor]:
     """Saved weights by LlamaGen's names, in the type they have."""
-    model = restored(recipe.model, saved, dtype=None).model
+    model = load_family(recipe.model, saved, dtype=None).model
     return layout.to_published(model.state_dict(), heads=model.config.num_attention_heads, codes=recipe.model.codes)
 
 
-def _source(checkpoint: str | Path | Recipe) -> tuple[Recipe, Saved]:
+def _source(checkpoint: str | Path | Recipe) -> tuple[Recipe, LoadedWeights]:
     if isinstance(checkpoint, Recipe):
         if checkpoint.model.weights is None:
             raise ValueError(

@@ -26,7 +26,7 @@ def printable(text: str) -> str:
     return _UNPRINTABLE.sub(escaped, text)
 
 
-def shown(value: Any) -> str:
+def safe_repr(value: Any) -> str:
     """A value as Python writes it."""
     try:
         return _short.repr(value)
@@ -34,16 +34,16 @@ def shown(value: Any) -> str:
         return "a number of thousands of digits"
 
 
-def cut(text: Any, *, length: int = 1000) -> str:
+def truncate(text: Any, *, length: int = 1000) -> str:
     """What `str` makes of it, its beginning."""
     try:
         whole = str(text)
     except ValueError:
-        return shown(text)
+        return safe_repr(text)
     return whole if len(whole) <= length else f"{whole[:length]}..."
 
 
-def nearest(prefix: str, name: str, names: Iterable[str]) -> str:
+def did_you_mean(prefix: str, name: str, names: Iterable[str]) -> str:
     """The end of an error: which of the known names was meant."""
     close = difflib.get_close_matches(name, list(names), 1, 0.5)
     return f" Did you mean {prefix}{close[0]}?" if close else f" Known: {', '.join(names)}."

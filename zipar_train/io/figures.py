@@ -5,7 +5,7 @@ from pathlib import Path
 
 import matplotlib
 
-from zipar_train.io.files import FIGURES, write_whole
+from zipar_train.io.files import FIGURES, write_atomic
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
@@ -26,4 +26,4 @@ def write_figure(figure: Figure, path: Path, *, dpi: int = 130) -> None:
         figure.savefig(buffer, format=path.suffix.lstrip(".") or "png", dpi=dpi, bbox_inches="tight")
     finally:
         plt.close(figure)
-    write_whole(path, buffer.getvalue())
+    write_atomic(path, buffer.getvalue())

@@ -15,7 +15,7 @@ FIGURES = ("", ".png", ".pdf", ".svg")  # endings of figures; without one, PNG
 CLAIM = ".claimed"  # the file that says so
 
 
-def write_whole(path: Path, data: bytes) -> None:
+def write_atomic(path: Path, data: bytes) -> None:
     """Write a file beside its place and rename it there: it appears whole or not at all.
 
     Raises:
@@ -37,7 +37,7 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def claimed(folder: Path, rank: int = 0, world: int = 1) -> Iterator[None]:
+def folder_lock(folder: Path, rank: int = 0, world: int = 1) -> Iterator[None]:
     """Hold a folder against other processes, on this machine or others; a process that dies lets go of it.
 
     Args:

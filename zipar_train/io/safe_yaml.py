@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from zipar_train.io.errors import cut
+from zipar_train.io.errors import truncate
 from zipar_train.io.files import open_regular
 
 LARGEST = 2**18  # characters of a file
@@ -73,11 +73,11 @@ def parse(text: str, *, loader: type[Loader] = Loader) -> Any:
     try:
         return yaml.load(text, Loader=loader)
     except (yaml.YAMLError, ValueError) as error:
-        raise ValueError(cut(error)) from None
+        raise ValueError(truncate(error)) from None
     except RecursionError:
         raise ValueError("nested too deeply") from None
     except Exception as error:  # of what a tag is put on, `!!int ''` say
-        raise ValueError(f"a value is not what its tag says ({type(error).__name__}: {cut(error)})") from None
+        raise ValueError(f"a value is not what its tag says ({type(error).__name__}: {truncate(error)})") from None
 
 
 def unprintable(text: str) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from zipar_train.io.errors import cut
+from zipar_train.io.errors import truncate
 
 LONGEST = 1000  # characters of a file's name
 
@@ -25,7 +25,7 @@ def grouped(data: bytes, path: str) -> Iterator[dict[str, Any]]:
     try:
         yield from group_by_keys(_files(data, path))
     except Exception as error:  # a parser of foreign bytes fails in a dozen ways
-        reason = cut(error.args[0] if error.args else error, length=300)
+        reason = truncate(error.args[0] if error.args else error, length=300)
         raise ValueError(f"{path} is not a readable tar file ({reason}). Copy or make it again") from error
 
 

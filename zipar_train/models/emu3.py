@@ -84,7 +84,7 @@ class Emu3(Captioned):
             )
         )
 
-    def is_whole(self, state: dict[str, Tensor]) -> bool:
+    def is_hf_checkpoint(self, state: dict[str, Tensor]) -> bool:
         return any(name.startswith(("text_model.", "model.text_model.")) for name in state)
 
     def own(self, name: str, tensor: Tensor) -> tuple[str, Tensor] | None:
@@ -98,7 +98,7 @@ class Emu3(Captioned):
 
     def drop(self, condition: Prompts, where: Tensor) -> Prompts:
         """The negative prompt in place of the caption, as in the original (image_generation.py)."""
-        return self.words.led_away(condition, where)
+        return self.words.negative_prompt(condition, where)
 
     def embed(self, tokens: Tensor) -> Tensor:
         return self.model.get_input_embeddings()(torch.where(tokens == ROW_END, self.row_end, tokens + self.first))

@@ -21,7 +21,7 @@ from zipar_train.models.t5_features import Width
 from zipar_train.models.token_prompts import Prompter, Prompts
 from zipar_train.models.tokenizers.base import Tokenizer
 from zipar_train.plan.grid import Grid
-from zipar_train.plan.masks import hide
+from zipar_train.plan.masks import mask_padding
 from zipar_train.plan.table import ROW_END, Plan
 from zipar_train.recipe.schema import Model
 
@@ -150,16 +150,16 @@ def teacher_forced(family: Family, plan: Plan, codes: Tensor, condition: Any, ma
     Returns:
         Logits (B, N, V) in raster order: row n is the prediction of code n.
     """
-    return family.head(predictors(family, plan, codes, condition, mask))
+    return family.head(target_hidden_states(family, plan, codes, condition, mask))
 
 
-def predictors(family: Family, plan: Plan, codes: Tensor, condition: Any, mask: Any) -> Tensor:
+def target_hidden_states(family: Family, plan: Plan, codes: Tensor, condition: Any, mask: Any) -> Tensor:
     """The hidden states (B, N, D) that `teacher_forced` predicts from: all logits at once may be too many."""
     source, position, slots = _tables(plan, codes.device)
     tokens = torch.where(source >= 0, codes.index_select(1, source.clamp(min=0)), ROW_END)
     embeddings = torch.cat([family.prompt(condition), family.embed(tokens)], dim=1)
     if (padding := family.padding(condition)) is not None:
-        mask = hide(mask, padding)
+        mask = mask_padding(mask, padding)
     mask = additive(mask, computed_in(embeddings))
     with attention_kernels(codes.device):
         hidden = family.hidden(embeddings, position, mask)

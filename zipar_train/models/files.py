@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from zipar_train.io.errors import cut
+from zipar_train.io.errors import truncate
 from zipar_train.io.files import sha256_of
 from zipar_train.run.checkpoints import damage
 
@@ -92,7 +92,7 @@ def _content(path: Path) -> dict[str, Any]:
         try:
             return load_file(path)
         except Exception as error:  # a parser of foreign bytes fails in a dozen ways
-            raise ValueError(f"{path} is damaged ({cut(error)}). Copy or export it again") from error
+            raise ValueError(f"{path} is damaged ({truncate(error)}). Copy or export it again") from error
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=_mappable(path))
@@ -105,7 +105,7 @@ def _content(path: Path) -> dict[str, Any]:
             ) from error
         raise ValueError(f"{path} is not a readable file of weights. Copy or download it again") from error
     except Exception as error:  # a parser of foreign bytes fails in a dozen ways
-        reason = cut(str(error).strip().split("\n")[0], length=300)
+        reason = truncate(str(error).strip().split("\n")[0], length=300)
         raise ValueError(f"{path} is not a readable file of weights ({reason}). Copy or download it again") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a dictionary of tensors")
@@ -173,7 +173,7 @@ def tensors(content: dict[str, Any], *, entry: str | None = None, where: str | P
     wanted = [entry] if entry else [name for name in ENTRIES if isinstance(content.get(name), dict)]
     state = content.get(wanted[0]) if wanted else content
     if not isinstance(state, dict) or not state:
-        held = ", ".join(cut(name, length=60) for name in sorted(map(str, content))[:8])
+        held = ", ".join(truncate(name, length=60) for name in sorted(map(str, content))[:8])
         raise ValueError(f"{where} has no entry {entry!r} with tensors. It holds: {held}")
     return unwrapped(state, where=where)
 
@@ -191,11 +191,11 @@ def unwrapped(state: dict[str, Any], *, where: str | Path) -> dict[str, Tensor]:
             continue
         if strange := _strange(tensor):
             raise ValueError(
-                f"{where} is no file of weights: {cut(wrapped, length=200)} {strange}. Another entry can be named by "
+                f"{where} is no file of weights: {truncate(wrapped, length=200)} {strange}. Another entry can be named by "
                 "model.weights_entry; quantized and sparse weights must be saved as plain tensors"
             )
         if name in found:
-            raise ValueError(f"{where} holds {cut(name, length=200)} twice, with and without a trainer's prefix")
+            raise ValueError(f"{where} holds {truncate(name, length=200)} twice, with and without a trainer's prefix")
         found[name] = tensor
     return found
 

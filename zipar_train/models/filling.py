@@ -7,7 +7,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from zipar_train.io.errors import cut
+from zipar_train.io.errors import truncate
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -41,7 +41,7 @@ def filled(make: Callable[[], M], state: dict[str, Tensor], *, where: Path, what
         with torch.device(device):
             model = make()
     except Exception as error:  # sizes that a damaged file tells fail anywhere in a constructor
-        reason = cut((str(error).strip().split("\n") or [""])[0], length=200)
+        reason = truncate((str(error).strip().split("\n") or [""])[0], length=200)
         told = reason if isinstance(error, ValueError) else f"{type(error).__name__} {reason}"
         raise ValueError(f"{where} {wrong}: {told}. {remedy}") from error
     if device == "meta":

@@ -77,7 +77,7 @@ class Janus(Captioned):
             )
         )
 
-    def is_whole(self, state: dict[str, Tensor]) -> bool:
+    def is_hf_checkpoint(self, state: dict[str, Tensor]) -> bool:
         return any(name.startswith(("model.language_model.", "model.generation_")) for name in state)
 
     def own(self, name: str, tensor: Tensor) -> tuple[str, Tensor] | None:

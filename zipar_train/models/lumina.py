@@ -97,7 +97,7 @@ class Lumina(Captioned):
             )
         )
 
-    def is_whole(self, state: dict[str, Tensor]) -> bool:
+    def is_hf_checkpoint(self, state: dict[str, Tensor]) -> bool:
         head = state.get(HEAD)  # it knows words too: names are the same
         return head is not None and head.ndim == 2 and len(head) > self.codes
 
@@ -137,7 +137,7 @@ class Lumina(Captioned):
 
         The released ZipAR code has padding that is seen in place of the words.
         """
-        return self.words.bare(condition, where)
+        return self.words.drop_caption(condition, where)
 
     def embed(self, tokens: Tensor) -> Tensor:
         return self.model.get_input_embeddings()(torch.where(tokens == ROW_END, self.row_end, tokens + FIRST))

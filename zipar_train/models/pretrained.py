@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from zipar_train.io.errors import cut
+from zipar_train.io.errors import truncate
 from zipar_train.models.filling import check_numbers
 
 
@@ -40,7 +40,7 @@ def pretrained(kind: Any, source: str | Path, *, key: str, what: str, **options:
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # tokenizers' panics are no Exception
-        reason = cut((str(error).strip().splitlines() or [""])[0], length=300)
+        reason = truncate((str(error).strip().splitlines() or [""])[0], length=300)
         told = reason if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {reason}"
         raise ValueError(
             f"{key} = {source}: {what} can be loaded ({told}). Give the hub id or the folder of a published "

@@ -20,7 +20,7 @@ from zipar_train.recipe.schema import Model, Recipe
 from zipar_train.run.checkpoints import Kept, last_checkpoint
 
 
-class Saved(NamedTuple):
+class LoadedWeights(NamedTuple):
     path: Path
     recipe: Recipe | None  # the one that made it; None: published by others
     state: dict[str, Tensor]  # by the names of the family's model, or by LlamaGen's; mapped from the file
@@ -33,7 +33,7 @@ class Saved(NamedTuple):
         return self.recipe is not None and self.recipe.tune.lora is not None and all(lora.MARK in n for n in self.state)
 
 
-def read(source: str | Path, *, entry: str | None = None, checksum: bool = False) -> Saved:
+def read(source: str | Path, *, entry: str | None = None, checksum: bool = False) -> LoadedWeights:
     """Read a run folder, a `.ckpt` of one, an exported folder, or a published file; on disk or on the hub.
 
     Nothing in the file is executed: `weights_only=True`, or safetensors.
@@ -55,7 +55,7 @@ def read(source: str | Path, *, entry: str | None = None, checksum: bool = False
     return saved._replace(sha256=each[0] if len(each) == 1 else hashlib.sha256("".join(each).encode()).hexdigest())
 
 
-def _read(path: Path, entry: str | None, checksums: Checksums | None) -> Saved:
+def _read(path: Path, entry: str | None, checksums: Checksums | None) -> LoadedWeights:
     if path.is_dir():
         if (checkpoint := last_checkpoint(path)) is not None:
             return _read(checkpoint, None, checksums)
@@ -64,22 +64,22 @@ def _read(path: Path, entry: str | None, checksums: Checksums | None) -> Saved:
                 state = tensors(read_file(path / name, checksums=checksums), where=path / name)
                 state = {_lora_name(key): tensor for key, tensor in state.items()}
                 extra = {"base": _base_of(path / "base")} if os.path.lexists(path / "base") else {}
-                return Saved(path, load_recipe(path / "recipe.yaml"), state, extra)
+                return LoadedWeights(path, load_recipe(path / "recipe.yaml"), state, extra)
         if (path / "config.json").is_file():  # in transformers' layout: published, or an export of several files
             recipe = load_recipe(path / "recipe.yaml") if (path / "recipe.yaml").is_file() else None
-            return Saved(path, recipe, read_folder(path, checksums=checksums), {})
+            return LoadedWeights(path, recipe, read_folder(path, checksums=checksums), {})
         raise ValueError(
             f"{path} holds neither checkpoints/last.ckpt nor an export (model.safetensors and recipe.yaml). "
             "Train it first with `zipar-train fit`, or give another folder"
         )
     content = read_file(path, checksums=checksums)
     if "recipe" not in content or "state_dict" not in content:
-        return Saved(path, None, tensors(content, entry=entry, where=path), {})
+        return LoadedWeights(path, None, tensors(content, entry=entry, where=path), {})
     state = {name.removeprefix("model."): t for name, t in tensors(content, entry="state_dict", where=path).items()}
     del content["state_dict"]
     recipe = parse(content.pop("recipe"), where=f"{path}, its recipe")
     Kept.check(content, where=path)
-    return Saved(path, recipe, state, content)
+    return LoadedWeights(path, recipe, state, content)
 
 
 def _base_of(path: Path) -> str:
@@ -104,9 +104,9 @@ def _lora_name(name: str) -> str:
     return name.replace(".weight", ".default.weight") if name.endswith(".weight") else f"{name}.default"  # embeddings
 
 
-def restored(
+def load_family(
     model: Model,
-    saved: Saved,
+    saved: LoadedWeights,
     *,
     dtype: torch.dtype | None = torch.float32,
     device: torch.device | str = "cpu",
@@ -159,7 +159,7 @@ def _named(family: Family, saved: dict[str, Tensor], *, codes: int) -> tuple[dic
     return min(found, key=lambda pair: len(pair[0].keys() ^ pair[1].keys()))
 
 
-def initial_weights(model: Model) -> Saved:
+def initial_weights(model: Model) -> LoadedWeights:
     """The weights that a recipe starts from, `model.weights`.
 
     A run's own weights fit any grid, as a published file's do: no tensor depends on it.
@@ -171,7 +171,7 @@ def initial_weights(model: Model) -> Saved:
     return at_grid(read(model.weights, entry=model.weights_entry), model)
 
 
-def at_grid(saved: Saved, model: Model) -> Saved:
+def at_grid(saved: LoadedWeights, model: Model) -> LoadedWeights:
     """Weights as if their run had been at the grid of a model."""
     if saved.recipe is None:
         return saved
@@ -179,16 +179,16 @@ def at_grid(saved: Saved, model: Model) -> Saved:
     return saved._replace(recipe=saved.recipe.model_copy(update={"model": theirs}))
 
 
-def _with_adapters(model: Model, saved: Saved, *, chain: Sequence[Path], **kwargs: Any) -> Family:
+def _with_adapters(model: Model, saved: LoadedWeights, *, chain: Sequence[Path], **kwargs: Any) -> Family:
     recipe = saved.recipe
     assert recipe is not None and recipe.tune.lora is not None
     base = _base(model, saved, recipe, chain := [*chain, saved.path.resolve()])
-    family = restored(model, base, chain=chain, **kwargs)
+    family = load_family(model, base, chain=chain, **kwargs)
     lora.wrapped(family.model, recipe.tune.lora, saved.state, where=saved.path).merge_and_unload()  # in place
     return family
 
 
-def _base(model: Model, saved: Saved, recipe: Recipe, chain: Sequence[Path]) -> Saved:
+def _base(model: Model, saved: LoadedWeights, recipe: Recipe, chain: Sequence[Path]) -> LoadedWeights:
     """The weights that adapters were trained on: the first found whose fingerprint is the one they keep.
 
     They are looked for where the model that is asked for has its weights, then where the recipe of the adapters had
@@ -220,7 +220,7 @@ def _base(model: Model, saved: Saved, recipe: Recipe, chain: Sequence[Path]) -> 
     )
 
 
-def _same_model(saved: Saved, recipe: Recipe, model: Model) -> None:
+def _same_model(saved: LoadedWeights, recipe: Recipe, model: Model) -> None:
     for key in ("family", "grid", "codes", "classes", "text", "words"):
         theirs, ours = getattr(recipe.model, key), getattr(model, key)
         alike = key == "text" and theirs and ours and theirs.features == ours.features
@@ -233,7 +233,7 @@ def _same_model(saved: Saved, recipe: Recipe, model: Model) -> None:
             )
 
 
-def _account(saved: Saved, state: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+def _account(saved: LoadedWeights, state: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
     """Every tensor is there, none besides, each in its shape and kind, or an error that lists them."""
     if problems := unaccounted(state, wanted):
         remedy = "Give a checkpoint of this recipe, or mend the recipe's depth, heads, width and feed_forward"

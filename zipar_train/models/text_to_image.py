@@ -28,11 +28,11 @@ class Captioned(LlamaGen, ABC):
         """A published tensor's name in ours, and a view of the rows that draw; None: it draws nothing."""
 
     @abstractmethod
-    def is_whole(self, state: dict[str, Tensor]) -> bool:
+    def is_hf_checkpoint(self, state: dict[str, Tensor]) -> bool:
         """Whether tensors have the larger model's names and shapes, not ours."""
 
     def renamed(self, state: dict[str, Tensor]) -> dict[str, Tensor] | None:
-        if not self.is_whole(state):
+        if not self.is_hf_checkpoint(state):
             return None
         return dict(found for name, tensor in state.items() if (found := self.own(name, tensor)))
 

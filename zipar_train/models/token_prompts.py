@@ -132,12 +132,12 @@ class Prompter:
         ids = prompts.ids.masked_fill(where[:, None] & ~stays, self.tokenizer.pad_token_id)
         return Prompts(ids, prompts.padding)
 
-    def bare(self, prompts: Prompts, where: Tensor) -> Prompts:
+    def drop_caption(self, prompts: Prompts, where: Tensor) -> Prompts:
         """The images `where` with nothing but the tokens that follow the caption."""
         words = torch.arange(prompts.ids.shape[1], device=prompts.ids.device) < prompts.ids.shape[1] - len(self.after)
         return Prompts(prompts.ids, prompts.padding | (where[:, None] & words))
 
-    def led_away(self, prompts: Prompts, where: Tensor) -> Prompts:
+    def negative_prompt(self, prompts: Prompts, where: Tensor) -> Prompts:
         """The images `where` with the negative caption in place of theirs."""
         null = self.framed([self.text.negative], prompts.ids.device)
         at = where[:, None]

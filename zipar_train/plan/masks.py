@@ -54,7 +54,7 @@ def block(plan: Plan, *, device: Device = "cpu") -> BlockMask:
     return create_block_mask(mask_mod(plan, device=device), None, None, len(plan), len(plan), device=str(device))
 
 
-def unwritten(plan: Plan, *, device: Device = "cpu") -> Tensor:
+def unwritten_slots_mask(plan: Plan, *, device: Device = "cpu") -> Tensor:
     """Bool (1, 1, S, N): raster codes before a query's position that no slot has been fed at by the query's pass.
 
     No mask of ours shows them. The released decoder does: they are zero keys and values of its cache.
@@ -66,7 +66,7 @@ def unwritten(plan: Plan, *, device: Device = "cpu") -> Tensor:
     return torch.tensor(before & (first[None] > plan.step[:, None]), device=device)[None, None]
 
 
-def hide(mask: Any, padding: Tensor, *, slots: Tensor | None = None) -> Any:
+def mask_padding(mask: Any, padding: Tensor, *, slots: Tensor | None = None) -> Any:
     """A plan's mask, dense or block, for B images whose prompts are padded: who is padding is seen by itself alone.
 
     Args:

@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from zipar_train.io import safe_yaml as plain
-from zipar_train.io.errors import cut, nearest, shown
+from zipar_train.io.errors import did_you_mean, truncate
 from zipar_train.io.expansion import expand
 from zipar_train.recipe.schema import Recipe, RecipeError
 
@@ -48,7 +48,7 @@ def find(recipe: str | Path) -> Path:
     path = recipe_folder() / f"{recipe}.yaml"
     if str(recipe) not in shipped():
         raise RecipeError(
-            f"no recipe {str(recipe)!r}.{nearest('', str(recipe), shipped())} "
+            f"no recipe {str(recipe)!r}.{did_you_mean('', str(recipe), shipped())} "
             f"Give one of {', '.join(shipped())}, or the path of a .yaml file."
         )
     return path
@@ -89,7 +89,7 @@ def parse(raw: dict[str, Any], *, where: str) -> Recipe:
         for problem in error.errors(include_url=False)[:TOLD]:
             mistakes += explain(problem)
     if mistakes:
-        told = [cut(mistake) for mistake in mistakes[:TOLD]] + ["and more"] * (len(mistakes) > TOLD)
+        told = [truncate(mistake) for mistake in mistakes[:TOLD]] + ["and more"] * (len(mistakes) > TOLD)
         raise RecipeError(f"{where}: {len(mistakes)} mistake{'s' * (len(mistakes) > 1)}\n  " + "\n  ".join(told))
     return recipe
 
@@ -135,7 +135,7 @@ def _expand(value: Any, key: str, mistakes: list[str], met: Iterator[int]) -> An
     if next(met) > plain.MOST:
         raise RecursionError
     if isinstance(value, dict):
-        return {k: _expand(v, f"{key}.{cut(k, length=60)}".lstrip("."), mistakes, met) for k, v in value.items()}
+        return {k: _expand(v, f"{key}.{truncate(k, length=60)}".lstrip("."), mistakes, met) for k, v in value.items()}
     if isinstance(value, list):
         return [_expand(v, f"{key}.{i}", mistakes, met) for i, v in enumerate(value)]
     if not isinstance(value, str):
@@ -167,7 +167,7 @@ def _override(raw: dict[Any, Any], override: str) -> None:
 
 def explain(problem: Any) -> list[str]:
     """One pydantic error as lines of `key = value: what is wrong, and the remedy`."""
-    path, given = ".".join(cut(part, length=60) for part in problem["loc"]), problem["input"]
+    path, given = ".".join(truncate(part, length=60) for part in problem["loc"]), problem["input"]
     if problem["type"] == "value_error":  # our own validators, which say it all
         lines = str(problem["ctx"]["error"]).split("\n")
         if path and (not isinstance(given, dict) or problem["loc"][0] == "trainer"):  # a section says no more
@@ -178,7 +178,7 @@ def explain(problem: Any) -> list[str]:
     if problem["type"] == "extra_forbidden":
         *sections, last = problem["loc"]
         prefix = "".join(f"{part}." for part in sections)
-        return [f"{path} = {shown(given)}: unknown key." + nearest(prefix, str(last), _keys(sections))]
+        return [f"{path} = {shown(given)}: unknown key." + did_you_mean(prefix, str(last), _keys(sections))]
     return [f"{path or 'the recipe'} = {shown(given)}: {problem['msg'][0].lower()}{problem['msg'][1:]}."]
 
 

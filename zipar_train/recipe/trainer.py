@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, ConfigDict, Field
 from typing_extensions import TypedDict
 
-from zipar_train.io.errors import cut, nearest, shown
+from zipar_train.io.errors import did_you_mean, truncate
 
 DEVICES = 128  # most on a node
 CLOCK = r"\d{1,4}:[0-5]?\d:[0-5]?\d:[0-5]?\d"  # days:hours:minutes:seconds
@@ -142,8 +142,8 @@ def disagreements(trainer: Mapping[str, Any]) -> list[str]:
         if key in OURS:
             mistakes.append(f"trainer.{key} = {shown(value)}: zipar-train sets this itself. {OURS[key]}")
         elif key not in trainer_arguments():
-            known = nearest("trainer.", key, trainer_arguments())
-            name = cut(key, length=60)
+            known = did_you_mean("trainer.", key, trainer_arguments())
+            name = truncate(key, length=60)
             mistakes.append(f"trainer.{name} = {shown(value)}: not an argument of lightning.Trainer.{known}")
     return mistakes
 

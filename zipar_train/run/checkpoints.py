@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from zipar_train.io.errors import cut, shown
+from zipar_train.io.errors import truncate
 from zipar_train.io.files import regular
 
 NUMBERED = re.compile(r"step-(\d{8}|[1-9]\d{8,})\.ckpt")
@@ -98,7 +98,7 @@ class Kept(Part):
             cls.model_validate(content)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
-            entry = ".".join(cut(part, length=60) for part in first["loc"])
+            entry = ".".join(truncate(part, length=60) for part in first["loc"])
             if first["type"] == "missing":
                 raise ValueError(f"{where} lacks its entry {entry}. {REMEDY}") from None
             what = f"{first['msg'][0].lower()}{first['msg'][1:]}"

@@ -29,7 +29,7 @@ class Trial(BaseModel):
         return f"{self.metrics[name]:.4f}" if name in self.metrics else "-"
 
 
-class Outcome(BaseModel):
+class SweepResult(BaseModel):
     """Of the trials that have ended well, the best first."""
 
     sweep: str  # the file's name
@@ -67,7 +67,7 @@ def passes(recipe: Recipe, metrics: Iterable[str]) -> dict[int, int]:
     return {w: Plan.zipar(model.raster, window=w, prompt=model.prompt, **rule).passes for w in windows}
 
 
-def gathered(folder: Path, *, file: str, metric: str, goal: Literal["minimize", "maximize"]) -> Outcome:
+def gathered(folder: Path, *, file: str, metric: str, goal: Literal["minimize", "maximize"]) -> SweepResult:
     """The results that a sweep's folder holds.
 
     Args:
@@ -77,7 +77,7 @@ def gathered(folder: Path, *, file: str, metric: str, goal: Literal["minimize", 
     trials = [Trial.model_validate_json(path.read_bytes()) for path in files]
     sign = 1 if goal == "minimize" else -1
     trials.sort(key=lambda trial: sign * trial.metrics.get(metric, sign * float("inf")))
-    return Outcome(sweep=file, metric=metric, goal=goal, trials=trials)
+    return SweepResult(sweep=file, metric=metric, goal=goal, trials=trials)
 
 
 def varied(trials: Sequence[dict[str, Any]]) -> list[str]:
@@ -87,7 +87,7 @@ def varied(trials: Sequence[dict[str, Any]]) -> list[str]:
     return found or keys
 
 
-def draw(outcome: Outcome, path: Path) -> None:
+def draw(outcome: SweepResult, path: Path) -> None:
     """Each trial's held-out bits over the passes that its windows take; the best in colours, the others in grey."""
     from zipar_train.io.figures import plt, write_figure
 
@@ -118,7 +118,7 @@ def draw(outcome: Outcome, path: Path) -> None:
         write_figure(figure, path, dpi=150)
 
 
-def lines(outcome: Outcome, folder: Path) -> Iterable[str]:
+def lines(outcome: SweepResult, folder: Path) -> Iterable[str]:
     """What a person reads at the end."""
     yield from outcome.lines()
     yield ""

@@ -17,12 +17,12 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
-from zipar_train.io.files import claimed, make_folder, write_whole
+from zipar_train.io.files import folder_lock, make_folder, write_atomic
 from zipar_train.recipe.load import differences, dump, load_recipe, override, parse
 from zipar_train.recipe.schema import Recipe
 from zipar_train.run.metrics_csv import validations
 from zipar_train.run.signals import Heard, noted
-from zipar_train.sweep.results import Outcome, Trial, gathered, passes, varied
+from zipar_train.sweep.results import SweepResult, Trial, gathered, passes, varied
 from zipar_train.sweep.spec import Sweep, overrides_of, read_sweep, trials_of
 
 
@@ -37,7 +37,7 @@ def run(
     jobs: int = 1,
     gpus: Sequence[str] = (),
     progress: bool = True,
-) -> tuple[Outcome, Path]:
+) -> tuple[SweepResult, Path]:
     """Run what is not done yet of a sweep, and gather all of it.
 
     Args:
@@ -68,7 +68,7 @@ def run(
         recipes.append(load_recipe(recipe, own))  # mistakes show before anything is run
         commands.append(["fit", "--recipe", recipe, *(part for o in own for part in ("--set", o)), "--resume"])
     sweep = sweep._replace(metric=_metric(sweep, recipes, file))
-    with claimed(folder):
+    with folder_lock(folder):
         _begin(folder, base, found)
         failed = _run(
             folder,
@@ -201,7 +201,7 @@ def _one(
     metrics = {name: number for name, number in metrics.items() if isfinite(number)}
     trial = Trial(number=number, values=values, seconds=time.monotonic() - start, metrics=metrics,
                   passes=passes(recipe, metrics))  # fmt: skip
-    write_whole(place / "result.json", trial.model_dump_json(indent=1).encode())
+    write_atomic(place / "result.json", trial.model_dump_json(indent=1).encode())
     return trial
 
 
@@ -248,4 +248,4 @@ def _begin(folder: Path, base: Recipe, trials: list[dict[str, Any]]) -> None:
             raise ValueError(f"{folder} holds a sweep of {what}. Choose another --out, or remove it to start again")
         if len(found) >= len(trials):
             return
-    write_whole(file, json.dumps(ours, indent=1).encode())
+    write_atomic(file, json.dumps(ours, indent=1).encode())

@@ -17,7 +17,7 @@ import numpy as np
 import yaml
 
 from zipar_train.io import safe_yaml as plain
-from zipar_train.io.errors import cut, nearest, shown
+from zipar_train.io.errors import did_you_mean, safe_repr, truncate
 
 MOST = 10_000  # trials, and values of a parameter of a grid
 PARAMETERS = 100
@@ -73,7 +73,7 @@ def read_sweep(path: str | Path) -> Sweep:
         raise ValueError(f"{path}: a sweep file has `parameters`, each with `values` or `min` and `max`")
     if unknown := [key for key in raw if key not in KEYS]:
         raise ValueError(
-            f"{path}: {cut(unknown[0], length=60)} is no key of a sweep.{nearest('', str(unknown[0]), KEYS)}"
+            f"{path}: {truncate(unknown[0], length=60)} is no key of a sweep.{did_you_mean('', str(unknown[0]), KEYS)}"
         )
     method, metric = raw.get("method"), raw.get("metric") or {}
     if method not in ("grid", "random"):
@@ -112,7 +112,7 @@ def trials_of(sweep: Sweep, *, count: int | None = None, seed: int = 0) -> list[
         whole = prod(map(len, choices))
         if count is None and whole > MOST:
             raise ValueError(
-                f"a grid of {cut(whole, length=20)} trials, more than {MOST:,}. Give fewer values, use method: random, "
+                f"a grid of {truncate(whole, length=20)} trials, more than {MOST:,}. Give fewer values, use method: random, "
                 "or give --count or run_cap for the first of them"
             )
         return [dict(zip(sweep.parameters, chosen, strict=True)) for chosen in islice(product(*choices), count)]
@@ -170,11 +170,11 @@ def _flat(parameters: dict[str, Any], path: Path, before: str = "") -> list[tupl
     """Sorted at each depth, as W&B goes through them."""
     found: list[tuple[str, Any]] = []
     for key, spread in sorted(parameters.items(), key=lambda item: str(item[0])):
-        name = f"{before}{cut(key, length=60)}"
+        name = f"{before}{truncate(key, length=60)}"
         if not isinstance(key, str) or not _PATH.fullmatch(key):
             raise ValueError(f"{path}: parameters.{name}: no path of a recipe's key, such as optim.lr")
         if not isinstance(spread, dict):
-            said = shown(spread)
+            said = safe_repr(spread)
             raise ValueError(f"{path}: parameters.{name} = {said}: write `value: {said}` or `values: [...]`")
         if "parameters" not in spread:
             found.append((name, spread))
@@ -204,7 +204,7 @@ def _spread(key: str, given: dict[str, Any], method: str, path: Path) -> dict[st
         raise ValueError(f"{where}: {kind} needs {' and '.join(missing)}")
     if extra := [part for part in given if part not in parts and part != "distribution"]:
         raise ValueError(
-            f"{where}: {kind} has no {cut(extra[0], length=60)}, but {', '.join(parts)}. Say `distribution`, or drop it"
+            f"{where}: {kind} has no {truncate(extra[0], length=60)}, but {', '.join(parts)}. Say `distribution`, or drop it"
         )
     if method == "grid" and kind not in ("constant", "categorical", "int_uniform", "q_uniform"):
         raise ValueError(f"{where}: a grid needs values, not {kind}. Use method: random, or values")

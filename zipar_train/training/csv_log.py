@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
 
-from zipar_train.io.files import write_whole
+from zipar_train.io.files import write_atomic
 
 
 class Rows(ExperimentWriter):
@@ -35,7 +35,7 @@ class Rows(ExperimentWriter):
             if path.is_file():
                 with path.open(newline="") as file:
                     before = list(csv.DictReader(file))
-            write_whole(path, (",".join(keys) + "\n" + _text(keys, [*before, *self.metrics])).encode())
+            write_atomic(path, (",".join(keys) + "\n" + _text(keys, [*before, *self.metrics])).encode())
         self.metrics_keys, self.metrics = keys, []
 
 

@@ -15,9 +15,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from zipar_train.data.validate import check_captions
-from zipar_train.decoding.memory import ran_out
-from zipar_train.io.files import claimed, make_folder, write_whole
-from zipar_train.models.restore import Saved, read
+from zipar_train.decoding.memory import is_oom
+from zipar_train.io.files import folder_lock, make_folder, write_atomic
+from zipar_train.models.restore import LoadedWeights, read
 from zipar_train.recipe.load import differences, dump
 from zipar_train.recipe.schema import Recipe
 from zipar_train.run.checkpoints import damage, folder, last_checkpoint, newest_first
@@ -51,7 +51,7 @@ def fit(recipe: Recipe, *, resume: bool = False, allow: Sequence[str] = ()) -> P
         ValueError: for anything wrong with the recipe, its data, its weights or its run folder.
         Stopped: when a signal ended the run; the checkpoint is whole.
     """
-    quiet()
+    silence_warnings()
     if recipe.trainer.get("fast_dev_run"):
         with TemporaryDirectory(prefix="zipar-trial-") as trial:
             log = recipe.log.model_copy(update={"wandb": "disabled"})
@@ -63,7 +63,7 @@ def fit(recipe: Recipe, *, resume: bool = False, allow: Sequence[str] = ()) -> P
     if rank_zero_only.rank:  # type: ignore[attr-defined]
         return _fit(recipe, run, resume=resume, allow=allow)
     try:
-        with claimed(folder(run)):
+        with folder_lock(folder(run)):
             return _fit(recipe, run, resume=resume, allow=allow)
     finally:
         with suppress(OSError):  # folders of a run that did not begin are empty; all others stay
@@ -118,7 +118,7 @@ def _fit(recipe: Recipe, run: Path, *, resume: bool, allow: Sequence[str]) -> Pa
         except SIGTERMException:  # of Lightning's own handler, should it come before ours
             raise Stopped(signal.SIGTERM, "the last checkpoint is whole") from None
         except (RuntimeError, MemoryError) as error:
-            if not ran_out(error):
+            if not is_oom(error):
                 raise
             raise ValueError(
                 f"memory ran out with {data.batch_size} images on a device at once. Lower data.batch_size: optim.batch "
@@ -131,7 +131,7 @@ def _fit(recipe: Recipe, run: Path, *, resume: bool, allow: Sequence[str]) -> Pa
     return folder(run) / "last.ckpt"
 
 
-def check_shards(saved: Saved, recipe: Recipe, shards: dict[str, str], allow: Sequence[str]) -> None:
+def check_shards(saved: LoadedWeights, recipe: Recipe, shards: dict[str, str], allow: Sequence[str]) -> None:
     """Check that a run goes on with the codes it has been trained on.
 
     Args:
@@ -189,7 +189,7 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
 
 
-def harmful(made_by: Recipe, recipe: Recipe, allow: Sequence[str] = ()) -> list[str]:
+def blocking_changes(made_by: Recipe, recipe: Recipe, allow: Sequence[str] = ()) -> list[str]:
     """What keeps a recipe from continuing a run that another one made, in words."""
     harmless = HARMLESS + (SHARED if recipe.optim.batch and made_by.optim.batch else ())
     meant = [key for key in allow if key in MOVED or not key.startswith(FIXED)]
@@ -217,7 +217,7 @@ def to_continue(recipe: Recipe, run: Path, allow: Sequence[str]) -> tuple[Path |
         if saved.recipe is None:
             raise ValueError(f"{path} carries no recipe: it is no run of zipar-train. Choose another run folder")
         moved = MOVED if saved.extra.get("base") else ()  # the fingerprint says whether these are the same weights
-        if changed := harmful(saved.recipe, recipe, (*allow, *moved)):
+        if changed := blocking_changes(saved.recipe, recipe, (*allow, *moved)):
             fixed = [words for words in changed if words.startswith(FIXED) and words.partition(":")[0] not in MOVED]
             how = " ".join(f"--allow {words.partition(':')[0]}" for words in changed)
             raise ValueError(
@@ -249,7 +249,7 @@ def write_folder(run: Path) -> None:
     """
     try:
         make_folder(folder(run))
-        write_whole(folder(run) / ".tried", b"")
+        write_atomic(folder(run) / ".tried", b"")
         (folder(run) / ".tried").unlink(missing_ok=True)
     except OSError as error:
         raise ValueError(
@@ -258,10 +258,10 @@ def write_folder(run: Path) -> None:
 
 
 def write_recipe(run: Path, recipe: Recipe) -> None:
-    write_whole(run / "recipe.yaml", dump(recipe).encode())
+    write_atomic(run / "recipe.yaml", dump(recipe).encode())
 
 
-def quiet() -> None:
+def silence_warnings() -> None:
     """Leave to Lightning the warnings that a user can act on."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")

@@ -58,7 +58,7 @@ class Guard:
         self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]
 
 
-def among(keys: Sequence[str], *, most: int = 8) -> str:
+def format_keys(keys: Sequence[str], *, most: int = 8) -> str:
     """The samples of a batch, in words."""
     rest = f" and {len(keys) - most} more" if len(keys) > most else ""
     return ", ".join(keys[:most]) + rest if keys else "unknown to their loader"

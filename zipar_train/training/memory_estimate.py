@@ -18,11 +18,11 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from zipar_train.data.loader import Batch
-from zipar_train.decoding.memory import needed
+from zipar_train.decoding.memory import decode_bytes
 from zipar_train.models.family import Family, build, conditions
 from zipar_train.plan.table import Plan
 from zipar_train.recipe.schema import Recipe
-from zipar_train.training.module import units
+from zipar_train.training.module import fsdp_units
 from zipar_train.training.trainer import devices, module_of, precision, weights_dtype
 
 PARTS = ("weights", "optimizer", "average", "teacher", "gradients", "cache", "activations", "total")
@@ -87,7 +87,7 @@ def drawing(recipe: Recipe, family: Family) -> Memory:
     )
     images = recipe.evaluate.batch_size
     rows = images * (1 if recipe.draw.guidance == 1 else 2)
-    cache, rest = (needed(family, plan, images, rows=rows, slots=slots) for slots in (len(plan), 0))
+    cache, rest = (decode_bytes(family, plan, images, rows=rows, slots=slots) for slots in (len(plan), 0))
     weights = _bytes(family.model)
     return Memory(images=images, weights=weights, cache=cache - rest, activations=rest, total=weights + cache)
 
@@ -118,7 +118,7 @@ def training(recipe: Recipe, family: Family) -> tuple[Memory, int]:
         optimizer, trained = module.optimizer(), [p for p in family.model.parameters() if p.requires_grad]
         for group in optimizer.param_groups:
             group["fused"] = True  # as on a GPU
-        alive = Alive(trained)
+        alive = LiveBytes(trained)
         alive.add([*family.model.parameters(), *family.model.buffers()])
         weights = alive.now
         if teacher:
@@ -143,7 +143,7 @@ def training(recipe: Recipe, family: Family) -> tuple[Memory, int]:
     average = weights if recipe.optim.ema else 0
     gradients, total = sum(p.numel() * p.dtype.itemsize for p in trained), alive.most + average
     if recipe.trainer.get("strategy") == "fsdp":
-        part, whole = 1 / devices(recipe), 2 * max(map(_bytes, units(family.model)))
+        part, whole = 1 / devices(recipe), 2 * max(map(_bytes, fsdp_units(family.model)))
         total -= int((1 - part) * (weights + state + alive.gradients)) - whole
         weights, state, gradients = int(part * weights) + whole, int(part * state), int(part * gradients)
     return Memory(
@@ -200,7 +200,7 @@ def room_here() -> float | None:
     return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
 
 
-class Alive(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):
     """Counts the bytes of tensors that exist, `now` and at `most`, and of parameters' gradients among the latter."""
 
     def __init__(self, parameters: Iterable[Tensor] = ()) -> None:

@@ -18,10 +18,10 @@ from transformers import PreTrainedModel, get_constant_schedule_with_warmup, get
 from zipar_train.data.loader import Batch
 from zipar_train.models import lora
 from zipar_train.models.attention import attention_kernels
-from zipar_train.models.family import Family, predictors
+from zipar_train.models.family import Family, target_hidden_states
 from zipar_train.plan.masks import block, dense
 from zipar_train.plan.table import Plan
-from zipar_train.training.guard import Guard, among
+from zipar_train.training.guard import Guard, format_keys
 from zipar_train.training.loss import losses
 from zipar_train.training.optimizer import build_optimizer, clip_gradients, gradient_norm, parameters_of
 
@@ -44,7 +44,7 @@ class Teacher:
         return self
 
 
-def units(model: PreTrainedModel) -> list[nn.Module]:
+def fsdp_units(model: PreTrainedModel) -> list[nn.Module]:
     """What FSDP shares as one: the layers of the body and the other parts that have weights.
 
     Not the body, as embeddings are taken from it before it is called.
@@ -125,7 +125,7 @@ class ZipARModule(L.LightningModule):
         self.window, self.loss = 0, nan  # of the last step, over all devices
         self.norm = torch.tensor(0.0)  # of its gradient
         self.told: dict[str, float] = {}  # of it, for logs
-        self.metered = False  # a `Meter` writes it into them
+        self.metered = False  # a `ThroughputLogger` writes it into them
         self.masks: dict[tuple[int, torch.device], Any] = {}
         self.sharded = False
         self.base: str | None = None  # fingerprint of the weights that adapters or distillation started from
@@ -145,7 +145,7 @@ class ZipARModule(L.LightningModule):
         from torch.distributed.fsdp import fully_shard, share_comm_ctx
 
         assert self.device_mesh is not None
-        shared = units(self.model)
+        shared = fsdp_units(self.model)
         for unit in shared:
             fully_shard(unit, mesh=self.device_mesh["data_parallel"], reshard_after_forward=True)
         share_comm_ctx(shared)  # type: ignore[arg-type]  # one unit's gradients whole at a time, not all of them
@@ -158,7 +158,7 @@ class ZipARModule(L.LightningModule):
         if self.attention == "flex_attention" and self.device.type != "cuda":
             raise ValueError(f"tune.attention = flex_attention has no backward pass on {self.device}: use sdpa there")
 
-    def draw_window(self, epoch: int, step: int) -> int:
+    def sample_window(self, epoch: int, step: int) -> int:
         """The window that a training step uses."""
         start = np.random.default_rng([self.seed, epoch]).random()
         shares = np.cumsum(list(self.windows.values()))
@@ -179,7 +179,7 @@ class ZipARModule(L.LightningModule):
         return step, range(start, start + images)
 
     @contextmanager
-    def untouched(self) -> Iterator[Family]:
+    def teacher_model(self) -> Iterator[Family]:
         """The family that training starts from, for distillation."""
         if self.teacher:
             yield self.teacher.family
@@ -198,21 +198,21 @@ class ZipARModule(L.LightningModule):
         """
 
         def states(family: Family, window: int) -> Tensor:
-            return predictors(family, self.plans[window], batch.codes, condition, self.mask(window))
+            return target_hidden_states(family, self.plans[window], batch.codes, condition, self.mask(window))
 
         def head(hidden: Tensor) -> Tensor:
-            with self.untouched() as family:
+            with self.teacher_model() as family:
                 return family.head(hidden)
 
         other = None
         if taught:
-            with torch.no_grad(), self.untouched() as family:
+            with torch.no_grad(), self.teacher_model() as family:
                 other = (head, states(family, self.family.grid.row_length))
         return losses(self.family.head, states(self.family, window), batch.codes, size=self.family.codes, teacher=other)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         epoch, (step, places) = self.current_epoch, self.places(batch_idx, len(batch.codes))
-        self.window = self.draw_window(epoch, step)
+        self.window = self.sample_window(epoch, step)
         drop = self.draw_dropout(epoch, step, places).to(self.device)
         # the dropout of adapters draws from torch's own generator: the same after a resume, another on each rank
         torch.manual_seed(
@@ -279,7 +279,7 @@ class ZipARModule(L.LightningModule):
             everyones: list[Any] = [None] * self.trainer.world_size
             torch.distributed.all_gather_object(everyones, keys)
             keys = [key for one in everyones for key in one]
-        words = f"step {self.global_step + 1}: {why}. Its images: {among(keys)}"
+        words = f"step {self.global_step + 1}: {why}. Its images: {format_keys(keys)}"
         if what == "stop":
             raise ValueError(
                 f"{words}. The weights have not taken it, and the last checkpoint is older. Lower optim.lr, mend the "

@@ -6,7 +6,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from zipar_train.models.filling import unaccounted
-from zipar_train.models.restore import Saved
+from zipar_train.models.restore import LoadedWeights
 from zipar_train.run.checkpoints import REMEDY, Count, Fingerprint, Kept, Part
 from zipar_train.training.module import ZipARModule
 
@@ -161,7 +161,7 @@ class Resumable(Kept):
     averaging_state: Averaged | None = None
 
 
-def check_fits(saved: Saved, module: ZipARModule) -> None:
+def check_fits(saved: LoadedWeights, module: ZipARModule) -> None:
     """Check that the weights and averages of a checkpoint are those of the module that it is to continue.
 
     Raises:

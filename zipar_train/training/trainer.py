@@ -13,12 +13,12 @@ from zipar_train.data.datamodule import ShardDataModule
 from zipar_train.models import lora
 from zipar_train.models.compiled import compile_layers
 from zipar_train.models.family import Family, build, fits
-from zipar_train.models.restore import initial_weights, restored
+from zipar_train.models.restore import initial_weights, load_family
 from zipar_train.recipe.schema import Recipe
 from zipar_train.run.ranks import launched
 from zipar_train.training.callbacks.average import Average
-from zipar_train.training.callbacks.checkpoint import Checkpoint, Limit, Lines
-from zipar_train.training.callbacks.throughput import Meter
+from zipar_train.training.callbacks.checkpoint import Checkpoint, EpochPrinter, Limit
+from zipar_train.training.callbacks.throughput import ThroughputLogger
 from zipar_train.training.csv_log import Log
 from zipar_train.training.guard import Guard
 from zipar_train.training.module import ZipARModule
@@ -35,8 +35,8 @@ def build_module(recipe: Recipe, *, weights: bool = True) -> ZipARModule:
     if model.weights is not None and (weights or tune.lora or tune.distill):
         saved = initial_weights(model)
     dtype = weights_dtype(recipe)
-    family = restored(model, saved, dtype=dtype) if saved else build(model, dtype=dtype)
-    teacher = restored(model, saved, dtype=dtype) if saved and tune.distill and not tune.lora else None
+    family = load_family(model, saved, dtype=dtype) if saved else build(model, dtype=dtype)
+    teacher = load_family(model, saved, dtype=dtype) if saved and tune.distill and not tune.lora else None
     module = module_of(recipe, family, teacher)
     module.base = lora.fingerprint(saved.state) if saved and (tune.lora or tune.distill) else None
     return module
@@ -97,7 +97,7 @@ def build_datamodule(recipe: Recipe, *, world: int = 1) -> ShardDataModule:
     Raises:
         ValueError: if the shards do not fit, or the devices cannot share a step.
     """
-    data, model, (batch_size, accumulated) = recipe.data, recipe.model, dealt(recipe, world)
+    data, model, (batch_size, accumulated) = recipe.data, recipe.model, split_batch(recipe, world)
     fitting = fits(model)  # where damage stops a run, `fit` has looked at every caption before
     return ShardDataModule(
         data.train,
@@ -117,7 +117,7 @@ def build_datamodule(recipe: Recipe, *, world: int = 1) -> ShardDataModule:
     )
 
 
-def dealt(recipe: Recipe, world: int) -> tuple[int, int]:
+def split_batch(recipe: Recipe, world: int) -> tuple[int, int]:
     """How a step is dealt among `world` devices: images of a batch, and batches that each device accumulates.
 
     Raises:
@@ -155,14 +155,14 @@ def build_trainer(
         ValueError: if Lightning refuses an argument, or a step cannot be dealt among the devices; says which.
     """
     watched = sys.stderr.isatty() and recipe.trainer.get("enable_progress_bar", True)
-    callbacks: list[L.Callback] = [TQDMProgressBar() if watched else Lines()]
+    callbacks: list[L.Callback] = [TQDMProgressBar() if watched else EpochPrinter()]
     if recipe.optim.ema is not None:
         callbacks.append(Average(decay=recipe.optim.ema))
     checkpoint = Checkpoint(recipe, data=data, shards=shards, step=step)
     arguments: dict[str, Any] = {"enable_model_summary": False, **recipe.trainer}
     if (most := arguments.pop("max_time", None)) is not None:
         callbacks.append(Limit(most))
-    callbacks += [Meter(), checkpoint]  # last: it saves what the others have done
+    callbacks += [ThroughputLogger(), checkpoint]  # last: it saves what the others have done
     arguments |= {"enable_checkpointing": False, "default_root_dir": recipe.run, "callbacks": callbacks}
     arguments["enable_progress_bar"] = watched
     plugins: list[Any] = [checkpoint.io]
@@ -176,7 +176,7 @@ def build_trainer(
         trainer = L.Trainer(**arguments, plugins=plugins, logger=Log(recipe.run, name="logs"))
     except Exception as error:  # of Lightning, its plugins, and packages that an accelerator asks for
         raise ValueError(f"trainer: Lightning refuses the recipe's arguments: {error}") from error
-    trainer.accumulate_grad_batches = dealt(recipe, trainer.world_size)[1]
+    trainer.accumulate_grad_batches = split_batch(recipe, trainer.world_size)[1]
     return trainer
 
 

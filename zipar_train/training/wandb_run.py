@@ -21,7 +21,7 @@ import psutil
 from lightning.pytorch.loggers import WandbLogger
 from PIL import Image
 
-from zipar_train.io.files import write_whole
+from zipar_train.io.files import write_atomic
 from zipar_train.plan.table import Plan
 from zipar_train.recipe.schema import Recipe
 from zipar_train.run.checkpoints import last_checkpoint
@@ -303,7 +303,7 @@ def _id(recipe: Recipe, *, resume: bool) -> str:
             return str(json.loads(file.read_bytes())["id"])
     found = found or secrets.token_hex(4)
     if not _disabled(recipe):
-        write_whole(file, json.dumps({"id": found}).encode())
+        write_atomic(file, json.dumps({"id": found}).encode())
     return found
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, relu
 
-from zipar_train.io.files import sha256, write_whole
+from zipar_train.io.files import sha256, write_atomic
 
 USED = ("_vq_vae._embedding.", "_decoder.")  # beginnings of the names that are read
 
@@ -103,7 +103,7 @@ def shrink(path: Path, out: Path) -> None:
     state = torch.load(path, map_location="cpu", weights_only=True)
     buffer = io.BytesIO()
     torch.save({name: tensor.clone() for name, tensor in state.items() if name.startswith(USED)}, buffer)
-    write_whole(out, buffer.getvalue())
+    write_atomic(out, buffer.getvalue())
 
 
 if __name__ == "__main__":

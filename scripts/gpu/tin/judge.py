@@ -26,13 +26,13 @@ from torch import Tensor
 from zipar_train import load
 from zipar_train.data.loader import ShardLoader
 from zipar_train.data.shards import read_manifest
-from zipar_train.evaluation.candidates import drawing, subjects
+from zipar_train.evaluation.candidates import candidates, sample_set
 from zipar_train.evaluation.likelihood import bits_per_code
 from zipar_train.evaluation.report.plots import plot_samples
 from zipar_train.evaluation.scores.features import Extractor, Pictures
 from zipar_train.evaluation.scores.reference import Reference, open_reference
 from zipar_train.evaluation.scores.scores import fidelity
-from zipar_train.io.files import make_folder, write_whole
+from zipar_train.io.files import make_folder, write_atomic
 from zipar_train.models.restore import read
 from zipar_train.models.tokenizers.base import Tokenizer
 from zipar_train.run.provenance import environment
@@ -42,7 +42,7 @@ SHOWN = 12  # images of each row of the picture
 
 def write(path: Path, content: dict[str, Any]) -> None:
     make_folder(path.parent)
-    write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
+    write_atomic(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def made_with(device: torch.device) -> dict[str, str]:
@@ -107,11 +107,11 @@ def distances(runs: list[Path], inputs: Path, *, out: Path, picture: Path, devic
     samples: dict[tuple[str, int], Tensor] = {("held-out images, decoded", model.grid[1]): held}
     for run in runs:
         own = read(run).recipe or recipe
-        (subject,) = subjects(own, [run], device=device)
+        (subject,) = candidates(own, [run], device=device)
         subject = replace(subject, name=run.name)
         subject.generator.drawing.tokenizer = decoder  # type: ignore[misc]
         for window in settings.windows:
-            drawn = drawing(own, subject, window, settings.seeds[0], out=out.parent)
+            drawn = sample_set(own, subject, window, settings.seeds[0], out=out.parent)
             drawn.make(progress=False)
             row = {"run": run.name, "window": window, "passes": subject.generator.plan(window).passes,
                    "images_per_second": drawn.speed, "dtype": drawn.settings["dtype"],

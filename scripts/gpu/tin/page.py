@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from zipar_train.io.files import make_folder, write_whole
+from zipar_train.io.files import make_folder, write_atomic
 
 DOCS = Path(__file__).parents[3] / "docs"
 MARKED = re.compile(r"(<!-- gpu:evidence -->\n).*?(<!-- /gpu:evidence -->)", re.DOTALL)
@@ -153,7 +153,7 @@ def write(folder: Path) -> None:
     body = "\n".join(text).rstrip()
     changed, times = MARKED.subn(lambda match: f"{match[1]}{body}\n{match[2]}", page.read_text())
     assert times == 1, f"{page} has {times} places for gpu:evidence"
-    write_whole(page, changed.encode())
+    write_atomic(page, changed.encode())
     print(body)
 
 

@@ -17,15 +17,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from zipar_train.decoding.adaptive.schedule import Feed, Rows
+from zipar_train.decoding.adaptive.schedule import RowSchedule, SlotInput
 from zipar_train.decoding.cache import SlotCache
 from zipar_train.decoding.decoder import Observer
-from zipar_train.decoding.memory import make_room
+from zipar_train.decoding.memory import check_memory
 from zipar_train.decoding.place import drawing_on, keys_aligned
-from zipar_train.decoding.sampling import guide, inverse, probabilities, reconsider
+from zipar_train.decoding.sampling import accept_or_resample, guide, probabilities, sample_inverse_cdf
 from zipar_train.decoding.state import prompts
 from zipar_train.models.family import Family
-from zipar_train.plan.masks import hide
+from zipar_train.plan.masks import mask_padding
 from zipar_train.plan.stand_in import FirstRow, Seen, StandIn
 from zipar_train.plan.table import ROW_END, Plan
 from zipar_train.recipe.schema import Draw
@@ -52,7 +52,7 @@ class AdaptiveDecoder:
         seen: Seen = "until_replaced",
         first_row: FirstRow = "alone",
     ):
-        self.family, self.drawn = family, list[Rows]()
+        self.family, self.drawn = family, list[RowSchedule]()
         family.model.eval()
         self.rule: dict[str, Any] = {
             "grid": family.grid, "window": window, "stand_in": stand_in, "seen": seen, "first_row": first_row,
@@ -92,7 +92,7 @@ class AdaptiveDecoder:
 
         Raises:
             ValueError: for a condition the family does not know.
-            NoRoom: for more images than memory holds; names how many it does.
+            BatchTooLarge: for more images than memory holds; names how many it does.
         """
         with drawing_on(self.family.model.device):
             return self._drawn(condition, uniforms, draw, observe)
@@ -100,8 +100,8 @@ class AdaptiveDecoder:
     def _drawn(self, condition: Any, uniforms: Tensor, draw: Draw, observe: Observer | None) -> Tensor:
         images, family = len(uniforms), self.family
         assert uniforms.shape == (images, self.numbers), uniforms.shape
-        rows = [Rows(**self.rule) for _ in range(images)]
-        sheet = _Sheet(family, self.plan, condition, uniforms, draw)
+        rows = [RowSchedule(**self.rule) for _ in range(images)]
+        sheet = _AdaptiveState(family, self.plan, condition, uniforms, draw)
         step = 0
         while any(going := [one.last is None or step <= one.last for one in rows]):
             feeds = [one.feeds(step) if on else [] for one, on in zip(rows, going, strict=True)]
@@ -115,7 +115,7 @@ class AdaptiveDecoder:
         return sheet.tokens[:, : family.grid.codes].view(images, family.grid.height, family.grid.width).clone()
 
 
-class _Sheet:
+class _AdaptiveState:
     """What a batch is drawn on: codes, keys and values, and which slots each image has written, in its plan's order."""
 
     def __init__(self, family: Family, plan: Plan, condition: Any, uniforms: Tensor, draw: Draw):
@@ -127,7 +127,7 @@ class _Sheet:
         self.most = plan.prompt + grid.height * grid.row_length + looks
         self.aligned = keys_aligned(device)
         slots = self.most + 1 + -(self.most + 1) % self.aligned
-        make_room(family, plan, images, rows=self.copies * images, slots=slots)
+        check_memory(family, plan, images, rows=self.copies * images, slots=slots)
         self.tokens = torch.full((images, grid.codes + 2), ROW_END, device=device)  # codes, the row end, and no code
         self.before: Tensor | None = None  # what the codes that are looked at were drawn from, (B, V)
         self.written = np.zeros(images, dtype=np.int64)
@@ -135,7 +135,7 @@ class _Sheet:
         self.expires = np.zeros((images, slots), dtype=np.int64)  # 0: not written
         self.cache = SlotCache(family.model, rows=self.copies * images, slots=slots)
 
-    def forward(self, step: int, feeds: list[list[Feed]], observe: Observer | None) -> NDArray[np.bool_]:
+    def forward(self, step: int, feeds: list[list[SlotInput]], observe: Observer | None) -> NDArray[np.bool_]:
         """A pass; says of each image whether the code that it looked at is accepted."""
         family, codes, device = self.family, self.family.grid.codes, self.tokens.device
         images, widest = len(feeds), max(map(len, feeds))
@@ -156,13 +156,13 @@ class _Sheet:
         visible = (self.expires[:, None, :seen] > step) & (self.position[:, None, :seen] <= position[..., None])
         mask = torch.from_numpy(visible).to(device)[:, None].repeat(self.copies, 1, 1, 1)
         if self.padding is not None:
-            mask = hide(mask, self.padding, slots=torch.arange(widest, device=device) + (step > 0) * seen)
+            mask = mask_padding(mask, self.padding, slots=torch.arange(widest, device=device) + (step > 0) * seen)
         targets, sources, positions, places = (
             torch.from_numpy(each).to(device) for each in (target, source, position, place)
         )
         embeddings = family.embed(self.tokens.gather(1, sources)).repeat(self.copies, 1, 1) if step else self.prompt
         bias = torch.zeros_like(mask, dtype=embeddings.dtype).masked_fill(~mask, -torch.inf)
-        self.cache.aim(places.repeat(self.copies, 1), seen)
+        self.cache.begin_pass(places.repeat(self.copies, 1), seen)
         hidden = family.hidden(embeddings, positions.repeat(self.copies, 1), bias, self.cache)
         if step == 0:  # of a prompt, the last token draws
             hidden, targets, places = hidden[:, -1:], targets[:, -1:], places[:, -1:]
@@ -172,13 +172,13 @@ class _Sheet:
         logits = guide(logits, self.draw.guidance) if self.draw.guidance != 1 else logits
         p = probabilities(logits.flatten(0, 1), **self.draw.model_dump(exclude={"guidance"})).view(*logits.shape)
         numbers = self.uniforms.gather(1, targets.clamp(max=codes - 1))
-        drawn = inverse(p.flatten(0, 1), numbers.flatten()).view(targets.shape)
+        drawn = sample_inverse_cdf(p.flatten(0, 1), numbers.flatten()).view(targets.shape)
         accepted = self._look(feeds, p, drawn)
         self.tokens.scatter_(1, targets, drawn)
         self.tokens[:, codes:] = ROW_END
         return accepted
 
-    def _look(self, feeds: list[list[Feed]], p: Tensor, drawn: Tensor) -> NDArray[np.bool_]:
+    def _look(self, feeds: list[list[SlotInput]], p: Tensor, drawn: Tensor) -> NDArray[np.bool_]:
         """Look at the first codes of rows: those tried before are accepted, or drawn anew into `drawn`."""
         grid, accepted = self.family.grid, np.zeros(len(feeds), dtype=np.bool_)
         looks = [(k, each[-1]) for k, each in enumerate(feeds) if each and each[-1].task in ("try", "settle")]
@@ -191,7 +191,7 @@ class _Sheet:
         if self.before is None:
             self.before = p.new_zeros(len(feeds), p.shape[-1])
         before, now = self.before[image], p[image, column]
-        kept, code = reconsider(
+        kept, code = accept_or_resample(
             self.tokens[image, target].clamp(min=0),
             before,
             now,

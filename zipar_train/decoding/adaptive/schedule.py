@@ -12,7 +12,7 @@ from zipar_train.plan.stand_in import FirstRow, Seen, StandIn, stand_in_of
 from zipar_train.plan.table import NEVER, PROMPT, ROW_END, Plan
 
 
-class Feed(NamedTuple):
+class SlotInput(NamedTuple):
     """A slot of the next pass."""
 
     source: int  # code, or ROW_END
@@ -23,7 +23,7 @@ class Feed(NamedTuple):
     tried: int = 0  # times before
 
 
-class Rows:
+class RowSchedule:
     """One image's.
 
     Args:
@@ -42,22 +42,22 @@ class Rows:
         """The pass that draws the image's last code, once that is known."""
         return self.opens[-1] + self.grid.width - 1 if len(self.opens) == self.grid.height else None
 
-    def feeds(self, step: int) -> list[Feed]:
+    def feeds(self, step: int) -> list[SlotInput]:
         """What pass `step` feeds, by position; pass 0 the prompt."""
         grid, found = self.grid, []
         if step == 0:
-            prompt = [Feed(PROMPT, at) for at in range(-self.prompt, 0)]
+            prompt = [SlotInput(PROMPT, at) for at in range(-self.prompt, 0)]
             return [*prompt[:-1], prompt[-1]._replace(target=0, task="draw")]
         for row, opened in enumerate(self.opens):
             column = step - opened - 1  # drawn in the pass before
             code = grid.code(row, min(column, grid.width - 1))
             if column < grid.width - 1:
-                found.append(Feed(code, grid.position(row, column), code + 1, task="draw"))
+                found.append(SlotInput(code, grid.position(row, column), code + 1, task="draw"))
             elif column == grid.width - 1 and row + 1 < grid.height:
-                found.append(Feed(code, grid.position(row, column)))
+                found.append(SlotInput(code, grid.position(row, column)))
         return found if self.last is not None else [*found[:-1], *self._start(step, found[-1])]
 
-    def _start(self, step: int, above: Feed) -> list[Feed]:
+    def _start(self, step: int, above: SlotInput) -> list[SlotInput]:
         """What is fed for the first code of the first row that is not open, beside the latest code of the row above."""
         grid, row = self.grid, len(self.opens) - 1
         drawn = [min(step - opened, grid.width) for opened in self.opens]
@@ -70,11 +70,11 @@ class Rows:
             return [above]
         position = grid.position(row, grid.width - 1)
         if grid.row_end:
-            return [above, Feed(ROW_END, position + 1, code, NEVER if whole else step + 1, task, tried)]
+            return [above, SlotInput(ROW_END, position + 1, code, NEVER if whole else step + 1, task, tried)]
         source = stand_in_of(grid, [latest - 1 for latest in drawn], self.stand_in)
-        return [above, Feed(source, position, code, step + 1, task, tried)]
+        return [above, SlotInput(source, position, code, step + 1, task, tried)]
 
-    def settle(self, step: int, feed: Feed, accepted: bool) -> int:
+    def settle(self, step: int, feed: SlotInput, accepted: bool) -> int:
         """Take in what has become of a try; returns the pass in which its key expires."""
         row = self.grid.row(feed.target)
         if not accepted:

@@ -5,7 +5,7 @@ from typing import Any
 from pydantic import BaseModel
 from torch import Tensor
 
-from zipar_train.decoding.generator import Manner
+from zipar_train.decoding.generator import DecodeMode
 from zipar_train.evaluation.report.protocol import Protocol
 from zipar_train.evaluation.scores.scores import Score
 
@@ -16,7 +16,7 @@ class Row(BaseModel):
     """One checkpoint at one window. None: not measured, for want of a reference, held-out codes or a second batch."""
 
     checkpoint: str
-    manner: Manner  # of drawing, see `Generator.draw`
+    manner: DecodeMode  # of drawing, see `Generator.draw`
     window: int  # of an adaptive one the smallest
     passes: float  # of an adaptive window the mean over images
     reduction: float  # share of next-token's passes saved
@@ -61,7 +61,7 @@ class Report(BaseModel):
     recipe: dict[str, Any]
     environment: dict[str, str]
 
-    def row(self, checkpoint: str, window: int, *, manner: Manner = "planned") -> Row:
+    def row(self, checkpoint: str, window: int, *, manner: DecodeMode = "planned") -> Row:
         wanted = (checkpoint, window, manner)
         return next(row for row in self.rows if (row.checkpoint, row.window, row.manner) == wanted)
 

@@ -12,7 +12,7 @@ from zipar_train.evaluation.report.protocol import in_pixels
 from zipar_train.evaluation.report.schema import SCORES, Report, Row, Samples
 from zipar_train.evaluation.scores.scores import Score
 from zipar_train.io.figures import write_figure
-from zipar_train.io.files import make_folder, write_whole
+from zipar_train.io.files import make_folder, write_atomic
 from zipar_train.recipe.published import Paper
 
 NEXT_TOKEN = "next-token"
@@ -26,14 +26,14 @@ def write_report(report: Report, samples: Samples, out: str | Path) -> list[Path
     """
     out = Path(out)
     make_folder(out)
-    write_whole(out / "report.json", (report.model_dump_json(indent=1) + "\n").encode())
-    write_whole(out / "report.md", markdown(report).encode())
+    write_atomic(out / "report.json", (report.model_dump_json(indent=1) + "\n").encode())
+    write_atomic(out / "report.md", markdown(report).encode())
     published = published_points(report)
     write_figure(pareto(report, paper=published), out / "pareto.png")
     plot_samples(samples, out / "samples.png")
     figures = pareto(report, paper=published)
     page = html(report, samples, figures, table=table(report), findings=findings(report), reading=reading(report))
-    write_whole(out / "report.html", page.encode())
+    write_atomic(out / "report.html", page.encode())
     return [out / name for name in ("report.html", "report.md", "report.json", "pareto.png", "samples.png")]
 
 

@@ -14,7 +14,7 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
 from zipar_train.data.loader import ShardLoader
 from zipar_train.evaluation.scores.features import Extractor
-from zipar_train.io.files import write_whole
+from zipar_train.io.files import write_atomic
 from zipar_train.models.tokenizers.base import Tokenizer
 
 FEATURES = 64
@@ -96,8 +96,8 @@ def trained(
                 loss.backward()
                 optimizer.step()
                 schedule.step()
-    write_whole(path, save(classifier.state_dict()))
-    write_whole(stamp, made_of.encode())
+    write_atomic(path, save(classifier.state_dict()))
+    write_atomic(stamp, made_of.encode())
     return classifier.eval()
 
 

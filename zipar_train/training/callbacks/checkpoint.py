@@ -22,7 +22,7 @@ from zipar_train.training.csv_log import Log as Log
 from zipar_train.training.optimizer import fused
 
 
-class WholeFiles(TorchCheckpointIO):
+class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes checkpoints aside and renames them: a file is whole at any moment, and a failed write leaves it as it was.
 
     A failure is kept in `failure` and not raised: other processes wait for this one, and training can go on.
@@ -87,7 +87,7 @@ class Checkpoint(L.Callback):
         self.every, self.keep, self.best = recipe.checkpoint_every, recipe.checkpoint_keep, recipe.checkpoint_best
         self.folder = folder(recipe.run)
         self.path = self.folder / "last.ckpt"
-        self.io = WholeFiles()
+        self.io = AtomicCheckpointIO()
         self.heard = Heard()
         self.stepped_to = -1
         self.least: float | None = None  # of the best validation
@@ -216,7 +216,7 @@ class Checkpoint(L.Callback):
             state["base_lrs"] = [group["lr"] for group in groups]
 
 
-class Lines(L.Callback):
+class EpochPrinter(L.Callback):
     """Progress for logs that are no terminal: a line at every epoch's end, with bits where it validated."""
 
     validated = False

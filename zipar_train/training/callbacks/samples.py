@@ -11,7 +11,7 @@ from torch import Tensor
 
 from zipar_train.decoding.decoder import Decoder
 from zipar_train.decoding.generator import Images
-from zipar_train.decoding.memory import NoRoom, ran_out
+from zipar_train.decoding.memory import BatchTooLarge, is_oom
 from zipar_train.decoding.sampling import uniforms
 from zipar_train.models.family import Family
 from zipar_train.plan.table import Plan
@@ -58,8 +58,8 @@ class Samples(L.Callback):
                 for window in sorted({min(self.recipe.zipar.windows), family.grid.row_length}):
                     pictures, captions = self._drawn(family, window)
                     self.show(f"images/w{window}", pictures, captions, trainer.global_step - 1)  # as Lightning counts
-            except (NoRoom, RuntimeError, MemoryError) as error:
-                if not isinstance(error, NoRoom) and not ran_out(error):
+            except (BatchTooLarge, RuntimeError, MemoryError) as error:
+                if not isinstance(error, BatchTooLarge) and not is_oom(error):
                     raise
                 self.given_up = True
                 print(f"log.images: no more are drawn, as memory has no room for it: {error}", flush=True)

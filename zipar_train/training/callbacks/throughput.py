@@ -45,7 +45,7 @@ def flops(family: Family, plan: Plan, *, trained: float = 1.0, teacher: Plan | N
     return (2 + trained) * products + 3 * attention + (sum(forward(family, teacher)) if teacher else 0)
 
 
-class Meter(L.Callback):
+class ThroughputLogger(L.Callback):
     """Logs the step, images a second, their share of the devices' peak, memory, waiting, each window's mean loss."""
 
     def __init__(self) -> None:
