@@ -7,6 +7,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
+from zipar_train.io.errors import safe_repr
 from zipar_train.io.expansion import expand
 
 
@@ -19,7 +20,7 @@ def expanded(text: str) -> str:
     try:
         return expand(text)
     except ValueError as error:
-        raise typer.BadParameter(f"{shown(text)}: {error}") from None
+        raise typer.BadParameter(f"{safe_repr(text)}: {error}") from None
 
 
 def user_path(text: str) -> Path:

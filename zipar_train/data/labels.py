@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from zipar_train.io.errors import truncate
+from zipar_train.io.errors import safe_repr, truncate
 
 Names = tuple[str, ...]  # class k is names[k]
 TOLD = 8  # names in a message
@@ -54,7 +54,7 @@ def number(label: Any) -> int:
         return label
     if isinstance(label, float) and isfinite(label) and label == int(label):
         return int(label)
-    raise LabelError(f"label {shown(label)} is no class number")
+    raise LabelError(f"label {safe_repr(label)} is no class number")
 
 
 def caption(text: Any) -> str:
@@ -67,7 +67,7 @@ def caption(text: Any) -> str:
         text = next((each for each in text if isinstance(each, str) and each.strip()), None)
     text = text.strip() if isinstance(text, str) else text
     if not isinstance(text, str) or not text:
-        raise LabelError("there is no caption" if text is None else f"{shown(text)} is no caption")
+        raise LabelError("there is no caption" if text is None else f"{safe_repr(text)} is no caption")
     return text
 
 
@@ -84,7 +84,7 @@ def place(names: Names, label: Any) -> int:
         LabelError: if it is none of them.
     """
     if str(label).strip() not in names:
-        raise LabelError(f"there is no label ({shown(label)})")
+        raise LabelError(f"there is no label ({safe_repr(label)})")
     return names.index(str(label).strip())
 
 

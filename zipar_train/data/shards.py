@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from zipar_train.data.labels import differ
 from zipar_train.io import remote
-from zipar_train.io.errors import truncate
+from zipar_train.io.errors import safe_repr, truncate
 from zipar_train.io.files import make_folder, regular, write_atomic
 from zipar_train.io.remote import conceal, is_url
 from zipar_train.io.untrusted_tar import array, grouped
@@ -217,7 +217,7 @@ def read_manifest(
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(map(str, first["loc"]))
-        said = f"{key} = {shown(first['input'])}: {first['msg']}" if key else first["msg"]
+        said = f"{key} = {safe_repr(first['input'])}: {first['msg']}" if key else first["msg"]
         raise ValueError(f"{path} is not a manifest of shards: {truncate(said)}") from None
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error

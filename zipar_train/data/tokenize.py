@@ -134,7 +134,8 @@ def tokenize(
                    mininterval=0.1 if sys.stderr.isatty() else 20)  # fmt: skip
         start, waiting = perf_counter(), _Waiting(
             DataLoader(work, batch_size=max(1, batch_size // work.views), num_workers=recipe.data.workers,
-                       collate_fn=list, worker_init_fn=ignore_signals, multiprocessing_context=_fork(recipe.data.workers))
+                       collate_fn=list, worker_init_fn=ignore_signals,
+                       multiprocessing_context=_fork(recipe.data.workers))
         )  # fmt: skip
         with noted() as heard, bar:
             rows = _encoded(_fitting(waiting, fitting), tokenizer, encoder, device, bar, heard)

@@ -143,8 +143,8 @@ def compile_body(model: PreTrainedModel) -> None:
     """torch.compile what `fuse_for_inference` has made of a model, in place.
 
     Layer by layer: for any windows, batch sizes and guidance, a layer has as many versions as the whole body would have
-    (6 to 8), each a fraction of the work. A model that `fuse_for_inference` left as it was is compiled whole, since its layers
-    know their number and would each need versions of their own.
+    (6 to 8), each a fraction of the work. A model that `fuse_for_inference` left alone is compiled whole, since its
+    layers know their number and would each need versions of their own.
     """
     body: Any = model.base_model
     if isinstance(body, FusedLlama):

@@ -191,8 +191,8 @@ def unwrapped(state: dict[str, Any], *, where: str | Path) -> dict[str, Tensor]:
             continue
         if strange := _strange(tensor):
             raise ValueError(
-                f"{where} is no file of weights: {truncate(wrapped, length=200)} {strange}. Another entry can be named by "
-                "model.weights_entry; quantized and sparse weights must be saved as plain tensors"
+                f"{where} is no file of weights: {truncate(wrapped, length=200)} {strange}. Another entry can be named "
+                "by model.weights_entry; quantized and sparse weights must be saved as plain tensors"
             )
         if name in found:
             raise ValueError(f"{where} holds {truncate(name, length=200)} twice, with and without a trainer's prefix")

@@ -15,7 +15,7 @@ def stand_in_of(grid: Grid, drawn: Sequence[int], rule: StandIn) -> int:
 
     Args:
         drawn: the latest drawn column of each row from 0 to that one.
-        rule: `did_you_mean`: the drawn code that is nearest (Euclid; ties to the lower row). `latest`: the latest of the
+        rule: `nearest`: the drawn code that is nearest (Euclid; ties to the lower row). `latest`: the latest of the
             row. `above`: that above the code it is fed for, the row's first. `completed`: the last of the lowest row
             that is whole (Pruna's, pruna/algorithms/zipar/utils.py). `released`: the latest of the row before (the
             released ZipAR code's, autoregressive/models/generate_zipar.py); of row 0 its latest. `completed` is the

@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from zipar_train.io import safe_yaml as plain
-from zipar_train.io.errors import did_you_mean, truncate
+from zipar_train.io.errors import did_you_mean, safe_repr, truncate
 from zipar_train.io.expansion import expand
 from zipar_train.recipe.schema import Recipe, RecipeError
 
@@ -143,25 +143,25 @@ def _expand(value: Any, key: str, mistakes: list[str], met: Iterator[int]) -> An
     try:
         return expand(value)
     except ValueError as error:
-        mistakes.append(f"{key} = {shown(value)}: {error}")
+        mistakes.append(f"{key} = {safe_repr(value)}: {error}")
         return value
 
 
 def _override(raw: dict[Any, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise RecipeError(f"--set {shown(override)}: write it as key.path=value, for example --set optim.lr=1e-4")
+        raise RecipeError(f"--set {safe_repr(override)}: write it as key.path=value, for example --set optim.lr=1e-4")
     try:
         value = plain.parse(text, loader=plain.Recipes)
     except ValueError as error:
-        raise RecipeError(f"--set {shown(override)}: the value is not YAML: {error}") from None
+        raise RecipeError(f"--set {safe_repr(override)}: the value is not YAML: {error}") from None
     *sections, last = [int(part) if _WHOLE.fullmatch(part) else part for part in key.split(".")]
     for section in sections:
         if raw.get(section) is None:  # a section that is not there, or null
             raw[section] = {}
         raw = raw[section]
         if not isinstance(raw, dict):
-            raise RecipeError(f"--set {shown(override)}: {section} is a value, not a section with keys below it")
+            raise RecipeError(f"--set {safe_repr(override)}: {section} is a value, not a section with keys below it")
     raw[last] = value
 
 
@@ -171,15 +171,15 @@ def explain(problem: Any) -> list[str]:
     if problem["type"] == "value_error":  # our own validators, which say it all
         lines = str(problem["ctx"]["error"]).split("\n")
         if path and (not isinstance(given, dict) or problem["loc"][0] == "trainer"):  # a section says no more
-            return [f"{path} = {shown(given)}: {lines[0]}."]
+            return [f"{path} = {safe_repr(given)}: {lines[0]}."]
         return [f"{path}: {line}." for line in lines] if path else lines
     if problem["type"] == "missing":
         return [f"{path}: missing. Add it; `zipar-train recipes` names complete examples."]
     if problem["type"] == "extra_forbidden":
         *sections, last = problem["loc"]
         prefix = "".join(f"{part}." for part in sections)
-        return [f"{path} = {shown(given)}: unknown key." + did_you_mean(prefix, str(last), _keys(sections))]
-    return [f"{path or 'the recipe'} = {shown(given)}: {problem['msg'][0].lower()}{problem['msg'][1:]}."]
+        return [f"{path} = {safe_repr(given)}: unknown key." + did_you_mean(prefix, str(last), _keys(sections))]
+    return [f"{path or 'the recipe'} = {safe_repr(given)}: {problem['msg'][0].lower()}{problem['msg'][1:]}."]
 
 
 def _keys(path: list[str | int]) -> list[str]:

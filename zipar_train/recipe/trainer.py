@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, ConfigDict, Field
 from typing_extensions import TypedDict
 
-from zipar_train.io.errors import did_you_mean, truncate
+from zipar_train.io.errors import did_you_mean, safe_repr, truncate
 
 DEVICES = 128  # most on a node
 CLOCK = r"\d{1,4}:[0-5]?\d:[0-5]?\d:[0-5]?\d"  # days:hours:minutes:seconds
@@ -140,11 +140,11 @@ def disagreements(trainer: Mapping[str, Any]) -> list[str]:
         mistakes.append(f"trainer.devices = {devices!r}: trainer.strategy = fsdp needs their number on a node.")
     for key, value in islice(trainer.items(), 50):
         if key in OURS:
-            mistakes.append(f"trainer.{key} = {shown(value)}: zipar-train sets this itself. {OURS[key]}")
+            mistakes.append(f"trainer.{key} = {safe_repr(value)}: zipar-train sets this itself. {OURS[key]}")
         elif key not in trainer_arguments():
             known = did_you_mean("trainer.", key, trainer_arguments())
             name = truncate(key, length=60)
-            mistakes.append(f"trainer.{name} = {shown(value)}: not an argument of lightning.Trainer.{known}")
+            mistakes.append(f"trainer.{name} = {safe_repr(value)}: not an argument of lightning.Trainer.{known}")
     return mistakes
 
 

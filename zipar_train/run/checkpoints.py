@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from zipar_train.io.errors import truncate
+from zipar_train.io.errors import safe_repr, truncate
 from zipar_train.io.files import regular
 
 NUMBERED = re.compile(r"step-(\d{8}|[1-9]\d{8,})\.ckpt")
@@ -102,4 +102,4 @@ class Kept(Part):
             if first["type"] == "missing":
                 raise ValueError(f"{where} lacks its entry {entry}. {REMEDY}") from None
             what = f"{first['msg'][0].lower()}{first['msg'][1:]}"
-            raise ValueError(f"{where}: its entry {entry} = {shown(first['input'])}: {what}. {REMEDY}") from None
+            raise ValueError(f"{where}: its entry {entry} = {safe_repr(first['input'])}: {what}. {REMEDY}") from None

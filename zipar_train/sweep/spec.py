@@ -77,13 +77,13 @@ def read_sweep(path: str | Path) -> Sweep:
         )
     method, metric = raw.get("method"), raw.get("metric") or {}
     if method not in ("grid", "random"):
-        raise ValueError(f"{path}: method = {shown(method)}: use grid or random here; `wandb sweep` knows more")
+        raise ValueError(f"{path}: method = {safe_repr(method)}: use grid or random here; `wandb sweep` knows more")
     named = metric.get("name") if isinstance(metric, dict) else 0
     if not isinstance(named, str | None) or metric.get("goal", "minimize") not in ("minimize", "maximize"):
-        raise ValueError(f"{path}: metric = {shown(metric)}: give its name, and goal: minimize or maximize")
+        raise ValueError(f"{path}: metric = {safe_repr(metric)}: give its name, and goal: minimize or maximize")
     cap = raw.get("run_cap")
     if cap is not None and not (type(cap) is int and 1 <= cap <= MOST):
-        raise ValueError(f"{path}: run_cap = {shown(cap)}: a whole number from 1 to {MOST:,}")
+        raise ValueError(f"{path}: run_cap = {safe_repr(cap)}: a whole number from 1 to {MOST:,}")
     parameters: dict[str, dict[str, Any]] = {}
     for key, found in _flat(raw["parameters"], path):
         if key in parameters:
@@ -112,8 +112,8 @@ def trials_of(sweep: Sweep, *, count: int | None = None, seed: int = 0) -> list[
         whole = prod(map(len, choices))
         if count is None and whole > MOST:
             raise ValueError(
-                f"a grid of {truncate(whole, length=20)} trials, more than {MOST:,}. Give fewer values, use method: random, "
-                "or give --count or run_cap for the first of them"
+                f"a grid of {truncate(whole, length=20)} trials, more than {MOST:,}. Give fewer values, use method: "
+                "random, or give --count or run_cap for the first of them"
             )
         return [dict(zip(sweep.parameters, chosen, strict=True)) for chosen in islice(product(*choices), count)]
     if count is None:
@@ -198,26 +198,29 @@ def _spread(key: str, given: dict[str, Any], method: str, path: Path) -> dict[st
         if kind == "categorical" and "probabilities" in given:
             kind = "categorical_w_probabilities"
     if not isinstance(kind, str) or kind not in SPREADS:
-        raise ValueError(f"{where}: distribution {shown(kind)} is unknown. Known: {', '.join(SPREADS)}")
+        raise ValueError(f"{where}: distribution {safe_repr(kind)} is unknown. Known: {', '.join(SPREADS)}")
     parts = SPREADS[kind]
     if missing := [part for part, default in parts.items() if default is None and part not in given]:
         raise ValueError(f"{where}: {kind} needs {' and '.join(missing)}")
     if extra := [part for part in given if part not in parts and part != "distribution"]:
         raise ValueError(
-            f"{where}: {kind} has no {truncate(extra[0], length=60)}, but {', '.join(parts)}. Say `distribution`, or drop it"
+            f"{where}: {kind} has no {truncate(extra[0], length=60)}, but {', '.join(parts)}. Say `distribution`, or "
+            "drop it"
         )
     if method == "grid" and kind not in ("constant", "categorical", "int_uniform", "q_uniform"):
         raise ValueError(f"{where}: a grid needs values, not {kind}. Use method: random, or values")
     spread = {**parts, **given, "distribution": kind}
     if "values" in parts and (not isinstance(given["values"], list) or not given["values"]):
-        raise ValueError(f"{where}: values = {shown(given['values'])}: a list of at least one")
+        raise ValueError(f"{where}: values = {safe_repr(given['values'])}: a list of at least one")
     if strange := [each for part in ("value", "values") if part in parts for each in _strange(given[part])]:
-        raise ValueError(f"{where}: {shown(strange[0])} is no text, no finite number, nor a list or mapping of them")
+        raise ValueError(
+            f"{where}: {safe_repr(strange[0])} is no text, no finite number, nor a list or mapping of them"
+        )
     if "probabilities" in parts:
         chances = given["probabilities"]
         if not isinstance(chances, list) or len(chances) != len(given["values"]) or not all(map(_number, chances)) \
                 or min(chances) < 0 or not isclose(sum(chances), 1, abs_tol=1e-8, rel_tol=1e-5):  # fmt: skip
-            raise ValueError(f"{where}: probabilities = {shown(chances)}: one for each of the values, their sum 1")
+            raise ValueError(f"{where}: probabilities = {safe_repr(chances)}: one for each of the values, their sum 1")
     for part in parts.keys() - {"value", "values", "probabilities"}:
         _check_number(where, kind, part, spread[part])
     if "min" in parts and not spread["min"] < spread["max"]:
@@ -232,10 +235,10 @@ def _spread(key: str, given: dict[str, Any], method: str, path: Path) -> dict[st
 def _check_number(where: str, kind: str, part: str, value: Any) -> None:
     """A spread's number is one, and leaves the numbers drawn finite."""
     if not _number(value):
-        raise ValueError(f"{where}: {part} = {shown(value)} is no number (write 1.0e-4, not 1e-4)")
+        raise ValueError(f"{where}: {part} = {safe_repr(value)} is no number (write 1.0e-4, not 1e-4)")
     most = EXPONENTS.get(kind.removeprefix("q_"), 1e15)
     if abs(value) > most:
-        raise ValueError(f"{where}: {part} = {shown(value)}: outside {-most:g} .. {most:g}")
+        raise ValueError(f"{where}: {part} = {safe_repr(value)}: outside {-most:g} .. {most:g}")
     if kind == "int_uniform" and type(value) is not int:
         raise ValueError(f"{where}: {part} = {value} is no whole number, which int_uniform needs")
     if (part in ("q", "a", "b") and value < 1e-12) or (part == "sigma" and value < 0):
