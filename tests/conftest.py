@@ -90,7 +90,7 @@ def made_tiny(shards) -> list[str]:
 @pytest.fixture
 def tiny(made_tiny, tmp_path) -> list[str]:
     """Overrides that make any digits recipe tiny and put its run under tmp_path / "run"."""
-    return [*made_tiny, f"run={tmp_path}/run"]
+    return [*made_tiny, f"run_dir={tmp_path}/run"]
 
 
 @pytest.fixture

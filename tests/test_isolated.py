@@ -66,7 +66,7 @@ def test_the_suite_passes_in_a_used_clone_with_hostile_settings(shards, tmp_path
     """In a folder with the shards and the run that scripts/quickstart leaves, and with files that mislead."""
     clone = tmp_path / "clone"
     shutil.copytree(shards, clone / "data" / "digits")
-    few = ["trainer.max_epochs=1", "trainer.limit_train_batches=3", f"run={clone}/runs/digits-base"]
+    few = ["trainer.max_epochs=1", "trainer.limit_train_batches=3", f"run_dir={clone}/runs/digits-base"]
     data = [f"data.{split}={shards}/{split}.json" for split in ("train", "val")]
     fit(load_recipe("digits-base", [*TINY, *data, *few]))
     shutil.copytree(clone / "runs" / "digits-base", clone / "runs" / "digits")

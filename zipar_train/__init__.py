@@ -1,7 +1,7 @@
 """Fine-tune autoregressive image generators under a ZipAR mask, and decode their rows in parallel.
 
 from zipar_train import load
-images = load("runs/digits").draw([3, 5], window=4, seed=0)
+images = load("runs/digits").generate([3, 5], window=4, seed=0)
 """
 
 from importlib import import_module

@@ -20,7 +20,7 @@ HERE, NARROW = Path(__file__).parent, [4, 2, 1]
 DRAWN = 5000  # images to train on, and the seed they are drawn by, which none of SEEDS is
 STAND_IN = "zipar.stand_in=nearest"  # as the paper words it
 PLAIN = [  # what sweeps start from: before anything was chosen
-    *("optim.lr=1e-3", "data.batch_size=32", "tune.distill=0"),
+    *("optim.lr=1e-3", "data.micro_batch_size=32", "tune.distill=0"),
     *("zipar.windows={14: 1, 7: 1, 4: 1, 2: 1, 1: 1}", STAND_IN),
 ]
 RULES = {  # decoder choices: what stands in, who sees it, whether row 1 waits
@@ -37,7 +37,7 @@ RULES = {  # decoder choices: what stands in, who sees it, whether row 1 waits
 
 def sweep(name: str) -> dict[str, Any]:
     file = OUT / f"{name}.json"
-    zipar("sweep", "--recipe", "mnist", "--grid", HERE / f"{name}.yaml", *sets(f"model.weights={base(0)}", *PLAIN),
+    zipar("sweep", "--recipe", "mnist", "--file", HERE / f"{name}.yaml", *sets(f"model.weights={base(0)}", *PLAIN),
           "--out", OUT / name, "--json", file)  # fmt: skip
     return json.loads(file.read_text())
 
@@ -78,7 +78,7 @@ def rates() -> None:
 
 def chosen() -> None:
     of_sweep("chosen", ["images a step", "distillation"],
-             lambda values: [str(values["data.batch_size"]), f"{values['tune.distill']:g}"])  # fmt: skip
+             lambda values: [str(values["data.micro_batch_size"]), f"{values['tune.distill']:g}"])  # fmt: skip
 
 
 def lora() -> None:
@@ -111,7 +111,7 @@ def drawings() -> Path:
         def samples() -> Iterable[Sample]:
             for first in trange(0, DRAWN, size, unit_scale=size, unit="images"):
                 labels = [number % 10 for number in range(first, first + size)]
-                codes = generator.draw(labels, seed=DRAWN, first=first, batch_size=size, pixels=False).codes
+                codes = generator.generate(labels, seed=DRAWN, first=first, batch_size=size, pixels=False).codes
                 for at, (label, grid) in enumerate(zip(labels, codes.numpy(), strict=True)):
                     yield Sample(f"{first + at:06d}", grid[None], label, None)
 
@@ -123,7 +123,7 @@ def drawings() -> Path:
 
 def drawn() -> None:
     """Tuned on drawings of the untuned model, and on as many pictures."""
-    some = f"trainer.limit_train_batches={DRAWN // load_recipe('mnist').data.batch_size}"
+    some = f"trainer.limit_train_batches={DRAWN // load_recipe('mnist').data.micro_batch_size}"
     trials = []
     for name, share, more in (
         ("pictures", "0.8", [some]),

@@ -37,7 +37,7 @@ def sets(*overrides: str) -> Iterable[str]:
 @cache
 def trained(recipe: str, run: Path, *overrides: str) -> Path:
     """A run folder, trained as far as it is not."""
-    zipar("fit", "--recipe", recipe, "--resume", *sets(*overrides, f"run={run}"))
+    zipar("fit", "--recipe", recipe, "--resume", *sets(*overrides, f"run_dir={run}"))
     return run
 
 

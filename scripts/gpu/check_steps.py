@@ -40,8 +40,8 @@ class Sizes:
 FULL = Sizes()
 TINY = Sizes(
     model=(
-        *("model.size=null", "model.depth=2", "model.heads=2", "model.width=32", "model.feed_forward=64"),
-        *("model.grid=[6, 6]", "model.codes=64", "zipar.windows={6: 1, 3: 1}", "evaluate.windows=[6, 3]"),
+        *("model.size=null", "model.num_layers=2", "model.num_heads=2", "model.hidden_size=32", "model.ffn_size=64"),
+        *("model.grid=[6, 6]", "model.codebook_size=64", "zipar.windows={6: 1, 3: 1}", "evaluate.windows=[6, 3]"),
         *("data.workers=0", "trainer.precision=32-true"),
     ),
     windows="6,3",
@@ -84,9 +84,13 @@ def checks(work: Path, sizes: Sizes) -> list[list[Step]]:
     model, shards, last = work / "model.pt", work / "data" / "val.json", run / "checkpoints" / "last.ckpt"
     overrides = tuple(part for override in sizes.model for part in ("--set", override))
     training = (
-        *(f"model.weights={model}", f"model.tokenizer_weights={work / 'tokenizer.pt'}", f"run={run}"),
-        *(f"data.train={work / 'data' / 'train.json'}", f"data.val={shards}", f"data.batch_size={sizes.train_batch}"),
-        *(f"optim.batch={sizes.train_batch}", "optim.lr=1e-3", "log.wandb=disabled"),
+        *(f"model.weights={model}", f"model.tokenizer_weights={work / 'tokenizer.pt'}", f"run_dir={run}"),
+        *(
+            f"data.train={work / 'data' / 'train.json'}",
+            f"data.val={shards}",
+            f"data.micro_batch_size={sizes.train_batch}",
+        ),
+        *(f"optim.global_batch_size={sizes.train_batch}", "optim.lr=1e-3", "log.wandb=disabled"),
         *(f"trainer.max_steps={sizes.steps}", "trainer.log_every_n_steps=1", "trainer.num_sanity_val_steps=0"),
         *(f"trainer.val_check_interval={SAVED_EVERY}", "trainer.limit_val_batches=1"),
         f"checkpoint_every={SAVED_EVERY}",
@@ -104,7 +108,7 @@ def checks(work: Path, sizes: Sizes) -> list[list[Step]]:
         return Step(name, about, command, limit, least, json / f"{name}.json")
 
     def drawing(name: str, about: str, *arguments: str, limit: float, least: float, **more: str) -> Step:
-        alone = ("--alone", "--rounds", str(sizes.rounds), *arguments)
+        alone = ("--no-baselines", "--repeats", str(sizes.rounds), *arguments)
         return timed(name, about, *alone, limit=limit, least=least, **more)
 
     batch = str(sizes.train_batch)
@@ -121,9 +125,9 @@ def checks(work: Path, sizes: Sizes) -> list[list[Step]]:
         # 90 s for the three; the last two fill the compilers' caches for what is timed below
         [Step("tests", "tests that need a GPU", ("-m", "pytest", "-m", "gpu", "-vv", "-rA", "-n", str(sizes.processes),
               "--timeout=140", "-p", "no:cacheprovider", *gpu_tests()), 150, 40, summary=test_outcomes),
-         Step("warm-train", "compile training steps", verb("bench", "--train", "--rounds", "1", "--batch-sizes", batch,
+         Step("warm-train", "compile training steps", verb("bench", "--train", "--repeats", "1", "--batch-sizes", batch,
               *overrides), 150, 60),
-         Step("warm-decode", "compile passes", verb("bench", "--alone", "--compiled", "--rounds", "1", "--windows",
+         Step("warm-decode", "compile passes", verb("bench", "--no-baselines", "--compiled", "--repeats", "1", "--windows",
               sizes.wide_and_paper, *overrides), 150, 60)],
         # 30 s
         [drawing("decode-l", "LlamaGen-L, one image", "--windows", sizes.windows, limit=90, least=20)],
@@ -134,7 +138,7 @@ def checks(work: Path, sizes: Sizes) -> list[list[Step]]:
               unless=last, **interrupted)],
         # 45 s
         [Step("resume", "the killed run to its end",
-              (*fit, "--resume", "--allow", "tune.compile", "--set", "checkpoint_every=null"), 100, 30,
+              (*fit, "--resume", "--allow-change", "tune.compile", "--set", "checkpoint_every=null"), 100, 30,
               needs=(last,), before=lambda: lose_newest(run))],
         # 1 s
         [Step("continuity", "losses of the steps that were made twice",
@@ -155,13 +159,13 @@ def checks(work: Path, sizes: Sizes) -> list[list[Step]]:
         [drawing("decode-xl", "LlamaGen-XL, one image", "--windows", sizes.wide_and_paper, limit=70, least=25,
                  recipe="llamagen-xl")],
         # 60 s
-        [timed("train", "training steps without a teacher", "--train", "--batch-sizes", batch, "--rounds",
+        [timed("train", "training steps without a teacher", "--train", "--batch-sizes", batch, "--repeats",
                str(sizes.rounds), limit=110, least=30)],
         # 25 s
         [Step("advise", "bits and attention at every window",
               verb("advise", *settings, "--checkpoint", str(run), "--json", str(json / "advise.json")), 50, 20,
               json / "advise.json", needs=(last,))],
         # 80 s
-        [timed("baselines", "LlamaGen-L beside other ways of drawing", "--windows", sizes.wide_and_paper, "--rounds",
+        [timed("baselines", "LlamaGen-L beside other ways of drawing", "--windows", sizes.wide_and_paper, "--repeats",
                "1", limit=150, least=45)],
     ]  # fmt: skip

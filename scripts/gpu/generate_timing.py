@@ -26,7 +26,7 @@ asked = parser.parse_args()
 device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 generator = load(asked.run, device=device, dtype=torch.bfloat16 if device.type == "cuda" else torch.float32)
 plan, guidance = generator.plan(asked.window), generator.recipe.draw.guidance
-labels = [number % (generator.recipe.model.classes or 1) for number in range(asked.images)]
+labels = [number % (generator.recipe.model.num_classes or 1) for number in range(asked.images)]
 rates = measure(device, generator.dtype)
 rows = asked.batch * (2 if guidance != 1 else 1)
 batches = asked.images / asked.batch
@@ -50,7 +50,7 @@ def tell(**more) -> None:
 def drawn(what: str, **options):
     wait(device)
     start = perf_counter()
-    images = generator.draw(labels, window=asked.window, batch_size=asked.batch, **options)
+    images = generator.generate(labels, window=asked.window, batch_size=asked.batch, **options)
     wait(device)
     told["seconds"][what] = perf_counter() - start
     tell()
@@ -66,7 +66,7 @@ codes = drawn("codes", pixels=False)
 pictures = drawn("pixels, first")
 pictures = drawn("pixels")
 assert pictures.pixels is not None and pictures.pixels.float().std() > 0, "all pixels are alike"
-fewer = generator.draw(labels[:4], window=asked.window, batch_size=2, pixels=False)
+fewer = generator.generate(labels[:4], window=asked.window, batch_size=2, pixels=False)
 tell(
     same_codes_twice=same(codes.codes, pictures.codes),
     same_codes_in_smaller_batches=same(codes.codes[: len(fewer)], fewer.codes),

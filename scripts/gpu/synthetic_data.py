@@ -35,16 +35,18 @@ torch.manual_seed(0)
 family = build(recipe.model, device="cuda" if torch.cuda.is_available() else "cpu")
 state = {name: tensor.cpu() for name, tensor in family.model.state_dict().items()}
 heads = family.model.config.num_attention_heads
-torch.save({"model": to_published(state, heads=heads, codes=recipe.model.codes)}, asked.work / "model.pt")
+torch.save({"model": to_published(state, heads=heads, codes=recipe.model.codebook_size)}, asked.work / "model.pt")
 shape = {} if asked.small else PUBLISHED
-torch.save({"model": random_vq(**shape, codes=recipe.model.codes)[0]}, asked.work / "tokenizer.pt")
+torch.save({"model": random_vq(**shape, codes=recipe.model.codebook_size)[0]}, asked.work / "tokenizer.pt")
 
 rng = np.random.default_rng(0)
 rows, columns = recipe.model.grid
-layout = Layout(source="synthetic", grid=(rows, columns), codes=recipe.model.codes, classes=recipe.model.classes)
+layout = Layout(
+    source="synthetic", grid=(rows, columns), codes=recipe.model.codebook_size, classes=recipe.model.num_classes
+)
 for split, count in IMAGES.items():
     samples = (
-        Sample(f"{split}{i:06d}", rng.integers(recipe.model.codes // 16, size=(1, rows, columns)), i % 1000)
+        Sample(f"{split}{i:06d}", rng.integers(recipe.model.codebook_size // 16, size=(1, rows, columns)), i % 1000)
         for i in range(count)
     )
     write_shards(samples, asked.work / "data" / f"{split}.json", per_shard=256, layout=layout)

@@ -61,12 +61,12 @@ def test_the_eager_loop_draws_what_the_released_decoder_draws_for_any_grid(data)
 
 def tiny(name: str, *more: str):
     """Overrides that make a shipped recipe of captions tiny, on a grid of 4 x 6."""
-    shape = ["model.size=null", "model.depth=2", "model.heads=2", "model.width=16", "model.feed_forward=24",
-             "model.grid=[4,6]", "model.codes=12", "zipar.windows={6: 1, 2: 1}", "evaluate.windows=[6, 2]",
-             "data.batch_size=2", *more]  # fmt: skip
+    shape = ["model.size=null", "model.num_layers=2", "model.num_heads=2", "model.hidden_size=16", "model.ffn_size=24",
+             "model.grid=[4,6]", "model.codebook_size=12", "zipar.windows={6: 1, 2: 1}", "evaluate.windows=[6, 2]",
+             "data.micro_batch_size=2", *more]  # fmt: skip
     if name == "llamagen-xl-t2i":
-        return [*shape, "model.text.tokens=4", "model.text.features=6"]
-    return [*shape, "model.words.tokens=9", "model.words.vocabulary=900"]
+        return [*shape, "model.t5_features.tokens=4", "model.t5_features.features=6"]
+    return [*shape, "model.token_prompt.tokens=9", "model.token_prompt.vocabulary=900"]
 
 
 CAPTIONED = ["lumina-mgpt-7b-512", "emu3-gen", "janus-pro-1b", "llamagen-xl-t2i"]
@@ -77,7 +77,7 @@ def test_bench_of_captioned_recipes_from_the_command_line(run, tmp_path, name):
     """With all baselines, and nothing to download: the tokenizer of text is not there either."""
     sets = [part for override in tiny(name) for part in ("--set", override)]
     full = 7 if name in CAPTIONED[:2] else 6
-    status, out, err = run("bench", "--recipe", name, *sets, "--windows", f"{full},2", "--rounds", "1",
+    status, out, err = run("bench", "--recipe", name, *sets, "--windows", f"{full},2", "--repeats", "1",
                            "--json", tmp_path / "b.json")  # fmt: skip
     assert status == 0, err + out
     rows = {(row["method"], row["window"]): row for row in json.loads((tmp_path / "b.json").read_text())["rows"]}
@@ -86,7 +86,7 @@ def test_bench_of_captioned_recipes_from_the_command_line(run, tmp_path, name):
     assert rows[STOCK, full]["passes"] == (27 if full == 7 else 24)  # a pass for each row end between rows
     assert rows[OURS, 2]["agreement"] == 1
     assert ("takes a pass for each row end too, 27 an image" in out) == (full == 7)
-    status, out, err = run("bench", "--train", "--recipe", name, *sets, "--rounds", "1", "--json", tmp_path / "t.json")
+    status, out, err = run("bench", "--train", "--recipe", name, *sets, "--repeats", "1", "--json", tmp_path / "t.json")
     assert status == 0, err + out
     report = json.loads((tmp_path / "t.json").read_text())
     assert [(row["attention"], row["window"]) for row in report["rows"]] == [(CAUSAL, full), (SDPA, 2)]

@@ -20,7 +20,7 @@ from zipar_train.decoding.sampling import uniforms
 from zipar_train.recipe.load import load_recipe
 from zipar_train.recipe.schema import Draw
 
-TINY = ["model.depth=1", "model.heads=2", "model.width=16", "model.feed_forward=32"]
+TINY = ["model.num_layers=1", "model.num_heads=2", "model.hidden_size=16", "model.ffn_size=32"]
 
 
 @pytest.mark.parametrize("window", [6, 4, 2])
@@ -137,7 +137,7 @@ def test_training_steps_hang_together():
 
 def test_bench_from_the_command_line(run, tmp_path):
     sets = [part for override in TINY for part in ("--set", override)]
-    status, out, _ = run("bench", "--recipe", "digits", *sets, "--windows", "8,2", "--rounds", "1", "--batch-sizes",
+    status, out, _ = run("bench", "--recipe", "digits", *sets, "--windows", "8,2", "--repeats", "1", "--batch-sizes",
                          "1,2", "--json", tmp_path / "b.json", "--png", tmp_path / "b.png")  # fmt: skip
     assert status == 0
     assert "x floor" in out
@@ -146,7 +146,7 @@ def test_bench_from_the_command_line(run, tmp_path):
     assert len(report["rows"]) == 9
     assert report["environment"]["torch"].startswith(torch.__version__.split("+")[0])
     assert (tmp_path / "b.png").read_bytes().startswith(b"\x89PNG")
-    status, out, _ = run("bench", "--recipe", "digits", *sets, "--train", "--batch-sizes", "2", "--rounds", "1",
+    status, out, _ = run("bench", "--recipe", "digits", *sets, "--train", "--batch-sizes", "2", "--repeats", "1",
                          "--json", tmp_path / "t.json")  # fmt: skip
     assert "70 slots: --set tune.attention=sdpa, the only one that trains on this device" in out
     assert len(json.loads((tmp_path / "t.json").read_text())["rows"]) == 2

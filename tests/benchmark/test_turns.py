@@ -26,7 +26,7 @@ from zipar_train.models import compiled
 from zipar_train.recipe.load import load_recipe
 from zipar_train.training.trainer import module_of
 
-TINY = ["model.depth=1", "model.heads=2", "model.width=16", "model.feed_forward=32"]
+TINY = ["model.num_layers=1", "model.num_heads=2", "model.hidden_size=16", "model.ffn_size=32"]
 
 
 @pytest.fixture(autouse=True)
@@ -150,7 +150,7 @@ def test_a_way_that_fails_leaves_the_rows_of_others(run, tmp_path, monkeypatch):
 
     monkeypatch.setattr(decode, "eager_loop", scarce)
     sets = [part for override in TINY for part in ("--set", override)]
-    status, out, _ = run("bench", "--recipe", "digits", *sets, "--windows", "8,2", "--rounds", "1", "--batch-sizes",
+    status, out, _ = run("bench", "--recipe", "digits", *sets, "--windows", "8,2", "--repeats", "1", "--batch-sizes",
                          "1,10000000000", "--json", tmp_path / "b.json")  # fmt: skip
     assert status == 1
     assert "not measured: eager loop, as released, window 2, batch 1, 8x8: OutOfMemoryError: CUDA out of memory" in out
@@ -168,7 +168,7 @@ def test_a_step_that_fails_leaves_the_rows_of_others(run, tmp_path, monkeypatch)
 
     monkeypatch.setattr(train.ZipARModule, "losses", scarce)
     sets = [part for override in TINY for part in ("--set", override)]
-    arguments = ["bench", "--train", "--recipe", "digits", *sets, "--batch-sizes", "2", "--rounds", "1",
+    arguments = ["bench", "--train", "--recipe", "digits", *sets, "--batch-sizes", "2", "--repeats", "1",
                  "--json", tmp_path / "t.json"]  # fmt: skip
     status, out, _ = run(*arguments)
     assert status == 1

@@ -20,7 +20,7 @@ def trained(shards, tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("trained") / "digits-base"
     data = [f"data.train={shards}/train.json", f"data.val={shards}/val.json"]
-    fit(load_recipe("digits-base", [*TINY, *data, f"run={folder}", "trainer.max_epochs=1"]))
+    fit(load_recipe("digits-base", [*TINY, *data, f"run_dir={folder}", "trainer.max_epochs=1"]))
     return folder
 
 
@@ -87,9 +87,9 @@ def test_the_whole_story_through_the_command_line(cli, tmp_path):
         ("fit", "--recipe", "digits", *small),
         ("evaluate", "--recipe", "digits", *small, "--set", "log.wandb=offline", "--checkpoint", "runs/digits",
          "--compare", "runs/digits-base", "--windows", "8,2", "--json", "again.json"),
-        ("draw", "--checkpoint", "runs/digits", "--labels", "3,5", "--window", "4", "--out", "digits.png"),
+        ("generate", "--checkpoint", "runs/digits", "--labels", "3,5", "--window", "4", "--out", "digits.png"),
         ("export", "--checkpoint", "runs/digits", "--to", "hf", "--out", "exported"),
-        ("draw", "--checkpoint", "exported", "--labels", "3,5", "--window", "4", "--out", "again.png"),
+        ("generate", "--checkpoint", "exported", "--labels", "3,5", "--window", "4", "--out", "again.png"),
     ]  # fmt: skip
     for step in steps:
         done = cli(*step)
@@ -113,10 +113,10 @@ def test_the_whole_story_through_the_command_line(cli, tmp_path):
 def test_draw_is_what_python_draws(run, trained, tmp_path):
     from zipar_train import load
 
-    status, _, err = run("draw", "--checkpoint", trained, "--labels", "3,5", "--window", "4", "--seed", "1",
+    status, _, err = run("generate", "--checkpoint", trained, "--labels", "3,5", "--window", "4", "--seed", "1",
                          "--temperature", "0.9", "--top-k", "5", "--out", "a.png")  # fmt: skip
     assert status == 0, err
-    images = load(str(trained)).draw([3, 5], window=4, seed=1, temperature=0.9, top_k=5)
+    images = load(str(trained)).generate([3, 5], window=4, seed=1, temperature=0.9, top_k=5)
     images.save(tmp_path / "b.png")
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     assert images.pixels.shape == (2, 3, 8, 8)
@@ -128,7 +128,7 @@ BAD = [
     (["fit", "--recipe", "digitz"], "Did you mean digits?"),
     (["fit", "--recipe", "digits", "--set", "zipar.window=3"], "Did you mean zipar.windows?"),
     (["fit", "--recipe", "digits-base"], "no shards at data/digits/train.json: make them with `zipar-train tokenize`"),
-    (["fit", "--recipe", "digits-base", "DATA", "--set", "run=FILE/run"], "cannot be written"),
+    (["fit", "--recipe", "digits-base", "DATA", "--set", "run_dir=FILE/run"], "cannot be written"),
     (["fit", "--recipe", "digits", "DATA"], "no weights at runs/digits-base"),
     (["plan", "--recipe", "digits", "--window", "9"], "window 9 does not fit a row of 8 tokens: use 1 .. 8"),
     (["plan", "--recipe", "digits", "--window", "0"], "window 0 does not fit a row of 8 tokens"),
@@ -145,28 +145,28 @@ BAD = [
         "--images: scikit-learn digits, train split has 10 classes, the recipe's model 1000",
     ),
     (["tokenize", "--recipe", "digits", "--images", "digits", "--out", "FILE/d"], "FILE"),
-    (["draw", "--checkpoint", "gone", "--labels", "3", "--out", "a.png"], "nothing to load at gone"),
-    (["draw", "--checkpoint", "digits-base", "--labels", "3", "--out", "a.png"], "starts from random weights"),
+    (["generate", "--checkpoint", "gone", "--labels", "3", "--out", "a.png"], "nothing to load at gone"),
+    (["generate", "--checkpoint", "digits-base", "--labels", "3", "--out", "a.png"], "starts from random weights"),
     (
-        ["draw", "--checkpoint", "RUN", "--labels", "3,10", "--out", "a.png"],
+        ["generate", "--checkpoint", "RUN", "--labels", "3,10", "--out", "a.png"],
         "label 10 is not a class of this model: use 0 .. 9",
     ),
-    (["draw", "--checkpoint", "RUN", "--labels", "three", "--out", "a.png"], "--labels 'three'"),
-    (["draw", "--checkpoint", "RUN", "--labels", "3", "--window", "0", "--out", "a.png"], "window 0 does not fit"),
-    (["draw", "--checkpoint", "RUN", "--labels", "3", "--seed", "-1", "--out", "a.png"], "seed -1"),
+    (["generate", "--checkpoint", "RUN", "--labels", "three", "--out", "a.png"], "--labels 'three'"),
+    (["generate", "--checkpoint", "RUN", "--labels", "3", "--window", "0", "--out", "a.png"], "window 0 does not fit"),
+    (["generate", "--checkpoint", "RUN", "--labels", "3", "--seed", "-1", "--out", "a.png"], "seed -1"),
     (
-        ["draw", "--checkpoint", "RUN", "--labels", "3", "--top-p", "2", "--out", "a.png"],
+        ["generate", "--checkpoint", "RUN", "--labels", "3", "--top-p", "2", "--out", "a.png"],
         "top_p = 2.0: input should be less",
     ),
-    (["draw", "--checkpoint", "RUN", "--labels", "3", "--out", "FILE/a.png"], "FILE/a.png"),
-    (["draw", "--checkpoint", "RUN", "--labels", "3", "--out", "a.doc"], "doc"),
+    (["generate", "--checkpoint", "RUN", "--labels", "3", "--out", "FILE/a.png"], "FILE/a.png"),
+    (["generate", "--checkpoint", "RUN", "--labels", "3", "--out", "a.doc"], "doc"),
     (["evaluate", "--recipe", "digits", "--checkpoint", "RUN", "--windows", "9", "DATA"], "window 9 does not fit"),
     (["evaluate", "--recipe", "digits", "--checkpoint", "gone"], "no checkpoint at gone"),
     (["evaluate", "--recipe", "digits", "--checkpoint", "RUN", "DATA", "--compare", "gone"], "no weights at gone"),
     (["evaluate", "--recipe", "digits", "--checkpoint", "RUN", "DATA"], "does not fit the model of this recipe"),
     (
-        ["evaluate", "--recipe", "digits", "--checkpoint", "RUN", "DATA", "--set", "model.classes=11"],
-        "its model.classes is 10, here it is 11",
+        ["evaluate", "--recipe", "digits", "--checkpoint", "RUN", "DATA", "--set", "model.num_classes=11"],
+        "its model.num_classes is 10, here it is 11",
     ),
     (["evaluate", "--recipe", "digits", "--checkpoint", "RUN", "DATA", "TINY", "--out", "FILE/x"], "FILE/x"),
     (["export", "--checkpoint", "RUN", "--out", "FILE"], "already exists"),
@@ -222,7 +222,7 @@ def test_a_checkpoint_of_another_grid_is_refused_though_its_tensors_fit(run, tra
 
 def test_flex_attention_is_refused_without_a_gpu(run, shards, tmp_path):
     data = [f"data.train={shards}/train.json", f"data.val={shards}/val.json", "tune.attention=flex_attention"]
-    status, _, err = run("fit", "--recipe", "digits-base", *sets([*TINY, *data, f"run={tmp_path}/r"]))
+    status, _, err = run("fit", "--recipe", "digits-base", *sets([*TINY, *data, f"run_dir={tmp_path}/r"]))
     assert status == 2
     assert "tune.attention = flex_attention has no backward pass on cpu: use sdpa there" in err
 

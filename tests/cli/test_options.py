@@ -8,7 +8,7 @@ from zipar_train.decoding import generator
 
 CHECKPOINT, RECIPE = ("--checkpoint", "nothing.ckpt"), ("--recipe", "digits")
 FILES = {  # a command whose work would end with another message, and the option that takes a file
-    "draw": ("draw", *CHECKPOINT, "--labels", "3", "--out"),
+    "draw": ("generate", *CHECKPOINT, "--labels", "3", "--out"),
     "plan picture": ("plan", *RECIPE, "--png"),
     "plan": ("plan", *RECIPE, "--json"),
     "evaluate": ("evaluate", *RECIPE, *CHECKPOINT, "--json"),
@@ -18,14 +18,14 @@ FILES = {  # a command whose work would end with another message, and the option
     "bench picture": ("bench", *RECIPE, "--png"),
     "doctor": ("doctor", "--json"),
     "shards check": ("shards", "check", "nothing.json", "--json"),
-    "sweep": ("sweep", *RECIPE, "--grid", "nothing.yaml", "--json"),
+    "sweep": ("sweep", *RECIPE, "--file", "nothing.yaml", "--json"),
 }
 PICTURES = ("draw", "plan picture", "advise picture", "bench picture")
 FOLDERS = {
     "tokenize": ("tokenize", *RECIPE, "--images", "nothing", "--out"),
     "shards import": ("shards", "import", *RECIPE, "--codes", "nothing", "--out"),
     "evaluate": ("evaluate", *RECIPE, *CHECKPOINT, "--out"),
-    "sweep": ("sweep", *RECIPE, "--grid", "nothing.yaml", "--out"),
+    "sweep": ("sweep", *RECIPE, "--file", "nothing.yaml", "--out"),
     "export": ("export", *CHECKPOINT, "--out"),
 }
 
@@ -94,7 +94,7 @@ def test_a_drawing_is_made_only_for_a_file_that_can_be_written(run, tmp_path, mo
 
     monkeypatch.setattr(generator, "load", load)
     with pytest.raises(Drawn):
-        run("draw", *CHECKPOINT, "--labels", "3", "--out", tmp_path / file)
+        run("generate", *CHECKPOINT, "--labels", "3", "--out", tmp_path / file)
 
 
 def test_an_export_looks_at_its_place_before_it_reads_weights(run, tmp_path):

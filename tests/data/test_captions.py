@@ -40,13 +40,13 @@ def encoder(tmp_path_factory):
 def settings(encoder, tmp_path):
     """Overrides of Janus-Pro's recipe: tiny, prompts of 12 tokens, codes that are colours."""
     train, val = (f"data.{split}={tmp_path}/{split}.json" for split in ("train", "val"))
-    small = ["model.size=null", "model.depth=1", "model.heads=2", "model.width=16", "model.feed_forward=24"]
-    return [*small, "model.codes=24", "model.grid=[3,3]", "model.tokenizer=palette", "model.tokenizer_weights=null",
-            f"model.words={{encoder: {encoder}, tokens: 12, vocabulary: 20}}", "model.weights=null", "tune.lora=null",
+    small = ["model.size=null", "model.num_layers=1", "model.num_heads=2", "model.hidden_size=16", "model.ffn_size=24"]
+    return [*small, "model.codebook_size=24", "model.grid=[3,3]", "model.tokenizer=palette", "model.tokenizer_weights=null",
+            f"model.token_prompt={{encoder: {encoder}, tokens: 12, vocabulary: 20}}", "model.weights=null", "tune.lora=null",
             "zipar.windows={3: 1, 1: 1}", "evaluate.windows=[3,1]", "data.workers=0", train, val, "tune.distill=0",
-            f"run={tmp_path}/run", "trainer.accelerator=cpu", "trainer.precision=32-true", "tune.compile=false",
-            "data.batch_size=4", "optim.batch=4", "checkpoint_every=null", "trainer.val_check_interval=1.0",
-            "log.wandb=disabled", "trainer.max_epochs=1", "tune.recompute=false",
+            f"run_dir={tmp_path}/run", "trainer.accelerator=cpu", "trainer.precision=32-true", "tune.compile=false",
+            "data.micro_batch_size=4", "optim.global_batch_size=4", "checkpoint_every=null", "trainer.val_check_interval=1.0",
+            "log.wandb=disabled", "trainer.max_epochs=1", "tune.activation_checkpointing=false",
             "evaluate.clip=null", "evaluate.captions=null"]  # fmt: skip
 
 
@@ -66,14 +66,14 @@ def test_fit_tells_of_a_long_caption_before_it_starts(settings, tmp_path, run):
     status, out, err = run("fit", "--recipe", "janus-pro-1b", *sets(settings))
     assert status == 2
     assert re.search(rf"train-000001\.tar, {TOLD}", err) and "2 samples of 12 are damaged or do not fit" in err
-    assert "data.damaged=skip" in err and "A step is" not in out
+    assert "data.on_bad_sample=skip" in err and "A step is" not in out
     assert not (tmp_path / "run").exists()
 
 
 def test_fit_leaves_long_captions_out(settings, tmp_path, run):
     captioned(tmp_path, long=(5,))
     captioned(tmp_path, long=(0, 3), name="val")
-    status, _, err = run("fit", "--recipe", "janus-pro-1b", *sets([*settings, "data.damaged=skip"]))
+    status, _, err = run("fit", "--recipe", "janus-pro-1b", *sets([*settings, "data.on_bad_sample=skip"]))
     assert status == 0, err
     assert len(re.findall(r"skipped: .*takes 3. tokens", err)) >= 3
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
@@ -106,7 +106,7 @@ def test_tokenize_lists_long_captions_and_marks_the_set(settings, tmp_path, run)
     for shard in done.manifest.shards:
         (tmp_path / shard.name).write_bytes(b"")
     check_captions(recipe.model, {str(tmp_path / "train.json"): done.manifest})  # so it is not read once more
-    other = load_recipe("janus-pro-1b", [*settings, "model.words.tokens=11"])
+    other = load_recipe("janus-pro-1b", [*settings, "model.token_prompt.tokens=11"])
     with pytest.raises(ValueError, match="is damaged"):
         check_captions(other.model, {str(tmp_path / "train.json"): done.manifest})
 
@@ -122,14 +122,14 @@ def test_loaders_know_only_what_can_be_skipped(settings, tmp_path):
     captioned(tmp_path, long=())
     captioned(tmp_path, long=(), name="val")
     assert build_datamodule(load_recipe("janus-pro-1b", settings)).misfit is None
-    skipping = build_datamodule(load_recipe("janus-pro-1b", [*settings, "data.damaged=skip"]))
+    skipping = build_datamodule(load_recipe("janus-pro-1b", [*settings, "data.on_bad_sample=skip"]))
     assert skipping.val_dataloader().misfit and skipping.val_dataloader().skip == "skip"
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_features_of_another_width_are_a_fault_of_their_sample(tmp_path, workers):
     text = {"tokens": 4, "features": 6}
-    recipe = load_recipe("llamagen-xl-t2i", [f"model.text={text}", "model.codes=24", "model.grid=[3,3]",
+    recipe = load_recipe("llamagen-xl-t2i", [f"model.t5_features={text}", "model.codebook_size=24", "model.grid=[3,3]",
                                              "zipar.windows={3: 1}", "evaluate.windows=[3]"])  # fmt: skip
     samples = [
         Sample(f"s{k}", np.full((1, 3, 3), k), "a car", np.zeros((2, 5 if k == 3 else 6), np.float16)) for k in range(8)

@@ -83,7 +83,7 @@ NODES = st.lists(
 
 @pytest.fixture(scope="module")
 def recipe():
-    return load_recipe("digits", ["model.classes=2", "data.workers=0"])
+    return load_recipe("digits", ["model.num_classes=2", "data.workers=0"])
 
 
 def built(root, nodes):

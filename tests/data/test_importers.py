@@ -16,7 +16,13 @@ from zipar_train.data.import_codes import import_codes
 from zipar_train.data.shards import Layout, Sample, read_manifest, read_shard, write_shards
 from zipar_train.recipe.load import load_recipe
 
-RECIPE = ["model.codes=9", "model.classes=4", "model.grid=[3,3]", "zipar.windows={3: 1}", "evaluate.windows=[3]"]
+RECIPE = [
+    "model.codebook_size=9",
+    "model.num_classes=4",
+    "model.grid=[3,3]",
+    "zipar.windows={3: 1}",
+    "evaluate.windows=[3]",
+]
 
 
 def codes(i, views=2):

@@ -50,7 +50,9 @@ def grey(level=80):
 
 
 def tokenized(images, out, **options):
-    return tokenize(load_recipe("digits", ["model.classes=2"]), images=str(images), out=out, progress=False, **options)
+    return tokenize(
+        load_recipe("digits", ["model.num_classes=2"]), images=str(images), out=out, progress=False, **options
+    )
 
 
 def samples(out):
@@ -83,7 +85,7 @@ def test_whatever_else_lies_there_is_listed_with_its_reason(folder, tmp_path, ru
     (folder / "a" / "self.png").symlink_to("self.png")
     (folder / "a" / ".link").symlink_to(folder / "b")
     os.mkfifo(folder / "a" / "x.jpg")
-    status, out, err = run("tokenize", "--recipe", "digits", *sets(["model.classes=2"]), "--images", folder,
+    status, out, err = run("tokenize", "--recipe", "digits", *sets(["model.num_classes=2"]), "--images", folder,
                            "--out", tmp_path / "out")  # fmt: skip
     assert status == 0, err
     assert ["10 files or pictures" in line for line in err.splitlines() if "not read" in line] == [True], err

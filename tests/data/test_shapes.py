@@ -51,12 +51,12 @@ def test_files_of_images_have_height_and_width(tmp_path):
 
 
 def test_images_are_resized_in_their_proportion(tmp_path, vq):
-    resized = drawn(tmp_path, "evaluate.size=12")
+    resized = drawn(tmp_path, "evaluate.resize_to=12")
     assert torch.cat(list(resized.pixels())).shape == (3, 3, 12, 16)
-    assert scored(load_recipe("digits-base", ["evaluate.size=12"])) == (12, 12)
+    assert scored(load_recipe("digits-base", ["evaluate.resize_to=12"])) == (12, 12)
     assert scored(load_recipe("digits-base", WIDE)) is None
-    with pytest.raises(RecipeError, match="evaluate.size = 13: no whole pixels for 6 x 8 codes"):
-        load_recipe("digits-base", [*WIDE, "evaluate.size=13"])
+    with pytest.raises(RecipeError, match="evaluate.resize_to = 13: no whole pixels for 6 x 8 codes"):
+        load_recipe("digits-base", [*WIDE, "evaluate.resize_to=13"])
     codes = torch.randint(24, (1, 2, 3))
     assert load_vq16(str(vq), codes=24).decode(codes, size=(20, 30)).shape == (1, 3, 20, 30)
 
@@ -107,8 +107,8 @@ def test_a_recipe_of_a_wide_grid_is_evaluated_against_pictures(tmp_path, run):
     for k in range(30):
         (tmp_path / "p" / f"class{k % 3}").mkdir(parents=True, exist_ok=True)
         picture(k, size=(8, 6)).save(tmp_path / "p" / f"class{k % 3}" / f"{k}.png")
-    settings = sets([*WIDE, "model.classes=3", f"data.train={tmp_path}/s/train.json", f"run={tmp_path}/run",
-                     f"data.val={tmp_path}/s/train.json", "trainer.max_epochs=1", "data.batch_size=8", "optim.batch=8",
+    settings = sets([*WIDE, "model.num_classes=3", f"data.train={tmp_path}/s/train.json", f"run_dir={tmp_path}/run",
+                     f"data.val={tmp_path}/s/train.json", "trainer.max_epochs=1", "data.micro_batch_size=8", "optim.global_batch_size=8",
                      "trainer.limit_train_batches=1", "evaluate.windows=[8]", "zipar.windows={8: 1}",
                      "trainer.check_val_every_n_epoch=1", f"evaluate.reference={tmp_path}/p"])  # fmt: skip
     common = ["--recipe", "digits-base", *settings]

@@ -50,7 +50,7 @@ def tar(path: Path, files: dict[str, bytes]) -> Path:
 
 
 def tokenized(images, out, classes, split="train"):
-    recipe = load_recipe("digits-base", [f"model.classes={classes}"])
+    recipe = load_recipe("digits-base", [f"model.num_classes={classes}"])
     return tokenize(recipe, images=str(images), out=out, split=split, progress=False)
 
 
@@ -74,7 +74,15 @@ def rows(count=6, **more):
 
 def test_a_split_that_lacks_a_class_goes_by_name(tmp_path, run):
     folders(tmp_path / "p", "train/ant/1.png", "train/bee/1.png", "train/cow/1.png", "val/bee/2.png", "val/cow/3.png")
-    command = ["tokenize", "--recipe", "digits-base", *sets(["model.classes=3"]), "--images", tmp_path / "p", "--out"]
+    command = [
+        "tokenize",
+        "--recipe",
+        "digits-base",
+        *sets(["model.num_classes=3"]),
+        "--images",
+        tmp_path / "p",
+        "--out",
+    ]
     status, out, err = run(*command, tmp_path / "o")
     assert status == 0, err
     assert "val: 1 of 3 classes have no picture: ant" in out
@@ -222,7 +230,15 @@ def test_truth_values_are_classes_by_name_and_fractions_none(tmp_path):
 def test_label_errors_are_told_as_such(tmp_path, run):
     labels = [-1, 1, 0, 2, None, 1]
     parquet(tmp_path / "d/train.parquet", rows(label=labels), LABELLED)
-    command = ["tokenize", "--recipe", "digits-base", *sets(["model.classes=3"]), "--images", tmp_path / "d", "--out"]
+    command = [
+        "tokenize",
+        "--recipe",
+        "digits-base",
+        *sets(["model.num_classes=3"]),
+        "--images",
+        tmp_path / "d",
+        "--out",
+    ]
     status, out, err = run(*command, tmp_path / "o")
     assert status == 0
     assert "split 'train': pictures in column 'image', classes in column 'label'" in out

@@ -26,7 +26,7 @@ from zipar_train.recipe.load import load_recipe
 
 
 def overrides(vq, *more):
-    return ["model.codes=24", "model.classes=3", "model.grid=[2,2]", f"model.tokenizer_weights={vq}", "data.workers=0",
+    return ["model.codebook_size=24", "model.num_classes=3", "model.grid=[2,2]", f"model.tokenizer_weights={vq}", "data.workers=0",
             "zipar.windows={2: 1}", "evaluate.windows=[2]", *more]  # fmt: skip
 
 
@@ -179,8 +179,8 @@ def test_tars_and_data_sets_hold_the_same(folder, tmp_path, vq):
         ("empty", [], "not a folder with a folder of pictures for each class"),
         (
             "pictures",
-            ["model.classes=4"],
-            "has 3 classes, the recipe's model 4. Give all classes, or set model.classes",
+            ["model.num_classes=4"],
+            "has 3 classes, the recipe's model 4. Give all classes, or set model.num_classes",
         ),
         ("pictures", ["model.tokenizer=null"], "has no model.tokenizer: set it to vq16 or palette"),
         ("cut.tar", [], "cut.tar is not a readable, uncompressed tar file"),
@@ -285,8 +285,8 @@ def test_loader_processes_crop_and_the_time_waited_is_told(folder, tmp_path, vq)
 
 
 def text_overrides(vq, t5):
-    return ["model.size=null", "model.depth=1", "model.heads=2", "model.width=16", "model.codes=24", "model.grid=[2,2]",
-            f"model.text={{encoder: {t5}, tokens: 4, features: 6}}", f"model.tokenizer_weights={vq}", "data.workers=0",
+    return ["model.size=null", "model.num_layers=1", "model.num_heads=2", "model.hidden_size=16", "model.codebook_size=24", "model.grid=[2,2]",
+            f"model.t5_features={{encoder: {t5}, tokens: 4, features: 6}}", f"model.tokenizer_weights={vq}", "data.workers=0",
             "zipar.windows={2: 1}", "evaluate.windows=[2]"]  # fmt: skip
 
 
@@ -327,7 +327,7 @@ def test_a_recipe_of_captions_refuses_classes(folder, tmp_path, vq, t5):
     recipe = load_recipe("llamagen-xl-t2i", text_overrides(vq, t5))
     with pytest.raises(ValueError, match="pictures has classes, and this recipe's model is prompted by captions"):
         tokenize(recipe, images=str(folder), out=tmp_path / "out", progress=False)
-    recipe = load_recipe("llamagen-xl-t2i", [*text_overrides(vq, t5), "model.text.encoder=nowhere/t5"])
+    recipe = load_recipe("llamagen-xl-t2i", [*text_overrides(vq, t5), "model.t5_features.encoder=nowhere/t5"])
     family = build(recipe.model)
-    with pytest.raises(ValueError, match="model.text.encoder = nowhere/t5: no T5 encoder can be loaded"):
+    with pytest.raises(ValueError, match="model.t5_features.encoder = nowhere/t5: no T5 encoder can be loaded"):
         family.check(["a car"])

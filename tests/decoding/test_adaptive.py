@@ -65,7 +65,7 @@ def check(family, draw, **rule):
     prompt=st.integers(1, 3),
     stand_in=st.sampled_from(["nearest", "latest", "above", "completed", "released"]),
     seen=st.sampled_from(["until_replaced", "by_itself"]),
-    first_row=st.sampled_from(["alone", "overlapping"]),
+    first_row=st.sampled_from(["complete", "overlapping"]),
     guidance=st.sampled_from([1.0, 2.5]),
 )
 @settings(max_examples=60, deadline=None)

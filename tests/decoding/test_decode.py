@@ -23,7 +23,7 @@ from zipar_train.recipe.schema import Draw
     data=st.data(),
     stand_in=st.sampled_from(["nearest", "latest", "above", "completed", "released"]),
     seen=st.sampled_from(["until_replaced", "by_itself"]),
-    first_row=st.sampled_from(["alone", "overlapping"]),
+    first_row=st.sampled_from(["complete", "overlapping"]),
     by_row=st.booleans(),
     guidance=st.sampled_from([1.0, 2.5]),
 )

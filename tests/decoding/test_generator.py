@@ -25,34 +25,36 @@ from zipar_train.recipe.load import load_recipe
 @pytest.fixture
 def generator():
     torch.manual_seed(0)
-    recipe = load_recipe("digits-base", ["model.depth=1", "model.heads=2", "model.width=16", "model.feed_forward=32"])
+    recipe = load_recipe(
+        "digits-base", ["model.num_layers=1", "model.num_heads=2", "model.hidden_size=16", "model.ffn_size=32"]
+    )
     state = build(recipe.model).model.state_dict()
     return Generator(recipe, LoadedWeights(Path("random"), recipe, state, {}), device="cpu")
 
 
 def test_batches_are_whole_images_in_order(generator):
     labels = [k % 10 for k in range(11)]
-    whole = generator.draw(labels, window=2, batch_size=11)
-    parts = generator.draw(labels, window=2, batch_size=4)
+    whole = generator.generate(labels, window=2, batch_size=11)
+    parts = generator.generate(labels, window=2, batch_size=4)
     assert torch.equal(whole.codes, parts.codes)
     assert torch.equal(whole.pixels, parts.pixels)
-    assert torch.equal(generator.draw(labels[4:], window=2, first=4).pixels, whole.pixels[4:])
+    assert torch.equal(generator.generate(labels[4:], window=2, first=4).pixels, whole.pixels[4:])
     assert whole.passes.tolist() == [28] * 11
 
 
 def test_adaptive_windows_draw_the_same_images_in_any_batch(generator):
     labels = [k % 10 for k in range(11)]
-    whole = generator.draw(labels, window=2, batch_size=11, manner="adaptive")
-    parts = generator.draw(labels, window=2, batch_size=4, manner="adaptive")
+    whole = generator.generate(labels, window=2, batch_size=11, manner="adaptive")
+    parts = generator.generate(labels, window=2, batch_size=4, manner="adaptive")
     assert torch.equal(whole.codes, parts.codes) and torch.equal(whole.passes, parts.passes)
     assert 28 < whole.passes.min() <= whole.passes.max() <= 64
     with pytest.raises(ValueError, match="manner 'adaptve' is unknown: use 'planned', 'released', 'adaptive'"):
-        generator.draw(labels, window=2, manner="adaptve")
+        generator.generate(labels, window=2, manner="adaptve")
 
 
 def test_its_family_can_be_trained_after_drawing(generator):
     """The weights that draw are folded into other orders; the family is transformers' own, its weights the saved."""
-    drawn = generator.draw([0, 3], window=2)
+    drawn = generator.generate([0, 3], window=2)
     family, labels = generator.family, torch.tensor([0, 3])
     assert all(torch.equal(t, generator.saved.state[name]) for name, t in family.model.state_dict().items())
     plan = generator.plan(2)
@@ -61,7 +63,7 @@ def test_its_family_can_be_trained_after_drawing(generator):
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in family.model.parameters())
     with torch.no_grad():
         family.model.lm_head.weight.zero_()
-    assert torch.equal(generator.draw([0, 3], window=2).codes, drawn.codes)
+    assert torch.equal(generator.generate([0, 3], window=2).codes, drawn.codes)
 
 
 def held(generator) -> int:
@@ -72,7 +74,7 @@ def held(generator) -> int:
 def test_what_a_batch_needs_is_what_it_takes(generator):
     """Keys and values to the byte; the rest of the estimate is the pass in progress."""
     family, plan = generator.drawing, generator.plan(2)
-    generator.draw([0] * 50, window=2, batch_size=50, guidance=2.0)
+    generator.generate([0] * 50, window=2, batch_size=50, guidance=2.0)
     slots = len(plan)
     more = decode_bytes(family, plan, 50, rows=100, slots=slots + 1) - decode_bytes(
         family, plan, 50, rows=100, slots=slots
@@ -86,11 +88,11 @@ def test_a_batch_that_cannot_fit_is_refused_with_the_largest_that_does(generator
     one = decode_bytes(generator.drawing, plan, 1, rows=2, slots=len(plan))
     monkeypatch.setattr(memory, "left", lambda device: int(7.5 * one / memory.SPARE))
     with pytest.raises(ValueError, match=r"8 images at once need 0\.0 GiB, and cpu has .* left: at most 7 fit"):
-        generator.draw([0] * 8, window=2, batch_size=8, guidance=2.0)
-    assert len(generator.draw([0] * 7, window=2, batch_size=7, guidance=2.0)) == 7
+        generator.generate([0] * 8, window=2, batch_size=8, guidance=2.0)
+    assert len(generator.generate([0] * 7, window=2, batch_size=7, guidance=2.0)) == 7
     monkeypatch.setattr(memory, "left", lambda device: one // 2)
     with pytest.raises(ValueError, match="not even one fits"):
-        generator.draw([0, 1], window=2, batch_size=1, guidance=2.0)
+        generator.generate([0, 1], window=2, batch_size=1, guidance=2.0)
 
 
 def test_decoders_of_other_windows_make_room(generator, monkeypatch):
@@ -99,7 +101,7 @@ def test_decoders_of_other_windows_make_room(generator, monkeypatch):
     taken = generator.decoders.values()
     monkeypatch.setattr(memory, "left", lambda device: 1200 - 800 * sum(d.canvas is not None for d in taken))
     for window in (4, 2, 1, 4):
-        assert len(generator.draw([3] * 8, window=window, batch_size=8)) == 8
+        assert len(generator.generate([3] * 8, window=window, batch_size=8)) == 8
         assert [w for (w, _), decoder in generator.decoders.items() if decoder.canvas] == [window]
 
 
@@ -110,8 +112,8 @@ def test_an_allocator_that_fails_is_put_in_words(generator, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(type(generator.drawing), "hidden", fail)
         with pytest.raises(ValueError, match="memory ran out while drawing 6 images at once.*batch size to 3"):
-            generator.draw([0] * 6, batch_size=6)
-    assert len(generator.draw([0] * 3)) == 3
+            generator.generate([0] * 6, batch_size=6)
+    assert len(generator.generate([0] * 3)) == 3
 
 
 def test_memory_left_is_the_machines():
@@ -123,7 +125,7 @@ def test_two_hundred_images_leave_no_memory_behind(generator):
 
     def draw(images):
         for k in range(images):
-            generator.draw([k % 10], window=1, first=k, guidance=2.0)
+            generator.generate([k % 10], window=1, first=k, guidance=2.0)
         gc.collect()
         return process.memory_info().rss
 

@@ -23,7 +23,7 @@ from zipar_train.recipe.load import load_recipe
 from zipar_train.training.fit import fit
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
-PATIENT = ["--patience", "200"]  # tests run side by side
+PATIENT = ["--timeout", "200"]  # tests run side by side
 UNREACHABLE = {"WANDB_MODE": "online", "WANDB_BASE_URL": "http://somebody:hunter2@127.0.0.1:9", "WANDB_API_KEY": KEY}
 
 
@@ -64,7 +64,7 @@ def test_this_machine(fresh_cli, tmp_path, shards):
 def test_a_gpu_does_it_all(fresh_cli, tmp_path):
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
-    fresh_cli("doctor", "--only", "devices,attention", "--json", "doctor.json", *PATIENT)
+    fresh_cli("doctor", "--checks", "devices,attention", "--json", "doctor.json", *PATIENT)
     rows = told(tmp_path / "doctor.json")
     for name in ("GPU 0", "nccl", "torch.compile", "FlexAttention", "FlexAttention, backward", "sdpa, math"):
         assert rows[name]["status"] == "ok", rows[name]
@@ -85,12 +85,12 @@ def test_a_check_that_hangs_is_ended_with_all_it_started(fresh_cli, tmp_path):
     hangs = "import subprocess, time\nsubprocess.Popen(['sleep', '98765'])\ntime.sleep(1000)\n"
     env = {**stub(tmp_path, "wandb", hangs), "WANDB_MODE": "online"}
     start = time.monotonic()
-    done = fresh_cli("doctor", "--only", "wandb", "--json", "doctor.json", "--patience", "4", env=env)
+    done = fresh_cli("doctor", "--checks", "wandb", "--json", "doctor.json", "--timeout", "4", env=env)
     assert done.returncode == 1 and time.monotonic() - start < 15
     rows = told(tmp_path / "doctor.json")
     assert rows["mode"]["status"] == "ok"
     assert rows["login"]["status"] == "problem" and rows["login"]["seen"] == "no answer in 4 s"
-    assert "--patience" in rows["login"]["remedy"]
+    assert "--timeout" in rows["login"]["remedy"]
     assert rows["server"]["seen"] == "not tried, as login did not end"
     assert not [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "98765"]]
 
@@ -103,7 +103,7 @@ def test_a_check_that_hangs_is_ended_with_all_it_started(fresh_cli, tmp_path):
     ],
 )
 def test_what_dies_or_raises_is_a_row(fresh_cli, tmp_path, code, name, seen):
-    done = fresh_cli("doctor", "--only", "wandb,disk", "--json", "doctor.json", env=stub(tmp_path, "wandb", code) | {
+    done = fresh_cli("doctor", "--checks", "wandb,disk", "--json", "doctor.json", env=stub(tmp_path, "wandb", code) | {
         "WANDB_MODE": "online"})  # fmt: skip
     rows = told(tmp_path / "doctor.json")
     assert seen in rows[name]["seen"] and rows["temporary files"]["status"] == "ok"
@@ -112,7 +112,7 @@ def test_what_dies_or_raises_is_a_row(fresh_cli, tmp_path, code, name, seen):
 
 def test_without_torch_the_doctor_still_speaks(fresh_cli, tmp_path):
     env = stub(tmp_path, "torch", "raise ImportError('libcudart.so.13: cannot open shared object file')")
-    done = fresh_cli("doctor", "--only", "packages,attention", "--json", "doctor.json", *PATIENT, env=env)
+    done = fresh_cli("doctor", "--checks", "packages,attention", "--json", "doctor.json", *PATIENT, env=env)
     rows = told(tmp_path / "doctor.json")
     assert done.returncode == 1 and "Traceback" not in done.stdout + done.stderr
     assert "does not import. ImportError: libcudart.so.13" in rows["torch"]["seen"]
@@ -122,7 +122,7 @@ def test_without_torch_the_doctor_still_speaks(fresh_cli, tmp_path):
 def test_a_missing_compiler_is_found(fresh_cli, tmp_path):
     (tmp_path / "empty").mkdir()
     env = {"PATH": str(tmp_path / "empty"), "CXX": ""}
-    done = fresh_cli("doctor", "--only", "attention", "--json", "doctor.json", *PATIENT, env=env)
+    done = fresh_cli("doctor", "--checks", "attention", "--json", "doctor.json", *PATIENT, env=env)
     rows = told(tmp_path / "doctor.json")
     assert done.returncode == 1 and rows["torch.compile"]["status"] == "problem"
     assert "C++ compiler" in rows["torch.compile"]["seen"] and "apt install g++" in rows["torch.compile"]["remedy"]
@@ -140,9 +140,9 @@ def test_a_crash_is_told_in_its_words():
 
 
 def test_mistakes_of_the_command_line(run):
-    assert "--only 'gpu' is unknown: use packages, devices" in run("doctor", "--only", "gpu")[2]
+    assert "--checks 'gpu' is unknown: use packages, devices" in run("doctor", "--checks", "gpu")[2]
     assert "it goes with --recipe" in run("doctor", "--set", "seed=1")[2]
-    assert "it goes with --recipe" in run("doctor", "--only", "recipe")[2]
+    assert "it goes with --recipe" in run("doctor", "--checks", "recipe")[2]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -227,7 +227,7 @@ def test_folders_are_really_written_to(tmp_path, monkeypatch):
 
 def test_a_run_folder_that_is_a_file(fresh_cli, tmp_path):
     (tmp_path / "runs").write_text("")
-    done = fresh_cli("doctor", "--only", "disk", "--json", "doctor.json")
+    done = fresh_cli("doctor", "--checks", "disk", "--json", "doctor.json")
     assert done.returncode == 1 and "PROBLEMS\ndisk" in done.stdout
     assert "ZIPAR_RUNS=FOLDER" in told(tmp_path / "doctor.json")["runs"]["remedy"]
 
@@ -267,7 +267,17 @@ def test_a_server_that_is_not_there_or_never_answers_is_told_in_time():
 
 
 def test_wandb_unreachable_and_no_secret_told(fresh_cli, tmp_path):
-    settings = ["doctor", "--only", "wandb", "--json", "doctor.json", "--recipe", "digits", "--set", "log.wandb=online"]
+    settings = [
+        "doctor",
+        "--checks",
+        "wandb",
+        "--json",
+        "doctor.json",
+        "--recipe",
+        "digits",
+        "--set",
+        "log.wandb=online",
+    ]
     done = fresh_cli(*settings, env=UNREACHABLE)
     rows = told(tmp_path / "doctor.json")
     assert done.returncode == 1 and rows["login"]["seen"] == "wandb finds a key"
@@ -279,7 +289,7 @@ def test_wandb_unreachable_and_no_secret_told(fresh_cli, tmp_path):
 
 def test_a_malformed_key_is_told_without_it(fresh_cli, tmp_path):
     done = fresh_cli(
-        "doctor", "--only", "wandb", "--json", "doctor.json", env=UNREACHABLE | {"WANDB_API_KEY": "too-short"}
+        "doctor", "--checks", "wandb", "--json", "doctor.json", env=UNREACHABLE | {"WANDB_API_KEY": "too-short"}
     )
     rows = told(tmp_path / "doctor.json")
     assert rows["login"]["status"] == "problem" and "API key must have" in rows["login"]["seen"]
@@ -300,7 +310,7 @@ def test_secrets_are_hidden(monkeypatch):
 
 def test_a_recipe_that_cannot_be_read_is_a_problem_among_others(fresh_cli, tmp_path):
     done = fresh_cli(
-        "doctor", "--only", "recipes", "--recipe", "digits", "--set", "zipar.windws=1", "--json", "doctor.json"
+        "doctor", "--checks", "recipes", "--recipe", "digits", "--set", "zipar.windws=1", "--json", "doctor.json"
     )
     rows = told(tmp_path / "doctor.json")
     assert done.returncode == 1 and "zipar.windws = 1: unknown key" in rows["read"]["seen"]
@@ -316,9 +326,9 @@ def test_a_run_folder_is_new_or_holds_a_run_or_anothers(tiny):
     assert row.status == "note" and "at step 3" in row.seen and "--resume" in row.remedy
     (row,) = recipes.run_folder(CheckContext(recipe=load_recipe("digits-base", [*short, "seed=5"])))
     assert row.status == "problem" and "made by another recipe: seed: 0 -> 5" in row.seen
-    checkpoint = Path(recipe.run, "checkpoints", "last.ckpt")
+    checkpoint = Path(recipe.run_dir, "checkpoints", "last.ckpt")
     checkpoint.write_bytes(checkpoint.read_bytes()[:5000])
-    asked = CheckContext(recipe=load_recipe("digits", [*short, f"model.weights={recipe.run}"]))
+    asked = CheckContext(recipe=load_recipe("digits", [*short, f"model.weights={recipe.run_dir}"]))
     (row,) = sources.weights(asked)
     assert row.status == "problem" and "last.ckpt is cut short" in row.seen
     (row,) = guarded(recipes.CHECKS[0], asked)
@@ -331,12 +341,12 @@ def test_files_that_are_missing_or_still_on_the_hub(tiny, monkeypatch, tmp_path)
 
     lost = rows(sources.shards, "digits", f"data.train={tmp_path}/none.json", f"data.val={tmp_path}/no.json")
     assert list(lost) == ["data.train, data.val"] and "zipar-train tokenize" in lost["data.train, data.val"].remedy
-    other = rows(sources.shards, "digits", *[o for o in tiny if o.startswith("data.")], "model.classes=9")
+    other = rows(sources.shards, "digits", *[o for o in tiny if o.startswith("data.")], "model.num_classes=9")
     assert other["data.train"].status == "problem" and "number of classes 10" in other["data.train"].seen
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     hub = rows(sources.weights, "lumina-mgpt-7b-768")
-    assert hub["model.weights"].status == hub["model.words.encoder"].status == "note"
+    assert hub["model.weights"].status == hub["model.token_prompt.encoder"].status == "note"
     assert "hf download Alpha-VLLM/Lumina-mGPT-7B-768" in hub["model.weights"].remedy
     assert hub["model.tokenizer_weights"].status == "problem"
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -347,13 +357,16 @@ def test_files_that_are_missing_or_still_on_the_hub(tiny, monkeypatch, tmp_path)
 
 def test_what_does_not_fit_says_what_would(tmp_path):
     asked = CheckContext(
-        recipe=load_recipe("digits", [f"run={tmp_path}", "trainer.accelerator=gpu", "data.batch_size=9999"])
+        recipe=load_recipe("digits", [f"run_dir={tmp_path}", "trainer.accelerator=gpu", "data.micro_batch_size=9999"])
     )
     (row,) = recipes.trainer(asked)
     if not torch.cuda.is_available():
         assert row.status == "problem" and "gpu" in row.seen and "accelerator=auto" in row.remedy
     rows = {row.name: row for row in recipes.memory(asked)}
-    assert rows["memory, training"].status == "problem" and "--set data.batch_size=" in rows["memory, training"].remedy
+    assert (
+        rows["memory, training"].status == "problem"
+        and "--set data.micro_batch_size=" in rows["memory, training"].remedy
+    )
     assert rows["checkpoint"].status == "ok"
 
 

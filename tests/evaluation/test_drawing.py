@@ -26,7 +26,9 @@ from zipar_train.training.fit import fit
 @pytest.fixture
 def generator():
     torch.manual_seed(0)
-    recipe = load_recipe("digits-base", ["model.depth=1", "model.heads=2", "model.width=16", "model.feed_forward=32"])
+    recipe = load_recipe(
+        "digits-base", ["model.num_layers=1", "model.num_heads=2", "model.hidden_size=16", "model.ffn_size=32"]
+    )
     return Generator(
         recipe, LoadedWeights(Path("random"), recipe, build(recipe.model).model.state_dict(), {}), device="cpu"
     )
@@ -65,13 +67,13 @@ def test_finished_batches_are_not_drawn_again_and_more_images_begin_with_the_few
     first.make(progress=False)
     codes = whole(first)
     assert codes.shape == (11, 8, 8)
-    expected = generator.draw(first.conditions, window=4, batch_size=11, guidance=1.5).codes
+    expected = generator.generate(first.conditions, window=4, batch_size=11, guidance=1.5).codes
     assert torch.equal(codes, expected)
 
     drawn = []
     real = Generator.draw
     monkeypatch.setattr(
-        Generator, "draw", lambda self, labels, **k: drawn.append(k["first"]) or real(self, labels, **k)
+        Generator, "generate", lambda self, labels, **k: drawn.append(k["first"]) or real(self, labels, **k)
     )
     drawing(tmp_path, generator).make(progress=False)
     assert drawn == []

@@ -188,7 +188,9 @@ def test_compared_checkpoints_have_their_gap_closed(shards, tmp_path, tiny, kept
 
     paths = []
     for name, lr in (("slow", "1e-3"), ("fast", "3e-2")):
-        recipe = load_recipe("digits-base", [*tiny, f"run={tmp_path}/{name}", "trainer.max_epochs=2", f"optim.lr={lr}"])
+        recipe = load_recipe(
+            "digits-base", [*tiny, f"run_dir={tmp_path}/{name}", "trainer.max_epochs=2", f"optim.lr={lr}"]
+        )
         fit(recipe)
         paths.append(tmp_path / name)
     kept_classifier(tmp_path)
@@ -234,7 +236,7 @@ def test_the_gap_is_the_baselines_and_closed_against_its_next_token_bits():
     assert _closed(bits, None, ("tuned", 1, "planned"), 8) is None
 
 
-PAPER = ("paper={source: 'a paper, table 1', protocol: {images: 50000, conditions: random classes, guidance: 1.5, "
+PAPER = ("published_results={source: 'a paper, table 1', protocol: {images: 50000, conditions: random classes, guidance: 1.5, "
          "features: inception}, rows: [{window: 8, passes: 64, seconds: 2.5, fid: 3.16}]}")  # fmt: skip
 
 

@@ -25,7 +25,7 @@ assert "zipar_train" not in sys.modules
 
 def test_an_export_is_the_checkpoint(shards, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
-    data = [f"data.train={shards}/train.json", f"data.val={shards}/val.json", f"run={tmp_path}/run"]
+    data = [f"data.train={shards}/train.json", f"data.val={shards}/val.json", f"run_dir={tmp_path}/run"]
     fit(load_recipe("digits-base", [*TINY, *data, "trainer.max_epochs=1"]))
     out = export(tmp_path / "run", tmp_path / "exported")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["exported", "run"]
@@ -47,7 +47,7 @@ def test_an_export_is_the_checkpoint(shards, tmp_path, monkeypatch):
 
 
 def test_an_export_of_an_export_is_the_same(shards, tmp_path):
-    data = [f"data.train={shards}/train.json", f"data.val={shards}/val.json", f"run={tmp_path}/run"]
+    data = [f"data.train={shards}/train.json", f"data.val={shards}/val.json", f"run_dir={tmp_path}/run"]
     fit(load_recipe("digits-base", [*TINY, *data, "trainer.max_epochs=1"]))
     first = export(tmp_path / "run" / "checkpoints" / "last.ckpt", tmp_path / "one")
     second = export(first, tmp_path / "two")

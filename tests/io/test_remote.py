@@ -186,7 +186,7 @@ def test_a_password_is_written_nowhere(tiny, tmp_path, run, private):
     said = [
         run("fit", "--recipe", "digits-base", *sets),
         run("export", "--checkpoint", tmp_path / "run", "--out", tmp_path / "exported"),
-        run("sweep", "--recipe", "digits-base", *sets, "--grid", tmp_path / "grid.yaml", "--out", tmp_path / "sweep"),
+        run("sweep", "--recipe", "digits-base", *sets, "--file", tmp_path / "grid.yaml", "--out", tmp_path / "sweep"),
         run("shards", "check", private),
     ]
     assert [status for status, *_ in said] == 4 * [0], said
@@ -203,7 +203,7 @@ def test_a_password_is_written_nowhere(tiny, tmp_path, run, private):
     assert any("wandb" in str(path) for path in files) and (tmp_path / "sweep" / "sweep.json") in files
     assert not [path for path in files if PASSWORD.encode() in path.read_bytes()]
     status, _, err = run("fit", "--recipe", "digits-base", *sets, "--set=trainer.max_epochs=2", "--resume",
-                         "--allow=trainer.max_epochs")  # fmt: skip
+                         "--allow-change=trainer.max_epochs")  # fmt: skip
     assert status == 0, err
 
 

@@ -56,9 +56,11 @@ def checkpoint(tmp_path_factory) -> Path:
 
 
 def section(checkpoint) -> Model:
-    words = Words(encoder=str(checkpoint), tokens=12, vocabulary=len(TOKENS), positive=" fine", negative="bad blurry")
-    return Model(family="emu3", depth=2, heads=4, key_heads=2, width=16, feed_forward=24, grid=[HEIGHT, WIDTH],
-                 codes=CODES, tokenizer="emu3", tokenizer_weights=str(checkpoint), words=words)  # fmt: skip
+    words = Words(
+        encoder=str(checkpoint), tokens=12, vocabulary=len(TOKENS), prompt_suffix=" fine", negative_prompt="bad blurry"
+    )
+    return Model(family="emu3", num_layers=2, num_heads=4, num_kv_heads=2, hidden_size=16, ffn_size=24, grid=[HEIGHT, WIDTH],
+                 codebook_size=CODES, tokenizer="emu3", tokenizer_weights=str(checkpoint), token_prompt=words)  # fmt: skip
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
@@ -124,7 +126,7 @@ def test_names_and_counts_are_the_published():
 
 def test_a_tokenizer_of_another_vocabulary_is_refused(checkpoint):
     words = section(checkpoint).words.model_copy(update={"vocabulary": len(TOKENS) + 1})
-    family = build(section(checkpoint).model_copy(update={"words": words}))
+    family = build(section(checkpoint).model_copy(update={"token_prompt": words}))
     with pytest.raises(ValueError, match=rf"000000\|>' has the id {FIRST}, the model counts on {FIRST + 1}"):
         family.check(CAPTIONS)
 
@@ -144,12 +146,12 @@ def test_an_export_is_for_plain_transformers(checkpoint, tmp_path):
 
 def test_from_pictures_to_a_checkpoint_for_transformers(checkpoint, clip, tmp_path, run):
     words = f"{{encoder: {checkpoint}, tokens: 12, vocabulary: {len(TOKENS)}, positive: ' fine', negative: bad}}"
-    model = ["model.size=null", "model.depth=2", "model.heads=4", "model.key_heads=2", "model.width=16",
-             "model.feed_forward=24", f"model.codes={CODES}", f"model.grid=[{HEIGHT},{WIDTH}]",
-             f"model.words={words}"]  # fmt: skip
+    model = ["model.size=null", "model.num_layers=2", "model.num_heads=4", "model.num_kv_heads=2", "model.hidden_size=16",
+             "model.ffn_size=24", f"model.codebook_size={CODES}", f"model.grid=[{HEIGHT},{WIDTH}]",
+             f"model.token_prompt={words}"]  # fmt: skip
     every_verb(run, tmp_path, "emu3-gen", model, checkpoint=checkpoint, clip=clip, windows=[4, 3, 2])
     before, after = (Emu3ForConditionalGeneration.from_pretrained(f) for f in (checkpoint, tmp_path / "hf"))
     changed = [n for n, t in after.state_dict().items() if not torch.equal(t, before.state_dict()[n])]
     assert changed and all(".text_model.layers." in name for name in changed)
     again, tuned = load(tmp_path / "hf"), load(tmp_path / "run")
-    assert torch.equal(again.draw(CAPTIONS, window=3).codes, tuned.draw(CAPTIONS, window=3).codes)
+    assert torch.equal(again.generate(CAPTIONS, window=3).codes, tuned.generate(CAPTIONS, window=3).codes)

@@ -238,8 +238,10 @@ def test_a_runs_own_weights_start_a_run_at_another_grid(tmp_path):
 
 
 def test_a_runs_own_weights_of_another_class_count_are_refused_with_the_reason(tmp_path):
-    more = c2i(f"model.weights={own(tmp_path, c2i())}", "model.classes=9")
-    with pytest.raises(ValueError, match=r"model.classes is 5, here it is 9 \(the label embedding has a row for each"):
+    more = c2i(f"model.weights={own(tmp_path, c2i())}", "model.num_classes=9")
+    with pytest.raises(
+        ValueError, match=r"model.num_classes is 5, here it is 9 \(the label embedding has a row for each"
+    ):
         load_family(more.model, initial_weights(more.model))
 
 

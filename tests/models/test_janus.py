@@ -52,8 +52,8 @@ def checkpoint(tmp_path_factory) -> Path:
 
 
 def section(checkpoint, *, tokens=12) -> Model:
-    return Model(family="janus", depth=2, heads=2, width=16, feed_forward=24, grid=[3, 3], codes=24, tokenizer="vq16",
-                 tokenizer_weights=str(checkpoint), words=Words(encoder=str(checkpoint), tokens=tokens,
+    return Model(family="janus", num_layers=2, num_heads=2, hidden_size=16, ffn_size=24, grid=[3, 3], codebook_size=24, tokenizer="vq16",
+                 tokenizer_weights=str(checkpoint), token_prompt=Words(encoder=str(checkpoint), tokens=tokens,
                                                                          vocabulary=20))  # fmt: skip
 
 
@@ -107,7 +107,9 @@ def test_names_and_counts_are_the_published():
                 vq_config=parts, vision_config={"projection_dim": width}))  # fmt: skip
         words = Words(encoder="nowhere", tokens=64)
         ours = build(
-            Model(family="janus", size=size, grid=[24, 24], codes=16384, words=words), device="meta", empty=True
+            Model(family="janus", size=size, grid=[24, 24], codebook_size=16384, token_prompt=words),
+            device="meta",
+            empty=True,
         )
         renamed = ours.renamed(theirs.state_dict())
         mine = ours.model.state_dict()
@@ -115,15 +117,15 @@ def test_names_and_counts_are_the_published():
 
 
 def test_from_pictures_to_a_checkpoint_for_transformers(checkpoint, clip, tmp_path, run):
-    model = ["model.size=null", "model.depth=2", "model.heads=2", "model.width=16", "model.feed_forward=24",
-             "model.codes=24", "model.grid=[3,3]",
-             f"model.words={{encoder: {checkpoint}, tokens: 12, vocabulary: 20}}"]  # fmt: skip
+    model = ["model.size=null", "model.num_layers=2", "model.num_heads=2", "model.hidden_size=16", "model.ffn_size=24",
+             "model.codebook_size=24", "model.grid=[3,3]",
+             f"model.token_prompt={{encoder: {checkpoint}, tokens: 12, vocabulary: 20}}"]  # fmt: skip
     every_verb(run, tmp_path, "janus-pro-1b", model, checkpoint=checkpoint, clip=clip, windows=[3, 2, 1])
     before, after = (JanusForConditionalGeneration.from_pretrained(f) for f in (checkpoint, tmp_path / "hf"))
     changed = [n for n, t in after.state_dict().items() if not torch.equal(t, before.state_dict()[n])]
     assert changed and all(".language_model.layers." in name for name in changed)
     again, tuned = load(tmp_path / "hf"), load(tmp_path / "run")
-    assert torch.equal(again.draw(CAPTIONS, window=2).codes, tuned.draw(CAPTIONS, window=2).codes)
+    assert torch.equal(again.generate(CAPTIONS, window=2).codes, tuned.generate(CAPTIONS, window=2).codes)
 
 
 def test_mistakes_are_named(checkpoint, tmp_path):
@@ -138,12 +140,23 @@ def test_mistakes_are_named(checkpoint, tmp_path):
             family.check(list(captions))
     with pytest.raises(ValueError, match="captions must be a list"):
         family.check("a car")
-    wrong = section(checkpoint).model_copy(update={"words": Words(encoder=str(tmp_path), tokens=12, vocabulary=20)})
+    wrong = section(checkpoint).model_copy(
+        update={"token_prompt": Words(encoder=str(tmp_path), tokens=12, vocabulary=20)}
+    )
     with pytest.raises(ValueError, match="no tokenizer of text can be loaded"):
         build(wrong).check(["a car"])
     with pytest.raises(ValueError, match="does not fit the model of this recipe"):
-        load_family(section(checkpoint).model_copy(update={"width": 32}), read(checkpoint))
-    llamagen = Model(family="llamagen", depth=2, heads=2, width=16, feed_forward=24, grid=[3, 3], codes=24, classes=3)
+        load_family(section(checkpoint).model_copy(update={"hidden_size": 32}), read(checkpoint))
+    llamagen = Model(
+        family="llamagen",
+        num_layers=2,
+        num_heads=2,
+        hidden_size=16,
+        ffn_size=24,
+        grid=[3, 3],
+        codebook_size=24,
+        num_classes=3,
+    )
     with pytest.raises(ValueError, match="does not fit the model"):
         load_family(llamagen, read(checkpoint))
     index = json.loads((checkpoint / "model.safetensors.index.json").read_text())

@@ -51,7 +51,7 @@ def test_rotation_is_the_originals(columns, prompt, head):
 
 @pytest.mark.parametrize(("size", "parameters"), [("B", 110_888_448), ("L", 342_910_976), ("XL", 774_699_520)])
 def test_sizes_have_the_published_number_of_parameters(size, parameters):
-    model = Model(family="llamagen", size=size, grid=[24, 24], codes=16384, classes=1000)
+    model = Model(family="llamagen", size=size, grid=[24, 24], codebook_size=16384, num_classes=1000)
     family = build(model, device="meta")
     assert sum(p.numel() for p in family.model.parameters()) == parameters
     assert size in SIZES
@@ -67,7 +67,7 @@ def test_the_transformers_class_has_its_usual_loss():
 
 def test_another_number_of_heads_is_refused_though_every_tensor_fits(tmp_path):
     recipe = load_recipe("digits-base")
-    other = load_recipe("digits-base", ["model.heads=2"])
+    other = load_recipe("digits-base", ["model.num_heads=2"])
     saved = LoadedWeights(tmp_path, recipe, build(recipe.model).model.state_dict(), {})
     load_family(recipe.model, saved)
     with pytest.raises(ValueError, match="has 4 attention heads, the model of this recipe 2"):

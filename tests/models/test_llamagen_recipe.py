@@ -22,12 +22,12 @@ def weights(tmp_path_factory):
 
 
 def small(tmp_path, vq, weights, *more):
-    return ["model.size=null", "model.depth=2", "model.heads=2", "model.width=24", "model.feed_forward=48",
-            "model.codes=24", "model.grid=[3,3]", f"model.weights={weights}", f"model.tokenizer_weights={vq}",
+    return ["model.size=null", "model.num_layers=2", "model.num_heads=2", "model.hidden_size=24", "model.ffn_size=48",
+            "model.codebook_size=24", "model.grid=[3,3]", f"model.weights={weights}", f"model.tokenizer_weights={vq}",
             "zipar.windows={3: 1, 2: 1, 1: 1}", "evaluate.windows=[3,2,1]", "evaluate.images=10",
             f"data.train={tmp_path}/shards/train.json",
-            f"data.val={tmp_path}/shards/val.json", "data.batch_size=8", "optim.batch=8",
-            "data.workers=0", f"run={tmp_path}/run",
+            f"data.val={tmp_path}/shards/val.json", "data.micro_batch_size=8", "optim.global_batch_size=8",
+            "data.workers=0", f"run_dir={tmp_path}/run",
             "trainer.accelerator=cpu", "trainer.val_check_interval=1.0", "tune.compile=false", "log.wandb=disabled",
             *more]  # fmt: skip
 
@@ -45,7 +45,7 @@ def test_classes_from_end_to_end(tmp_path, run, vq, weights):
             folder = tmp_path / "imagenet" / split / f"n{i % 3:08d}"
             folder.mkdir(parents=True, exist_ok=True)
             picture(i).save(folder / f"{i}.JPEG")
-    settings = sets(small(tmp_path, vq, weights, "model.classes=3"))
+    settings = sets(small(tmp_path, vq, weights, "model.num_classes=3"))
     recipe = ["--recipe", "llamagen-l", *settings]
     out = succeeded(run("tokenize", *recipe, "--images", tmp_path / "imagenet", "--out", tmp_path / "shards"))
     assert "train.json: 36 images in 1 shards" in out
@@ -55,13 +55,15 @@ def test_classes_from_end_to_end(tmp_path, run, vq, weights):
     short = ["--set", "trainer.limit_train_batches=2"]
     succeeded(run("fit", *recipe, *short))
     assert "already holds a run" in run("fit", *recipe, *short)[2]
-    out = succeeded(run("fit", *recipe, *short, "--set", "about=again", "--resume"))
+    out = succeeded(run("fit", *recipe, *short, "--set", "description=again", "--resume"))
     assert "Resuming from" in out
 
-    succeeded(run("draw", "--checkpoint", tmp_path / "run", "--labels", "0,2", "--window", "1", "--out", "drawn.png"))
-    out = succeeded(run("draw", *recipe, "--labels", "0,2", "--window", "2", "--released", "--out", "before.png"))
+    succeeded(
+        run("generate", "--checkpoint", tmp_path / "run", "--labels", "0,2", "--window", "1", "--out", "drawn.png")
+    )
+    out = succeeded(run("generate", *recipe, "--labels", "0,2", "--window", "2", "--released", "--out", "before.png"))
     assert "2 images in 8 passes" in out
-    own = sets(["evaluate.size=32", "evaluate.features=classifier", "evaluate.reference=null"])
+    own = sets(["evaluate.resize_to=32", "evaluate.features=classifier", "evaluate.reference=null"])
     out = succeeded(run("evaluate", *recipe, *own, "--checkpoint", tmp_path / "run", "--compare", weights))
     assert "c2i_L_384" in out
     status, _, err = run("evaluate", *recipe, "--checkpoint", tmp_path / "run")
@@ -77,7 +79,7 @@ def test_classes_from_end_to_end(tmp_path, run, vq, weights):
     assert all(state[name].shape == started[name].shape for name in state)
     assert not torch.equal(state["output.weight"], started["output.weight"])
     generator = load(tmp_path / "run")
-    assert generator.draw([0, 2], window=2).pixels.shape == (2, 3, 48, 48)
+    assert generator.generate([0, 2], window=2).pixels.shape == (2, 3, 48, 48)
     codes, labels = torch.randint(24, (2, 9)), torch.tensor([2, 1])
     with torch.no_grad():
         ours = teacher_forced(generator.family, generator.plan(), codes, labels, dense(generator.plan()))
@@ -93,20 +95,24 @@ def test_captions_from_end_to_end(tmp_path, run, vq, t5, clip, features):
     weights = tmp_path / "t2i.pt"
     state = original.random_gpt(depth=2, width=24, codes=24, grid=3, features=6, prompt=4, dtype=torch.float32)
     torch.save({"model": state}, weights)
-    text = f"model.text={{encoder: {t5}, tokens: 4, features: 6}}"
-    recipe = ["--recipe", "llamagen-xl-t2i", *sets(small(tmp_path, vq, weights, text, "tune.recompute=true"))]
+    text = f"model.t5_features={{encoder: {t5}, tokens: 4, features: 6}}"
+    recipe = [
+        "--recipe",
+        "llamagen-xl-t2i",
+        *sets(small(tmp_path, vq, weights, text, "tune.activation_checkpointing=true")),
+    ]
     for split in ("train", "val"):
         stored = ["--features"] if features else []
         images = ["--images", tmp_path / f"{split}.tar", "--split", split, "--out", tmp_path / "shards"]
         succeeded(run("tokenize", *recipe, *images, *stored))
     out = succeeded(run("fit", *recipe))
     assert "val/bits_w3" in out
-    out = succeeded(run("draw", "--checkpoint", tmp_path / "run", "--caption", "a blue car", "--caption", "a house",
+    out = succeeded(run("generate", "--checkpoint", tmp_path / "run", "--caption", "a blue car", "--caption", "a house",
                          "--window", "1", "--out", "drawn.png"))  # fmt: skip
     assert "2 images in 7 passes" in out
     succeeded(run("export", "--checkpoint", tmp_path / "run", "--to", "hf", "--out", "hf"))
     a, b = load(tmp_path / "run"), load(tmp_path / "hf")
-    assert torch.equal(a.draw(["a house"], window=2).codes, b.draw(["a house"], window=2).codes)
+    assert torch.equal(a.generate(["a house"], window=2).codes, b.generate(["a house"], window=2).codes)
     if not features:
         (tmp_path / "coco.csv").write_text("Prompt\na blue car\na red house\na small blue house\n")
         more = sets(
@@ -120,7 +126,7 @@ def test_captions_from_end_to_end(tmp_path, run, vq, t5, clip, features):
             -1 < row["clip"]["mean"] < 1 and row["fid"] is None and row["bits"] is None for row in report["rows"]
         )
         captions = (["a blue car", "a red house", "a small blue house"] * 4)[:10]
-        pixels = a.draw(captions, window=1, seed=0, batch_size=10).pixels
+        pixels = a.generate(captions, window=1, seed=0, batch_size=10).pixels
         cosines = Clip(str(clip), device=torch.device("cpu"))(pixels, captions)
         assert report["rows"][2]["clip"]["mean"] == pytest.approx(cosines.mean().item(), abs=1e-6)
         assert "published†" in out and "0.287†" in out

@@ -92,8 +92,8 @@ def checkpoint(tmp_path_factory) -> Path:
 
 def section(checkpoint) -> Model:
     words = Words(encoder=str(checkpoint), tokens=24, vocabulary=SIZE)
-    return Model(family="lumina", depth=2, heads=4, width=16, feed_forward=24, grid=[HEIGHT, WIDTH], codes=CODES,
-                 tokenizer="chameleon", tokenizer_weights=str(checkpoint), words=words)  # fmt: skip
+    return Model(family="lumina", num_layers=2, num_heads=4, hidden_size=16, ffn_size=24, grid=[HEIGHT, WIDTH], codebook_size=CODES,
+                 tokenizer="chameleon", tokenizer_weights=str(checkpoint), token_prompt=words)  # fmt: skip
 
 
 def banless(checkpoint) -> ChameleonForConditionalGeneration:
@@ -246,15 +246,15 @@ def test_a_folder_without_metas_files_is_told_where_they_are(checkpoint, tmp_pat
 
 
 def test_a_tokenizer_of_another_vocabulary_is_refused(checkpoint):
-    family = build(section(checkpoint).model_copy(update={"codes": CODES + 1}))
+    family = build(section(checkpoint).model_copy(update={"codebook_size": CODES + 1}))
     with pytest.raises(ValueError, match=rf"'<eoss>' has the id {END}, the model counts on {END + 1}"):
         family.check(CAPTIONS)
 
 
 def test_from_pictures_to_a_checkpoint_for_transformers(checkpoint, clip, tmp_path, run):
     words = f"{{encoder: {checkpoint}, tokens: 24, vocabulary: {SIZE}}}"
-    model = ["model.size=null", "model.depth=2", "model.heads=4", "model.width=16", "model.feed_forward=24",
-             f"model.codes={CODES}", f"model.grid=[{HEIGHT},{WIDTH}]", f"model.words={words}"]  # fmt: skip
+    model = ["model.size=null", "model.num_layers=2", "model.num_heads=4", "model.hidden_size=16", "model.ffn_size=24",
+             f"model.codebook_size={CODES}", f"model.grid=[{HEIGHT},{WIDTH}]", f"model.token_prompt={words}"]  # fmt: skip
     every_verb(run, tmp_path, "lumina-mgpt-7b-768", model, checkpoint=checkpoint, clip=clip, windows=[7, 3, 2])
     before = banless(checkpoint).state_dict()
     after = ChameleonForConditionalGeneration.from_pretrained(tmp_path / "hf").state_dict()
@@ -264,7 +264,7 @@ def test_from_pictures_to_a_checkpoint_for_transformers(checkpoint, clip, tmp_pa
     assert changed and all("proj" in name for name in changed)
     assert not any("vqmodel" in n for f in (tmp_path / "hf").glob("*.safetensors") for n in load_file(f))
     again, tuned = load(tmp_path / "hf"), load(tmp_path / "run")
-    assert torch.equal(again.draw(CAPTIONS, window=3).codes, tuned.draw(CAPTIONS, window=3).codes)
+    assert torch.equal(again.generate(CAPTIONS, window=3).codes, tuned.generate(CAPTIONS, window=3).codes)
 
 
 def test_everything_trained_is_exported_and_norms_do_not_decay(checkpoint, tmp_path):

@@ -85,7 +85,7 @@ def test_a_damaged_text_encoder_is_one_message(t5, tmp_path, damage):
         encoder(["a blue car"], CPU)
         assert damage in HARMLESS
     except ValueError as error:
-        assert str(error).startswith(f"model.text.encoder = {folder}: ") and len(str(error)) < 2000  # noqa: PT017
+        assert str(error).startswith(f"model.t5_features.encoder = {folder}: ") and len(str(error)) < 2000  # noqa: PT017
         assert "\n" not in str(error)  # noqa: PT017
 
 
@@ -111,7 +111,7 @@ def test_a_damaged_tokenizer_of_text_is_one_message(t5, tmp_path, damage):
     folder = tmp_path / "words"
     shutil.copytree(t5, folder)
     ANY[damage](folder)
-    with pytest.raises(ValueError, match="model.words.encoder = .*words: ") as refused:
+    with pytest.raises(ValueError, match="model.token_prompt.encoder = .*words: ") as refused:
         _ = Prompter(Words(encoder=str(folder), tokens=4), ask="{}", keep=("<none>",)).tokenizer
     assert len(str(refused.value)) < 2000
 

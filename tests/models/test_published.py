@@ -223,5 +223,5 @@ def test_recipes_have_the_published_models(recipe, parameters, tensors):
     family = build(model, device="meta", empty=True)
     assert sum(p.numel() for p in family.model.parameters()) == parameters
     heads = family.model.config.num_attention_heads
-    published = to_published(family.model.state_dict(), heads=heads, codes=model.codes)
+    published = to_published(family.model.state_dict(), heads=heads, codes=model.codebook_size)
     assert len(published) == tensors  # as many keys as the released state_dicts have

@@ -80,7 +80,7 @@ def test_every_code_is_drawn_once_and_before_it_is_fed(plan):
     assert order == sorted(set(order))
 
 
-@given(plans(row_ends=(False,), first_rows=("alone",), by_row=(False,)))
+@given(plans(row_ends=(False,), first_rows=("complete",), by_row=(False,)))
 @settings(max_examples=100, deadline=None)
 def test_a_row_opens_when_window_codes_of_the_row_above_exist(plan):
     drawn = plan.drawn()

@@ -15,7 +15,10 @@ from zipar_train.recipe.trainer import OURS, TrainerArguments, trainer_arguments
 def whole():
     """A recipe's data in which every optional section is there, though they do not go together."""
     raw = yaml.safe_load(dump(load_recipe("digits")))
-    raw["model"] |= {"text": {"encoder": "x", "tokens": 3, "features": 3}, "words": {"encoder": "x", "tokens": 3}}
+    raw["model"] |= {
+        "t5_features": {"encoder": "x", "tokens": 3, "features": 3},
+        "token_prompt": {"encoder": "x", "tokens": 3},
+    }
     raw["tune"]["lora"] = {"rank": 1, "alpha": 1, "targets": ["q_proj"]}
     raw["data"]["val_windows"] = [1]
     raw["paper"] = {"source": "x", "protocol": {}, "rows": [{"window": 1, "passes": 1}]}
@@ -100,15 +103,18 @@ def test_a_training_without_an_end_is_refused():
     [
         (["model.grid=[129,128]"], "grid [129, 128]: 16,512 codes, more than 16,384"),
         (
-            ["data.batch_size=65536", "model.codes=65536"],
-            "data.batch_size = 65536: 3e+11 logits a step, more than 3e+10",
+            ["data.micro_batch_size=65536", "model.codebook_size=65536"],
+            "data.micro_batch_size = 65536: 3e+11 logits a step, more than 3e+10",
         ),
         (
-            ["optim.batch=1048576", "model.grid=[128,128]"],
+            ["optim.global_batch_size=1048576", "model.grid=[128,128]"],
             "a step of 1,048,576 images has 2e+10 codes, more than 3e+08",
         ),
-        (["model.depth=128", "model.width=65536", "model.heads=16"], "parameters by its shape, more than"),
-        (["model.key_heads=2"], "key_heads 2: family llamagen has a key for every query"),
+        (
+            ["model.num_layers=128", "model.hidden_size=65536", "model.num_heads=16"],
+            "parameters by its shape, more than",
+        ),
+        (["model.num_kv_heads=2"], "key_heads 2: family llamagen has a key for every query"),
     ],
 )
 def test_shapes_that_nothing_could_hold_are_refused(overrides, message):
@@ -118,11 +124,11 @@ def test_shapes_that_nothing_could_hold_are_refused(overrides, message):
 
 
 def test_key_heads_and_vocabularies_fit():
-    small = ["model.size=null", "model.depth=1", "model.heads=4", "model.width=16"]
+    small = ["model.size=null", "model.num_layers=1", "model.num_heads=4", "model.hidden_size=16"]
     with pytest.raises(ValueError, match="key_heads 3: 4 heads cannot share them evenly"):
-        load_recipe("emu3-gen", [*small, "model.key_heads=3"])
+        load_recipe("emu3-gen", [*small, "model.num_kv_heads=3"])
     with pytest.raises(ValueError, match="codes 32768: words.vocabulary 32775 cannot hold them and 8 ids more"):
-        load_recipe("emu3-gen", [*small, "model.words.vocabulary=32775"])
-    load_recipe("emu3-gen", [*small, "model.key_heads=2", "model.words.vocabulary=32776"])
+        load_recipe("emu3-gen", [*small, "model.token_prompt.vocabulary=32775"])
+    load_recipe("emu3-gen", [*small, "model.num_kv_heads=2", "model.token_prompt.vocabulary=32776"])
     with pytest.raises(ValueError, match="size already fixes"):
-        load_recipe("emu3-gen", ["model.feed_forward=64"])
+        load_recipe("emu3-gen", ["model.ffn_size=64"])

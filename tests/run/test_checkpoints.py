@@ -17,8 +17,8 @@ from zipar_train.training.fit import fit, to_continue
 from zipar_train.training.resumable import Resumable, check_fits
 from zipar_train.training.trainer import build_module
 
-SHORT = ["zipar.windows={8: 1}", "data.batch_size=16", "trainer.limit_train_batches=6", "trainer.max_epochs=1",
-         "trainer.limit_val_batches=1", "checkpoint_every=2", "checkpoint_keep=3", "optim.ema=0.9"]  # fmt: skip
+SHORT = ["zipar.windows={8: 1}", "data.micro_batch_size=16", "trainer.limit_train_batches=6", "trainer.max_epochs=1",
+         "trainer.limit_val_batches=1", "checkpoint_every=2", "checkpoint_keep=3", "optim.ema_decay=0.9"]  # fmt: skip
 LONGER = {"resume": True, "allow": ["trainer.max_epochs"]}
 
 
@@ -217,7 +217,8 @@ def test_other_shards_at_the_same_path_are_a_difference(shards, tiny, tmp_path):
         before = [(path, path.read_bytes()) for path in data.iterdir()]
         again(data / f"{key}.json")
         with pytest.raises(
-            ValueError, match=rf"data.{key} = .*{key}.json: these are other shards .*last.ckpt .* --allow data.{key}"
+            ValueError,
+            match=rf"data.{key} = .*{key}.json: these are other shards .*last.ckpt .* --allow-change data.{key}",
         ):
             fit(recipe, **LONGER)
         for path, content in before:

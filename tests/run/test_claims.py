@@ -91,7 +91,7 @@ def test_a_claim_that_was_removed_meanwhile_is_made_again(tmp_path, monkeypatch)
 
 @pytest.fixture
 def trained(tiny, tmp_path):
-    recipe = load_recipe("digits-base", [*tiny, f"run={tmp_path}/trained", "trainer.max_steps=1"])
+    recipe = load_recipe("digits-base", [*tiny, f"run_dir={tmp_path}/trained", "trainer.max_steps=1"])
     return [*(f"--set={o}" for o in (*tiny, "evaluate.images=10", "data.workers=0")), "--checkpoint", fit(recipe)]
 
 
@@ -108,7 +108,7 @@ def test_a_second_sweep_in_a_folder_is_refused(tiny, tmp_path, run):
     grid = tmp_path / "grid.yaml"
     grid.write_text("method: grid\nparameters: {optim.lr: {values: [1e-4, 1e-3]}}\n")
     with another(tmp_path / "out"):
-        status, _, err = run("sweep", "--recipe", "digits-base", *(f"--set={o}" for o in tiny), "--grid", grid,
+        status, _, err = run("sweep", "--recipe", "digits-base", *(f"--set={o}" for o in tiny), "--file", grid,
                              "--out", tmp_path / "out")  # fmt: skip
         assert status == 2 and "is at work in it" in err
         assert [file.name for file in (tmp_path / "out").iterdir()] == [CLAIM]
@@ -124,7 +124,7 @@ def test_a_second_tokenize_or_import_of_a_split_is_refused(tmp_path, run):
         "--recipe",
         "digits-base",
         "--set",
-        "model.codes=17",
+        "model.codebook_size=17",
         "--codes",
         codes,
         "--out",
@@ -151,6 +151,6 @@ def test_a_run_does_not_go_on_with_other_codes(tiny, shards, tmp_path):
     layout = Layout(**{k: v for k, v in manifest.model_dump().items() if k not in ("shards", "skipped")})
     write_shards([s._replace(codes=16 - s.codes) for s in samples], copy / "train.json", layout=layout)
     recipe = load_recipe("digits-base", [*settings, "trainer.max_steps=3"])
-    with pytest.raises(ValueError, match=r"data\.train = .*other shards than those .*--allow data\.train"):
+    with pytest.raises(ValueError, match=r"data\.train = .*other shards than those .*--allow-change data\.train"):
         fit(recipe, resume=True, allow=["trainer.max_steps"])
     fit(recipe, resume=True, allow=["trainer.max_steps", "data.train"])

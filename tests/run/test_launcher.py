@@ -37,7 +37,7 @@ def test_a_lone_process_trains_whatever_the_variables_say(cli, tiny, tmp_path, n
     done = cli("fit", "--recipe", "digits-base", *sets([*tiny, *SHORT]), env=env)
     assert done.returncode == 0, done.stderr
     assert read(tmp_path / "run").extra["global_step"] == 2
-    drawing = ("draw", "--checkpoint", tmp_path / "run", "--labels", "3", "--out", tmp_path / "x.png")
+    drawing = ("generate", "--checkpoint", tmp_path / "run", "--labels", "3", "--out", tmp_path / "x.png")
     assert cli(*drawing, env=env).returncode == 0
 
 
@@ -104,7 +104,7 @@ def test_two_fits_in_two_threads_do_not_meet(tiny, tmp_path):
     results = []
 
     def work(name):
-        results.append(fit(load_recipe("digits-base", [*tiny, *SHORT, f"run={tmp_path}/{name}"])))
+        results.append(fit(load_recipe("digits-base", [*tiny, *SHORT, f"run_dir={tmp_path}/{name}"])))
 
     threads = [threading.Thread(target=work, args=(name,)) for name in "ab"]
     for thread in threads:

@@ -217,16 +217,16 @@ def test_an_error_that_a_library_makes_of_the_exception_is_a_stop(run, monkeypat
 
 def test_fit_says_how_to_go_on_with_paths_that_need_quotes(run, tiny, monkeypatch):
     monkeypatch.setattr("zipar_train.training.fit.build_module", lambda *args, **kwargs: send(signal.SIGHUP))
-    status, _, err = run("fit", "--recipe", "digits-base", *sets([*tiny, "run=it's here/run"]))
+    status, _, err = run("fit", "--recipe", "digits-base", *sets([*tiny, "run_dir=it's here/run"]))
     assert status == 129
-    assert """--set 'run=it'"'"'s here/run' --resume""" in err
+    assert """--set 'run_dir=it'"'"'s here/run' --resume""" in err
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Training
 
-OFTEN = ["data.batch_size=16", "optim.ema=0.9", "trainer.val_check_interval=15", "trainer.limit_train_batches=45",
-         "checkpoint_best=val/bits_w2"]  # fmt: skip
+OFTEN = ["data.micro_batch_size=16", "optim.ema_decay=0.9", "trainer.val_check_interval=15", "trainer.limit_train_batches=45",
+         "checkpoint_monitor=val/bits_w2"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -336,7 +336,7 @@ def test_a_run_that_is_at_its_end_says_so_and_one_that_is_beyond_is_refused(run,
     assert run(*verb)[0] == 0
     status, out, _ = run(*verb, "--resume")
     assert status == 0 and "trained to its end already, step 6: nothing is left to do" in out
-    fewer = ["--set", "trainer.max_epochs=1", "--resume", "--allow", "trainer.max_epochs"]
+    fewer = ["--set", "trainer.max_epochs=1", "--resume", "--allow-change", "trainer.max_epochs"]
     status, _, err = run(*verb, *fewer)
     assert status == 2 and "max_epochs=1" in err and "Traceback" not in err
 

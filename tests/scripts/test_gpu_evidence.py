@@ -35,7 +35,7 @@ def test_the_tuning_recipe_is_the_base_recipe_with_the_default_tuning():
     changed = {".".join(words.partition(":")[0].split(".")[:2]) for words in told}
     trainer = {"trainer.max_epochs", "trainer.limit_val_batches", "trainer.check_val_every_n_epoch"}
     assert changed == {
-        *("model.weights", "zipar.windows", "tune.distill", "data.batch_size", "optim.lr"),
+        *("model.weights", "zipar.windows", "tune.distill", "data.micro_batch_size", "optim.lr"),
         *trainer,
     }
     shipped = load_recipe("llamagen-l")

@@ -9,7 +9,13 @@ from zipar_train.recipe.load import load_recipe
 from zipar_train.training.fit import fit
 
 pytestmark = pytest.mark.slow
-SMALL = ["log.wandb=disabled", "model.depth=3", "model.width=64", "model.feed_forward=128", "trainer.accelerator=cpu"]
+SMALL = [
+    "log.wandb=disabled",
+    "model.num_layers=3",
+    "model.hidden_size=64",
+    "model.ffn_size=128",
+    "trainer.accelerator=cpu",
+]
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +30,7 @@ def bits(shards, tmp_path_factory):
     }
     found = {}
     for name, (recipe, more) in runs.items():
-        fit(load_recipe(recipe, [*common, *more, f"run={folder}/{name}"]))
+        fit(load_recipe(recipe, [*common, *more, f"run_dir={folder}/{name}"]))
         generator = load(folder / name)
         held_out = ShardLoader(shards / "val.json", batch_size=100)
         found[name] = {window: bits_per_code(generator, generator.plan(window), held_out) for window in (8, 2, 1)}

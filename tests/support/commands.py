@@ -7,7 +7,7 @@ import sys
 import tarfile
 from pathlib import Path
 
-TINY = ["model.depth=1", "model.heads=2", "model.width=16", "model.feed_forward=32", "log.wandb=disabled",
+TINY = ["model.num_layers=1", "model.num_heads=2", "model.hidden_size=16", "model.ffn_size=32", "log.wandb=disabled",
         "evaluate.images=20", "evaluate.seeds=[0]", "trainer.accelerator=cpu"]  # fmt: skip
 
 
@@ -53,9 +53,9 @@ def every_verb(run, folder: Path, recipe: str, model: list[str], *, checkpoint: 
     mix = ", ".join(f"{window}: 1" for window in windows)
     settings = ["--recipe", recipe, *sets([
         *model, f"model.tokenizer_weights={checkpoint}", f"model.weights={checkpoint}", f"zipar.windows={{{mix}}}",
-        f"data.train={folder}/shards/train.json", f"data.val={folder}/shards/val.json", "data.batch_size=8",
-        "data.workers=0", "optim.batch=8",
-        f"run={folder}/run", "tune.compile=false", "tune.attention=sdpa", "trainer.accelerator=cpu",
+        f"data.train={folder}/shards/train.json", f"data.val={folder}/shards/val.json", "data.micro_batch_size=8",
+        "data.workers=0", "optim.global_batch_size=8",
+        f"run_dir={folder}/run", "tune.compile=false", "tune.attention=sdpa", "trainer.accelerator=cpu",
         "trainer.val_check_interval=1.0", "trainer.precision=32-true", "trainer.limit_train_batches=2", "optim.lr=1e-2",
         "log.wandb=disabled", f"evaluate.windows={windows}", "evaluate.images=10", "evaluate.batch_size=32",
         f"evaluate.captions={folder}/captions.txt", f"evaluate.clip={clip}"])]  # fmt: skip
@@ -73,5 +73,7 @@ def every_verb(run, folder: Path, recipe: str, model: list[str], *, checkpoint: 
     out = succeeded("evaluate", *settings, *none, "--checkpoint", folder / "run", "--compare", checkpoint)
     assert "CLIP" in out and out.count("run ") >= len(windows)
     window = str(windows[1])
-    succeeded("draw", "--checkpoint", folder / "run", "--caption", "a blue car", "--window", window, "--out", "car.png")
+    succeeded(
+        "generate", "--checkpoint", folder / "run", "--caption", "a blue car", "--window", window, "--out", "car.png"
+    )
     succeeded("export", "--checkpoint", folder / "run", "--to", "hf", "--out", "hf")

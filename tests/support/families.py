@@ -78,13 +78,13 @@ def llamagen(
     torch.manual_seed(seed)
     model = Model(
         family="llamagen",
-        depth=2,
-        heads=2,
-        width=2 * head,
-        feed_forward=3 * head,
+        num_layers=2,
+        num_heads=2,
+        hidden_size=2 * head,
+        ffn_size=3 * head,
         grid=[height, width],
-        codes=codes,
-        classes=classes,
+        codebook_size=codes,
+        num_classes=classes,
     )
     family = _loud(build(model, dtype=dtype), 20 * (8 / head) ** 0.5)
     family.model.to(device)
@@ -96,7 +96,14 @@ def llamagen_t2i(height: int, width: int, *, codes: int = 7, tokens: int = 3, fe
     torch.manual_seed(seed)
     text = Text(encoder=None, tokens=tokens, features=features)
     model = Model(
-        family="llamagen-t2i", depth=2, heads=2, width=16, feed_forward=24, grid=[height, width], codes=codes, text=text
+        family="llamagen-t2i",
+        num_layers=2,
+        num_heads=2,
+        hidden_size=16,
+        ffn_size=24,
+        grid=[height, width],
+        codebook_size=codes,
+        t5_features=text,
     )
     return _loud(build(model, dtype=torch.float64))
 

@@ -4,16 +4,16 @@ import original
 
 from zipar_train.recipe.load import load_recipe
 
-SIZE = ["model.size=null", "model.depth=2", "model.heads=2", "model.width=24", "model.feed_forward=48",
-        "model.codes=11", "zipar.windows={3: 1}", "evaluate.windows=[3]", "model.tokenizer=null"]  # fmt: skip
+SIZE = ["model.size=null", "model.num_layers=2", "model.num_heads=2", "model.hidden_size=24", "model.ffn_size=48",
+        "model.codebook_size=11", "zipar.windows={3: 1}", "evaluate.windows=[3]", "model.tokenizer=null"]  # fmt: skip
 
 
 def c2i(*more, grid=4):
-    return load_recipe("llamagen-b", [*SIZE, f"model.grid=[{grid},{grid}]", "model.classes=5", *more])
+    return load_recipe("llamagen-b", [*SIZE, f"model.grid=[{grid},{grid}]", "model.num_classes=5", *more])
 
 
 def t2i(*more):
-    text = "model.text={encoder: null, tokens: 5, features: 6}"
+    text = "model.t5_features={encoder: null, tokens: 5, features: 6}"
     return load_recipe("llamagen-xl-t2i", [*SIZE, "model.grid=[4,4]", text, *more])
 
 

@@ -86,9 +86,9 @@ parameters:
 """,
     )
     settings = sets([*tiny, "trainer.max_epochs=1", "trainer.check_val_every_n_epoch=1", "trainer.log_every_n_steps=1",
-                     "data.batch_size=16", "checkpoint_every=5", "log.wandb=offline"])  # fmt: skip
+                     "data.micro_batch_size=16", "checkpoint_every=5", "log.wandb=offline"])  # fmt: skip
     out = tmp_path / "out"
-    verb = ["sweep", "--recipe", "digits-base", "--grid", path, "--out", out, "--jobs", 1 + LONG, *settings]
+    verb = ["sweep", "--recipe", "digits-base", "--file", path, "--out", out, "--jobs", 1 + LONG, *settings]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     folders, stopped, kept = [out / f"{k:03d}" for k in range(TRIALS)], [0] * TRIALS, {}
 
@@ -236,7 +236,7 @@ def test_a_metric_that_trials_do_not_tell_is_refused_before_anything_is_run(tmp_
 
 def test_failed_trials_are_named_and_the_others_kept(tiny, tmp_path, run):
     path = write(tmp_path, "method: grid\nparameters: {data.train: {values: [missing.json]}}")
-    status, out, _ = run("sweep", "--recipe", "digits-base", "--grid", path, "--out", "out", *sets(tiny))
+    status, out, _ = run("sweep", "--recipe", "digits-base", "--file", path, "--out", "out", *sets(tiny))
     assert status == 1
     assert "trial 000 ended with status 2" in out and "missing.json" in out and "0 trials" in out
 
@@ -254,7 +254,7 @@ def test_wandbs_own_agent_runs_the_shipped_files(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(recipe_folder().parent))
     agent = Agent(None, None, sweep_id="s1")
     short = ["trainer.max_epochs=1", "trainer.limit_train_batches=2", "model.weights=null", "tune.distill=0",
-             f"run={tmp_path}/base", "log.wandb=offline"]  # fmt: skip
+             f"run_dir={tmp_path}/base", "log.wandb=offline"]  # fmt: skip
     agent._sweep_command = [*raw["command"], *tiny, *short]  # what a person sets once for all runs
     given = {"zipar.windows": {"value": "{2: 1}"}, "data.val_windows": {"value": [8, 4, 2, 1]}}
     try:

@@ -38,14 +38,14 @@ run_cap: 7
 parameters:
   seed: {min: 3, max: 6}
   data.label_dropout: {distribution: q_uniform, min: 0.0, max: 0.6, q: 0.2}
-  data.batch_size: {distribution: q_uniform, min: 4, max: 16, q: 4}
+  data.micro_batch_size: {distribution: q_uniform, min: 4, max: 16, q: 4}
   data.workers: {distribution: int_uniform, min: 0, max: 1}
 """,
     "kinds": """
 method: grid
 parameters:
-  tune.recompute: {values: [true, false]}
-  optim.ema: {values: [null, 0.999]}
+  tune.activation_checkpointing: {values: [true, false]}
+  optim.ema_decay: {values: [null, 0.999]}
   optim.schedule: {values: [cosine, constant]}
   zipar.windows: {values: ["{8: 1}", {8: 2, 1: 1}, "{4: 1, 2: 0.5}"]}
   optim.warmup: {values: [0]}
@@ -228,7 +228,7 @@ def test_made_up_grids_by_value(tmp_path):
     path = write(tmp_path, GRIDS["ranges"])
     capped, whole = trials_of(read_sweep(path)), trials_of(read_sweep(path)._replace(cap=None))
     assert len(capped) == 7 and capped == whole[:7] == trials_of(read_sweep(path), count=9)[:7] and len(whole) == 72
-    assert {t["data.batch_size"] for t in whole} == {4, 8, 12} and {t["seed"] for t in whole} == {3, 4, 5, 6}
+    assert {t["data.micro_batch_size"] for t in whole} == {4, 8, 12} and {t["seed"] for t in whole} == {3, 4, 5, 6}
     twice = trials_of(read_sweep(write(tmp_path, GRIDS["twice"])))
     assert [repr(trial["optim.weight_decay"]) for trial in twice] == ["1.0", "0.5", "0"]
 
@@ -309,10 +309,10 @@ def test_shipped_sweeps_fit_recipes_and_are_for_wandb_too(path, recipe):
 
 
 def test_values_reach_the_recipe_as_they_are_meant():
-    values = {"tune": {"distill": 0.5}, "optim.ema": None, "optim.lr": 1e-5, "zipar.windows": {"8": 2, 4: 1},
+    values = {"tune": {"distill": 0.5}, "optim.ema_decay": None, "optim.lr": 1e-5, "zipar.windows": {"8": 2, 4: 1},
               "optim.schedule": "constant", "data.val_windows": [4, 2]}  # fmt: skip
     local = overrides_of(values)
-    assert local == ["tune.distill=0.5", "optim.ema=null", "optim.lr=1.0e-05", "zipar.windows={8: 2, 4: 1}",
+    assert local == ["tune.distill=0.5", "optim.ema_decay=null", "optim.lr=1.0e-05", "zipar.windows={8: 2, 4: 1}",
                      "optim.schedule=constant", "data.val_windows=[4, 2]"]  # fmt: skip
     recipe = load_recipe("digits", local)
     assert recipe.tune.distill == 0.5 and recipe.tune.attention == "sdpa"  # beside it

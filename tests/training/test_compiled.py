@@ -39,10 +39,10 @@ def graphs(monkeypatch):
     torch._dynamo.reset()
 
 
-TUNES = {"plain": [], "recompute": ["tune.recompute=true"],
+TUNES = {"plain": [], "recompute": ["tune.activation_checkpointing=true"],
          "adapters": ["tune.lora={rank: 2, alpha: 4, targets: [q_proj, down_proj]}", "model.weights=x"],
          "both": ["tune.lora={rank: 2, alpha: 4, targets: [q_proj, down_proj]}", "model.weights=x",
-                  "tune.recompute=true"]}  # fmt: skip
+                  "tune.activation_checkpointing=true"]}  # fmt: skip
 
 
 def step(module, batch, window):

@@ -46,7 +46,7 @@ def test_same_seed_same_losses_and_the_loss_falls(tiny, tmp_path):
     assert states_equal(read(tmp_path / "a").state, read(tmp_path / "b").state)
 
 
-LONG = ["checkpoint_every=3", "optim.ema=0.9", "data.batch_size=8"]
+LONG = ["checkpoint_every=3", "optim.ema_decay=0.9", "data.micro_batch_size=8"]
 
 
 @pytest.fixture(scope="module")
@@ -173,11 +173,11 @@ def test_a_finished_run_is_left_alone_and_another_recipe_is_refused(tiny, tmp_pa
     overrides = quick(tiny, tmp_path, "run")
     recipe = load_recipe("digits-base", overrides)
     fit(recipe)
-    before = read(recipe.run).state
+    before = read(recipe.run_dir).state
     with pytest.raises(ValueError, match="already holds a run. Continue it with --resume"):
         fit(recipe)
     fit(recipe, resume=True)
-    assert states_equal(read(recipe.run).state, before)
+    assert states_equal(read(recipe.run_dir).state, before)
     with pytest.raises(ValueError, match=r"made by another recipe: optim.lr: 0.003 -> 0.5"):
         fit(load_recipe("digits-base", [*overrides, "optim.lr=0.5"]), resume=True)
 
@@ -283,8 +283,10 @@ def test_arguments_that_lightning_refuses_are_named(tiny):
 
 
 def test_a_step_of_more_images_than_there_are_is_refused(tiny):
-    with pytest.raises(ValueError, match=r"train.json has [\d,]+ images, and a step takes 5,000: lower optim.batch"):
-        fit(load_recipe("digits-base", [*tiny, "optim.batch=5000"]))
+    with pytest.raises(
+        ValueError, match=r"train.json has [\d,]+ images, and a step takes 5,000: lower optim.global_batch_size"
+    ):
+        fit(load_recipe("digits-base", [*tiny, "optim.global_batch_size=5000"]))
 
 
 def test_memory_that_runs_out_is_told_with_a_remedy(tiny, monkeypatch):
@@ -292,8 +294,10 @@ def test_memory_that_runs_out_is_told_with_a_remedy(tiny, monkeypatch):
         return torch.empty(2**60, dtype=torch.uint8)  # the allocator's own failure
 
     monkeypatch.setattr(ZipARModule, "losses", losses)
-    with pytest.raises(ValueError, match="memory ran out with 8 images on a device at once. Lower data.batch_size"):
-        fit(load_recipe("digits-base", [*tiny, "data.batch_size=8"]))
+    with pytest.raises(
+        ValueError, match="memory ran out with 8 images on a device at once. Lower data.micro_batch_size"
+    ):
+        fit(load_recipe("digits-base", [*tiny, "data.micro_batch_size=8"]))
 
 
 def test_a_generator_of_trained_weights_equals_the_trained_module(tiny_recipe):
@@ -301,7 +305,7 @@ def test_a_generator_of_trained_weights_equals_the_trained_module(tiny_recipe):
     fit(tiny_recipe.model_copy(update={"trainer": {**tiny_recipe.trainer, "max_epochs": 1}}))
     saved = read(tiny_recipe.run)
     first, second = Generator(tiny_recipe, saved), load(tiny_recipe.run)
-    a, b = first.draw([1, 2, 3], window=2), second.draw([1, 2, 3], window=2)
+    a, b = first.generate([1, 2, 3], window=2), second.generate([1, 2, 3], window=2)
     assert torch.equal(a.codes, b.codes)
     assert torch.equal(a.pixels, b.pixels)
 

@@ -13,9 +13,9 @@ from zipar_train.recipe.load import load_recipe
 from zipar_train.training.memory_estimate import GIB, LiveBytes, advice, predict
 from zipar_train.training.trainer import build_module
 
-SHAPE = ["model.size=null", "model.depth=4", "model.heads=8", "model.width=512", "model.tokenizer=null",
-         "model.tokenizer_weights=null", "model.classes=10", "trainer.precision=32-true", "tune.compile=false",
-         "optim.ema=null", "data.batch_size=3"]  # fmt: skip
+SHAPE = ["model.size=null", "model.num_layers=4", "model.num_heads=8", "model.hidden_size=512", "model.tokenizer=null",
+         "model.tokenizer_weights=null", "model.num_classes=10", "trainer.precision=32-true", "tune.compile=false",
+         "optim.ema_decay=null", "data.micro_batch_size=3"]  # fmt: skip
 LORA = ["model.weights=x", "tune.lora={rank: 8, alpha: 8, targets: [q_proj, v_proj]}"]
 MEASURE = """
 import re, sys, torch
@@ -32,7 +32,7 @@ def step(module, family, images):
     taught = recipe.tune.distill > 0
     loss, divergence = module.losses(Batch(codes, condition), condition, min(recipe.zipar.windows), taught=taught)
     (loss + divergence if taught else loss).backward()
-small = recipe.model.model_copy(update={"depth": 1, "heads": 1, "width": 8, "grid": [2, 2]})
+small = recipe.model.model_copy(update={"num_layers": 1, "num_heads": 1, "hidden_size": 8, "grid": [2, 2]})
 warm = build(small)  # what libraries take at their first use
 torch.optim.AdamW(warm.model.parameters()).step()
 open("/proc/self/clear_refs", "w").write("5")
@@ -43,7 +43,7 @@ module = module_of(recipe, family, teacher)
 family.model.train()
 optimizer = module.optimizer()
 for _ in range(2):
-    step(module, family, recipe.data.batch_size)
+    step(module, family, recipe.data.micro_batch_size)
     optimizer.step()
     optimizer.zero_grad()
 print(most() - before)
@@ -52,7 +52,9 @@ print(most() - before)
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-@pytest.mark.parametrize("more", [["tune.distill=0"], ["tune.distill=0.8"], [*LORA, "tune.recompute=true"]])
+@pytest.mark.parametrize(
+    "more", [["tune.distill=0"], ["tune.distill=0.8"], [*LORA, "tune.activation_checkpointing=true"]]
+)
 def test_a_step_takes_what_was_predicted(more):
     """In a process of its own, whose allocator gives back at once what is freed: it wastes nothing then."""
     found = predict(load_recipe("llamagen-l", [*SHAPE, *more])).train
@@ -82,18 +84,18 @@ def test_numbers_follow_the_recipe():
     def of(*overrides):
         return predict(
             load_recipe(
-                "llamagen-b", ["trainer.precision=bf16-mixed", "data.batch_size=2", "tune.distill=0", *overrides]
+                "llamagen-b", ["trainer.precision=bf16-mixed", "data.micro_batch_size=2", "tune.distill=0", *overrides]
             )
         )
 
-    plain = of("optim.ema=null")
+    plain = of("optim.ema_decay=null")
     count = plain.parameters
     assert plain.trained == count == 110_888_448  # LlamaGen-B, as published
     assert 0 <= plain.train.weights - 4 * count < 1e6  # and tables of frequencies
     assert plain.train.gradients == 4 * count and abs(plain.train.optimizer - 8 * count) < 4096
-    assert of("optim.ema=0.99").train.average == plain.train.weights
-    assert of("tune.recompute=true").train.activations < 0.5 * plain.train.activations
-    more = of("optim.ema=null", "data.batch_size=4").train
+    assert of("optim.ema_decay=0.99").train.average == plain.train.weights
+    assert of("tune.activation_checkpointing=true").train.activations < 0.5 * plain.train.activations
+    more = of("optim.ema_decay=null", "data.micro_batch_size=4").train
     assert 1.5 < more.activations / plain.train.activations < 2.2
     adapters = of(*LORA)
     assert adapters.train.weights < 0.6 * plain.train.weights  # bfloat16
@@ -108,7 +110,7 @@ def test_numbers_follow_the_recipe():
 
 
 def test_advice_makes_it_fit():
-    overrides = ["data.batch_size=16", "evaluate.batch_size=200", "trainer.precision=bf16-mixed"]
+    overrides = ["data.micro_batch_size=16", "evaluate.batch_size=200", "trainer.precision=bf16-mixed"]
     recipe = load_recipe("llamagen-b", [*overrides, "tune.distill=0"])
     found, room = predict(recipe), 6 * GIB
     told = advice(recipe, found, room)
@@ -119,7 +121,7 @@ def test_advice_makes_it_fit():
 
 
 def test_advice_spares_the_teacher_where_that_is_enough():
-    recipe = load_recipe("llamagen-b", ["data.batch_size=1", "tune.recompute=true"])
+    recipe = load_recipe("llamagen-b", ["data.micro_batch_size=1", "tune.activation_checkpointing=true"])
     found = predict(recipe)
     assert found.train.teacher > 0.1 * found.train.total
     (told,) = advice(recipe, found, found.train.total - found.train.teacher // 2)
@@ -129,16 +131,16 @@ def test_advice_spares_the_teacher_where_that_is_enough():
 
 def test_the_plan_tells_memory(run, tmp_path):
     file = tmp_path / "plan.json"
-    arguments = ["plan", "--recipe", "llamagen-l", *sets([*SHAPE, "data.batch_size=64"])]
-    status, out, err = run(*arguments, "--gib", "8", "--json", file)
+    arguments = ["plan", "--recipe", "llamagen-l", *sets([*SHAPE, "data.micro_batch_size=64"])]
+    status, out, err = run(*arguments, "--device-memory", "8", "--json", file)
     assert status == 0, err
     memory = json.loads(file.read_text())["memory"]
     assert memory["train"]["images"] == 64 and memory["parameters"] > 1e7
-    assert "Try --set data.batch_size=" in out and memory["advice"]
-    assert "It fits into 800.0 GiB." in run(*arguments, "--gib", "800")[1]
+    assert "Try --set data.micro_batch_size=" in out and memory["advice"]
+    assert "It fits into 800.0 GiB." in run(*arguments, "--device-memory", "800")[1]
 
 
-@pytest.mark.parametrize("more", [[], ["tune.recompute=true"]])
+@pytest.mark.parametrize("more", [[], ["tune.activation_checkpointing=true"]])
 def test_fsdp_shares_what_is_kept(more):
     def of(*overrides):
         return predict(load_recipe("llamagen-l", [*SHAPE, *more, *overrides])).train

@@ -27,9 +27,9 @@ from zipar_train.training.fit import fit
 from zipar_train.training.guard import Guard
 from zipar_train.training.module import ZipARModule
 
-SHORT = ["data.batch_size=4", "trainer.limit_train_batches=40", "trainer.check_val_every_n_epoch=1", "optim.ema=0.9",
+SHORT = ["data.micro_batch_size=4", "trainer.limit_train_batches=40", "trainer.check_val_every_n_epoch=1", "optim.ema_decay=0.9",
          "trainer.val_check_interval=8", "trainer.limit_val_batches=4", "checkpoint_every=2", "checkpoint_keep=2",
-         "checkpoint_best=val/bits_w2"]  # fmt: skip
+         "checkpoint_monitor=val/bits_w2"]  # fmt: skip
 
 
 def same_end(a: Path, b: Path) -> None:
@@ -106,13 +106,13 @@ def test_any_number_of_processes_ends_alike(tiny, tmp_path, shards):
 
     But for rounding, which transformers' norms do in float32 whatever the model's type.
     """
-    common = ["optim.batch=16", "trainer.precision=64-true", "optim.ema=0.9", "trainer.max_epochs=1",
+    common = ["optim.global_batch_size=16", "trainer.precision=64-true", "optim.ema_decay=0.9", "trainer.max_epochs=1",
               "zipar.windows={8: 1, 2: 1}", "checkpoint_every=15", "trainer.log_every_n_steps=1",
               f"data.train={some(shards, tmp_path / 'some', 793)}/train.json",
               "trainer.check_val_every_n_epoch=1"]  # fmt: skip
 
     def run(name, world, *overrides):
-        overrides = [*tiny, *common, f"run={tmp_path}/{name}", f"trainer.devices={world}", *overrides]
+        overrides = [*tiny, *common, f"run_dir={tmp_path}/{name}", f"trainer.devices={world}", *overrides]
         verb = ["fit", "--recipe", "digits-base", *sets(overrides), "--resume"]
         log = tmp_path / f"{name}.log"
         started = together(world, *verb, log=log) if world > 1 else [Running(*verb, log=log)]
@@ -120,16 +120,16 @@ def test_any_number_of_processes_ends_alike(tiny, tmp_path, shards):
         return started
 
     for name, (world, images, more) in WAYS.items():
-        run(name, world, f"data.batch_size={images}", *more)
+        run(name, world, f"data.micro_batch_size={images}", *more)
     assert "A step is 2 devices x 4 images x 2 batches" in (tmp_path / "uneven.0").read_text()
-    alone = sets([*tiny, *common, f"run={tmp_path}/begun", "data.batch_size=16"])
+    alone = sets([*tiny, *common, f"run_dir={tmp_path}/begun", "data.micro_batch_size=16"])
     begun = Running("fit", "--recipe", "digits-base", *alone, log=tmp_path / "begun.log")
     begun.until(lambda: newest_first(tmp_path / "begun"))
     begun.kill(signal.SIGTERM)
     assert begun.ended() == 143, begun.said()
     step = read(tmp_path / "begun").extra["global_step"]
     assert 15 <= step < 50
-    said = run("begun", 2, "data.batch_size=4")[0].said()
+    said = run("begun", 2, "data.micro_batch_size=4")[0].said()
     assert f"Resuming from {tmp_path}/begun/checkpoints/last.ckpt: step {step}, in epoch 1." in said
     expected, one = losses(tmp_path / "one"), read(tmp_path / "one")
     assert len(expected) == 50
@@ -147,13 +147,13 @@ def test_any_number_of_processes_ends_alike(tiny, tmp_path, shards):
 def test_steps_that_devices_cannot_share_are_refused_with_numbers(tiny, tmp_path):
     from zipar_train.training.trainer import split_batch
 
-    recipe = load_recipe("digits-base", [*tiny, "optim.batch=64", "data.batch_size=12"])
+    recipe = load_recipe("digits-base", [*tiny, "optim.global_batch_size=64", "data.micro_batch_size=12"])
     assert [split_batch(recipe, world) for world in (1, 2, 8, 64)] == [(8, 8), (8, 4), (8, 1), (1, 1)]
     with pytest.raises(ValueError, match=r"64 images cannot be shared by 3 devices. Use 1, 2, 4 devices, or --set "
-                                         r"optim.batch=66 or 63"):  # fmt: skip
+                                         r"optim.global_batch_size=66 or 63"):  # fmt: skip
         split_batch(recipe, 3)
-    with pytest.raises(ValueError, match="optim.batch says how large a step is. Drop one"):
-        load_recipe("digits-base", [*tiny, "optim.batch=64", "trainer.accumulate_grad_batches=2"])
+    with pytest.raises(ValueError, match="optim.global_batch_size says how large a step is. Drop one"):
+        load_recipe("digits-base", [*tiny, "optim.global_batch_size=64", "trainer.accumulate_grad_batches=2"])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -207,11 +207,17 @@ def test_differences_that_are_meant_are_named_and_take_effect(tiny, tmp_path, mo
     overrides = quick(tiny, tmp_path, "run", *SHORT, "trainer.max_epochs=1")
     fit(load_recipe("digits-base", overrides))
     other = [*overrides, "trainer.max_epochs=2", "optim.lr=0.05", "optim.weight_decay=0.2"]
-    with pytest.raises(ValueError, match="say that you mean it with --allow optim.lr --allow optim.weight_decay "
-                                         "--allow trainer.max_epochs"):  # fmt: skip
+    with pytest.raises(ValueError, match="say that you mean it with --allow-change optim.lr --allow-change optim.weight_decay "
+                                         "--allow-change trainer.max_epochs"):  # fmt: skip
         fit(load_recipe("digits-base", other), resume=True, allow=["data.shuffle"])
-    with pytest.raises(ValueError, match=r"model.width: 16 -> 32. Resume with the recipe it was made by, or write"):
-        fit(load_recipe("digits-base", [*overrides, "model.width=32"]), resume=True, allow=["model.width", "model"])
+    with pytest.raises(
+        ValueError, match=r"model.hidden_size: 16 -> 32. Resume with the recipe it was made by, or write"
+    ):
+        fit(
+            load_recipe("digits-base", [*overrides, "model.hidden_size=32"]),
+            resume=True,
+            allow=["model.hidden_size", "model"],
+        )
     fit(load_recipe("digits-base", other), resume=True, allow=["optim", "trainer.max_epochs"])
     groups = read(tmp_path / "run").extra["optimizer_states"][0]["param_groups"]
     assert [(g["initial_lr"], g["weight_decay"]) for g in groups] == [(0.05, 0.2), (0.05, 0.0)]
@@ -257,7 +263,7 @@ def small_disk(tmp_path):
 def test_a_full_disk_leaves_what_is_there_and_training_goes_on(tiny, tmp_path, small_disk):
     """Filled in mid-run, and emptied again."""
     short = [o for o in SHORT if not o.startswith("checkpoint_best")]
-    overrides = [*quick(tiny, tmp_path, "run", *short), f"run={small_disk}/run", "trainer.max_epochs=6"]
+    overrides = [*quick(tiny, tmp_path, "run", *short), f"run_dir={small_disk}/run", "trainer.max_epochs=6"]
     whole = quick(tiny, tmp_path, "whole", *short, "trainer.max_epochs=6")
     fit(load_recipe("digits-base", whole))
     running = Running("fit", "--recipe", "digits-base", *sets(overrides), log=tmp_path / "log")
@@ -285,7 +291,7 @@ def test_a_full_disk_leaves_what_is_there_and_training_goes_on(tiny, tmp_path, s
 
 def test_a_disk_that_stays_full_is_an_error_at_the_end(tiny, tmp_path, small_disk):
     (small_disk / "ballast").write_bytes(b"0" * (2**20 - 65536))
-    overrides = [*quick(tiny, tmp_path, "run", *SHORT), f"run={small_disk}/run", "trainer.max_epochs=1"]
+    overrides = [*quick(tiny, tmp_path, "run", *SHORT), f"run_dir={small_disk}/run", "trainer.max_epochs=1"]
     running = Running("fit", "--recipe", "digits-base", *sets(overrides), log=tmp_path / "log")
     assert running.ended() == 2
     assert "Make room and resume it" in running.said() and "Traceback" not in running.said()
@@ -314,8 +320,8 @@ def hurt(path: Path, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["deleted", "truncated", "flipped"])
 def test_a_shard_damaged_in_mid_run_is_named_and_stops_or_is_skipped(tiny, many, tmp_path, monkeypatch, how, capsys):
-    overrides = quick(tiny, tmp_path, "run", f"data.train={many}/train.json", "data.batch_size=4", "data.shuffle=10",
-                      "trainer.max_epochs=1", "optim.batch=4", "trainer.limit_val_batches=1")  # fmt: skip
+    overrides = quick(tiny, tmp_path, "run", f"data.train={many}/train.json", "data.micro_batch_size=4", "data.shuffle=10",
+                      "trainer.max_epochs=1", "optim.global_batch_size=4", "trainer.limit_val_batches=1")  # fmt: skip
     steps = ZipARModule.training_step
 
     def hurting(module, batch, batch_idx):
@@ -335,7 +341,7 @@ def test_a_shard_damaged_in_mid_run_is_named_and_stops_or_is_skipped(tiny, many,
 
     seen.clear()
     monkeypatch.setattr(ZipARModule, "training_step", steps)
-    skipping = [*overrides, "data.damaged=skip", f"run={tmp_path}/skipping"]
+    skipping = [*overrides, "data.on_bad_sample=skip", f"run_dir={tmp_path}/skipping"]
     if how == "deleted":
         (many / victim[0]).write_bytes(b"")  # a manifest whose shards are missing is refused at the start
     fit(load_recipe("digits-base", skipping))
@@ -413,21 +419,26 @@ def bad_at(step, how, monkeypatch):
 def before(made_tiny, tmp_path_factory):
     """Losses of a run without a bad step."""
     folder = tmp_path_factory.mktemp("plain")
-    fit(load_recipe("digits-base", quick(made_tiny, folder, "plain", *SHORT, "trainer.max_epochs=1", "health.spike=3")))
+    fit(
+        load_recipe(
+            "digits-base",
+            quick(made_tiny, folder, "plain", *SHORT, "trainer.max_epochs=1", "health.loss_spike_factor=3"),
+        )
+    )
     return losses(folder / "plain")
 
 
 @pytest.mark.parametrize("how", ["loss", "gradient", "leap"])
 def test_bad_steps_stop_or_are_skipped_and_name_their_images(tiny, tmp_path, monkeypatch, before, how, capsys):
     bad_at(25, how, monkeypatch)
-    overrides = quick(tiny, tmp_path, "run", *SHORT, "trainer.max_epochs=1", "health.spike=3")
+    overrides = quick(tiny, tmp_path, "run", *SHORT, "trainer.max_epochs=1", "health.loss_spike_factor=3")
     with pytest.raises(ValueError, match=r"step 26: .*Its images: train-000000.tar/\S+, .*on_spike = skip") as stopped:
         fit(load_recipe("digits-base", overrides))
     assert ("not finite" in str(stopped.value)) == (how != "leap")
     assert read(tmp_path / "run").extra["global_step"] == 24
 
     capsys.readouterr()
-    skip = [*overrides, "health.gradients=skip", "health.on_spike=skip"]
+    skip = [*overrides, "health.on_nonfinite=skip", "health.on_spike=skip"]
     fit(load_recipe("digits-base", skip), resume=True)  # health may differ
     assert "skipped: step 26: " in capsys.readouterr().err
     after = losses(tmp_path / "run")

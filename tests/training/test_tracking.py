@@ -52,8 +52,8 @@ def server():
 
 
 def short(tiny, tmp_path, name, *more):
-    kept = [override for override in tiny if not override.startswith(("log.", "run="))]
-    return [*kept, f"run={tmp_path}/{name}", "trainer.log_every_n_steps=1", "trainer.max_epochs=2",
+    kept = [override for override in tiny if not override.startswith(("log.", "run_dir="))]
+    return [*kept, f"run_dir={tmp_path}/{name}", "trainer.log_every_n_steps=1", "trainer.max_epochs=2",
             "trainer.limit_train_batches=8", "trainer.limit_val_batches=2", "trainer.check_val_every_n_epoch=1",
             "zipar.windows={8: 1, 2: 1}", *more]  # fmt: skip
 
@@ -104,7 +104,7 @@ def test_offline_runs_of_a_folder_are_one_run_which_sync_uploads(tiny, tmp_path,
         at_step(patch, 10, stop)
         with pytest.raises(Stopped):
             fit(recipe)
-    stopped = read(recipe.run).extra["global_step"]
+    stopped = read(recipe.run_dir).extra["global_step"]
     killed = tmp_path / "run" / "wandb" / "offline-run-20200101_000000-killed" / "run-killed.wandb"
     killed.parent.mkdir()
     killed.write_bytes(b":W&B" + bytes(3))  # in its first seconds: sync would upload none of them
@@ -112,7 +112,7 @@ def test_offline_runs_of_a_folder_are_one_run_which_sync_uploads(tiny, tmp_path,
     fit(recipe, resume=True)
     folders = sorted((tmp_path / "run" / "wandb").glob("offline-run-*"))
     assert len(folders) == 2 and stopped == 11
-    assert f"`wandb sync {recipe.run}/wandb/offline-run-*` uploads it" in capsys.readouterr().out
+    assert f"`wandb sync {recipe.run_dir}/wandb/offline-run-*` uploads it" in capsys.readouterr().out
     sync(server, *folders)
 
     (name,) = server.runs
@@ -144,7 +144,7 @@ def test_offline_runs_of_a_folder_are_one_run_which_sync_uploads(tiny, tmp_path,
 
 def test_images_are_those_that_draw_draws_and_disturb_nothing(tiny, tmp_path, monkeypatch):
     """Of averaged weights; weights, averages and random states end as without."""
-    ema = ["optim.ema=0.9", "log.images=12", "data.batch_size=8"]  # in two batches
+    ema = ["optim.ema_decay=0.9", "log.images=12", "data.micro_batch_size=8"]  # in two batches
     plain = short(tiny, tmp_path, "plain", *ema, "log.wandb=disabled")
     fit(load_recipe("digits-base", plain))
     states = [torch.get_rng_state()]
@@ -165,7 +165,7 @@ def test_images_are_those_that_draw_draws_and_disturb_nothing(tiny, tmp_path, mo
     assert set(shown) == {"images/w8", "images/w2"}
     for window in (8, 2):
         pictures, captions, step = shown[f"images/w{window}"]
-        drawn = generator.draw(labels, window=window, seed=0)
+        drawn = generator.generate(labels, window=window, seed=0)
         assert captions == [str(label) for label in labels] and step == 15
         assert all(pictures[k].resize((8, 8), 0).tobytes() == drawn[k].tobytes() for k in range(12))
         assert pictures[0].size == (96, 96)

@@ -249,7 +249,7 @@ def test_a_nan_in_one_gradient_stops_or_is_skipped(tiny, tmp_path, monkeypatch, 
         ValueError, match=r"step 4: loss [\d.]+, gradient norm nan: not finite. Its images: train-000000"
     ):
         fit(load_recipe("digits-base", quick(tiny, tmp_path, "stopped", *more)))
-    fit(load_recipe("digits-base", quick(tiny, tmp_path, "skipped", *more, "health.gradients=skip")))
+    fit(load_recipe("digits-base", quick(tiny, tmp_path, "skipped", *more, "health.on_nonfinite=skip")))
     assert "skipped: step 4: " in capsys.readouterr().err
     assert len(losses(tmp_path / "skipped")) == 6
     assert all(torch.isfinite(tensor).all() for tensor in read(tmp_path / "skipped").state.values())

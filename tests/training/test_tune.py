@@ -29,7 +29,7 @@ def base(shards, tmp_path_factory):
     """A tiny trained next-token model."""
     folder = tmp_path_factory.mktemp("base")
     data = [f"data.train={shards}/train.json", f"data.val={shards}/val.json"]
-    fit(load_recipe("digits-base", [*TINY, *data, f"run={folder}/run", "trainer.max_epochs=1"]))
+    fit(load_recipe("digits-base", [*TINY, *data, f"run_dir={folder}/run", "trainer.max_epochs=1"]))
     return folder / "run"
 
 
@@ -38,7 +38,7 @@ def tuned(tiny, tmp_path, base, name, *more):
 
 
 def test_adapters_alone_are_trained_and_kept_and_resumed_to_the_bit(tiny, tmp_path, base):
-    settings = [LORA, "optim.ema=0.9", "optim.lr=1e-2"]
+    settings = [LORA, "optim.ema_decay=0.9", "optim.lr=1e-2"]
     fit(tuned(tiny, tmp_path, base, "whole", *settings))
     with pytest.raises(SystemExit):
         _stopped_after_an_epoch(tuned(tiny, tmp_path, base, "broken", *settings))
@@ -94,7 +94,7 @@ def test_adapters_go_out_alone_or_merged(tiny, tmp_path, base):
 
 def test_adapters_of_other_weights_are_refused(tiny, tmp_path, base, shards):
     other = [*TINY, f"data.train={shards}/train.json", f"data.val={shards}/val.json", "trainer.max_epochs=1"]
-    fit(load_recipe("digits-base", [*other, f"run={tmp_path}/base", "seed=1"]))
+    fit(load_recipe("digits-base", [*other, f"run_dir={tmp_path}/base", "seed=1"]))
     recipe = tuned(tiny, tmp_path, tmp_path / "base", "run", LORA, "trainer.max_epochs=1")
     fit(recipe)
     (tmp_path / "base" / "checkpoints" / "last.ckpt").write_bytes((base / "checkpoints" / "last.ckpt").read_bytes())
@@ -117,15 +117,15 @@ def test_a_base_that_was_moved_is_found_or_can_be_said(tiny, tmp_path, base, mon
     short = [LORA, "trainer.max_epochs=1", "trainer.limit_train_batches=2", "model.weights=base"]
     recipe = load_recipe("digits", [*quick(tiny, here, "lora", *short)])
     fit(recipe)
-    expected = load(here / "lora").draw([3], pixels=False).codes
+    expected = load(here / "lora").generate([3], pixels=False).codes
     monkeypatch.chdir(tmp_path)
-    assert torch.equal(load(here / "lora").draw([3], pixels=False).codes, expected)  # base lies beside it
+    assert torch.equal(load(here / "lora").generate([3], pixels=False).codes, expected)  # base lies beside it
     (here / "base").rename(tmp_path / "elsewhere")
     with pytest.raises(ValueError, match="not found: .*--set model.weights=PATH"):
         load(here / "lora")
     moved = f"model.weights={tmp_path}/elsewhere"
-    assert torch.equal(load(here / "lora", overrides=[moved]).draw([3], pixels=False).codes, expected)
-    status, _, err = run("draw", "--checkpoint", here / "lora", "--set", moved, "--labels", "3", "--out", "a.png")
+    assert torch.equal(load(here / "lora", overrides=[moved]).generate([3], pixels=False).codes, expected)
+    status, _, err = run("generate", "--checkpoint", here / "lora", "--set", moved, "--labels", "3", "--out", "a.png")
     assert status == 0, err
     with pytest.raises(ValueError, match="brings its own recipe"):
         load(here / "lora", overrides=["optim.lr=1"])
@@ -273,7 +273,7 @@ def test_distillation_pulls_towards_the_untouched_model(tiny, tmp_path, base):
 
 
 def _divergence(a, b, window=None):
-    codes, labels = a.draw(list(range(10)), seed=1).codes.flatten(1), torch.arange(10)
+    codes, labels = a.generate(list(range(10)), seed=1).codes.flatten(1), torch.arange(10)
     plans = (a.plan(), b.plan(window))
     with torch.no_grad():
         p, q = (teacher_forced(g.family, plan, codes, labels, dense(plan)).log_softmax(-1)
@@ -290,7 +290,7 @@ def test_adapters_are_taught_by_the_model_without_them(tiny, tmp_path, base):
     assert module.teacher is None
     module.on_load_checkpoint(saved := torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True))
     module.load_state_dict(saved["state_dict"])
-    codes, labels = untouched.draw(list(range(10)), seed=1).codes.flatten(1), torch.arange(10)
+    codes, labels = untouched.generate(list(range(10)), seed=1).codes.flatten(1), torch.arange(10)
     found = module.eval().losses(Batch(codes, labels), labels, 2, taught=True)[1]
     assert float(found.detach()) == pytest.approx(_divergence(untouched, load(tmp_path / "run"), 2), rel=1e-4)
     found.backward()
@@ -310,7 +310,7 @@ def test_distillation_needs_a_teacher(base):
 @pytest.mark.parametrize("adapters", [[], [LORA]])
 def test_recomputed_and_compiled_it_is_the_same_run(tiny, tmp_path, base, adapters):
     """Distilled, as the recipe says."""
-    runs = {"plain": [], "recompute": ["tune.recompute=true"], "compile": ["tune.compile=true"]}
+    runs = {"plain": [], "recompute": ["tune.activation_checkpointing=true"], "compile": ["tune.compile=true"]}
     found = {}
     for name, more in runs.items():
         fit(tuned(tiny, tmp_path, base, name, *adapters, *more, "trainer.max_epochs=1", "trainer.limit_train_batches=6",

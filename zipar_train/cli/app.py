@@ -32,6 +32,7 @@ from zipar_train.cli.shards import shards_app
 from zipar_train.cli.sweep import sweep
 from zipar_train.io.console import lasting
 from zipar_train.io.remote import conceal
+from zipar_train.recipe.renamed import check_arguments
 from zipar_train.run.launcher import check_variables, rank
 from zipar_train.run.signals import Heard, Stopped, raised, requeue
 
@@ -64,6 +65,7 @@ def main() -> None:
     with lasting() as out, raised() as heard:
         try:
             check_variables()
+            check_arguments(sys.argv[1:])
             app(standalone_mode=True)
         except Stopped as stop:
             _end(stop, heard)
@@ -95,7 +97,7 @@ def recipes() -> None:
     from zipar_train.recipe.load import load_recipe, recipe_folder, shipped
 
     for name in shipped():
-        print(f"{name:16} {load_recipe(name).about}")
+        print(f"{name:16} {load_recipe(name).description}")
     print(f"\nFiles: {recipe_folder()}. Copy one, change it, and give its path to --recipe.")
 
 
@@ -111,7 +113,10 @@ def plan(
     ] = None,
     memory: Annotated[bool, typer.Option(help="Tell what training and drawing take, in some ten seconds.")] = True,
     gib: Annotated[
-        float | None, typer.Option(min=0.001, help="Memory of a device that it should fit into; this machine's GPU's.")
+        float | None,
+        typer.Option(
+            "--device-memory", min=0.001, help="Memory of a device that it should fit into; this machine's GPU's."
+        ),
     ] = None,
     json_file: JsonOption = None,
 ) -> None:
@@ -240,7 +245,8 @@ def fit(
         bool, typer.Option("--resume", help="Continue the run folder's checkpoint, if it has one.")
     ] = False,
     allow: Annotated[
-        list[str], typer.Option("--allow", metavar="KEY", help="May differ from the recipe that made the run folder.")
+        list[str],
+        typer.Option("--allow-change", metavar="KEY", help="May differ from the recipe that made the run folder."),
     ] = [],  # noqa: B006
     more: Annotated[list[str], typer.Argument(metavar="[KEY=VALUE]...", help="As --set: for W&B's agents.")] = [],  # noqa: B006
 ) -> None:
@@ -251,8 +257,8 @@ def fit(
     overrides = [*overrides, *overrides_of_agent(more)]
     loaded = load_recipe(recipe, overrides)
     if "WANDB_SWEEP_ID" in os.environ and "WANDB_RUN_ID" in os.environ:  # a W&B agent's: a folder for each of its runs
-        own = f"{loaded.run}-{os.environ['WANDB_SWEEP_ID']}/{os.environ['WANDB_RUN_ID']}"
-        overrides.append(override("run", own))
+        own = f"{loaded.run_dir}-{os.environ['WANDB_SWEEP_ID']}/{os.environ['WANDB_RUN_ID']}"
+        overrides.append(override("run_dir", own))
         if loaded.log.wandb == "offline" and not os.environ.get("WANDB_MODE"):
             overrides.append("log.wandb=online")  # the sweep is on the server, and waits for its numbers
         loaded, resume = load_recipe(recipe, overrides), True  # as the agent may run it again
@@ -269,7 +275,7 @@ def fit(
 
 
 @app.command()
-def draw(
+def generate(
     out: Annotated[
         Path, typer.Option(parser=user_path, callback=picture_file, metavar="PATH", help="The picture to write.")
     ],
@@ -308,7 +314,7 @@ def draw(
     generator = load(source, overrides=overrides)
     settings = {key: value for key, value in given.items() if value is not None}
     manner: Any = "released" if released else "adaptive" if adaptive else "planned"
-    images = generator.draw(wanted, window=window, seed=seed, manner=manner, **settings)
+    images = generator.generate(wanted, window=window, seed=seed, manner=manner, **settings)
     images.save(out)
     least, most = int(images.passes.min()), int(images.passes.max())
     print(f"{out}: {len(images)} images in {least if least == most else f'{least} to {most}'} passes")

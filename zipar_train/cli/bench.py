@@ -19,9 +19,11 @@ def bench(
     grids: Annotated[
         str | None, typer.Option(help="Square grids, for example 16,24,32,48; otherwise the recipe's.")
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Images or batches each way draws, after those that warm up.")] = 3,
+    rounds: Annotated[
+        int, typer.Option("--repeats", min=1, help="Images or batches each way draws, after those that warm up.")
+    ] = 3,
     alone: Annotated[
-        bool, typer.Option("--alone", help="Our decoder without the other ways of drawing beside it.")
+        bool, typer.Option("--no-baselines", help="Our decoder without the other ways of drawing beside it.")
     ] = False,
     compiled: Annotated[
         bool, typer.Option("--compiled", help="Our decoder with torch.compile too: minutes before the first image.")
@@ -48,7 +50,7 @@ def bench(
     from zipar_train.recipe.load import load_recipe
 
     loaded = load_recipe(recipe, overrides)
-    batches = integers("--batch-sizes", batch_sizes) if batch_sizes else [loaded.data.batch_size if train else 1]
+    batches = integers("--batch-sizes", batch_sizes) if batch_sizes else [loaded.data.micro_batch_size if train else 1]
     sizes = integers("--grids", grids) if grids else []
     wanted = integers("--windows", windows) if windows else []
     for option, numbers in {"--batch-sizes": batches, "--grids": sizes, "--windows": wanted}.items():
@@ -56,7 +58,12 @@ def bench(
             raise ValueError(f"{option}: {wrong[0]} must be at least 1")
     if dtype not in (None, "float32", "bfloat16"):
         raise ValueError(f"--dtype {dtype!r} is unknown: use float32 or bfloat16")
-    for option, meaningless in {"--png": png, "--dtype": dtype, "--compiled": compiled, "--alone": alone}.items():
+    for option, meaningless in {
+        "--png": png,
+        "--dtype": dtype,
+        "--compiled": compiled,
+        "--no-baselines": alone,
+    }.items():
         if train and meaningless:
             raise ValueError(f"{option} goes with drawing, not with --train")
     import torch

@@ -22,10 +22,12 @@ def doctor(
     overrides: SetOption = [],  # noqa: B006
     only: Annotated[
         str | None,
-        typer.Option(help="Of packages,devices,attention,disk,wandb,recipes,recipe, for example disk,wandb."),
+        typer.Option(
+            "--checks", help="Of packages,devices,attention,disk,wandb,recipes,recipe, for example disk,wandb."
+        ),
     ] = None,
     patience: Annotated[
-        float | None, typer.Option(min=1, help="Seconds for each, all at once; 30, or 90 beside a GPU.")
+        float | None, typer.Option("--timeout", min=1, help="Seconds for each, all at once; 30, or 90 beside a GPU.")
     ] = None,
     json_file: JsonOption = None,
 ) -> None:

@@ -46,7 +46,11 @@ def shards_check(
     for manifest in manifests:
         if model:
             read_manifest(
-                manifest, grid=model.raster, codes=model.codes, classes=model.classes, captions=model.captions
+                manifest,
+                grid=model.raster,
+                codes=model.codebook_size,
+                classes=model.num_classes,
+                captions=model.captions,
             )
         found = check_shards(manifest, progress=lambda shards: tqdm(shards, desc="shards", leave=False), misfit=misfit)
         held, counts = found.manifest, found.per_class.values()

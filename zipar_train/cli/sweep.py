@@ -11,7 +11,10 @@ from zipar_train.cli.options import JsonOption, RecipeOption, SetOption, output_
 def sweep(
     recipe: RecipeOption,
     grid: Annotated[
-        Path, typer.Option(parser=user_path, metavar="FILE", help="In W&B's sweep syntax; recipes/sweeps has some.")
+        Path,
+        typer.Option(
+            "--file", parser=user_path, metavar="FILE", help="In W&B's sweep syntax; recipes/sweeps has some."
+        ),
     ],
     overrides: SetOption = [],  # noqa: B006
     out: Annotated[

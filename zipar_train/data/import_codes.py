@@ -67,14 +67,14 @@ def import_codes(
     """
     model = recipe.model
     height, width = model.grid
-    if model.classes is None:
+    if model.num_classes is None:
         raise ValueError(f"recipe {recipe.name} is prompted by captions, and imported codes have classes")
     found, manifest = recognise(Path(codes)), Path(out) / f"{split}.json"
     if not found.images:
         raise ValueError(f"{codes} holds no codes: copy or download it again")
     layout = Layout(
-        source=f"{found.kind}: {printable(Path(codes).name)}", grid=(height, width), codes=model.codes,
-        classes=model.classes, views="as imported",
+        source=f"{found.kind}: {printable(Path(codes).name)}", grid=(height, width), codes=model.codebook_size,
+        classes=model.num_classes, views="as imported",
     )  # fmt: skip
 
     def samples() -> Iterator[Sample]:
@@ -88,10 +88,10 @@ def import_codes(
                 )
             yield Sample(key, rows.reshape(-1, height, width), label)
 
-    if _foreign_codebook(found, model.codes):
+    if _foreign_codebook(found, model.codebook_size):
         raise ValueError(
             f"{codes}: all codes are below 1,024, as those of MaskGIT-VQGAN are, and the recipe's codebook has "
-            f"{model.codes}. Import them for a model of that tokenizer, with model.codes=1024"
+            f"{model.codebook_size}. Import them for a model of that tokenizer, with model.codebook_size=1024"
         )
     work = manifest.parent / f".{split}"  # where `tokenize` claims the set too
     try:

@@ -168,7 +168,7 @@ def assign(
         )
         raise ValueError(
             f"{where} has {len(used)} classes, the recipe's model {classes}{outside}. Give all classes, or set "
-            f"model.classes. Classes found: {listed(used) or 'none'}{later}"
+            f"model.num_classes. Classes found: {listed(used) or 'none'}{later}"
         )
     if (values := numbered(kept)) is not None:  # 1 .. N for a model of N classes
         kept = [name for _, name in sorted(zip(values, kept, strict=True))]

@@ -22,17 +22,17 @@ def class_numbers(model: Model, sources: Mapping[str, Source], out: str | Path) 
     Raises:
         ValueError: if a source does not fit the model, or names classes that another split does not.
     """
-    if model.classes is None:
+    if model.num_classes is None:
         if held := next((source for source in sources.values() if source.classes is not None), None):
             raise ValueError(f"--images: {held.name} has classes, and this recipe's model is prompted by captions")
         return {}
-    classes, (known, known_of) = model.classes, _known(Path(out), sources, model.classes)
+    classes, (known, known_of) = model.num_classes, _known(Path(out), sources, model.num_classes)
 
     def of(source: Source) -> Classes:
         if source.names is None and source.classes not in (None, classes):
             raise ValueError(
                 f"--images: {source.name} has {source.classes} classes, the recipe's model {classes}. Give all "
-                "classes, or set model.classes"
+                "classes, or set model.num_classes"
             )
         return assign(source.names, classes=classes, where=f"--images: {source.name}", empty=source.empty, known=known,
                       known_of=known_of)  # fmt: skip

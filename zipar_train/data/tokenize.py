@@ -95,7 +95,7 @@ def tokenize(
         reason = f". {next(iter(source.skipped))}: {next(iter(source.skipped.values()))}" if source.skipped else ""
         raise ValueError(f"--images {images} holds no pictures{reason}")
     classes = class_numbers(model, sources, out).get(split)
-    if features and not model.text:
+    if features and not model.t5_features:
         raise ValueError(f"features are of captions, and recipe {recipe.name} has none")
     tokenizer = build_tokenizer(model)
     if model.tokenizer == "vq16" and model.tokenizer_weights is None:
@@ -111,7 +111,7 @@ def tokenize(
         print(f"caption lengths are not checked: {error}", file=sys.stderr, flush=True)
         fitting = None
     layout = Layout(
-        source=printable(source.name), grid=(model.grid[0], model.grid[1]), codes=model.codes, classes=model.classes,
+        source=printable(source.name), grid=(model.grid[0], model.grid[1]), codes=model.codebook_size, classes=model.num_classes,
         views=kind, tokenizer=tokenizer.sha256, features=features, images=len(source.keys),
         class_names=classes and classes.names, prompt=fitting.fingerprint if fitting else None,
     )  # fmt: skip
@@ -127,7 +127,7 @@ def tokenize(
         _begin(notes, settings)
         parts = [range(i, min(i + per_shard, len(source.keys))) for i in range(0, len(source.keys), per_shard)]
         mine = [part for part in range(rank, len(parts), world) if not (notes / f"{part}.json").is_file()]
-        encoder = TextEncoder(model.text) if features and model.text else None
+        encoder = TextEncoder(model.t5_features) if features and model.t5_features else None
 
         work = _Work(source, [i for part in mine for i in parts[part]], tokenizer.stride, kind, layout, classes)
         bar = tqdm(total=len(work), desc=f"{split} images", unit=" images", disable=not progress or rank != 0,

@@ -93,4 +93,4 @@ def check_captions(model: Model, manifests: Mapping[str, Manifest]) -> None:
                 pass
         if bad:
             more = f" ({len(bad):,} samples of {manifest.samples:,} are damaged or do not fit)" if len(bad) > 1 else ""
-            raise ValueError(f"{bad[0]}{more}; or leave such samples out with --set data.damaged=skip")
+            raise ValueError(f"{bad[0]}{more}; or leave such samples out with --set data.on_bad_sample=skip")

@@ -1,4 +1,4 @@
-"""A trained model as a person wants it: `load(...)`, `.draw(labels)`, a picture."""
+"""A trained model as a person wants it: `load(...)`, `.generate(labels)`, a picture."""
 
 import io
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ from zipar_train.recipe.load import differences, explain, load_recipe, overridde
 from zipar_train.recipe.schema import Draw, Recipe
 
 MOVED = ("model.weights", "model.weights_entry")  # may be set beside adapters: where their base is now
-DecodeMode = Literal["planned", "released", "adaptive"]  # see `Generator.draw`
+DecodeMode = Literal["planned", "released", "adaptive"]  # see `Generator.generate`
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class Generator:
             self.decoders[key] = made
         return self.decoders[key]
 
-    def draw(
+    def generate(
         self,
         labels: Sequence[int] | Sequence[str],
         *,
@@ -253,6 +253,6 @@ def load(
     if recipe.model.weights is None:
         raise ValueError(
             f"recipe {recipe.name} starts from random weights, which draw nothing. "
-            f"Train it with `zipar-train fit --recipe {source}`, then load {recipe.run}"
+            f"Train it with `zipar-train fit --recipe {source}`, then load {recipe.run_dir}"
         )
     return Generator(recipe, initial_weights(recipe.model), device=device, dtype=dtype)

@@ -62,8 +62,8 @@ def lower(sentence: str) -> str:
 
 
 def runs(asked: CheckContext) -> Iterator[Row]:
-    path = asked.recipe.run if asked.recipe else expand("${ZIPAR_RUNS:-runs}")
-    yield folder("runs", Path(path), "Choose another with ZIPAR_RUNS=FOLDER, or --set run=FOLDER")
+    path = asked.recipe.run_dir if asked.recipe else expand("${ZIPAR_RUNS:-runs}")
+    yield folder("runs", Path(path), "Choose another with ZIPAR_RUNS=FOLDER, or --set run_dir=FOLDER")
 
 
 def data(asked: CheckContext) -> Iterator[Row]:
@@ -91,7 +91,7 @@ def cache(asked: CheckContext, *, name: str, variable: str, under: str, what: st
 
 
 CHECKS = (
-    Check("runs", runs, "Choose another with ZIPAR_RUNS=FOLDER, or --set run=FOLDER"),
+    Check("runs", runs, "Choose another with ZIPAR_RUNS=FOLDER, or --set run_dir=FOLDER"),
     Check("data", data, "Choose another with ZIPAR_DATA=FOLDER"),
     Check("temporary files", temporary, "Choose another with TMPDIR=FOLDER"),
     Check(

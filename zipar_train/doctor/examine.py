@@ -46,9 +46,9 @@ def examine(
         ValueError: for a section that does not exist.
     """
     if unknown := [name for name in only if name not in SECTIONS]:
-        raise ValueError(f"--only {unknown[0]!r} is unknown: use {', '.join(SECTIONS)}")
+        raise ValueError(f"--checks {unknown[0]!r} is unknown: use {', '.join(SECTIONS)}")
     if "recipe" in only and not (recipe or broken):
-        raise ValueError("--only recipe: it goes with --recipe")
+        raise ValueError("--checks recipe: it goes with --recipe")
     start = time.monotonic()
     patience = patience or (90 if shutil.which("nvidia-smi") else 30)
     wanted = [name for name in SECTIONS if name in (only or SECTIONS) and (name != "recipe" or recipe)]
@@ -158,7 +158,7 @@ def listen(name: str, process: subprocess.Popen[str], asked: CheckContext) -> li
                     rows.append(Row.model_validate(row))
     if begun:
         remedy = checks.get(begun, "Make a new environment and pip install zipar-train")
-        rows.append(problem(begun, end, f"{remedy}. More time: --patience 120" if "no answer" in end else remedy))
+        rows.append(problem(begun, end, f"{remedy}. More time: --timeout 120" if "no answer" in end else remedy))
         left = list(checks)[[*checks, begun].index(begun) + 1 :]
         rows += [note(check, f"not tried, as {begun} did not end", f"Mend {begun} first") for check in left]
     return owned(name, rows)

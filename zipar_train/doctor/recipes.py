@@ -11,7 +11,7 @@ from zipar_train.recipe.load import load_recipe, recipe_folder, shipped
 from zipar_train.recipe.schema import Recipe
 
 NEAR = 0.9  # of a device's memory: allocators and libraries want the rest
-ELSEWHERE = "--set run=FOLDER writes elsewhere"
+ELSEWHERE = "--set run_dir=FOLDER writes elsewhere"
 WHOLE = "--set trainer.precision=32-true"
 
 
@@ -41,7 +41,7 @@ def run_folder(asked: CheckContext) -> Iterator[Row]:
     from zipar_train.training.fit import blocking_changes
 
     recipe = given(asked)
-    run = Path(recipe.run)
+    run = Path(recipe.run_dir)
     checkpoint = last_checkpoint(run)
     if checkpoint is None:
         yield ok("run", f"{run}, a new run: {'no checkpoint is in it' if run.exists() else 'not there yet'}")
@@ -114,10 +114,10 @@ def memory(asked: CheckContext) -> Iterator[Row]:
             yield note(f"memory, {name}", what, how[0])
     sharing = devices(recipe) if recipe.trainer.get("strategy") == "fsdp" else 1
     weights = found.trained * weights_dtype(recipe).itemsize
-    once = weights * (2 if recipe.optim.ema else 1) + found.train.optimizer * sharing
-    free = shutil.disk_usage(nearest(Path(recipe.run))).free
+    once = weights * (2 if recipe.optim.ema_decay else 1) + found.train.optimizer * sharing
+    free = shutil.disk_usage(nearest(Path(recipe.run_dir))).free
     what = f"some {size(once)}, twice that while one replaces another; {size(free)} free"
-    remedy = "Make room, or --set run=FOLDER on another disk"
+    remedy = "Make room, or --set run_dir=FOLDER on another disk"
     yield ok("checkpoint", what) if 2 * once < free else problem("checkpoint", what, remedy)
 
 

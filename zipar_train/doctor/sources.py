@@ -28,7 +28,7 @@ def shards(asked: CheckContext) -> Iterator[Row]:
             continue
         try:
             found = read_manifest(
-                path, grid=model.raster, codes=model.codes, classes=model.classes, captions=model.captions
+                path, grid=model.raster, codes=model.codebook_size, classes=model.num_classes, captions=model.captions
             )
         except ValueError as error:
             yield problem(name, str(error), f"{make}, or --set {name}=FILE")
@@ -43,10 +43,10 @@ def weights(asked: CheckContext) -> Iterator[Row]:
     yield source("model.weights", model.weights, problem)
     if model.tokenizer not in (None, "palette"):
         yield source("model.tokenizer_weights", model.tokenizer_weights, problem)
-    if model.words:
-        yield source("model.words.encoder", model.words.encoder, problem, ids=True)
-    if model.text and model.text.encoder:
-        yield source("model.text.encoder", model.text.encoder, note, ids=True)  # shards may hold features
+    if model.token_prompt:
+        yield source("model.token_prompt.encoder", model.token_prompt.encoder, problem, ids=True)
+    if model.t5_features and model.t5_features.encoder:
+        yield source("model.t5_features.encoder", model.t5_features.encoder, note, ids=True)  # shards may hold features
 
 
 def scoring(asked: CheckContext) -> Iterator[Row]:

@@ -54,12 +54,17 @@ def _checksum(saved: LoadedWeights) -> tuple[str, Path]:
 def expected(recipe: Recipe) -> dict[str, Any]:
     """What shards of the recipe's model must be, for `read_manifest`."""
     model = recipe.model
-    return {"grid": model.raster, "codes": model.codes, "classes": model.classes, "captions": model.captions}
+    return {
+        "grid": model.raster,
+        "codes": model.codebook_size,
+        "classes": model.num_classes,
+        "captions": model.captions,
+    }
 
 
 def scored(recipe: Recipe) -> tuple[int, int] | None:
     """Height and width in pixels that drawn images are resized to; None: they are scored as drawn."""
-    return scaled(recipe.model.grid, recipe.evaluate.size) if recipe.evaluate.size else None
+    return scaled(recipe.model.grid, recipe.evaluate.resize_to) if recipe.evaluate.resize_to else None
 
 
 def windows_of(recipe: Recipe, windows: Sequence[int] | None) -> list[int]:
@@ -81,10 +86,10 @@ def conditions(recipe: Recipe, *, images: int, seed: int) -> tuple[list[Any], st
     Raises:
         ValueError: if there are no captions where the recipe says.
     """
-    if recipe.model.classes is not None:
+    if recipe.model.num_classes is not None:
         balanced = recipe.evaluate.classes == "balanced"
         words = "classes in turn" if balanced else "random classes"
-        return classes_of(images, recipe.model.classes, seed=seed, balanced=balanced), words
+        return classes_of(images, recipe.model.num_classes, seed=seed, balanced=balanced), words
     captions, words = captions_of(recipe.evaluate.captions or recipe.data.val)
     return [captions[k % len(captions)] for k in range(images)], words
 

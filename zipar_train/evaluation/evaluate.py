@@ -112,7 +112,7 @@ def build_scorer(recipe: Recipe, subject: Candidate, *, out: Path, device: torch
             size=size,
             batch_size=settings.batch_size,
             grid=model.raster,
-            codes=model.codes,
+            codes=model.codebook_size,
         ),
         classifier=classifier,
         accuracy=accuracy,
@@ -189,7 +189,7 @@ def evaluate(
         return None
 
     times = milliseconds({
-        (subject.name, window, manner): lambda s=subject, w=window, m=manner: s.generator.draw(  # type: ignore[misc]
+        (subject.name, window, manner): lambda s=subject, w=window, m=manner: s.generator.generate(  # type: ignore[misc]
             drawings[s.name, w, m][0].conditions[:1], window=w, manner=m
         )
         for subject, window, manner in cases
@@ -231,7 +231,7 @@ def evaluate(
         baseline=baseline,
         protocol=protocol,
         warnings=warnings(protocol),
-        departures=departures(protocol, recipe.paper) if recipe.paper else [],
+        departures=departures(protocol, recipe.published_results) if recipe.published_results else [],
         features_accuracy=judging.accuracy,
         held_out=_held_out(recipe) if bits else None,
         checkpoints={subject.name: subject.origin for subject in found},
@@ -273,7 +273,7 @@ def drawn_size(recipe: Recipe, tokenizer: Tokenizer) -> tuple[int, int]:
 def _classifier(recipe: Recipe, tokenizer: Tokenizer, out: Path) -> tuple[Classifier, float]:
     """The small classifier of the recipe's own shards, and its accuracy on the held-out ones."""
     model, data = recipe.model, recipe.data
-    if model.classes is None:
+    if model.num_classes is None:
         raise ValueError("evaluate.features=classifier needs classes, and this model has captions: use inception")
     _, manifest = (read_manifest(path, **expected(recipe)) for path in (data.train, data.val))
     classifier = trained(
@@ -295,7 +295,7 @@ def _bits(recipe: Recipe, cases: Sequence[tuple[Candidate, int, DecodeMode]]) ->
         print(f"no bits a code: data.val = {recipe.data.val} is not there", file=sys.stderr)
         return {}
     fitting = fits(recipe.model)
-    loader = ShardLoader(recipe.data.val, batch_size=recipe.evaluate.batch_size, damaged=recipe.data.damaged,
+    loader = ShardLoader(recipe.data.val, batch_size=recipe.evaluate.batch_size, damaged=recipe.data.on_bad_sample,
                          misfit=fitting.misfit if fitting else None)  # fmt: skip
     return {
         (subject.name, window, manner): bits_per_code(

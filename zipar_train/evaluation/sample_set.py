@@ -50,7 +50,7 @@ class SampleSet:
         conditions: a class or caption for each image.
         origin: where these come from, in words; a longer list from there begins with the shorter one.
         draw: how codes are sampled.
-        manner: see `Generator.draw`.
+        manner: see `Generator.generate`.
         size: height and width in pixels to resize to; None: as the tokenizer makes them.
     """
 
@@ -116,7 +116,7 @@ class SampleSet:
             for batch in left:
                 start = perf_counter()
                 conditions = self.conditions[batch.start : batch.stop]
-                drawn = self.generator.draw(conditions, window=self.window, seed=self.seed, first=batch.start,
+                drawn = self.generator.generate(conditions, window=self.window, seed=self.seed, first=batch.start,
                                             manner=self.manner, batch_size=len(batch), pixels=False,
                                             **self.draw.model_dump())  # fmt: skip
                 if len(batch) == self.batch_size:

@@ -30,7 +30,7 @@ def evaluation(saved: LoadedWeights) -> list[str]:
 LOADING = {
     "hf": """```python
 from zipar_train import load
-images = load("this folder").draw([3, 5], window=4, seed=0)
+images = load("this folder").generate([3, 5], window=4, seed=0)
 ```
 
 The bare model, with transformers alone:
@@ -45,7 +45,7 @@ LlamaGen and ZipAR scripts, or as `model.weights` to zipar-train.""",
 
 ```python
 from zipar_train import load
-images = load("this folder").draw([3, 5], window=4, seed=0)
+images = load("this folder").generate([3, 5], window=4, seed=0)
 ```""",
 }
 
@@ -56,7 +56,7 @@ def model_card(recipe: Recipe, saved: LoadedWeights, table: list[str], to: str) 
     rows, columns = recipe.model.grid
     what = (
         f"An autoregressive image generator ({recipe.model.family}, {rows} x {columns} codes from a codebook of "
-        f"{recipe.model.codes})"
+        f"{recipe.model.codebook_size})"
     )
     if saved.recipe is None:
         story = f"{what}: the published weights {saved.path.name}, as they are."
@@ -81,7 +81,7 @@ def model_card(recipe: Recipe, saved: LoadedWeights, table: list[str], to: str) 
             "",
             f"# {recipe.name}",
             "",
-            recipe.about,
+            recipe.description,
             "",
             story,
             "",

@@ -78,7 +78,7 @@ def export(checkpoint: str | Path | Recipe, out: str | Path, *, to: Target = "hf
         else:
             family, source = load_family(recipe.model, saved, dtype=None), recipe.model.weights
             family.published(source).save_pretrained(aside)
-            if recipe.model.words:  # what its tokenizer of text and its processor are
+            if recipe.model.token_prompt:  # what its tokenizer of text and its processor are
                 kinds = (".json", ".model", ".txt", ".jinja")
                 for file in find(str(source)).glob("*"):
                     if file.suffix in kinds and "index" not in file.name and not (aside / file.name).exists():
@@ -95,7 +95,9 @@ def export(checkpoint: str | Path | Recipe, out: str | Path, *, to: Target = "hf
 def published(recipe: Recipe, saved: LoadedWeights) -> dict[str, torch.Tensor]:
     """Saved weights by LlamaGen's names, in the type they have."""
     model = load_family(recipe.model, saved, dtype=None).model
-    return layout.to_published(model.state_dict(), heads=model.config.num_attention_heads, codes=recipe.model.codes)
+    return layout.to_published(
+        model.state_dict(), heads=model.config.num_attention_heads, codes=recipe.model.codebook_size
+    )
 
 
 def _source(checkpoint: str | Path | Recipe) -> tuple[Recipe, LoadedWeights]:

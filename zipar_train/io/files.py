@@ -109,7 +109,7 @@ def _still(path: Path, file: IO[str]) -> bool:
 def regular(path: Path) -> Path:
     """The path itself, if it leads to a regular file, which opens and reads without waiting for another program.
 
-    A pipe that a shell hands over, as in `--grid <(command)`, is taken too: the command ends it.
+    A pipe that a shell hands over, as in `--file <(command)`, is taken too: the command ends it.
 
     Raises:
         OSError: naming the file, if it is missing, a folder, a pipe, a socket or a device.

@@ -50,27 +50,32 @@ class Emu3(Captioned):
     whole, hub = Emu3ForConditionalGeneration, "BAAI/Emu3-Gen-hf:"
 
     def __init__(self, model: Model):
-        assert model.words  # the recipe has checked it
+        assert model.token_prompt  # the recipe has checked it
         if model.size:
             depth, heads, keys, width, feed_forward = SIZES[model.size]
         else:
-            assert model.depth and model.heads and model.width
-            depth, heads, keys, width = model.depth, model.heads, model.key_heads or model.heads, model.width
-            feed_forward = model.feed_forward or 4 * width
-        self.section, self.grid, self.codes = model, model.raster, model.codes
+            assert model.num_layers and model.num_heads and model.hidden_size
+            depth, heads, keys, width = (
+                model.num_layers,
+                model.num_heads,
+                model.num_kv_heads or model.num_heads,
+                model.hidden_size,
+            )
+            feed_forward = model.ffn_size or 4 * width
+        self.section, self.grid, self.codes = model, model.raster, model.codebook_size
         self.prompt_length = model.prompt
-        vocabulary = model.words.vocabulary or VOCABULARY
-        self.first, self.row_end = vocabulary - model.codes, vocabulary - model.codes - BEFORE
+        vocabulary = model.token_prompt.vocabulary or VOCABULARY
+        self.first, self.row_end = vocabulary - model.codebook_size, vocabulary - model.codebook_size - BEFORE
         rows, columns = model.grid
         self.words = Prompter(
-            model.words,
+            model.token_prompt,
             ask=f"{{}}<|image start|>{rows}*{columns}<|image token|>",
             keep=("<|image start|>",),
             ids={"<|visual token 000000|>": self.first, "<|extra_200|>": self.row_end},
         )
         self.model = Emu3Images(
             Emu3ImagesConfig(
-                codes=model.codes,
+                codes=model.codebook_size,
                 vocab_size=vocabulary,
                 num_hidden_layers=depth,
                 num_attention_heads=heads,

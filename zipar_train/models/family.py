@@ -129,9 +129,9 @@ def build(
 
 def fits(model: Model) -> Fits | None:
     """What tells whether captions fit the recipe's model, without its weights; None: it is prompted by classes."""
-    if model.text is not None:
-        return Width(model.text)
-    if model.words is None:
+    if model.t5_features is not None:
+        return Width(model.t5_features)
+    if model.token_prompt is None:
         return None
     module, name = FAMILIES[model.family]
     with torch.device("meta"):
@@ -177,9 +177,9 @@ def _tables(plan: Plan, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
 
 def conditions(model: Model, images: int) -> Any:
     """B conditions that mean nothing, for measurements: classes in turn, or captions at random."""
-    if model.text:
-        return [torch.randn(model.text.tokens, model.text.features) for _ in range(images)]
-    if model.words:
-        ids = torch.randint(model.words.vocabulary or 1000, (images, model.words.tokens))
+    if model.t5_features:
+        return [torch.randn(model.t5_features.tokens, model.t5_features.features) for _ in range(images)]
+    if model.token_prompt:
+        ids = torch.randint(model.token_prompt.vocabulary or 1000, (images, model.token_prompt.tokens))
         return Prompts(ids, torch.zeros_like(ids, dtype=torch.bool))
-    return [k % (model.classes or 1) for k in range(images)]
+    return [k % (model.num_classes or 1) for k in range(images)]

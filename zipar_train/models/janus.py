@@ -58,15 +58,15 @@ class Janus(Captioned):
 
     def __init__(self, model: Model):
         depth, heads, width, feed_forward = SIZES[model.size] if model.size else (
-            model.depth, model.heads, model.width, model.feed_forward
+            model.num_layers, model.num_heads, model.hidden_size, model.ffn_size
         )  # fmt: skip
-        assert model.words and depth and heads and width  # the recipe has checked it
-        self.section, self.grid, self.codes = model, model.raster, model.codes
-        self.prompt_length, self.words = model.prompt, Prompter(model.words, ask=ASK, keep=(START,))
+        assert model.token_prompt and depth and heads and width  # the recipe has checked it
+        self.section, self.grid, self.codes = model, model.raster, model.codebook_size
+        self.prompt_length, self.words = model.prompt, Prompter(model.token_prompt, ask=ASK, keep=(START,))
         self.model = JanusImages(
             JanusImagesConfig(
-                codes=model.codes,
-                vocab_size=model.words.vocabulary or VOCABULARY,
+                codes=model.codebook_size,
+                vocab_size=model.token_prompt.vocabulary or VOCABULARY,
                 num_hidden_layers=depth,
                 num_attention_heads=heads,
                 hidden_size=width,

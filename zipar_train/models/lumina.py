@@ -66,16 +66,16 @@ class Lumina(Captioned):
 
     def __init__(self, model: Model):
         depth, heads, width, feed_forward = SIZES[model.size] if model.size else (
-            model.depth, model.heads, model.width, model.feed_forward
+            model.num_layers, model.num_heads, model.hidden_size, model.ffn_size
         )  # fmt: skip
-        assert model.words and depth and heads and width  # the recipe has checked it
-        self.section, self.grid, self.codes = model, model.raster, model.codes
+        assert model.token_prompt and depth and heads and width  # the recipe has checked it
+        self.section, self.grid, self.codes = model, model.raster, model.codebook_size
         self.prompt_length, self.heads = model.prompt, heads
         rows, columns = model.grid
-        after = FIRST + model.codes
+        after = FIRST + model.codebook_size
         self.row_end = after + ROW_END_AFTER
         self.words = Prompter(
-            model.words,
+            model.token_prompt,
             ask=f"Generate an image of {16 * columns}x{16 * rows} according to the following prompt:\n"
             "{}<reserved08706>",
             after=(START, side(rows), side(columns)),
@@ -83,11 +83,11 @@ class Lumina(Captioned):
         )
         self.model = LuminaImages(
             LuminaImagesConfig(
-                codes=model.codes,
-                vocab_size=model.words.vocabulary or VOCABULARY,
+                codes=model.codebook_size,
+                vocab_size=model.token_prompt.vocabulary or VOCABULARY,
                 num_hidden_layers=depth,
                 num_attention_heads=heads,
-                num_key_value_heads=model.key_heads or heads,
+                num_key_value_heads=model.num_kv_heads or heads,
                 hidden_size=width,
                 intermediate_size=feed_forward or 4 * width,
                 max_position_embeddings=self.prompt_length + self.grid.height * self.grid.row_length,

@@ -127,14 +127,14 @@ def load_family(
         return _with_adapters(model, saved, dtype=dtype, device=device, chain=chain)
     family = build(model, dtype=dtype or torch.float32, device="meta" if dtype is None else device, empty=True)
     heads = family.model.config.num_attention_heads
-    state, wanted = _named(family, saved.state, codes=model.codes)
+    state, wanted = _named(family, saved.state, codes=model.codebook_size)
     _account(saved, state, wanted)
     check_numbers(state, wanted, where=saved.path)
     if saved.recipe is not None and saved.recipe.model != model:
         theirs = build(saved.recipe.model, empty=True, device="meta").model.config.num_attention_heads
         if theirs != heads:  # which changes no tensor's shape
             raise ValueError(
-                f"{saved.path} has {theirs} attention heads, the model of this recipe {heads}. Mend model.heads"
+                f"{saved.path} has {theirs} attention heads, the model of this recipe {heads}. Mend model.num_heads"
             )
     if layout.is_published(state):
         state = layout.from_published(state, heads=heads)
@@ -221,12 +221,12 @@ def _base(model: Model, saved: LoadedWeights, recipe: Recipe, chain: Sequence[Pa
 
 
 def _same_model(saved: LoadedWeights, recipe: Recipe, model: Model) -> None:
-    for key in ("family", "grid", "codes", "classes", "text", "words"):
+    for key in ("family", "grid", "codebook_size", "num_classes", "t5_features", "token_prompt"):
         theirs, ours = getattr(recipe.model, key), getattr(model, key)
-        alike = key == "text" and theirs and ours and theirs.features == ours.features
-        alike = alike or (key == "words" and theirs and ours and theirs.vocabulary == ours.vocabulary)
+        alike = key == "t5_features" and theirs and ours and theirs.features == ours.features
+        alike = alike or (key == "token_prompt" and theirs and ours and theirs.vocabulary == ours.vocabulary)
         if theirs != ours and not alike:
-            why = " (the label embedding has a row for each class)" if key == "classes" else ""
+            why = " (the label embedding has a row for each class)" if key == "num_classes" else ""
             raise ValueError(
                 f"{saved.path} is of another recipe ({recipe.name}): its model.{key} is {theirs}, here it "
                 f"is {ours}{why}. Give a checkpoint of this recipe, or the recipe of this checkpoint"

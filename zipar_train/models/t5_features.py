@@ -54,20 +54,22 @@ class TextEncoder:
         source = self.text.encoder
         if source is None:
             raise ValueError(
-                "model.text.encoder is null, so captions cannot be read: set it to a T5 (google/flan-t5-xl, or a "
+                "model.t5_features.encoder is null, so captions cannot be read: set it to a T5 (google/flan-t5-xl, or a "
                 "folder), or use shards that hold features"
             )
         dtype = torch.float32 if device.type == "cpu" else torch.bfloat16  # as LlamaGen runs it
-        named = {"key": "model.text.encoder", "what": "no T5 encoder"}
+        named = {"key": "model.t5_features.encoder", "what": "no T5 encoder"}
         tokenizer = pretrained(AutoTokenizer, source, **named)
         model = pretrained(T5EncoderModel, source, dtype=dtype, **named).eval().requires_grad_(False)
         width, tokens = model.config.d_model, model.config.vocab_size
         if width != self.text.features:
-            raise ValueError(f"model.text.encoder = {source}: its features are {width} wide, not {self.text.features}")
+            raise ValueError(
+                f"model.t5_features.encoder = {source}: its features are {width} wide, not {self.text.features}"
+            )
         if len(tokenizer) > tokens or tokenizer.pad_token_id is None:
             lacks = "no padding token" if tokenizer.pad_token_id is None else f"{len(tokenizer):,} tokens"
             raise ValueError(
-                f"model.text.encoder = {source}: its tokenizer has {lacks}, its model knows {tokens:,} tokens. They do "
+                f"model.t5_features.encoder = {source}: its tokenizer has {lacks}, its model knows {tokens:,} tokens. They do "
                 "not belong together: download the folder again"
             )
         self.tokenizer, self.model = tokenizer, model.to(device)

@@ -47,21 +47,23 @@ class Prompter:
         from transformers import AutoTokenizer
 
         source = self.text.encoder
-        tokenizer = pretrained(AutoTokenizer, source, key="model.words.encoder", what="no tokenizer of text")
+        tokenizer = pretrained(AutoTokenizer, source, key="model.token_prompt.encoder", what="no tokenizer of text")
         unknown = tokenizer.unk_token_id
         for token in (*self.keep, *self.after):
             if tokenizer.convert_tokens_to_ids(token) in (None, unknown):
                 raise ValueError(
-                    f"model.words.encoder = {source}: its tokenizer knows no {token!r}: it is of another model"
+                    f"model.token_prompt.encoder = {source}: its tokenizer knows no {token!r}: it is of another model"
                 )
         for token, wanted in self.ids.items():
             if (found := tokenizer.convert_tokens_to_ids(token)) != wanted:
                 raise ValueError(
-                    f"model.words.encoder = {source}: {token!r} has the id {found}, the model counts on {wanted}. It "
-                    "is of another model, or model.words.vocabulary or model.codes is not the checkpoint's"
+                    f"model.token_prompt.encoder = {source}: {token!r} has the id {found}, the model counts on {wanted}. It "
+                    "is of another model, or model.token_prompt.vocabulary or model.codebook_size is not the checkpoint's"
                 )
         if tokenizer.pad_token_id is None or tokenizer.bos_token_id is None:
-            raise ValueError(f"model.words.encoder = {source}: its tokenizer lacks a padding token or a first token")
+            raise ValueError(
+                f"model.token_prompt.encoder = {source}: its tokenizer lacks a padding token or a first token"
+            )
         return tokenizer
 
     def loaded(self) -> "Prompter":
@@ -86,7 +88,7 @@ class Prompter:
         for caption in condition:
             if not isinstance(caption, str) or not caption.strip():
                 raise ValueError(f"caption {caption!r} is empty, or no text: say what to draw")
-        return self.framed([caption.strip() + self.text.positive for caption in condition], device)
+        return self.framed([caption.strip() + self.text.prompt_suffix for caption in condition], device)
 
     def framed(self, captions: Sequence[str], device: torch.device) -> Prompts:
         """Captions in the model's format, left-padded."""
@@ -103,7 +105,7 @@ class Prompter:
 
     def misfit(self, caption: str, features: Any = None) -> str:
         """Why a caption does not fit into the prompt; empty: it does."""
-        whole = caption.strip() + self.text.positive
+        whole = caption.strip() + self.text.prompt_suffix
         tokens = len(self._ids(whole))
         return self._too_long(whole, tokens) if tokens > self.text.tokens else ""
 
@@ -111,7 +113,7 @@ class Prompter:
     def fingerprint(self) -> str:
         """Of all that decides which captions fit: 16 hexadecimal digits."""
         vocabulary = sorted(self.tokenizer.get_vocab().items())
-        parts = [self.ask, self.after, self.text.positive, self.text.tokens, vocabulary]
+        parts = [self.ask, self.after, self.text.prompt_suffix, self.text.tokens, vocabulary]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
     def _ids(self, caption: str) -> list[int]:
@@ -122,7 +124,7 @@ class Prompter:
     def _too_long(self, caption: str, tokens: int) -> str:
         return (
             f"caption {caption[:60]!r}... takes {tokens} tokens with what surrounds it, the prompt has "
-            f"{self.text.tokens}: shorten it, or set model.words.tokens higher"
+            f"{self.text.tokens}: shorten it, or set model.token_prompt.tokens higher"
         )
 
     def dropped(self, prompts: Prompts, where: Tensor) -> Prompts:
@@ -139,6 +141,6 @@ class Prompter:
 
     def negative_prompt(self, prompts: Prompts, where: Tensor) -> Prompts:
         """The images `where` with the negative caption in place of theirs."""
-        null = self.framed([self.text.negative], prompts.ids.device)
+        null = self.framed([self.text.negative_prompt], prompts.ids.device)
         at = where[:, None]
         return Prompts(torch.where(at, null.ids, prompts.ids), torch.where(at, null.padding, prompts.padding))

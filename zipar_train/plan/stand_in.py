@@ -7,7 +7,7 @@ from zipar_train.plan.grid import Grid
 
 StandIn = Literal["completed", "nearest", "latest", "above", "released"]  # see `stand_in_of`
 Seen = Literal["until_replaced", "by_itself"]  # by whom its key is, see `Plan.zipar`
-FirstRow = Literal["alone", "overlapping"]  # whether row 1 waits for the whole of row 0
+FirstRow = Literal["complete", "overlapping"]  # whether row 1 waits for the whole of row 0
 
 
 def stand_in_of(grid: Grid, drawn: Sequence[int], rule: StandIn) -> int:

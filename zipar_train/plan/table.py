@@ -52,7 +52,7 @@ class Plan:
         window: int | Sequence[int],
         stand_in: StandIn = "completed",
         seen: Seen = "until_replaced",
-        first_row: FirstRow = "alone",
+        first_row: FirstRow = "complete",
         prompt: int = 1,
     ) -> "Plan":
         """The plan that opens each row when `window` tokens of the row above exist.
@@ -84,7 +84,7 @@ class Plan:
         if len(windows) != grid.height - 1:
             raise ValueError(f"{len(windows)} windows for {grid.height} rows: give one, or {grid.height - 1}")
         _known(first_row=(first_row, FirstRow))
-        if not grid.row_end and windows and first_row == "alone":
+        if not grid.row_end and windows and first_row == "complete":
             windows[0] = grid.width
         opens = [0, *accumulate(one - 1 if grid.row_end else one for one in windows)]
         widest = max(given, default=grid.row_length)

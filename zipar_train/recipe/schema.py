@@ -32,11 +32,11 @@ LOGITS = 2**35  # most of a step on a device: 2,048 images of 24 x 24 codes out 
 
 
 CONDITIONS = {  # family: what it is prompted by, and its sizes
-    "llamagen": ("classes", ("B", "L", "XL", "XXL", "3B")),
-    "llamagen-t2i": ("text", ("B", "L", "XL", "XXL", "3B")),
-    "janus": ("words", ("1B", "7B")),
-    "lumina": ("words", ("7B",)),
-    "emu3": ("words", ("8B",)),
+    "llamagen": ("num_classes", ("B", "L", "XL", "XXL", "3B")),
+    "llamagen-t2i": ("t5_features", ("B", "L", "XL", "XXL", "3B")),
+    "janus": ("token_prompt", ("1B", "7B")),
+    "lumina": ("token_prompt", ("7B",)),
+    "emu3": ("token_prompt", ("8B",)),
 }
 ROW_ENDS = ("emu3", "lumina")  # families whose rows end with a token
 EMU3_CONTEXT = 9216  # tokens that Emu3 was trained on: Emu3TextConfig
@@ -60,8 +60,8 @@ class Words(Section):
 
     encoder: Source  # the published checkpoint's tokenizer of text, hub id or folder
     tokens: Tokens  # the prompt's length, with what the model's format puts around a caption
-    positive: Annotated[str, Field(max_length=4096)] = ""  # put after every caption
-    negative: Annotated[str, Field(max_length=4096)] = ""  # what guidance leads away from; empty: no caption
+    prompt_suffix: Annotated[str, Field(max_length=4096)] = ""  # put after every caption
+    negative_prompt: Annotated[str, Field(max_length=4096)] = ""  # what guidance leads away from; empty: no caption
     vocabulary: Vocabulary | None = None  # of the text model; null: the published
 
 
@@ -70,18 +70,18 @@ class Model(Section):
 
     family: Literal["llamagen", "llamagen-t2i", "janus", "lumina", "emu3"]
     size: Literal["B", "L", "XL", "XXL", "3B", "1B", "7B", "8B"] | None = None  # or depth, heads and width
-    depth: Annotated[int, Field(ge=1, le=128)] | None = None  # layers
-    heads: Heads | None = None
-    width: Annotated[int, Field(ge=1, le=2**16)] | None = None
-    key_heads: Heads | None = None  # heads of keys and values, where queries share them; null: heads
-    feed_forward: Annotated[int, Field(ge=1, le=2**20)] | None = (
+    num_layers: Annotated[int, Field(ge=1, le=128)] | None = None  # layers
+    num_heads: Heads | None = None
+    hidden_size: Annotated[int, Field(ge=1, le=2**16)] | None = None
+    num_kv_heads: Heads | None = None  # heads of keys and values, where queries share them; null: heads
+    ffn_size: Annotated[int, Field(ge=1, le=2**20)] | None = (
         None  # hidden width of the feed-forward; null: the family's rule
     )
     grid: Annotated[list[Side], Field(min_length=2, max_length=2)]  # rows, columns of codes
-    codes: Annotated[int, Field(ge=2, le=65536)]  # codebook size (shards store uint16)
-    classes: Vocabulary | None = None  # of a class-conditional family
-    text: Text | None = None  # of a text-conditional one whose prompts are features
-    words: Words | None = None  # of one whose prompts are token ids
+    codebook_size: Annotated[int, Field(ge=2, le=65536)]  # codebook size (shards store uint16)
+    num_classes: Vocabulary | None = None  # of a class-conditional family
+    t5_features: Text | None = None  # of a text-conditional one whose prompts are features
+    token_prompt: Words | None = None  # of one whose prompts are token ids
     tokenizer: Literal["palette", "vq16", "chameleon", "emu3"] | None = None  # codes <-> pixels; null: codes only
     tokenizer_weights: Source | None = None  # a published file or folder, or owner/repo:file on the hub; null: random
     weights: Source | None = None  # run folder, checkpoint, export, published file or owner/repo:file; null: random
@@ -89,21 +89,27 @@ class Model(Section):
 
     @model_validator(mode="after")
     def _complete(self) -> "Model":
-        shape, rest = (self.depth, self.heads, self.width), (self.key_heads, self.feed_forward)
+        shape, rest = (self.num_layers, self.num_heads, self.hidden_size), (self.num_kv_heads, self.ffn_size)
         if self.size is None and None in shape:
             raise ValueError("give either size, or depth, heads and width")
         if self.size is not None and {*shape, *rest} != {None}:
             raise ValueError("size already fixes depth, heads and width, key_heads and feed_forward: drop these or it")
-        if self.width and self.heads and (self.width % self.heads or self.width // self.heads % 4):
-            raise ValueError(f"width {self.width} over {self.heads} heads: a head's width must be a multiple of 4")
-        if self.key_heads and self.family not in BESIDE:
-            raise ValueError(f"key_heads {self.key_heads}: family {self.family} has a key for every query. Drop it")
-        if self.key_heads and self.heads and self.heads % self.key_heads:
-            raise ValueError(f"key_heads {self.key_heads}: {self.heads} heads cannot share them evenly")
+        if (
+            self.hidden_size
+            and self.num_heads
+            and (self.hidden_size % self.num_heads or self.hidden_size // self.num_heads % 4)
+        ):
+            raise ValueError(
+                f"width {self.hidden_size} over {self.num_heads} heads: a head's width must be a multiple of 4"
+            )
+        if self.num_kv_heads and self.family not in BESIDE:
+            raise ValueError(f"key_heads {self.num_kv_heads}: family {self.family} has a key for every query. Drop it")
+        if self.num_kv_heads and self.num_heads and self.num_heads % self.num_kv_heads:
+            raise ValueError(f"key_heads {self.num_kv_heads}: {self.num_heads} heads cannot share them evenly")
         if (parameters := self._parameters()) > PARAMETERS:
             raise ValueError(f"{parameters:.1e} parameters by its shape, more than {PARAMETERS:.0e}: make it smaller")
         wanted, sizes = CONDITIONS[self.family]
-        given = [name for name in ("classes", "text", "words") if getattr(self, name) is not None]
+        given = [name for name in ("num_classes", "t5_features", "token_prompt") if getattr(self, name) is not None]
         if given != [wanted]:
             raise ValueError(f"family {self.family} needs {wanted}, and has {' and '.join(given) or 'none'}")
         if self.size is not None and self.size not in sizes:
@@ -111,9 +117,11 @@ class Model(Section):
         if problem := self._beyond():
             raise ValueError(f"grid {self.grid}: {problem}")
         beside, published = BESIDE.get(self.family, (0, 0))
-        ids = (self.words and self.words.vocabulary) or published
-        if beside and ids < self.codes + beside:
-            raise ValueError(f"codes {self.codes}: words.vocabulary {ids} cannot hold them and {beside} ids more")
+        ids = (self.token_prompt and self.token_prompt.vocabulary) or published
+        if beside and ids < self.codebook_size + beside:
+            raise ValueError(
+                f"codes {self.codebook_size}: words.vocabulary {ids} cannot hold them and {beside} ids more"
+            )
         return self
 
     def _beyond(self) -> str:
@@ -132,12 +140,12 @@ class Model(Section):
 
     def _parameters(self) -> int:
         """Of a model given by its shape, roughly; 0 if it is given by its size."""
-        if self.depth is None or self.width is None:
+        if self.num_layers is None or self.hidden_size is None:
             return 0
-        words = (self.classes or 0) + (self.text.features if self.text else 0)
-        words += (self.words.vocabulary or BESIDE.get(self.family, (0, 102400))[1]) if self.words else 0
-        layer = 4 * self.width + 3 * (self.feed_forward or 4 * self.width)
-        return self.width * (self.depth * layer + 2 * self.codes + words)
+        words = (self.num_classes or 0) + (self.t5_features.features if self.t5_features else 0)
+        words += (self.token_prompt.vocabulary or BESIDE.get(self.family, (0, 102400))[1]) if self.token_prompt else 0
+        layer = 4 * self.hidden_size + 3 * (self.ffn_size or 4 * self.hidden_size)
+        return self.hidden_size * (self.num_layers * layer + 2 * self.codebook_size + words)
 
     @property
     def raster(self) -> Grid:
@@ -146,13 +154,13 @@ class Model(Section):
     @property
     def prompt(self) -> int:
         """Tokens before the first code."""
-        captions = self.text or self.words
+        captions = self.t5_features or self.token_prompt
         return captions.tokens if captions else 1
 
     @property
     def captions(self) -> bool:
         """Whether it is prompted by captions, not by classes."""
-        return self.classes is None
+        return self.num_classes is None
 
 
 class LoRA(Section):
@@ -170,7 +178,7 @@ class Tune(Section):
     lora: LoRA | None = None  # null: all weights
     distill: Share = 0.0  # share of the loss that follows the untouched next-token model; 0: none
     attention: Literal["sdpa", "flex_attention"] = "sdpa"  # flex_attention on a GPU
-    recompute: bool = False  # activations in the backward pass: a third more time, far less memory
+    activation_checkpointing: bool = False  # activations in the backward pass: a third more time, far less memory
     compile: bool = False  # torch.compile the model's body
 
 
@@ -180,7 +188,7 @@ class ZipAR(Section):
     windows: Annotated[dict[Window, Weight], Field(min_length=1, max_length=128)]  # window: weight in the mix
     stand_in: StandIn = "completed"  # which drawn code
     seen: Seen = "until_replaced"  # by whom a stand-in is
-    first_row: FirstRow = "alone"  # whether row 1 waits for all of row 0
+    first_row: FirstRow = "complete"  # whether row 1 waits for all of row 0
 
     @property
     def rule(self) -> dict[str, Any]:
@@ -191,33 +199,37 @@ class ZipAR(Section):
 class Data(Section):
     train: Source  # a manifest of shards, .json: a path or a URL
     val: Source
-    batch_size: Batch  # images on a device at once; at most, where optim.batch is given
+    micro_batch_size: Batch  # images on a device at once; at most, where optim.global_batch_size is given
     workers: Annotated[int, Field(ge=0, le=256)] = 0  # loader processes per device
     shuffle: Annotated[int, Field(ge=1, le=10**7)] = 10000  # samples in the shuffle buffer
     label_dropout: Share = 0.1  # share of labels or captions replaced by none, for guidance
-    damaged: Literal["stop", "skip"] = "stop"  # what to do about shards and samples that cannot be read
+    on_bad_sample: Literal["stop", "skip"] = "stop"  # what to do about shards and samples that cannot be read
     val_windows: Windows | None = None  # of held-out bits; null: those trained
 
 
 class Optim(Section):
     lr: Annotated[float, Field(gt=0, le=10)]  # peak learning rate
-    batch: Annotated[int, Field(ge=1, le=2**20)] | None = (
-        None  # images a step on all devices; null: data.batch_size each
+    global_batch_size: Annotated[int, Field(ge=1, le=2**20)] | None = (
+        None  # images a step on all devices; null: data.micro_batch_size each
     )
     betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = [0.9, 0.95]
     weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.05  # on matrices alone
     warmup: Share = 0.02  # share of all steps
     schedule: Literal["cosine", "constant"] = "cosine"
-    ema: Annotated[float, Field(gt=0, lt=1)] | None = None  # decay of the averaged weights
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None  # decay of the averaged weights
 
 
 class Health(Section):
     """What a run does about steps that would harm it; what is skipped is counted and named."""
 
-    gradients: Literal["stop", "skip"] = "stop"  # that are not finite, or a loss that is not
-    spike: Annotated[float, Field(gt=1, le=1e6)] | None = None  # a loss so many times the recent median; null: none
+    on_nonfinite: Literal["stop", "skip"] = "stop"  # that are not finite, or a loss that is not
+    loss_spike_factor: Annotated[float, Field(gt=1, le=1e6)] | None = (
+        None  # a loss so many times the recent median; null: none
+    )
     on_spike: Literal["stop", "skip"] = "stop"
-    stalled: Annotated[float, Field(gt=0, le=86400)] | None = 60.0  # seconds without a batch before that is told
+    stall_warning_s: Annotated[float, Field(gt=0, le=86400)] | None = (
+        60.0  # seconds without a batch before that is told
+    )
 
 
 def _temperature(value: float) -> float:
@@ -244,7 +256,7 @@ class Evaluate(Section):
     batch_size: Batch = 64  # images drawn at once
     classes: Literal["random", "balanced"] = "random"  # of the images: at random, or in turn
     captions: Source | None = None  # a .csv, .tsv or .txt file, or a `datasets` id; null: those of data.val
-    size: Annotated[int, Field(ge=8, le=2048)] | None = None  # pixels of the shorter side, bicubic; null: as drawn
+    resize_to: Annotated[int, Field(ge=8, le=2048)] | None = None  # pixels of the shorter side, bicubic; null: as drawn
     dtype: Literal["float32", "bfloat16"] | None = None  # null: bfloat16 on a GPU, float32 on a CPU
     features: Literal["inception", "classifier"] = "inception"  # classifier: a small one, of data.train
     features_weights: Source | None = None  # a path of Inception's weights; null: torch-fidelity downloads them
@@ -270,12 +282,12 @@ class Log(Section):
 
 class Recipe(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
-    about: Annotated[str, Field(max_length=2000)]  # one line for `zipar-train recipes`
+    description: Annotated[str, Field(max_length=2000)]  # one line for `zipar-train recipes`
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    run: Source  # the folder this run writes
+    run_dir: Source  # the folder this run writes
     checkpoint_every: Positive | None = None  # optimizer steps between checkpoints; null: epoch ends only
     checkpoint_keep: Annotated[int, Field(ge=1, le=1000)] = 1  # newest checkpoints that stay
-    checkpoint_best: str | None = None  # val/bits_w8, say: best.ckpt is that of its least value; null: none
+    checkpoint_monitor: str | None = None  # val/bits_w8, say: best.ckpt is that of its least value; null: none
     model: Model
     zipar: ZipAR
     data: Data
@@ -285,7 +297,7 @@ class Recipe(Section):
     trainer: TrainerArguments = {}  # any argument of lightning.Trainer
     draw: Draw = Draw()
     evaluate: Evaluate
-    paper: Paper | None = None
+    published_results: Paper | None = None
     log: Log = Log()
 
     @model_validator(mode="after")
@@ -301,27 +313,33 @@ class Recipe(Section):
             for window in windows
             if window > widest
         ]
-        if (logits := self.data.batch_size * self.model.raster.codes * self.model.codes) > LOGITS:
+        if (logits := self.data.micro_batch_size * self.model.raster.codes * self.model.codebook_size) > LOGITS:
             mistakes.append(
-                f"data.batch_size = {self.data.batch_size}: {logits:.0e} logits a step, more than {LOGITS:.0e}. "
+                f"data.micro_batch_size = {self.data.micro_batch_size}: {logits:.0e} logits a step, more than {LOGITS:.0e}. "
                 "Make it smaller, and trainer.accumulate_grad_batches larger."
             )
-        step = self.optim.batch or self.data.batch_size * self.trainer.get("accumulate_grad_batches", 1)
+        step = self.optim.global_batch_size or self.data.micro_batch_size * self.trainer.get(
+            "accumulate_grad_batches", 1
+        )
         if step * self.model.raster.codes > STEP:
             mistakes.append(
                 f"a step of {step:,} images has {step * self.model.raster.codes:.0e} codes, more than {STEP:.0e}: make "
-                "optim.batch smaller, or data.batch_size or trainer.accumulate_grad_batches."
+                "optim.global_batch_size smaller, or data.micro_batch_size or trainer.accumulate_grad_batches."
             )
-        if self.checkpoint_best not in (None, *(bits := [f"val/bits_w{window}" for window in self.val_windows])):
-            mistakes.append(f"checkpoint_best = {self.checkpoint_best!r}: use one of {', '.join(bits)}, or null.")
-        if self.optim.batch and "accumulate_grad_batches" in self.trainer:
-            mistakes.append("trainer.accumulate_grad_batches: optim.batch says how large a step is. Drop one of them.")
+        if self.checkpoint_monitor not in (None, *(bits := [f"val/bits_w{window}" for window in self.val_windows])):
+            mistakes.append(f"checkpoint_best = {self.checkpoint_monitor!r}: use one of {', '.join(bits)}, or null.")
+        if self.optim.global_batch_size and "accumulate_grad_batches" in self.trainer:
+            mistakes.append(
+                "trainer.accumulate_grad_batches: optim.global_batch_size says how large a step is. Drop one of them."
+            )
         if self.tune.distill and self.model.weights is None:
             mistakes.append(
                 "tune.distill needs model.weights: random weights teach nothing. Set one or drop the other."
             )
-        if self.evaluate.size and scaled(self.model.grid, self.evaluate.size) is None:
-            mistakes.append(f"evaluate.size = {self.evaluate.size}: no whole pixels for {self.model.raster} codes.")
+        if self.evaluate.resize_to and scaled(self.model.grid, self.evaluate.resize_to) is None:
+            mistakes.append(
+                f"evaluate.resize_to = {self.evaluate.resize_to}: no whole pixels for {self.model.raster} codes."
+            )
         if self.evaluate.clip and not self.model.captions:
             mistakes.append("evaluate.clip scores captions, and this model is prompted by classes: set it to null.")
         if self.evaluate.captions and not self.model.captions:
@@ -332,8 +350,8 @@ class Recipe(Section):
             )
         if self.log.images and self.model.tokenizer is None:
             mistakes.append("log.images: codes have no pixels without model.tokenizer. Set it, or log.images to null.")
-        if self.trainer.get("strategy") == "fsdp" and self.optim.ema is not None:
-            mistakes.append("optim.ema: averages are not kept under trainer.strategy = fsdp: set it to null.")
+        if self.trainer.get("strategy") == "fsdp" and self.optim.ema_decay is not None:
+            mistakes.append("optim.ema_decay: averages are not kept under trainer.strategy = fsdp: set it to null.")
         if self.trainer.get("strategy") == "fsdp" and self.log.images:
             mistakes.append("log.images: no device has the weights under trainer.strategy = fsdp: set it to null.")
         mistakes += disagreements(self.trainer)

@@ -58,11 +58,11 @@ def run(
         Stopped: if a signal has come; the trials have kept checkpoints.
     """
     sweep, base = read_sweep(file), load_recipe(recipe, overrides)
-    folder = Path(out or f"{base.run}-{Path(file).stem}")
+    folder = Path(out or f"{base.run_dir}-{Path(file).stem}")
     found = trials_of(sweep, count=count, seed=seed)
     commands, recipes = [], []
     for number, values in enumerate(found):
-        own = [*overrides, *overrides_of(values), override("run", str(_name(folder, number))),
+        own = [*overrides, *overrides_of(values), override("run_dir", str(_name(folder, number))),
                override("log.group", (folder.name or base.name)[:128]),
                override("log.name", f"{base.name}-{number:03d}")]  # fmt: skip
         recipes.append(load_recipe(recipe, own))  # mistakes show before anything is run
@@ -241,7 +241,7 @@ def _begin(folder: Path, base: Recipe, trials: list[dict[str, Any]]) -> None:
             found, before = theirs["trials"], parse(yaml.safe_load(theirs["recipe"]), where=str(file))
         except (ValueError, KeyError, TypeError, yaml.YAMLError) as error:
             raise ValueError(f"{file} is damaged: remove the folder {folder} and start again") from error
-        changed = differences(before, base, ignore=("about", "log"))
+        changed = differences(before, base, ignore=("description", "log"))
         both = min(len(found), len(trials))
         if changed or found[:both] != ours["trials"][:both]:
             what = f"another recipe ({'; '.join(changed)})" if changed else "other trials"

@@ -29,10 +29,15 @@ from zipar_train.training.trainer import build_datamodule, build_module, build_t
 from zipar_train.training.wandb_run import tracked
 
 HARMLESS = (  # keys that may differ on resuming: no loss depends on them
-    *("about", "run", "checkpoint_every", "checkpoint_keep", "checkpoint_best", "draw", "evaluate", "log", "health"),
+    *("description", "run_dir", "checkpoint_every", "checkpoint_keep", "checkpoint_monitor", "draw", "evaluate", "log"),
+    "health",
     *("trainer.log_every_n_steps", "trainer.enable_progress_bar", "trainer.enable_model_summary", "data.workers"),
 )
-SHARED = ("data.batch_size", "trainer.devices", "trainer.num_nodes")  # nor on these, where optim.batch is given
+SHARED = (
+    "data.micro_batch_size",
+    "trainer.devices",
+    "trainer.num_nodes",
+)  # nor on these, where optim.global_batch_size is given
 MOVED = ("model.weights", "model.weights_entry")  # where weights are, not what they are
 FIXED = ("model", "tune.lora")  # keys that must not: the weights would not fit
 
@@ -55,9 +60,9 @@ def fit(recipe: Recipe, *, resume: bool = False, allow: Sequence[str] = ()) -> P
     if recipe.trainer.get("fast_dev_run"):
         with TemporaryDirectory(prefix="zipar-trial-") as trial:
             log = recipe.log.model_copy(update={"wandb": "disabled"})
-            _fit(recipe.model_copy(update={"run": trial, "log": log}), Path(trial), resume=False, allow=())
+            _fit(recipe.model_copy(update={"run_dir": trial, "log": log}), Path(trial), resume=False, allow=())
         return None
-    run = Path(recipe.run)
+    run = Path(recipe.run_dir)
     made = [place for place in (folder(run), *folder(run).parents) if not place.exists()]
     write_folder(run)
     if rank_zero_only.rank:  # type: ignore[attr-defined]
@@ -74,14 +79,14 @@ def fit(recipe: Recipe, *, resume: bool = False, allow: Sequence[str] = ()) -> P
 def _fit(recipe: Recipe, run: Path, *, resume: bool, allow: Sequence[str]) -> Path:
     if last_checkpoint(run) and not resume:
         raise ValueError(
-            f"{run} already holds a run. Continue it with --resume, or write elsewhere with --set run=FOLDER"
+            f"{run} already holds a run. Continue it with --resume, or write elsewhere with --set run_dir=FOLDER"
         )
     checkpoint, step = to_continue(recipe, run, allow)
     L.seed_everything(recipe.seed, workers=True, verbose=False)
     train, val = build_datamodule(
-        recipe, world=recipe.optim.batch or 1
+        recipe, world=recipe.optim.global_batch_size or 1
     ).manifests  # looked at before anything is loaded
-    if recipe.data.damaged == "stop" and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+    if recipe.data.on_bad_sample == "stop" and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
         check_captions(recipe.model, {recipe.data.train: train, recipe.data.val: val})
     described = {
         "trained on": f"{train.samples:,} images, {train.source} (views: {train.views})",
@@ -121,7 +126,7 @@ def _fit(recipe: Recipe, run: Path, *, resume: bool, allow: Sequence[str]) -> Pa
             if not is_oom(error):
                 raise
             raise ValueError(
-                f"memory ran out with {data.batch_size} images on a device at once. Lower data.batch_size: optim.batch "
+                f"memory ran out with {data.batch_size} images on a device at once. Lower data.micro_batch_size: optim.global_batch_size "
                 f"keeps a step what it is. `zipar-train plan --recipe {recipe.name}` tells what fits"
             ) from error
         finally:
@@ -147,7 +152,7 @@ def check_shards(saved: LoadedWeights, recipe: Recipe, shards: dict[str, str], a
             raise ValueError(
                 f"{key} = {getattr(recipe.data, key.partition('.')[2])}: these are other shards than those that "
                 f"{saved.path} was trained on (the manifest's checksum is {checksum[:8]}, not {before[key][:8]}). Put "
-                f"the shards back, write elsewhere with --set run=FOLDER, or go on with these: --allow {key}"
+                f"the shards back, write elsewhere with --set run_dir=FOLDER, or go on with these: --allow-change {key}"
             )
 
 
@@ -173,11 +178,11 @@ def how_it_ended(trainer: L.Trainer, recipe: Recipe, begun: int | None) -> None:
         ended = step > 0 and (step == steps or epoch == epochs)
         if not ended:
             raise ValueError(
-                f"{recipe.run}: nothing was trained. The recipe's trainer section allows no further step: "
+                f"{recipe.run_dir}: nothing was trained. The recipe's trainer section allows no further step: "
                 f"max_steps = {steps}, max_epochs = {epochs}, limit_train_batches = {trainer.limit_train_batches}, "
                 f"and step {step:,} of epoch {epoch + 1} is reached"
             )
-        rank_zero_print(f"{recipe.run} is trained to its end already, step {step:,}: nothing is left to do.")
+        rank_zero_print(f"{recipe.run_dir} is trained to its end already, step {step:,}: nothing is left to do.")
     elif trainer.should_stop:
         rank_zero_print(
             f"trainer.max_time = {recipe.trainer['max_time']} is over at step {step:,}, in epoch {epoch + 1}: the "
@@ -191,7 +196,7 @@ def _first_line(error: Exception) -> str:
 
 def blocking_changes(made_by: Recipe, recipe: Recipe, allow: Sequence[str] = ()) -> list[str]:
     """What keeps a recipe from continuing a run that another one made, in words."""
-    harmless = HARMLESS + (SHARED if recipe.optim.batch and made_by.optim.batch else ())
+    harmless = HARMLESS + (SHARED if recipe.optim.global_batch_size and made_by.optim.global_batch_size else ())
     meant = [key for key in allow if key in MOVED or not key.startswith(FIXED)]
     return differences(made_by, recipe, ignore=(*harmless, *meant))
 
@@ -219,11 +224,11 @@ def to_continue(recipe: Recipe, run: Path, allow: Sequence[str]) -> tuple[Path |
         moved = MOVED if saved.extra.get("base") else ()  # the fingerprint says whether these are the same weights
         if changed := blocking_changes(saved.recipe, recipe, (*allow, *moved)):
             fixed = [words for words in changed if words.startswith(FIXED) and words.partition(":")[0] not in MOVED]
-            how = " ".join(f"--allow {words.partition(':')[0]}" for words in changed)
+            how = " ".join(f"--allow-change {words.partition(':')[0]}" for words in changed)
             raise ValueError(
                 f"{run} was made by another recipe: {'; '.join(changed)}. Resume with the recipe it was made by, "
                 + (f"say that you mean it with {how}, " if not fixed else "")
-                + "or write elsewhere with --set run=FOLDER"
+                + "or write elsewhere with --set run_dir=FOLDER"
             )
         epoch, step = saved.extra["epoch"], saved.extra["global_step"]
         rank_zero_print(f"Resuming from {path}: step {step:,}, in epoch {epoch + 1}.")
@@ -253,7 +258,7 @@ def write_folder(run: Path) -> None:
         (folder(run) / ".tried").unlink(missing_ok=True)
     except OSError as error:
         raise ValueError(
-            f"run = {run}: cannot be written ({error}). Choose another folder with --set run=FOLDER"
+            f"run = {run}: cannot be written ({error}). Choose another folder with --set run_dir=FOLDER"
         ) from error
 
 

@@ -106,7 +106,7 @@ def training(recipe: Recipe, family: Family) -> tuple[Memory, int]:
     family.model.to(dtype=dtype)  # type: ignore[call-arg]
     apart = tune.distill and not tune.lora
     teacher = build(recipe.model, dtype=dtype, device="meta", empty=True) if apart else None
-    module, images = module_of(recipe, family, teacher), recipe.data.batch_size
+    module, images = module_of(recipe, family, teacher), recipe.data.micro_batch_size
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     for each in (family, teacher):
         if each:
@@ -140,7 +140,7 @@ def training(recipe: Recipe, family: Family) -> tuple[Memory, int]:
             activations = alive.now - weights - beside - state
             loss.backward()
             optimizer.step()
-    average = weights if recipe.optim.ema else 0
+    average = weights if recipe.optim.ema_decay else 0
     gradients, total = sum(p.numel() * p.dtype.itemsize for p in trained), alive.most + average
     if recipe.trainer.get("strategy") == "fsdp":
         part, whole = 1 / devices(recipe), 2 * max(map(_bytes, fsdp_units(family.model)))
@@ -168,18 +168,18 @@ def advice(recipe: Recipe, found: Prediction, room: float) -> list[str]:
         images = int((room - fixed) / (train.activations / train.images))
         if 1 <= images < train.images:
             again = ceil(train.images / images)
-            how = f"--set data.batch_size={images}"
-            if recipe.optim.batch is None:
+            how = f"--set data.micro_batch_size={images}"
+            if recipe.optim.global_batch_size is None:
                 how += f", and --set trainer.accumulate_grad_batches={again} for the same step"
-        elif not recipe.tune.recompute:
-            how = "--set tune.recompute=true, which makes activations again in the backward pass"
+        elif not recipe.tune.activation_checkpointing:
+            how = "--set tune.activation_checkpointing=true, which makes activations again in the backward pass"
         elif train.total - train.teacher <= room:
             how = "to do without the teacher, a second model: --set tune.distill=0"
         elif recipe.tune.lora is None and train.gradients + train.optimizer > 0.2 * train.total:
             how = "adapters alone: --set tune.lora={...}, which have next to no gradients and optimizer state"
         elif recipe.trainer.get("strategy") != "fsdp" and kept + train.gradients > train.activations:
             how = "to share weights among N devices: --set trainer.strategy=fsdp --set trainer.devices=N"
-            how += " --set optim.ema=null" if recipe.optim.ema else ""
+            how += " --set optim.ema_decay=null" if recipe.optim.ema_decay else ""
         else:
             how = "a larger device, a smaller model or grid"
         told.append(f"Training takes {train.total / GIB:.1f} GiB of {room / GIB:.1f}. Try {how}.")

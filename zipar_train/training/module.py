@@ -283,7 +283,7 @@ class ZipARModule(L.LightningModule):
         if what == "stop":
             raise ValueError(
                 f"{words}. The weights have not taken it, and the last checkpoint is older. Lower optim.lr, mend the "
-                "data, or let such steps be left out: health.gradients, health.on_spike = skip"
+                "data, or let such steps be left out: health.on_nonfinite, health.on_spike = skip"
             )
         for parameter in self.model.parameters():
             parameter.grad = None  # which the optimizer passes over, its averages and decay too

@@ -173,7 +173,7 @@ def check_fits(saved: LoadedWeights, module: ZipARModule) -> None:
             wanted[name.removeprefix("model.")] = tensor
     parts = {"state_dict": saved.state}
     current, averaging = saved.extra.get("current_model_state"), saved.extra.get("averaging_state")
-    if saved.recipe and saved.recipe.optim.ema is not None and (current is None or averaging is None):
+    if saved.recipe and saved.recipe.optim.ema_decay is not None and (current is None or averaging is None):
         lacking = "current_model_state" if current is None else "averaging_state"
         raise ValueError(f"{saved.path} lacks its entry {lacking}, and its weights are averages. {REMEDY}")
     if averaging is not None and averaging["n_averaged"].ndim:

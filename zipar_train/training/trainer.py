@@ -47,7 +47,7 @@ def module_of(recipe: Recipe, family: Family, teacher: Family | None = None) -> 
     tune, optim = recipe.tune, recipe.optim
     if tune.lora:
         lora.adapt(family.model, tune.lora)
-    if tune.recompute:
+    if tune.activation_checkpointing:
         with warnings.catch_warnings():  # ours to mend at transformers 6
             warnings.filterwarnings("ignore", message=".*gradient_checkpointing_enable.*")
             family.model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -69,7 +69,9 @@ def module_of(recipe: Recipe, family: Family, teacher: Family | None = None) -> 
         warmup=optim.warmup,
         schedule=optim.schedule,
         attention=tune.attention,
-        guard=Guard(gradients=recipe.health.gradients, spike=recipe.health.spike, on_spike=recipe.health.on_spike),
+        guard=Guard(
+            gradients=recipe.health.on_nonfinite, spike=recipe.health.loss_spike_factor, on_spike=recipe.health.on_spike
+        ),
     )
 
 
@@ -107,12 +109,12 @@ def build_datamodule(recipe: Recipe, *, world: int = 1) -> ShardDataModule:
         workers=data.workers,
         shuffle=data.shuffle,
         seed=recipe.seed,
-        damaged=data.damaged,
-        misfit=fitting.misfit if fitting and (data.damaged == "skip" or not fitting.fingerprint) else None,
-        stalled=recipe.health.stalled,
+        damaged=data.on_bad_sample,
+        misfit=fitting.misfit if fitting and (data.on_bad_sample == "skip" or not fitting.fingerprint) else None,
+        stalled=recipe.health.stall_warning_s,
         grid=model.raster,
-        codes=model.codes,
-        classes=model.classes,
+        codes=model.codebook_size,
+        classes=model.num_classes,
         captions=model.captions,
     )
 
@@ -123,15 +125,15 @@ def split_batch(recipe: Recipe, world: int) -> tuple[int, int]:
     Raises:
         ValueError: if it cannot be; names numbers that would do.
     """
-    most, step = recipe.data.batch_size, recipe.optim.batch
+    most, step = recipe.data.micro_batch_size, recipe.optim.global_batch_size
     if step is None:
         return most, recipe.trainer.get("accumulate_grad_batches") or 1
     if step % world:
         fewer, more = step // world * world, (step // world + 1) * world
         devices = [n for n in range(1, step + 1) if step % n == 0 and n <= 2 * world][-6:]
         raise ValueError(
-            f"optim.batch = {step} images cannot be shared by {world} devices. Use {', '.join(map(str, devices))} "
-            f"devices, or --set optim.batch={more}" + (f" or {fewer}" if fewer else "")
+            f"optim.global_batch_size = {step} images cannot be shared by {world} devices. Use {', '.join(map(str, devices))} "
+            f"devices, or --set optim.global_batch_size={more}" + (f" or {fewer}" if fewer else "")
         )
     batch = max(n for n in range(1, min(most, step // world) + 1) if step // world % n == 0)
     return batch, step // world // batch
@@ -156,14 +158,14 @@ def build_trainer(
     """
     watched = sys.stderr.isatty() and recipe.trainer.get("enable_progress_bar", True)
     callbacks: list[L.Callback] = [TQDMProgressBar() if watched else EpochPrinter()]
-    if recipe.optim.ema is not None:
-        callbacks.append(Average(decay=recipe.optim.ema))
+    if recipe.optim.ema_decay is not None:
+        callbacks.append(Average(decay=recipe.optim.ema_decay))
     checkpoint = Checkpoint(recipe, data=data, shards=shards, step=step)
     arguments: dict[str, Any] = {"enable_model_summary": False, **recipe.trainer}
     if (most := arguments.pop("max_time", None)) is not None:
         callbacks.append(Limit(most))
     callbacks += [ThroughputLogger(), checkpoint]  # last: it saves what the others have done
-    arguments |= {"enable_checkpointing": False, "default_root_dir": recipe.run, "callbacks": callbacks}
+    arguments |= {"enable_checkpointing": False, "default_root_dir": recipe.run_dir, "callbacks": callbacks}
     arguments["enable_progress_bar"] = watched
     plugins: list[Any] = [checkpoint.io]
     if (environment := launched()) is not None:
@@ -173,7 +175,7 @@ def build_trainer(
             arguments["strategy"] = ModelParallelStrategy(
                 data_parallel_size=devices(recipe), tensor_parallel_size=1, save_distributed_checkpoint=False
             )
-        trainer = L.Trainer(**arguments, plugins=plugins, logger=Log(recipe.run, name="logs"))
+        trainer = L.Trainer(**arguments, plugins=plugins, logger=Log(recipe.run_dir, name="logs"))
     except Exception as error:  # of Lightning, its plugins, and packages that an accelerator asks for
         raise ValueError(f"trainer: Lightning refuses the recipe's arguments: {error}") from error
     trainer.accumulate_grad_batches = split_batch(recipe, trainer.world_size)[1]

@@ -191,7 +191,7 @@ def tracked(trainer: L.Trainer, recipe: Recipe, *, resume: bool = False) -> Iter
         status = 128 + stop.signum
         raise
     finally:
-        checkpoint = last_checkpoint(Path(recipe.run))
+        checkpoint = last_checkpoint(Path(recipe.run_dir))
         if recipe.log.artifacts and checkpoint and status != 1:
             last["artifact"] = partial(run.keep, checkpoint, recipe.name)
             seconds += 0 if status else checkpoint.stat().st_size / UPLOAD
@@ -217,8 +217,8 @@ def start(recipe: Recipe, job: str, *, id: str | None = None, config: Mapping[st
         del os.environ["WANDB_MODE"]
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
-    os.environ.setdefault(STAGING, _staging(Path(recipe.run)))
-    _remove_empty(Path(recipe.run))
+    os.environ.setdefault(STAGING, _staging(Path(recipe.run_dir)))
+    _remove_empty(Path(recipe.run_dir))
     try:
         import wandb
     except ModuleNotFoundError as error:
@@ -233,23 +233,25 @@ def start(recipe: Recipe, job: str, *, id: str | None = None, config: Mapping[st
         "group": log.group or recipe.name,
         "tags": log.tags,
         "job_type": job,
-        "dir": recipe.run,
+        "dir": recipe.run_dir,
         "config": {**recipe.model_dump(mode="json"), **(config or {})},
         "resume": "allow",
     }
     if log.wandb == "online":
         try:
-            return Run(wandb.init(mode=None if "WANDB_MODE" in os.environ else "online", **arguments), Path(recipe.run))
+            return Run(
+                wandb.init(mode=None if "WANDB_MODE" in os.environ else "online", **arguments), Path(recipe.run_dir)
+            )
         except Exception as error:
             print(f"W&B is out of reach ({_reason(error)}); it goes on offline.", flush=True)
             _end_service()
     try:
-        run = Run(wandb.init(mode="offline", **arguments), Path(recipe.run))
+        run = Run(wandb.init(mode="offline", **arguments), Path(recipe.run_dir))
     except Exception as error:
         print(f"W&B does not start ({_reason(error)}); it goes on without.", flush=True)
         _end_service()
         return None
-    print(f"W&B offline: `wandb sync {recipe.run}/wandb/offline-run-*` uploads it.", flush=True)
+    print(f"W&B offline: `wandb sync {recipe.run_dir}/wandb/offline-run-*` uploads it.", flush=True)
     return run
 
 
@@ -297,7 +299,10 @@ def _staging(run: Path) -> str:
 
 def _id(recipe: Recipe, *, resume: bool) -> str:
     """Of the W&B run that the run folder has, to be resumed, or that it gets."""
-    file, found = Path(recipe.run) / "wandb.json", os.environ.get("WANDB_RUN_ID")  # W&B's agents give each run its own
+    file, found = (
+        Path(recipe.run_dir) / "wandb.json",
+        os.environ.get("WANDB_RUN_ID"),
+    )  # W&B's agents give each run its own
     if resume and not found:
         with suppress(OSError, ValueError, KeyError, TypeError):
             return str(json.loads(file.read_bytes())["id"])

@@ -83,7 +83,7 @@ def write(path: Path, out: Path, *, most: int | None = None) -> None:
 
         source = f"Tiny-ImageNet {split}, 64 px, swasun's VQ-VAE"
         layout = Layout(
-            source=source, grid=(height, width), codes=model.codes, classes=model.classes, images=len(order)
+            source=source, grid=(height, width), codes=model.codebook_size, classes=model.num_classes, images=len(order)
         )
         written = write_shards(samples(), out / f"{split}.json", layout=layout)
         print(f"{out / split}.json: {written.samples:,} images in {len(written.shards)} shards", flush=True)

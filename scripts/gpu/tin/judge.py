@@ -60,7 +60,7 @@ def bits(run: Path, *, images: int, out: Path, device: torch.device) -> None:
         "environment": made_with(device),
         "parameters": sum(parameter.numel() for parameter in generator.drawing.model.parameters()),
         "steps": extra["global_step"],
-        "epochs": extra["global_step"] * recipe.data.batch_size / read_manifest(recipe.data.train).samples,
+        "epochs": extra["global_step"] * recipe.data.micro_batch_size / read_manifest(recipe.data.train).samples,
         "training": last(logged(run)),
         "images": min(images, loader.manifest.samples),
         "bits": {},
@@ -86,7 +86,7 @@ def distances(runs: list[Path], inputs: Path, *, out: Path, picture: Path, devic
         size=model.grid[1] * decoder.stride,
         batch_size=settings.batch_size,
         grid=model.raster,
-        codes=model.codes,
+        codes=model.codebook_size,
     )
     told: dict[str, Any] = {
         "environment": made_with(device),

@@ -18,8 +18,8 @@ from step_runner import GRACE, OVER, Runner, Step
 
 HERE = "scripts/gpu/tin"  # from the root, in which steps run
 TINY = [
-    *("model.depth=1", "model.heads=2", "model.width=16", "model.feed_forward=32", "tune.compile=false"),
-    *("data.workers=0", "data.batch_size=8", "trainer.precision=32-true", "trainer.accelerator=cpu"),
+    *("model.num_layers=1", "model.num_heads=2", "model.hidden_size=16", "model.ffn_size=32", "tune.compile=false"),
+    *("data.workers=0", "data.micro_batch_size=8", "trainer.precision=32-true", "trainer.accelerator=cpu"),
     *("trainer.log_every_n_steps=1", "evaluate.images=20", "evaluate.batch_size=10", "evaluate.windows=[16, 2, 1]"),
 ]
 RUNS = {"base": "tin-base", "tuned": "tin", "control": "tin-control"}  # folders
@@ -54,7 +54,7 @@ class Story:
         count = 6 if self.tiny else steps(rate, left=self.left, epoch=self.epoch, batch=self.batch)
         overrides = {
             "base": [f"trainer.max_steps={count}"],
-            "control": ["zipar.windows={16: 1}", "tune.distill=0", f"run={self.folder('control')}"],
+            "control": ["zipar.windows={16: 1}", "tune.distill=0", f"run_dir={self.folder('control')}"],
         }
         epoch = self.epoch / rate.images + rate.start
         after = {"base": reserve(rate, epoch=self.epoch), "tuned": epoch + BITS + DISTANCES}
@@ -84,7 +84,7 @@ class Story:
         """
         count = 4 if self.tiny else 100
         for name in ("timing", "timing-uncompiled"):
-            words = self.fit("tin-base", f"run={self.work}/runs/{name}", f"trainer.max_steps={count}")
+            words = self.fit("tin-base", f"run_dir={self.work}/runs/{name}", f"trainer.max_steps={count}")
             self.run(self.step(name, "the rate of training", words, limit=110, least=40))
             rows = logged(self.work / "runs" / name)
             if speeds := [row["train/images_per_second"] for row in rows if "train/images_per_second" in row]:
@@ -120,7 +120,7 @@ class Story:
     def fit(self, recipe: str, *overrides: str) -> list[str]:
         """Which goes on where it was cut off, whatever time there is now."""
         sets = [word for override in (*overrides, *self.more) for word in ("--set", override)]
-        allowed = ["--allow", "trainer.max_steps", "--allow", "trainer.max_time"]
+        allowed = ["--allow-change", "trainer.max_steps", "--allow-change", "trainer.max_time"]
         return ["-m", "zipar_train", "fit", "--recipe", f"{HERE}/{recipe}.yaml", *sets, "--resume", *allowed]
 
     def folder(self, model: str) -> Path:

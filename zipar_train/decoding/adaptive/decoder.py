@@ -50,7 +50,7 @@ class AdaptiveDecoder:
         window: int,
         stand_in: StandIn = "completed",
         seen: Seen = "until_replaced",
-        first_row: FirstRow = "alone",
+        first_row: FirstRow = "complete",
     ):
         self.family, self.drawn = family, list[RowSchedule]()
         family.model.eval()

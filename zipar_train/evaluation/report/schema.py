@@ -16,7 +16,7 @@ class Row(BaseModel):
     """One checkpoint at one window. None: not measured, for want of a reference, held-out codes or a second batch."""
 
     checkpoint: str
-    manner: DecodeMode  # of drawing, see `Generator.draw`
+    manner: DecodeMode  # of drawing, see `Generator.generate`
     window: int  # of an adaptive one the smallest
     passes: float  # of an adaptive window the mean over images
     reduction: float  # share of next-token's passes saved

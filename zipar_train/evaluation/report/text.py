@@ -38,7 +38,7 @@ def write_report(report: Report, samples: Samples, out: str | Path) -> list[Path
 
 
 def paper_of(report: Report) -> Paper | None:
-    return Paper.model_validate(report.recipe["paper"]) if report.recipe.get("paper") else None
+    return Paper.model_validate(report.recipe["published_results"]) if report.recipe.get("published_results") else None
 
 
 def published_points(report: Report) -> dict[str, list[tuple[float, float]]]:

@@ -91,7 +91,7 @@ def _from_adm(path: Path, extractor: Extractor, *, size: tuple[int, int]) -> Ref
     if file.size not in (None, size):
         raise ValueError(
             f"evaluate.reference = {path}: its images have {_by(file.size)} pixels, the drawn ones {_by(size)}. "
-            f"Set evaluate.size={min(file.size)}, or give a reference of {_by(size)} pixels"
+            f"Set evaluate.resize_to={min(file.size)}, or give a reference of {_by(size)} pixels"
         )
     if file.pooled and not extractor.inception:
         raise ValueError(
@@ -187,7 +187,7 @@ def _picture(file: Path, size: tuple[int, int]) -> Tensor:
     if picture.height < size[0] or picture.width < size[1]:
         raise ValueError(
             f"{file} has {picture.height} x {picture.width} pixels, the drawn images {_by(size)}: enlarging it would "
-            "change the scores. Give pictures at least as large, or set evaluate.size"
+            "change the scores. Give pictures at least as large, or set evaluate.resize_to"
         )
     return pil_to_tensor(centre_crop(picture, *size))
 

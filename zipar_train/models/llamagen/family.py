@@ -31,22 +31,29 @@ class LlamaGen:
     model: Any  # a transformers model
 
     def __init__(self, model: Model):
-        depth, heads, width = SIZES[model.size] if model.size else (model.depth, model.heads, model.width)
+        depth, heads, width = (
+            SIZES[model.size] if model.size else (model.num_layers, model.num_heads, model.hidden_size)
+        )
         assert depth and heads and width  # the recipe has checked it
-        self.section, self.grid, self.codes, self.classes = model, model.raster, model.codes, model.classes or 0
+        self.section, self.grid, self.codes, self.classes = (
+            model,
+            model.raster,
+            model.codebook_size,
+            model.num_classes or 0,
+        )
         self.prompt_length = model.prompt
         self.model = LlamaGenForCausalLM(
             LlamaGenConfig(
-                codes=model.codes,
+                codes=model.codebook_size,
                 classes=self.classes,
-                features=model.text.features if model.text else 0,
+                features=model.t5_features.features if model.t5_features else 0,
                 rows=self.grid.height,
                 columns=self.grid.width,
                 prompt=self.prompt_length,
                 num_hidden_layers=depth,
                 num_attention_heads=heads,
                 hidden_size=width,
-                intermediate_size=model.feed_forward or feed_forward(width),
+                intermediate_size=model.ffn_size or feed_forward(width),
                 max_position_embeddings=self.prompt_length + self.grid.codes,
             )
         )
@@ -108,12 +115,12 @@ class LlamaGenT2I(LlamaGen):
 
     @cached_property
     def encoder(self) -> TextEncoder:
-        assert self.section.text
-        return TextEncoder(self.section.text)
+        assert self.section.t5_features
+        return TextEncoder(self.section.t5_features)
 
     def check(self, condition: Any) -> Any:
         """Captions as str, features (n, F), or what this has returned before."""
-        text, device = self.section.text, self.model.device
+        text, device = self.section.t5_features, self.model.device
         assert text
         if isinstance(condition, Captions):
             return Captions(*(part.to(device) for part in condition))

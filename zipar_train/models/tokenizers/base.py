@@ -70,13 +70,13 @@ def build_tokenizer(model: Model) -> Tokenizer | None:
     if model.tokenizer == "vq16":
         from zipar_train.models.tokenizers.vq16 import load_vq16
 
-        return load_vq16(model.tokenizer_weights, codes=model.codes)
+        return load_vq16(model.tokenizer_weights, codes=model.codebook_size)
     if model.tokenizer == "emu3":
         from zipar_train.models.tokenizers.emu3 import load_emu3_vq
 
-        return load_emu3_vq(model.tokenizer_weights, codes=model.codes)
+        return load_emu3_vq(model.tokenizer_weights, codes=model.codebook_size)
     if model.tokenizer == "chameleon":
         from zipar_train.models.tokenizers.chameleon import load_chameleon_vq
 
-        return load_chameleon_vq(model.tokenizer_weights, codes=model.codes)
-    return Palette.grey(model.codes) if model.tokenizer == "palette" else None
+        return load_chameleon_vq(model.tokenizer_weights, codes=model.codebook_size)
+    return Palette.grey(model.codebook_size) if model.tokenizer == "palette" else None

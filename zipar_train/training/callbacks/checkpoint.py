@@ -84,8 +84,8 @@ class Checkpoint(L.Callback):
         step: int | None = None,
     ):
         self.recipe, self.data, self.shards, self.saved = recipe, data or {}, shards or {}, step
-        self.every, self.keep, self.best = recipe.checkpoint_every, recipe.checkpoint_keep, recipe.checkpoint_best
-        self.folder = folder(recipe.run)
+        self.every, self.keep, self.best = recipe.checkpoint_every, recipe.checkpoint_keep, recipe.checkpoint_monitor
+        self.folder = folder(recipe.run_dir)
         self.path = self.folder / "last.ckpt"
         self.io = AtomicCheckpointIO()
         self.heard = Heard()
@@ -172,11 +172,11 @@ class Checkpoint(L.Callback):
             return
         try:
             if self.keep > 1 and self.saved not in (None, trainer.global_step) and self.path.is_file():
-                place = numbered(self.recipe.run, self.saved)  # type: ignore[arg-type]
+                place = numbered(self.recipe.run_dir, self.saved)  # type: ignore[arg-type]
                 if not place.exists():  # else the run goes on from it, because the last one is damaged
                     os.replace(self.path, place)
             os.replace(aside, self.path)
-            for extra in filter(Path.is_file, older(self.recipe.run)[self.keep - 1 :]):
+            for extra in filter(Path.is_file, older(self.recipe.run_dir)[self.keep - 1 :]):
                 extra.unlink()
         except OSError as error:
             self.io.failure = f"{self.path} could not be written ({error.strerror})"

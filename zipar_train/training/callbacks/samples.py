@@ -25,7 +25,7 @@ LEAST = 96  # pixels each way that small pictures are enlarged to
 class Samples(L.Callback):
     """Draws the recipe's `log.images` at its smallest trained window and next-token, and hands them to `show`.
 
-    They are those that `zipar-train draw --seed 0` would draw: of classes in even steps, or of the first held-out
+    They are those that `zipar-train generate --seed 0` would draw: of classes in even steps, or of the first held-out
     captions. They come from averaged weights if there are some, which needs the callback to stand before the one that
     averages. Random states are left as they were, and a GPU that has no room for it draws none.
 
@@ -66,10 +66,10 @@ class Samples(L.Callback):
 
     def _drawn(self, family: Family, window: int) -> tuple[list[Image.Image], list[str]]:
         recipe = self.recipe
-        wanted = self.captions or _spread(self.images, recipe.model.classes or 1)
+        wanted = self.captions or _spread(self.images, recipe.model.num_classes or 1)
         plan = Plan.zipar(family.grid, window=window, prompt=family.prompt_length, **recipe.zipar.rule)
         decoder = Decoder(family, plan, capture=False)
-        size, codes, pixels = min(recipe.data.batch_size, recipe.evaluate.batch_size), [], []
+        size, codes, pixels = min(recipe.data.micro_batch_size, recipe.evaluate.batch_size), [], []
         for start in range(0, len(wanted), size):
             chunk = wanted[start : start + size]
             numbers = uniforms([start + k for k in range(len(chunk))], family.grid.codes, seed=0)
