@@ -209,7 +209,7 @@ def test_ways_that_do_not_fit_together_take_turns_in_groups(monkeypatch):
     family = subject(recipe, [8, 8], dtype=torch.float32, device=torch.device("cpu"))
     plan = Plan.zipar(family.grid, window=2, **recipe.zipar.rule)
     one = decode_bytes(family, plan, 2, rows=4, slots=len(plan))
-    monkeypatch.setattr(memory, "left", lambda device: int(one * 1.3))
+    monkeypatch.setattr(memory, "free_bytes", lambda device: int(one * 1.3))
     report = bench_decode(recipe, windows=[8, 2], batches=[2], rounds=1, progress=False)
     assert len(report.rows) == 7 and not report.failures
     assert any("memory does not hold all ways of drawing at once" in note for note in report.notes)

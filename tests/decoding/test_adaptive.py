@@ -187,7 +187,7 @@ def test_looks_leave_no_slot_without_a_place(monkeypatch):
     def never(code, before, now, accept, anew):
         return torch.zeros_like(code, dtype=torch.bool), code
 
-    monkeypatch.setattr(adaptive, "reconsider", never)
+    monkeypatch.setattr(adaptive, "accept_or_resample", never)
     for grid in (Grid(4, 5), Grid(4, 5, row_end=True)):
         for window in (1, 2, 4):
             plans = check(StockLlama(grid, prompt=2), Draw(), window=window)

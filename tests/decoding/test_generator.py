@@ -86,20 +86,20 @@ def test_what_a_batch_needs_is_what_it_takes(generator):
 def test_a_batch_that_cannot_fit_is_refused_with_the_largest_that_does(generator, monkeypatch):
     plan = generator.plan(2)
     one = decode_bytes(generator.drawing, plan, 1, rows=2, slots=len(plan))
-    monkeypatch.setattr(memory, "left", lambda device: int(7.5 * one / memory.SPARE))
+    monkeypatch.setattr(memory, "free_bytes", lambda device: int(7.5 * one / memory.SPARE))
     with pytest.raises(ValueError, match=r"8 images at once need 0\.0 GiB, and cpu has .* left: at most 7 fit"):
         generator.generate([0] * 8, window=2, batch_size=8, guidance=2.0)
     assert len(generator.generate([0] * 7, window=2, batch_size=7, guidance=2.0)) == 7
-    monkeypatch.setattr(memory, "left", lambda device: one // 2)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: one // 2)
     with pytest.raises(ValueError, match="not even one fits"):
         generator.generate([0, 1], window=2, batch_size=1, guidance=2.0)
 
 
 def test_decoders_of_other_windows_make_room(generator, monkeypatch):
     """Room for one batch and a half."""
-    monkeypatch.setattr(memory, "needed", lambda family, plan, images, **sizes: 100 * images)
+    monkeypatch.setattr(memory, "decode_bytes", lambda family, plan, images, **sizes: 100 * images)
     taken = generator.decoders.values()
-    monkeypatch.setattr(memory, "left", lambda device: 1200 - 800 * sum(d.canvas is not None for d in taken))
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 1200 - 800 * sum(d.canvas is not None for d in taken))
     for window in (4, 2, 1, 4):
         assert len(generator.generate([3] * 8, window=window, batch_size=8)) == 8
         assert [w for (w, _), decoder in generator.decoders.items() if decoder.canvas] == [window]

@@ -71,7 +71,7 @@ def test_finished_batches_are_not_drawn_again_and_more_images_begin_with_the_few
     assert torch.equal(codes, expected)
 
     drawn = []
-    real = Generator.draw
+    real = Generator.generate
     monkeypatch.setattr(
         Generator, "generate", lambda self, labels, **k: drawn.append(k["first"]) or real(self, labels, **k)
     )

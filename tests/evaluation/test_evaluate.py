@@ -294,7 +294,7 @@ def test_a_departure_is_each_difference_and_nothing_else():
     }  # fmt: skip
     from zipar_train.recipe.load import load_recipe
 
-    paper = load_recipe("llamagen-l").paper
+    paper = load_recipe("llamagen-l").published_results
     assert isinstance(paper, Paper)
     protocol = Protocol(**ours)
     assert departures(protocol, paper) == [] and warnings(protocol) == []

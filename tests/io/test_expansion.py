@@ -50,12 +50,12 @@ def test_text_that_cannot_be_expanded_is_refused(monkeypatch, text, message):
 
 def test_a_recipe_an_override_and_an_option_expand_alike(monkeypatch, tmp_path, run):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert load_recipe("digits-base", ["run_dir=~/runs/a"]).run == f"{tmp_path}/home/runs/a"
+    assert load_recipe("digits-base", ["run_dir=~/runs/a"]).run_dir == f"{tmp_path}/home/runs/a"
     (tmp_path / "home").mkdir()
     status, _, err = run("plan", "--recipe", "digits", "--no-memory", "--json", "~/plan.json")
     assert (status, err) == (0, "") and (tmp_path / "home" / "plan.json").is_file()
     monkeypatch.setenv("ZIPAR_RUNS", "")
-    assert load_recipe("digits-base").run == "runs/digits-base"
+    assert load_recipe("digits-base").run_dir == "runs/digits-base"
     monkeypatch.setenv("ZIPAR_RUNS", f"{tmp_path}/runs\r")
     with pytest.raises(ValueError, match=r"run = .*ZIPAR_RUNS.*carriage return"):
         load_recipe("digits-base")

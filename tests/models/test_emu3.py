@@ -125,7 +125,7 @@ def test_names_and_counts_are_the_published():
 
 
 def test_a_tokenizer_of_another_vocabulary_is_refused(checkpoint):
-    words = section(checkpoint).words.model_copy(update={"vocabulary": len(TOKENS) + 1})
+    words = section(checkpoint).token_prompt.model_copy(update={"vocabulary": len(TOKENS) + 1})
     family = build(section(checkpoint).model_copy(update={"token_prompt": words}))
     with pytest.raises(ValueError, match=rf"000000\|>' has the id {FIRST}, the model counts on {FIRST + 1}"):
         family.check(CAPTIONS)
@@ -145,7 +145,7 @@ def test_an_export_is_for_plain_transformers(checkpoint, tmp_path):
 
 
 def test_from_pictures_to_a_checkpoint_for_transformers(checkpoint, clip, tmp_path, run):
-    words = f"{{encoder: {checkpoint}, tokens: 12, vocabulary: {len(TOKENS)}, positive: ' fine', negative: bad}}"
+    words = f"{{encoder: {checkpoint}, tokens: 12, vocabulary: {len(TOKENS)}, prompt_suffix: ' fine', negative_prompt: bad}}"
     model = ["model.size=null", "model.num_layers=2", "model.num_heads=4", "model.num_kv_heads=2", "model.hidden_size=16",
              "model.ffn_size=24", f"model.codebook_size={CODES}", f"model.grid=[{HEIGHT},{WIDTH}]",
              f"model.token_prompt={words}"]  # fmt: skip

@@ -198,7 +198,7 @@ def test_stand_ins_of_the_released_code_by_hand():
             "use 'completed', 'nearest', 'latest', 'above', 'released'",
         ),
         (lambda: Plan.zipar(Grid(4, 4), window=2, seen="none"), "seen 'none' is unknown: use 'until_replaced'"),
-        (lambda: Plan.zipar(Grid(4, 4), window=2, first_row="last"), "use 'alone', 'overlapping'"),
+        (lambda: Plan.zipar(Grid(4, 4), window=2, first_row="last"), "use 'complete', 'overlapping'"),
         (lambda: Plan.zipar(Grid(4, 4), window=[2, 2]), "2 windows for 4 rows: give one, or 3"),
         (lambda: Plan.zipar(Grid(4, 4), window=[2, 5, 2]), "window 5 does not fit a row of 4 tokens"),
         (lambda: Plan.zipar(Grid(4, 4), window=2, prompt=0), "prompt 0"),

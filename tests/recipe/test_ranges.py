@@ -21,7 +21,7 @@ def whole():
     }
     raw["tune"]["lora"] = {"rank": 1, "alpha": 1, "targets": ["q_proj"]}
     raw["data"]["val_windows"] = [1]
-    raw["paper"] = {"source": "x", "protocol": {}, "rows": [{"window": 1, "passes": 1}]}
+    raw["published_results"] = {"source": "x", "protocol": {}, "rows": [{"window": 1, "passes": 1}]}
     return raw
 
 
@@ -114,7 +114,7 @@ def test_a_training_without_an_end_is_refused():
             ["model.num_layers=128", "model.hidden_size=65536", "model.num_heads=16"],
             "parameters by its shape, more than",
         ),
-        (["model.num_kv_heads=2"], "key_heads 2: family llamagen has a key for every query"),
+        (["model.num_kv_heads=2"], "num_kv_heads 2: family llamagen has a key for every query"),
     ],
 )
 def test_shapes_that_nothing_could_hold_are_refused(overrides, message):
@@ -125,9 +125,9 @@ def test_shapes_that_nothing_could_hold_are_refused(overrides, message):
 
 def test_key_heads_and_vocabularies_fit():
     small = ["model.size=null", "model.num_layers=1", "model.num_heads=4", "model.hidden_size=16"]
-    with pytest.raises(ValueError, match="key_heads 3: 4 heads cannot share them evenly"):
+    with pytest.raises(ValueError, match="num_kv_heads 3: 4 heads cannot share them evenly"):
         load_recipe("emu3-gen", [*small, "model.num_kv_heads=3"])
-    with pytest.raises(ValueError, match="codes 32768: words.vocabulary 32775 cannot hold them and 8 ids more"):
+    with pytest.raises(ValueError, match="codebook_size 32768: token_prompt.vocabulary 32775 cannot hold them and 8 ids more"):
         load_recipe("emu3-gen", [*small, "model.token_prompt.vocabulary=32775"])
     load_recipe("emu3-gen", [*small, "model.num_kv_heads=2", "model.token_prompt.vocabulary=32776"])
     with pytest.raises(ValueError, match="size already fixes"):

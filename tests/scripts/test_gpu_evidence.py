@@ -41,7 +41,7 @@ def test_the_tuning_recipe_is_the_base_recipe_with_the_default_tuning():
     shipped = load_recipe("llamagen-l")
     assert tuned.tune.distill == shipped.tune.distill and tuned.zipar.rule == shipped.zipar.rule
     assert tuned.zipar.windows == {16: 1, 8: 1, 4: 1, 2: 1} and tuned.trainer["max_epochs"] == 1
-    assert base.zipar.windows == {16: 1} and tuned.model.weights == base.run
+    assert base.zipar.windows == {16: 1} and tuned.model.weights == base.run_dir
 
 
 def test_the_table_of_sizes_is_the_page_s(monkeypatch):

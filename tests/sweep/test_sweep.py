@@ -58,7 +58,7 @@ def test_a_folder_of_any_name_is_the_sweeps(tmp_path, monkeypatch, name):
     [(place, told, checked)] = commands
     assert place == tmp_path / name / "000"
     assert told == checked
-    assert Path(told.run) == place and told.log.group == name
+    assert Path(told.run_dir) == place and told.log.group == name
 
 
 TRIALS = int(os.environ.get("ZIPAR_SWEEP_TRIALS", "3"))  # 12 take minutes
@@ -158,7 +158,7 @@ parameters:
 def test_passes_are_those_of_a_trials_own_rule():
     alone, overlapping = (
         passes(load_recipe("digits", [f"zipar.first_row={rule}"]), ["val/bits_w2", "val/bits_w8", "train/loss"])
-        for rule in ("alone", "overlapping")
+        for rule in ("complete", "overlapping")
     )
     assert alone == {2: 28, 8: 64} and overlapping == {2: 22, 8: 64}
 

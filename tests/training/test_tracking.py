@@ -195,7 +195,7 @@ def test_captions_are_the_first_held_out_and_no_room_means_no_images(capsys, mon
     samples.on_validation_epoch_end(trainer, module)
     assert [each[0] for each in shown] == ["images/w2", "images/w3"] and [len(each[1]) for each in shown] == [3, 3]
     assert samples.captions == features[:3] and torch.equal(before, torch.get_rng_state())
-    monkeypatch.setattr("zipar_train.decoding.memory.left", lambda device: 10)
+    monkeypatch.setattr("zipar_train.decoding.memory.free_bytes", lambda device: 10)
     for _ in range(2):
         samples.on_validation_epoch_end(trainer, module)
     assert len(shown) == 2 and capsys.readouterr().out.count("no more are drawn, as memory has no room") == 1

@@ -69,7 +69,7 @@ class Model(Section):
     """The generator: a family at a size, its grid of codes, and where its weights come from."""
 
     family: Literal["llamagen", "llamagen-t2i", "janus", "lumina", "emu3"]
-    size: Literal["B", "L", "XL", "XXL", "3B", "1B", "7B", "8B"] | None = None  # or depth, heads and width
+    size: Literal["B", "L", "XL", "XXL", "3B", "1B", "7B", "8B"] | None = None  # or num_layers, num_heads, hidden_size
     num_layers: Annotated[int, Field(ge=1, le=128)] | None = None  # layers
     num_heads: Heads | None = None
     hidden_size: Annotated[int, Field(ge=1, le=2**16)] | None = None
@@ -91,21 +91,21 @@ class Model(Section):
     def _complete(self) -> "Model":
         shape, rest = (self.num_layers, self.num_heads, self.hidden_size), (self.num_kv_heads, self.ffn_size)
         if self.size is None and None in shape:
-            raise ValueError("give either size, or depth, heads and width")
+            raise ValueError("give either size, or num_layers, num_heads and hidden_size")
         if self.size is not None and {*shape, *rest} != {None}:
-            raise ValueError("size already fixes depth, heads and width, key_heads and feed_forward: drop these or it")
+            raise ValueError("size already fixes num_layers, num_heads, hidden_size, num_kv_heads and ffn_size: drop these or it")
         if (
             self.hidden_size
             and self.num_heads
             and (self.hidden_size % self.num_heads or self.hidden_size // self.num_heads % 4)
         ):
             raise ValueError(
-                f"width {self.hidden_size} over {self.num_heads} heads: a head's width must be a multiple of 4"
+                f"hidden_size {self.hidden_size} over {self.num_heads} heads: a head's size must be a multiple of 4"
             )
         if self.num_kv_heads and self.family not in BESIDE:
-            raise ValueError(f"key_heads {self.num_kv_heads}: family {self.family} has a key for every query. Drop it")
+            raise ValueError(f"num_kv_heads {self.num_kv_heads}: family {self.family} has a key for every query. Drop it")
         if self.num_kv_heads and self.num_heads and self.num_heads % self.num_kv_heads:
-            raise ValueError(f"key_heads {self.num_kv_heads}: {self.num_heads} heads cannot share them evenly")
+            raise ValueError(f"num_kv_heads {self.num_kv_heads}: {self.num_heads} heads cannot share them evenly")
         if (parameters := self._parameters()) > PARAMETERS:
             raise ValueError(f"{parameters:.1e} parameters by its shape, more than {PARAMETERS:.0e}: make it smaller")
         wanted, sizes = CONDITIONS[self.family]
@@ -120,7 +120,7 @@ class Model(Section):
         ids = (self.token_prompt and self.token_prompt.vocabulary) or published
         if beside and ids < self.codebook_size + beside:
             raise ValueError(
-                f"codes {self.codebook_size}: words.vocabulary {ids} cannot hold them and {beside} ids more"
+                f"codebook_size {self.codebook_size}: token_prompt.vocabulary {ids} cannot hold them and {beside} ids more"
             )
         return self
 
