@@ -1,5 +1,5 @@
 """The schedule of codes: grids, the plan (which pass generates which code, and what each one attends to), masks, and a
 diagram of both.
 
-All that depends on the window is here.
+Everything that depends on the window is in this package.
 """
