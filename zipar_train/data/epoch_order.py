@@ -43,7 +43,7 @@ class Order:
 
     def __post_init__(self) -> None:
         self.steps = ceil(self.samples / self.step)
-        most = min(max(1, self.shards // 4), LANES)  # several shards per lane, since two lanes may share a shard
+        most = min(max(1, self.shards // 4), LANES)  # a few shards per lane: those at its ends are read twice
         most = most if self.shuffle > 1 else 1
         self.lanes = next(lanes for lanes in range(most, 0, -1) if self.step % lanes == 0)
         self.width = self.step // self.lanes  # places per step that a lane fills
