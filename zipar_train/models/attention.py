@@ -9,7 +9,7 @@ WITHOUT_CUDNN = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDP
 
 
 def attention_kernels(device: torch.device) -> AbstractContextManager:
-    """On CUDA, exclude cuDNN's kernels from `scaled_dot_product_attention`; elsewhere, change nothing.
+    """Exclude cuDNN's kernels from `scaled_dot_product_attention` on CUDA; change nothing on other devices.
 
     cuDNN is PyTorch's first choice on Hopper GPUs (aten/src/ATen/native/transformers/cuda/sdp_utils.cpp). It builds a
     plan for every new shape, which takes about 0.4 s (transformers issue 48163), and a decoder has a new number of keys

@@ -1,4 +1,4 @@
-"""torch.compile for a model's layers, one at a time."""
+"""Compilation of a model's layers with torch.compile, one layer at a time."""
 
 import logging
 import sys

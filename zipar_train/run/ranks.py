@@ -33,7 +33,7 @@ def launched() -> ClusterEnvironment | None:
 
 
 def process() -> tuple[int, int, torch.device]:
-    """Return the rank of this process, the world size and its device, by torchrun or SLURM; otherwise it is alone.
+    """Return rank, world size and device of this process, from torchrun or SLURM; otherwise rank 0 of 1.
 
     A GPU is made the current device, so that streams, CUDA graphs and libraries use it by default.
     """
