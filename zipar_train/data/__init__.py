@@ -1,1 +1,1 @@
-"""Images to shards of codes, and shards to batches: sources, decoding, classes, tokenizing, importing, loading."""
+"""The data pipeline from images to shards of codes to batches: sources, decoding, labels, tokenizing, loading."""

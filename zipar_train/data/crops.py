@@ -1,4 +1,4 @@
-"""One picture to views of one size: ADM's centre crop, its mirror image, or ten crops of slightly larger ones."""
+"""Image views of one size: ADM's centre crop, optionally with its mirror image, or ten crops at two scales."""
 
 from typing import Literal
 
@@ -8,18 +8,19 @@ from torch import Tensor
 from torchvision.transforms.functional import hflip, pil_to_tensor, ten_crop
 
 Views = Literal["one", "flip", "ten"]
-MOST = 16  # times the crop's area; a picture that would be resized to more is cut beforehand
-RANGES = (1.1, 1.05)  # sizes of the centre crops that ten crops are taken from; LlamaGen trains on both
+MOST = 16  # in units of the crop's area; an image that would be resized to more is cropped first
+RANGES = (1.1, 1.05)  # scales of the centre crops that ten crops are taken from; LlamaGen trains on both
 
 
 def views(image: Image.Image, height: int, width: int, kind: Views) -> Tensor:
-    """Views of an image, uint8 (A, 3, height, width).
+    """Return views of an image, uint8 (A, 3, height, width).
 
-    one: ADM's centre crop. flip: that and its mirror image. ten: corners and centre and their mirror images, of centre
-    crops 1.1 and then 1.05 times the size, 20 views in all (LlamaGen, autoregressive/train/extract_codes_c2i.py, run
-    once for each).
+    Args:
+        kind: `one`: ADM's centre crop. `flip`: the crop and its mirror image. `ten`: corners, centre and their mirror
+            images, of centre crops at 1.1 and then 1.05 times the size, 20 views in total (as two runs of LlamaGen's
+            autoregressive/train/extract_codes_c2i.py).
     """
-    image = image.convert("RGB")  # the digits are grey
+    image = image.convert("RGB")  # the digits are greyscale
     if kind == "ten":
         larger = [centre_crop(image, int(height * scale), int(width * scale)) for scale in RANGES]
         crops = [crop for large in larger for crop in ten_crop(large, [height, width])]
@@ -30,9 +31,9 @@ def views(image: Image.Image, height: int, width: int, kind: Views) -> Tensor:
 
 
 def centre_crop(image: Image.Image, height: int, width: int) -> Image.Image:
-    """ADM's centre crop, of any shape: halve by box filter while twice too large, resize by bicubic, cut.
+    """Return ADM's centre crop at any aspect ratio: halve with a box filter while possible, resize bicubically, crop.
 
-    Of a very long or tall picture, only the middle is resized: the same pixels to within rounding, in bounded memory.
+    For a very long or tall image, only the middle is resized: the same pixels up to rounding, in bounded memory.
 
     openai/guided-diffusion, guided_diffusion/image_datasets.py, center_crop_arr.
     """

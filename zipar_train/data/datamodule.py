@@ -1,4 +1,4 @@
-"""Shards to batches, for Lightning."""
+"""A LightningDataModule over shards."""
 
 from pathlib import Path
 from typing import Any
@@ -12,19 +12,19 @@ from zipar_train.plan.grid import Grid
 
 
 class ShardDataModule(L.LightningDataModule):
-    """Batches of codes and labels from two shard sets, each rank its share.
+    """A data module that splits batches of codes and conditions from two shard sets among ranks.
 
     Args:
-        train, val: manifests, see `zipar_train.data.shards`.
-        batch_size: images a batch on a device.
-        step: images of an optimizer step over all devices, whatever their number; None: a batch on each.
-        damaged, misfit: see `ShardLoader`.
-        stalled: of the training shards, see `ShardLoader`.
-        grid, codes, classes, captions: what the model expects of the shards.
+        train, val: Manifests, see `zipar_train.data.shards`.
+        batch_size: Images per batch and device.
+        step: Images per optimizer step over all devices; None: one batch per device.
+        damaged, misfit: See `ShardLoader`.
+        stalled: See `ShardLoader`; for the training shards only.
+        grid, codes, classes, captions: Properties that the model requires of the shards.
 
     Raises:
-        ValueError: if a shard set is missing or does not fit, the two number classes differently, or a step takes more
-            images than there are.
+        ValueError: If a shard set is missing or does not fit, if the two sets number classes differently, or if a step
+            has more images than the training set.
     """
 
     def __init__(
@@ -69,8 +69,8 @@ class ShardDataModule(L.LightningDataModule):
     def val_dataloader(self) -> ShardLoader:
         return self._loader(self.val)
 
-    # Lightning 2.6 also saves a loader's own state, but does not restore it once the schedule has asked the Trainer for
-    # its number of steps, which sets the loaders up before the loops; a data module's state is restored in time.
+    # Lightning 2.6 also saves the loader's own state, but does not restore it if the learning-rate schedule has asked
+    # the Trainer for its number of steps, which sets up the loaders early. A data module's state is restored in time.
 
     def state_dict(self) -> dict[str, int]:
         assert self.loader is not None and self.trainer is not None
@@ -80,7 +80,7 @@ class ShardDataModule(L.LightningDataModule):
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         self.position = state_dict
-        if self.loader is not None:  # under FSDP, checkpoints are read after the schedule has asked
+        if self.loader is not None:  # under FSDP, checkpoints are read after the loaders are set up
             self.loader.load_state_dict(state_dict)
 
     def _loader(self, manifest: str | Path, **more: Any) -> ShardLoader:

@@ -1,4 +1,4 @@
-"""Pictures in tables: whatever the `datasets` library loads, from a folder, a file or the hub."""
+"""Image sources that the `datasets` library loads, from a folder, a file or the Hugging Face hub."""
 
 import os
 import re
@@ -19,10 +19,10 @@ PICTURES = ("image", "images", "img", "picture", "photo", "jpg", "jpeg", "png", 
             "image_path", "image_file", "filepath", "file_path", "path", "file")  # fmt: skip
 LABELS = ("label", "labels", "class_id", "cls", "class", "class_label", "category", "target")
 CAPTIONS = ("caption", "captions", "text", "prompt", "txt")
-METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # of an image folder, for `datasets`
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # metadata files of an image folder in `datasets`
 SPLITS = ("train", "val", "test")
-PLAIN = ("images", "image", "img", "imgs", "pictures", "photos", "data")  # folders that are no classes
-FEW = 200  # files of a folder that tell what it holds
+PLAIN = ("images", "image", "img", "imgs", "pictures", "photos", "data")  # names of folders that are not classes
+FEW = 200  # files of a folder that are inspected to find out what it contains
 
 
 class Table(NamedTuple):
@@ -30,7 +30,7 @@ class Table(NamedTuple):
 
     rows: Any  # a datasets.Dataset
     split: str  # as the data set names it
-    folders: tuple[Path, ...]  # that relative paths of pictures may start from
+    folders: tuple[Path, ...]  # candidate base folders of relative image paths
 
 
 class Column(NamedTuple):
@@ -49,10 +49,10 @@ class Column(NamedTuple):
 
 
 def is_table(path: Path) -> bool:
-    """Whether a folder or a file is for `datasets` to load, and no plain folder of pictures.
+    """Return True if `datasets` should load a folder or file, False if it is a plain image folder.
 
-    That is so of a saved data set, of an image folder with metadata, and of a folder of tables without pictures. Where
-    there are pictures beside tables that may hold pictures too, the library decides.
+    True for a saved data set, an image folder with metadata, and a folder of tables without image files. If a folder
+    contains both images and tables that may contain images, the library decides.
     """
     if path.is_file():
         return _module(path) not in (None, "imagefolder", "webdataset")
@@ -69,19 +69,19 @@ def is_table(path: Path) -> bool:
 
     try:
         return type(datasets.load_dataset_builder(str(path))).__module__.rpartition(".")[2] != "imagefolder"
-    except Exception:  # of the library: what follows says what the folder is not
+    except Exception:  # the library fails; later code reports why the folder is not usable
         return False
 
 
 def is_saved(path: Path) -> bool:
-    """Whether a folder is what `save_to_disk` writes."""
+    """Return True if a folder was written by `save_to_disk`."""
     return (path / "dataset_dict.json").is_file() or all(
         (path / file).is_file() for file in ("dataset_info.json", "state.json")
     )
 
 
 def listing_of(path: Path, split: str) -> Path | None:
-    """The table that lists a split's pictures beside their folders, `train.csv` say; None: folders are classes."""
+    """Return the table, such as `train.csv`, that lists the images of a split; None if folders are classes."""
     entries = sorted(each for each in path.iterdir() if not each.name.startswith("."))
     folders = [each.name.lower() for each in entries if each.is_dir()]
     known = [name for name in folders if name in PLAIN or any(matching([name], split) for split in SPLITS)]
@@ -93,10 +93,10 @@ def listing_of(path: Path, split: str) -> Path | None:
 
 
 def split_names(images: str) -> list[str]:
-    """The names of a data set's splits; none if it is no data set with splits of its own.
+    """Return the split names of a data set; an empty list if it defines no splits.
 
     Raises:
-        Exception: of the library, its readers and the hub.
+        Exception: Any error of the library, its readers or the hub.
     """
     import datasets
 
@@ -112,7 +112,7 @@ def split_names(images: str) -> list[str]:
 
 
 def matching(names: Sequence[str], split: str) -> str | None:
-    """Which of a data set's splits is meant: `val` is `validation`, `valid` or `dev` too."""
+    """Return the name among `names` that means this split; `val` also matches `validation`, `valid` and `dev`."""
     from datasets.data_files import SPLIT_KEYWORDS
 
     if split in names:
@@ -122,17 +122,17 @@ def matching(names: Sequence[str], split: str) -> str | None:
 
 
 def load_table(images: str, split: str) -> Table:
-    """A split of a data set.
+    """Load a split of a data set.
 
     Raises:
-        ValueError: if it has no such split; names those it has.
-        Exception: of the library, its readers and the hub.
+        ValueError: If the split does not exist; names the existing ones.
+        Exception: Any error of the library, its readers or the hub.
     """
     import datasets
 
     for file in _few_files(Path(images)):
         if _module(file) not in (None, "imagefolder"):
-            regular(file)  # the library would wait for a pipe
+            regular(file)  # the library would block on a pipe
     names = split_names(images)
     images, config = _configured(images)
     path = Path(images)
@@ -159,16 +159,16 @@ def load_table(images: str, split: str) -> Table:
 
 
 def open_table(images: str, split: str, captions: bool) -> Source:
-    """A split of a data set as a source of pictures.
+    """Open a split of a data set as an image source.
 
     Raises:
-        ValueError: if the library cannot load it, or it lacks a column of pictures, labels or captions.
+        ValueError: If the library cannot load it, or if it has no column of images, labels or captions.
     """
     import datasets
 
     try:
         table = load_table(images, split)
-    except Exception as error:  # of the hub, its network, the data set's own reader
+    except Exception as error:  # from the hub, the network, or the data set's own reader
         raise ValueError(
             f"--images {images}: neither a folder with a folder of pictures for each class, nor tar files, nor a data "
             f"set with a split {split!r} that `datasets` can load ({reason(error)})"
@@ -203,7 +203,7 @@ def open_table(images: str, split: str, captions: bool) -> Source:
 
 
 def picture_column(features: Any) -> Column | None:
-    """Pictures, or the bytes or the paths of pictures: by type, then by name."""
+    """Return the column of images, or of their bytes or paths, chosen by type, then by name; None if there is none."""
     import datasets
 
     held = [Column(name, None, feature) for name, feature in features.items()]
@@ -216,7 +216,7 @@ def picture_column(features: Any) -> Column | None:
 
 
 def label_column(features: Any) -> Column | None:
-    """Classes, by type and then by name."""
+    """Return the column of class labels, chosen by type, then by name; None if there is none."""
     import datasets
 
     held = _columns(features)
@@ -230,7 +230,7 @@ def label_column(features: Any) -> Column | None:
 
 
 def caption_column(features: Any, names: Sequence[str] = CAPTIONS) -> Column | None:
-    """Captions, or lists of captions, by name."""
+    """Return the column of captions, or of lists of captions, chosen by name; None if there is none."""
     import datasets
 
     lists = (datasets.List, datasets.LargeList)
@@ -244,19 +244,19 @@ def caption_column(features: Any, names: Sequence[str] = CAPTIONS) -> Column | N
 
 
 def reason(error: BaseException) -> str:
-    """An error of the library in one line, with its cause."""
+    """Return an error of the library as one line, with its cause."""
     said = truncate(" ".join(str(error).split()) or type(error).__name__, length=300)
     return said if error.__cause__ is None else f"{said}: {reason(error.__cause__)}"
 
 
 def _configured(images: str) -> tuple[str, str | None]:
-    """A data set and its configuration, `owner/name:config` say."""
+    """Split `owner/name:config` into a data set and its configuration; None if there is no configuration."""
     name, _, config = images.rpartition(":")
     return (name, config) if name and "/" not in config and not Path(images).exists() else (images, None)
 
 
 def _names(rows: Any, column: Column) -> labels.Names | None:
-    """The names of a column's classes; None: they are numbers."""
+    """Return the class names of a column; None if its labels are numbers."""
     import datasets
 
     if isinstance(column.feature, datasets.ClassLabel):
@@ -277,7 +277,7 @@ def _columns(features: Any) -> list[Column]:
 
 
 def _content(value: Any, folders: Sequence[Path]) -> Path | bytes:
-    """The bytes of a picture, or its file."""
+    """Return the bytes of an image, or the path of its file."""
     if isinstance(value, dict):
         value = value.get("path") if value.get("bytes") is None else value["bytes"]
     if isinstance(value, bytes):
@@ -312,7 +312,7 @@ def _place(name: str, names: Sequence[str]) -> int:
 
 
 def _module(file: Path) -> str | None:
-    """The reader that `datasets` has for a file."""
+    """Return the `datasets` module that reads a file, "metadata" for a metadata file, or None."""
     from datasets.packaged_modules import _EXTENSION_TO_MODULE
 
     if file.name in METADATA:
@@ -321,7 +321,7 @@ def _module(file: Path) -> str | None:
 
 
 def _few_files(path: Path) -> list[Path]:
-    """Some files of a folder and of the folders in it, level by level, the hidden ones left out."""
+    """Return some files of a folder and its subfolders, breadth first, without hidden ones."""
     found: list[Path] = []
     level = [path]
     for _ in range(4):

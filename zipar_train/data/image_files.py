@@ -1,4 +1,4 @@
-"""Which files of a folder may be pictures, and why each other one is not read."""
+"""Search for image files in a folder, with a reason for every file that is skipped."""
 
 import os
 from collections import deque
@@ -16,22 +16,23 @@ ENDINGS = {ending for ending, name in Image.registered_extensions().items() if n
 
 
 class Found(NamedTuple):
-    """The files of a folder and of the folders in it."""
+    """The files of a folder and its subfolders."""
 
-    files: list[Path]  # that may be pictures, folder after folder, by name
-    skipped: dict[str, str]  # the others, relative to `root` and printable, with reasons
+    files: list[Path]  # possible images, sorted by folder, then by name
+    skipped: dict[str, str]  # all other files, relative to `root` and printable: the reason
 
 
 def picture_files(folder: Path, *, root: Path) -> Found:
-    """Find the files that may be pictures in a folder and all folders in it, behind links too, each folder once.
+    """Find possible image files in a folder and its subfolders, including linked ones; each folder is read once.
 
-    A file with a picture's ending is taken for one until it is decoded. The first bytes of any other file decide.
+    A file with an image extension is assumed to be an image until it is decoded. Other files are judged by their first
+    bytes.
 
     Args:
-        root: where the names in `skipped` start; `folder` or one above it.
+        root: Base folder of the names in `skipped`: `folder` or one of its parents.
 
     Raises:
-        OSError: if the folder itself cannot be listed.
+        OSError: If the folder itself cannot be listed.
     """
     found: dict[str, list[str]] = {}
     skipped: dict[str, str] = {}
@@ -46,14 +47,14 @@ def picture_files(folder: Path, *, root: Path) -> Found:
 
 
 def named(file: str | Path, root: Path) -> str:
-    """A file's path from `root`, as one line of valid Unicode; of no other file."""
+    """Return a file's path relative to `root` as one line of valid Unicode, unique to this file."""
     return printable(str(Path(file).relative_to(root)).replace("\\", "\\\\"))
 
 
 def _folders(folder: Path, root: Path, skipped: dict[str, str]) -> Iterator[tuple[str, list[os.DirEntry[str]]]]:
-    """The folder and those in it, each with what it holds that is no folder; real folders before links to them.
+    """Yield the folder and its subfolders, each with its entries that are not folders; links to folders come last.
 
-    A link to a folder is not followed where it is hidden: it counts as a file.
+    A hidden link to a folder is not followed; it counts as a file.
     """
     holders = list(root.resolve().parents) + ([root.resolve()] if folder != root else [])
     seen = {(status.st_dev, status.st_ino): "that holds it" for status in (holder.stat() for holder in holders)}
@@ -96,7 +97,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _reason(entry: os.DirEntry[str]) -> str | None:
-    """Why something in a folder is not read; None: it may be a picture."""
+    """Return why a directory entry is skipped; None if it may be an image."""
     try:
         if entry.is_dir():
             return "a hidden link to a folder"

@@ -1,4 +1,4 @@
-"""Where pictures come from: a folder a class, tar shards, a `datasets` data set, scikit-learn's digits."""
+"""Image sources: one folder per class, tar shards, a `datasets` data set, scikit-learn's digits."""
 
 import os
 from pathlib import Path
@@ -19,7 +19,7 @@ __all__ = ["Source", "open_source", "splits"]
 
 
 def splits(images: str) -> tuple[str, ...]:
-    """The splits a source has of its own accord: train and val, by whatever name, or train alone."""
+    """Return the splits that a source defines: train and val, under any of their names, or train alone."""
     if images == "digits":
         return ("train", "val")
     try:
@@ -27,22 +27,22 @@ def splits(images: str) -> tuple[str, ...]:
         names = split_names(images) if is_table(path) else _split_folders(path)
         if not names and path.is_dir():
             names = [split for split in SPLITS if listing_of(path, split)]
-    except Exception:  # of the library, which `open_source` tells of
+    except Exception:  # `open_source` reports errors of the library
         names = []
     return ("train", "val") if matching(names, "train") and matching(names, "val") else ("train",)
 
 
 def open_source(images: str, split: str, *, captions: bool = False) -> Source:
-    """A source by what `images` is, in a seeded random order, the same each time: folders and tars go class by class.
+    """Open an image source in a fixed random order, because folders and tars are sorted by class.
 
     Args:
-        images: `digits`; a folder with a folder a class; tar files, also as a pattern ("imagenet-{000..127}.tar",
+        images: `digits`; a folder with one folder per class; tar files, also as a pattern ("imagenet-{000..127}.tar",
             "tars/*.tar") or a folder of them; or a `datasets` folder, saved data set or hub id.
-        split: which part of it.
-        captions: with the pictures' captions, not their classes, where there are both.
+        split: Name of the split.
+        captions: Use captions, not classes, if a source has both.
 
     Raises:
-        ValueError: if it is none of these, or holds no pictures.
+        ValueError: If `images` is none of these, or contains no images.
     """
     if images == "digits":
         return _digits(split)
@@ -73,20 +73,20 @@ def _open(images: str, split: str, captions: bool) -> Source:
 
 
 def _split_folders(path: Path, split: str = "train") -> list[str]:
-    """Names of the folders that are splits: a folder without folders or tars in it is a class, whatever its name."""
+    """Return the names of folders that are splits; a folder without subfolders or tars is a class."""
     named = [each for each in _folders(path) if any(matching([each], known) for known in (split, *SPLITS))]
     return [each for each in named if any(one.is_dir() or one.suffix == ".tar" for one in (path / each).iterdir())]
 
 
 def _folders(path: Path) -> list[str]:
-    """Names of a folder's folders that are not hidden, sorted."""
+    """Return the sorted names of a folder's visible subfolders."""
     if not path.is_dir():
         return []
     return sorted(name for name in os.listdir(path) if not name.startswith(".") and os.path.isdir(path / name))
 
 
 def _from_folders(path: Path, name: str) -> Source:
-    """A folder with a folder of pictures for each class, in the order of their names."""
+    """Open a folder with one subfolder per class, in the order of their names."""
     skipped: dict[str, str] = {}
     files: list[tuple[Path, int]] = []
     classes = _folders(path)
@@ -115,7 +115,7 @@ def _from_folders(path: Path, name: str) -> Source:
 
 
 def _digits(split: str) -> Source:
-    """scikit-learn's 1,797 digits: every fifth of a seeded shuffle of each class is held out as `val`."""
+    """Open scikit-learn's 1,797 digits; every fifth image of a seeded shuffle of each class is held out as `val`."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:

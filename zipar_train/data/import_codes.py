@@ -1,4 +1,4 @@
-"""Codes that other projects made, to shards: LlamaGen's folders, RandAR's tar, 1d-tokenizer's (RAR's) lines of JSON."""
+"""Import of codes from other projects: LlamaGen's folders, RandAR's tar, 1d-tokenizer's (RAR's) JSON lines."""
 
 import json
 import sys
@@ -21,18 +21,18 @@ from zipar_train.recipe.schema import Recipe
 
 
 class Codes(NamedTuple):
-    """Somebody's codes, recognised."""
+    """A reader for codes of a recognised format."""
 
-    kind: str  # whose, in words
+    kind: str  # name of the format
     images: int
-    read: Callable[[int], tuple[str, NDArray[Any], Any]]  # key, codes (..., A, N), label; raises anything
-    where: Callable[[int], str]  # the file that an image's codes lie in
+    read: Callable[[int], tuple[str, NDArray[Any], Any]]  # key, codes (..., A, N), label; may raise any exception
+    where: Callable[[int], str]  # the file of an image's codes
 
     def sample(self, i: int) -> tuple[str, NDArray[Any], int]:
-        """Key, codes (A, N) and class of an image.
+        """Return the key, the codes (A, N) and the class of an image.
 
         Raises:
-            ValueError: naming the file, for codes or a label that cannot be read.
+            ValueError: If codes or label cannot be read; names the file.
         """
         try:
             key, codes, label = self.read(i)
@@ -40,7 +40,7 @@ class Codes(NamedTuple):
                 raise ValueError(f"no codes in an array of shape {codes.shape}")
             rows = codes.reshape(-1, codes.shape[-1]) if codes.ndim else codes.reshape(1, 1)
             return key, rows, number(label)
-        except Exception as error:  # a parser of foreign bytes fails in a dozen ways
+        except Exception as error:  # parsing untrusted bytes can raise almost any exception
             kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
             told = f"{kind}{_line(error)}"
             told = told if self.where(i) in told else f"{self.where(i)} is damaged ({told})"
@@ -55,15 +55,15 @@ def import_codes(
     split: str = "train",
     progress: Callable[..., Any] | None = None,
 ) -> Manifest:
-    """Write codes that others made as `out`/`split`.json and its shards.
+    """Convert codes of another project to `out`/`split`.json and its shards.
 
     Args:
-        codes: a LlamaGen code folder (with `imagenet384_codes` and `imagenet384_labels` in it), a RandAR tar or the
+        codes: A LlamaGen code folder (which contains `imagenet384_codes` and `imagenet384_labels`), a RandAR tar or the
             folder it unpacks to, or a 1d-tokenizer `.jsonl`.
-        progress: wraps the array of numbers that are read, one after another.
+        progress: Wraps the array of image numbers to read, for example in a progress bar.
 
     Raises:
-        ValueError: for an unknown format, a damaged file, or codes that do not fit the recipe's grid and codebook.
+        ValueError: If the format is unknown, a file is damaged, or the codes do not fit the recipe's grid and codebook.
     """
     model = recipe.model
     height, width = model.grid
@@ -78,7 +78,7 @@ def import_codes(
     )  # fmt: skip
 
     def samples() -> Iterator[Sample]:
-        order: Any = np.random.default_rng(0).permutation(found.images)  # theirs goes class by class
+        order: Any = np.random.default_rng(0).permutation(found.images)  # the original order is by class
         for i in progress(order) if progress else order:
             key, rows, label = found.sample(int(i))
             if rows.shape[-1] != height * width:
@@ -93,22 +93,22 @@ def import_codes(
             f"{codes}: all codes are below 1,024, as those of MaskGIT-VQGAN are, and the recipe's codebook has "
             f"{model.codebook_size}. Import them for a model of that tokenizer, with model.codebook_size=1024"
         )
-    work = manifest.parent / f".{split}"  # where `tokenize` claims the set too
+    work = manifest.parent / f".{split}"  # the folder that `tokenize` locks too
     try:
         with folder_lock(work):
             if manifest.exists():
                 raise ValueError(f"{manifest} already exists: give another --out or --split, or remove it")
             return write_shards(samples(), manifest, layout=layout)
     finally:
-        with suppress(OSError):  # it keeps what an unfinished `tokenize` has noted
+        with suppress(OSError):  # it is not empty if a `tokenize` is unfinished
             work.rmdir()
 
 
 def recognise(path: Path) -> Codes:
-    """Whose codes these are.
+    """Detect the format of codes and return a reader.
 
     Raises:
-        ValueError: if nobody's we know, or the file is damaged.
+        ValueError: If the format is unknown, or the file is damaged.
     """
     if path.suffix == ".jsonl" and path.is_file():
         return _lines(path)
@@ -126,7 +126,7 @@ def recognise(path: Path) -> Codes:
 
 
 def _pair(codes: Path, labels: Path) -> Codes:
-    """`{i}.npy` int64 (1, A, N) and its label (1,) in another folder (LlamaGen, train/extract_codes_c2i.py)."""
+    """Read `{i}.npy`, int64 (1, A, N), and its label (1,) in another folder (LlamaGen, train/extract_codes_c2i.py)."""
     files = sorted(_arrays(codes, "*.npy"), key=lambda file: (len(file.stem), file.stem))
     keys = unique_keys(file.stem for file in files)
 
@@ -140,7 +140,7 @@ def _pair(codes: Path, labels: Path) -> Codes:
 
 
 def _classes(path: Path) -> Codes:
-    """`{class}/{i}.npy`, int64 (A, N) (RandAR, tools/extract_latent_codes.py)."""
+    """Read `{class}/{i}.npy`, int64 (A, N) (RandAR, tools/extract_latent_codes.py)."""
     files = sorted(file for file in _arrays(path, "*/*.npy") if file.parent.name.isdecimal())
     keys = unique_keys(f"{file.parent.name}_{file.stem}" for file in files)
     if strange := sorted({file.parent.name for file in _arrays(path, "*/*.npy")} - {f.parent.name for f in files}):
@@ -153,7 +153,7 @@ def _classes(path: Path) -> Codes:
 
 
 def _tar(path: Path) -> Codes:
-    """The same folder in a tar file."""
+    """Read a tar file of `{class}/{i}.npy`, int64 (A, N), as in `_classes`."""
     notes: list[str] = []
     try:
         archive = tarfile.open(regular(path))  # noqa: SIM115 it stays open for the reader
@@ -162,7 +162,7 @@ def _tar(path: Path) -> Codes:
             for m in entries(archive, notes)
             if m.isfile() and m.name.endswith(".npy") and not Path(m.name).name.startswith(".")
         ]
-    except Exception as error:  # of the archive, and of what compresses it
+    except Exception as error:  # from the archive or its compression
         raise ValueError(f"{path} is damaged ({_line(error)}). Copy or download it again") from error
     for note in notes:
         print(f"{path}: {note}", file=sys.stderr)
@@ -174,14 +174,14 @@ def _tar(path: Path) -> Codes:
 
     def read(i: int) -> tuple[str, NDArray[Any], Any]:
         data = archive.extractfile(members[i])
-        assert data is not None  # it is a file
+        assert data is not None
         return keys[i], array(data.read()), places[i].parent.name
 
     return Codes("RandAR tar", len(members), read, lambda i: f"{path}, {places[i]}")
 
 
 def _lines(path: Path) -> Codes:
-    """`{"class_id": ..., "tokens": [...]}` a line; every view of an image is a line of its own."""
+    """Read lines of `{"class_id": ..., "tokens": [...]}`, one line per view of an image."""
     starts, numbers, at = [], [], 0
     with open_regular(path) as file:
         for count, line in enumerate(file, 1):
@@ -200,7 +200,7 @@ def _lines(path: Path) -> Codes:
 
 
 def _foreign_codebook(found: Codes, codes: int) -> bool:
-    """Whether a thousand samples have no code above 1,023, as MaskGIT-VQGAN's (which RAR's lines hold) must be."""
+    """Return True if 1,000 samples have no code above 1,023, as with MaskGIT-VQGAN, the tokenizer of RAR's codes."""
     some = range(0, found.images, max(1, found.images // 1000))
     return codes > 1024 and max((int(found.sample(i)[1].max()) for i in some), default=0) < 1024
 
@@ -210,7 +210,7 @@ def _line(error: Exception) -> str:
 
 
 def _arrays(path: Path, pattern: str) -> list[Path]:
-    """The files of a pattern that are not hidden."""
+    """Return the files that match a pattern, without hidden ones."""
     return [file for file in path.glob(pattern) if not any(p.startswith(".") for p in file.relative_to(path).parts)]
 
 
@@ -218,5 +218,5 @@ def _load(file: Path) -> NDArray[Any]:
     try:
         with open_regular(file) as opened:
             return array(opened.read())
-    except Exception as error:  # a parser of foreign bytes fails in a dozen ways
+    except Exception as error:  # parsing untrusted bytes can raise almost any exception
         raise ValueError(f"{file} is not a readable .npy file ({_line(error)})") from error

@@ -1,18 +1,18 @@
-"""The names of samples in shards: unique, and such that every reader of tar files takes them as they are."""
+"""Keys of samples in shards: unique, and valid for every reader of tar files."""
 
 import hashlib
 from collections.abc import Iterable
 
 from zipar_train.io.errors import printable
 
-LONGEST = 240  # bytes: with the longest ending, `.features.npy`, one less than a file system takes as a name
+LONGEST = 240  # bytes; with the longest extension, `.features.npy`, names stay below the 255 bytes of file systems
 _SEPARATORS = str.maketrans(dict.fromkeys("/\\.", "_"))  # webdataset's keys end at the first dot
 
 
 def unique_keys(names: Iterable[str]) -> list[str]:
-    """Names, of files for one, as keys: without separators, valid UTF-8, at most `LONGEST` bytes, each once.
+    """Convert names, such as file names, to unique keys without separators, valid UTF-8 of at most `LONGEST` bytes.
 
-    A long name keeps its beginning, and ends in a checksum of the whole.
+    A long name keeps its beginning and ends in a checksum of the full name.
     """
     keys, seen = [], set()
     for number, name in enumerate(names):

@@ -1,4 +1,4 @@
-"""Class labels: which number a label means, and classes that are compared by name, never by position."""
+"""Class labels: conversion to class numbers, and comparison of classes by name, not by position."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,25 +10,25 @@ import numpy as np
 from zipar_train.io.errors import safe_repr, truncate
 
 Names = tuple[str, ...]  # class k is names[k]
-TOLD = 8  # names in a message
+TOLD = 8  # most names in a message
 
 
 class LabelError(ValueError):
-    """A sample has a label or a caption that cannot be used; its picture may be whole."""
+    """An error for a sample whose label or caption cannot be used; its image may be intact."""
 
 
 class Classes(NamedTuple):
-    """How a source's labels become the model's class numbers."""
+    """The mapping from a source's labels to the model's class numbers."""
 
-    numbers: tuple[int, ...] | None  # by the source's label; None: labels are class numbers
-    names: Names | None  # by class number; None: numbers alone
-    notes: tuple[str, ...] = ()  # for people
+    numbers: tuple[int, ...] | None  # class number by source label; None: labels are class numbers
+    names: Names | None  # class name by class number; None: classes have no names
+    notes: tuple[str, ...] = ()  # messages for the user
 
     def number(self, label: Any) -> int:
-        """The class number of a source's label.
+        """Return the class number of a source's label.
 
         Raises:
-            LabelError: for a label that is no class of the source.
+            LabelError: If the label is not a class of the source.
         """
         found = number(label)
         if self.numbers is None:
@@ -39,10 +39,10 @@ class Classes(NamedTuple):
 
 
 def number(label: Any) -> int:
-    """The class number that a label says: 7, 7.0, "7" and "007" say 7.
+    """Return the class number of a label: 7 for 7, 7.0, "7" and "007".
 
     Raises:
-        LabelError: for text, a truth value, a fraction, or no label at all.
+        LabelError: If the label is text, a bool, a fraction, or missing.
     """
     if isinstance(label, np.generic):
         label = label.item()
@@ -58,10 +58,10 @@ def number(label: Any) -> int:
 
 
 def caption(text: Any) -> str:
-    """A caption without white space around it; of a list of captions the first that is not empty.
+    """Return a stripped caption, or the first non-empty one of a list of captions.
 
     Raises:
-        LabelError: if there is none.
+        LabelError: If there is no caption.
     """
     if isinstance(text, list | tuple | np.ndarray):
         text = next((each for each in text if isinstance(each, str) and each.strip()), None)
@@ -72,16 +72,16 @@ def caption(text: Any) -> str:
 
 
 def words(labels: Iterable[Any]) -> Names | None:
-    """The sorted names that labels are; None: all of them are numbers, or missing."""
+    """Return the sorted distinct labels as class names; None if all of them are numbers or missing."""
     held = {str(label).strip() for label in labels if label is not None and str(label).strip()}
     return None if all(map(_numeric, held)) else tuple(sorted(held))
 
 
 def place(names: Names, label: Any) -> int:
-    """The place of a label among the names of `words`.
+    """Return the index of a label in the names that `words` returned.
 
     Raises:
-        LabelError: if it is none of them.
+        LabelError: If the label is not among them.
     """
     if str(label).strip() not in names:
         raise LabelError(f"there is no label ({safe_repr(label)})")
@@ -89,7 +89,7 @@ def place(names: Names, label: Any) -> int:
 
 
 def _numeric(label: str) -> bool:
-    """Whether a label is a number, be it one that no class has."""
+    """Return True if a label is a number, even one that is not a valid class number."""
     try:
         float(label)
     except ValueError:
@@ -98,10 +98,10 @@ def _numeric(label: str) -> bool:
 
 
 def numbered(names: Sequence[str]) -> list[int] | None:
-    """The numbers that names are; None: at least one is a word.
+    """Return names as numbers; None if at least one of them is not a number.
 
     Raises:
-        ValueError: if two names are the same number.
+        ValueError: If two names are the same number.
     """
     if not names or not all(re.fullmatch("[0-9]{1,18}", name) for name in names):
         return None
@@ -121,20 +121,20 @@ def assign(
     known: Names | None = None,
     known_of: str = "",
 ) -> Classes:
-    """The class numbers of a source's labels.
+    """Assign class numbers to a source's labels.
 
-    Names that are numbers keep them. Other names are numbered in their order, or as another split's are.
+    Names that are numbers keep their numbers. Other names are numbered in order, or as in another split.
 
     Args:
-        names: of the source's labels 0, 1, ...; None: its labels are class numbers.
-        classes: of the model.
-        where: the source, for messages.
-        empty: those of the names that have no sample.
-        known: of another split of the same data, by class number.
-        known_of: that split's manifest, for messages.
+        names: Names of the source's labels 0, 1, ...; None: its labels are class numbers.
+        classes: Number of the model's classes.
+        where: The source, for messages.
+        empty: Names without a sample.
+        known: Class names of another split of the same data, by class number.
+        known_of: Manifest of that split, for messages.
 
     Raises:
-        ValueError: if the source's classes are not the model's, or not the other split's.
+        ValueError: If the source's classes do not match the model's, or those of the other split.
     """
     if names is None:
         return Classes(None, None)
@@ -178,7 +178,7 @@ def assign(
 
 
 def differ(a: Names | None, b: Names | None) -> str:
-    """In what two sets of class names differ, in words; empty: they do not, or one of them has none."""
+    """Describe the first difference between two lists of class names; empty if there is none, or if a list is None."""
     if a is None or b is None or a == b:
         return ""
     pairs = zip(a, b, strict=False)
@@ -188,7 +188,7 @@ def differ(a: Names | None, b: Names | None) -> str:
 
 
 def listed(names: Sequence[str]) -> str:
-    """Names for a message, the first few of many."""
+    """Return names as text for a message; only the first `TOLD` of many."""
     some = ", ".join(truncate(name, length=60) for name in names[:TOLD])
     return some if len(names) <= TOLD else f"{some}, ... ({len(names):,} in all)"
 

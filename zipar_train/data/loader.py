@@ -1,4 +1,4 @@
-"""Shards to batches: one epoch an iteration, in an `Order` that any number of processes shares and can resume."""
+"""The loader from shards to batches: one epoch per iteration, in an `Order` that any number of processes can resume."""
 
 import random
 import sys
@@ -27,29 +27,29 @@ Damaged = Literal["stop", "skip"]
 
 class Batch(NamedTuple):
     codes: torch.Tensor  # int64 (B, N), raster order
-    condition: Any  # classes int64 (B,), or B captions: str, or their features (n, F)
-    keys: list[str] = []  # of the B images: shard/sample
+    condition: Any  # classes int64 (B,), or B captions as str or as features (n, F)
+    keys: list[str] = []  # `shard/sample` of each of the B images
 
 
 class _Part(NamedTuple):
-    """What a reader has of a step: a batch, which may be empty, and what it found damaged since the last."""
+    """A reader's part of a step: its batch, None if it has no images, and the damage found since the last step."""
 
     batch: Batch | None
-    damaged: dict[str, int]  # in words: samples
+    damaged: dict[str, int]  # description: number of samples
 
 
 @dataclass
 class _Epoch(IterableDataset):
-    """One rank's part of the steps of an epoch; loader processes split each part evenly."""
+    """One rank's part of each step of an epoch, split evenly among its loader processes."""
 
     path: str | Path
     manifest: Manifest
     seed: int
     epoch: int
     shuffle: int
-    step: int  # images
+    step: int  # images per step
     share: Share
-    first: int  # step to begin with
+    first: int  # first step
     damaged: Damaged
     misfit: Misfit | None = None
 
@@ -72,11 +72,11 @@ class _Epoch(IterableDataset):
                 chunk = [next(lanes[place // self.order.width]) for place in range(low, high)]
                 found, self.found = self.found, {}
                 yield _Part(_collate(chunk) if chunk else None, found)
-        except ValueError as error:  # handed over as it is: a loader process would wrap it in its traceback
+        except ValueError as error:  # passed on as a value: a loader process would wrap it in its traceback
             yield error
 
     def _read(self, numbers: list[int]) -> Iterator[tuple[Any, Any, str]]:
-        """Codes, condition and key of samples by their numbers in the epoch's sequence, each shard read once."""
+        """Yield codes, condition and key of samples given by number in the epoch's sequence; read each shard once."""
         held: dict[int, Any] = {}
         ahead = iter(sorted(set(numbers)))
         left = Counter(numbers)
@@ -94,7 +94,7 @@ class _Epoch(IterableDataset):
                 del held[number]
 
     def _samples(self, index: int) -> list[tuple[Any, Any, str]]:
-        """Those of a shard, a view of each; where damage is skipped, of the next shard that can be read."""
+        """Return one view of each sample of a shard; if damage is skipped, of the next shard that can be read."""
         for shard in self.shards[index:] + self.shards[:index]:
             bad: list[ValueError] | None = [] if self.damaged == "skip" else None
             try:
@@ -120,21 +120,22 @@ class _Epoch(IterableDataset):
 
 
 class ShardLoader:
-    """A train or validation loader: one epoch an iteration, every sample once, with a position to save and restore.
+    """A training or validation loader: one epoch per iteration, each sample once, with a position to save and restore.
 
-    The last step of a shuffled epoch is filled up, so that all steps are alike: up to `step` - 1 samples are seen
-    twice. In the order on disk the last batch is short, and shared by the ranks as evenly as can be.
+    The last step of a shuffled epoch is filled up, so that all steps have the same size: up to `step` - 1 samples occur
+    twice. Without shuffling, the last batch is short, and is divided among the ranks as evenly as possible.
 
     Args:
-        manifest: path or URL of the shard set.
-        batch_size: images a batch, on this rank.
-        step: images of an optimizer step, over all ranks, which batches are cut from; None: a batch on each rank.
-        shuffle: samples in the shuffle buffers of all lanes together; 1 keeps the order on disk, and each image's
+        manifest: Path or URL of the shard set.
+        batch_size: Images per batch on this rank.
+        step: Images per optimizer step over all ranks, divided into batches; None: one batch per rank.
+        shuffle: Samples in the shuffle buffers of all lanes together; 1 keeps the order on disk, and each image's
             first view.
-        workers: loader processes.
-        damaged: what to do about shards and samples that cannot be read: stop, or skip and count them in `damaged`.
-        misfit: says why a caption does not fit the model, which counts as damage; see `read_shard`.
-        stalled: seconds without a batch before that is told, on standard error; None: never.
+        workers: Number of loader processes.
+        share: This rank's part of each step; None: all of it.
+        damaged: Action for shards and samples that cannot be read: stop, or skip and count them in `self.damaged`.
+        misfit: Returns why a caption does not fit the model, which counts as damage; see `read_shard`.
+        stalled: Seconds without a batch before a warning on standard error; None: no warning.
     """
 
     def __init__(
@@ -159,10 +160,10 @@ class ShardLoader:
         self.seed, self.shuffle, self.workers, self.stalled = seed, shuffle, workers, stalled
         self.skip: Damaged = damaged
         self.misfit = misfit
-        self.epoch = self.batches = 0  # the position: batches already given out of this epoch
+        self.epoch = self.batches = 0  # the position: batches of this epoch already yielded
         self.resumed = False
-        self.waited = 0.0  # seconds, for batches
-        self.damaged: dict[str, int] = {}  # what this rank has skipped, in words: samples
+        self.waited = 0.0  # seconds spent waiting for batches
+        self.damaged: dict[str, int] = {}  # skipped on this rank, description: number of samples
 
     @property
     def batches_a_step(self) -> int:
@@ -172,17 +173,17 @@ class ShardLoader:
         return ceil(self.manifest.samples / self.step) * self.batches_a_step
 
     def __iter__(self) -> Iterator[Batch]:
-        if self.batches and not self.resumed:  # the last iteration was left early
+        if self.batches and not self.resumed:  # the last iteration ended early
             self._next_epoch()
         self.resumed = False
         for batch in self._cut(self.batches // self.batches_a_step):
             self.batches += 1
-            if self.batches == len(self):  # before the last batch leaves: no one may ask for a next one
+            if self.batches == len(self):  # before the last batch is yielded, since the caller may not ask for more
                 self._next_epoch()
             yield batch
 
     def _cut(self, first: int) -> Iterator[Batch]:
-        """Batches, from a step on."""
+        """Yield batches from step `first` on."""
         epoch = _Epoch(self.path, self.manifest, self.seed, self.epoch, self.shuffle, self.step, self.share, first,
                        self.skip, self.misfit)  # fmt: skip
         readers = min(self.workers, self.step // self.share.of)
@@ -195,7 +196,7 @@ class ShardLoader:
                 yield Batch(whole.codes[cut], whole.condition[cut], whole.keys[cut])
 
     def _parts(self, epoch: _Epoch, readers: int) -> Iterator[Batch | None]:
-        """What the readers have, in turn; raises the errors they met."""
+        """Yield the batches of the readers in turn, and raise their errors."""
         with held():
             batches: Any = iter(DataLoader(epoch, batch_size=None, num_workers=readers, worker_init_fn=ignore_signals))
         since, timer = perf_counter(), self._watched()
@@ -211,17 +212,17 @@ class ShardLoader:
                 self.damaged |= part.damaged
                 yield part.batch
                 since, timer = perf_counter(), self._watched()
-        except RuntimeError as error:  # of DataLoader, whose process died
+        except RuntimeError as error:  # raised by DataLoader when a loader process died
             raise ValueError(
                 f"{self.path}: a loader process died ({str(error).splitlines()[0]}). Where memory ran out, lower "
                 "data.workers or data.shuffle"
             ) from error
         finally:
             timer.cancel()
-            del batches  # ends the loader processes, which a traceback would keep
+            del batches  # ends the loader processes, which a traceback would keep alive
 
     def _watched(self) -> threading.Timer:
-        """Tells of a batch that does not come, unless it is cancelled."""
+        """Start a timer that prints a warning if no batch arrives before it is cancelled."""
 
         def tell() -> None:
             print(
@@ -241,7 +242,7 @@ class ShardLoader:
         self.epoch, self.batches = self.epoch + 1, 0
 
     def state_dict(self) -> dict[str, int]:
-        """The position in steps, which any number of ranks counts alike."""
+        """Return the position in steps, which does not depend on the number of ranks."""
         return {"epoch": self.epoch, "steps": self.batches // self.batches_a_step}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
@@ -249,7 +250,7 @@ class ShardLoader:
 
 
 def ignore_signals(worker: int) -> None:
-    """Loader processes leave signals to the process that trains."""
+    """Ignore signals in a loader process, because the parent process handles them."""
     deafen()
 
 

@@ -1,11 +1,11 @@
-"""Shards of codes, written whole or not at all, read with nothing in them trusted.
+"""Shards of codes, written atomically and read as untrusted input.
 
-A shard set is a manifest, `train.json` say, beside its tar files. A sample is `{key}.codes.npy`, uint16 (A, H, W) with
-A views of one image, and its condition: `{key}.cls`, a class in decimal, or `{key}.txt`, a caption in UTF-8, which
-`{key}.features.npy`, float16 (n, F), may stand beside. That is plain webdataset. The manifest holds the grid, the
-codebook's size, the number of classes and their names, the tokenizer's checksum, and every shard's count and checksum.
+A shard set is a manifest such as `train.json` and tar files in the same folder, in webdataset format. A sample is
+`{key}.codes.npy`, uint16 (A, H, W) with A views of one image, and its condition: `{key}.cls`, a class in decimal, or
+`{key}.txt`, a caption in UTF-8, optionally with `{key}.features.npy`, float16 (n, F). The manifest stores the grid, the
+codebook size, the number of classes and their names, the tokenizer's checksum, and each shard's count and checksum.
 
-A manifest may lie behind any URL that fsspec opens (https, s3, gs, hf); its shards then lie beside it.
+A manifest may be behind any URL that fsspec supports (https, s3, gs, hf), with its shards in the same folder.
 """
 
 import hashlib
@@ -30,15 +30,15 @@ from zipar_train.io.untrusted_tar import array, grouped
 from zipar_train.plan.grid import Grid
 from zipar_train.recipe.fields import Side, Vocabulary
 
-Misfit = Callable[[str, Any], str]  # a caption and its features, if there are any; why they do not fit
+Misfit = Callable[[str, Any], str]  # from a caption and its features or None to why they do not fit; "" if they do
 LATER = ("class_names", "prompt")  # optional fields that older manifests lack
 
 
 class Sample(NamedTuple):
     key: str
     codes: NDArray[np.integer]  # (A, H, W)
-    condition: int | str  # a class, or a caption
-    features: NDArray[np.float16] | None = None  # of the caption, (n, F)
+    condition: int | str  # class or caption
+    features: NDArray[np.float16] | None = None  # features of the caption, (n, F)
 
 
 class Shard(BaseModel):
@@ -49,23 +49,23 @@ class Shard(BaseModel):
 
 
 class Layout(BaseModel):
-    """What every sample of a shard set is like. `grid` is rows and columns of codes; `classes` None: captions."""
+    """The format of all samples of a shard set; `grid` is rows and columns of codes, `classes` is None for captions."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     source: str
     grid: tuple[Side, Side]
     codes: int = Field(ge=1, le=2**16)
     classes: Vocabulary | None = None
-    views: str = "one"  # of each image, in words
-    tokenizer: str | None = None  # SHA-256 of its file
-    features: bool = False  # of captions, stored beside them
-    images: int | None = Field(default=None, ge=0)  # that the source had, unreadable ones included
+    views: str = "one"  # kind of views of each image
+    tokenizer: str | None = None  # SHA-256 of the tokenizer's file
+    features: bool = False  # whether caption features are stored
+    images: int | None = Field(default=None, ge=0)  # images in the source, unreadable ones included
     class_names: tuple[str, ...] | None = None  # by class number; None: not known, or the numbers themselves
-    prompt: str | None = None  # fingerprint of the prompt that every caption was found to fit into
+    prompt: str | None = None  # fingerprint of the prompt format that every caption was checked against
 
 
 class Manifest(Layout):
-    """What is in a shard set."""
+    """The format, the shards and the number of skipped images of a shard set."""
 
     skipped: int = Field(default=0, ge=0)  # images that could not be read
     shards: tuple[Shard, ...]
@@ -82,12 +82,12 @@ class Manifest(Layout):
 
     @property
     def checksum(self) -> str:
-        """Of everything in the set: 64 hexadecimal digits. A manifest without the later fields keeps its checksum."""
+        """Return the SHA-256 of the set as 64 hexadecimal digits; unset later fields do not change it."""
         return hashlib.sha256(self.model_dump_json(exclude=self.unset).encode()).hexdigest()
 
     @property
     def unset(self) -> set[str]:
-        """The fields that older manifests lack, where they say nothing."""
+        """Return the fields that older manifests lack and that are unset here."""
         return {name for name in LATER if getattr(self, name) is None}
 
 
@@ -96,15 +96,15 @@ class Manifest(Layout):
 
 
 def write_shards(samples: Iterable[Sample], manifest: str | Path, *, layout: Layout, per_shard: int = 2000) -> Manifest:
-    """Write samples as shards beside a manifest: in a folder aside, moved when all are there, the manifest last.
+    """Write samples as shards and a manifest: to a temporary folder, moved when complete, the manifest last.
 
     Args:
-        manifest: the file to write, `data/digits/train.json`; shards become `data/digits/train-000000.tar` and so on.
-        per_shard: samples a shard.
+        manifest: The file to write; `data/digits/train.json` gets shards `data/digits/train-000000.tar` and so on.
+        per_shard: Samples per shard.
 
     Raises:
-        ValueError: for a sample off the grid, the codebook or the classes, or no sample at all.
-        OSError: if a file cannot be written.
+        ValueError: If a sample does not fit the grid, the codebook or the classes, or if there are no samples.
+        OSError: If a file cannot be written.
     """
     manifest = Path(manifest)
     make_folder(manifest.parent)
@@ -129,7 +129,12 @@ def shard_name(manifest: Path, number: int) -> str:
 
 
 def write_shard(samples: Iterable[Sample], path: Path, layout: Layout) -> Shard:
-    """Write one tar file, whole or not at all."""
+    """Write one shard as a tar file, atomically.
+
+    Raises:
+        ValueError: If a sample does not fit the layout.
+        OSError: If the file cannot be written.
+    """
     import webdataset as wds
 
     buffer, count = io.BytesIO(), 0
@@ -198,13 +203,13 @@ def read_manifest(
     classes: int | None = None,
     captions: bool = False,
 ) -> Manifest:
-    """The manifest of a shard set, checked against what the model expects, its shards' presence included.
+    """Read the manifest of a shard set, and check it against the model's requirements and the existing shards.
 
     Args:
-        captions: the model expects captions, not classes.
+        captions: The model requires captions, not classes.
 
     Raises:
-        ValueError: naming the file, what is wrong, and the remedy.
+        ValueError: If the manifest is missing or does not fit; names the file, the problem and the remedy.
     """
     path = conceal(str(path)) if is_url(path) else path
     try:
@@ -242,10 +247,10 @@ def read_manifest(
 
 
 def same_classes(a: str | Path, b: str | Path, manifests: tuple[Manifest, Manifest]) -> None:
-    """Check that a class has one number in two shard sets, as far as both know names.
+    """Check that classes have the same numbers in two shard sets, if both store class names.
 
     Raises:
-        ValueError: naming both sets and the first class that differs.
+        ValueError: If they differ; names both sets and the first class that differs.
     """
     if told := differ(manifests[0].class_names, manifests[1].class_names):
         raise ValueError(
@@ -262,15 +267,15 @@ def read_shard(
     bad: list[ValueError] | None = None,
     misfit: Misfit | None = None,
 ) -> Iterator[Sample]:
-    """The samples of one shard, in their order on disk.
+    """Yield the samples of one shard, in the order on disk.
 
     Args:
-        manifest: where the manifest lies; the shard lies beside it.
-        bad: takes up what is wrong with samples, which are then left out; None: it is raised.
-        misfit: says why a caption, or its features, does not fit the model; empty: it does. None: nobody looks.
+        manifest: Path or URL of the manifest; the shard is in the same folder.
+        bad: Receives the errors of invalid samples, which are then skipped; None: they are raised.
+        misfit: Returns why a caption, or its features, does not fit the model; empty if it does. None: no check.
 
     Raises:
-        ValueError: if the file is not the one the manifest lists, or a sample is not what it should be; names both.
+        ValueError: If the checksum differs from the manifest's, or a sample is invalid; names the file and sample.
     """
     path = beside(manifest, shard.name)
     try:
@@ -300,7 +305,7 @@ def _sample(raw: dict[str, Any], layout: Layout, *, where: str, misfit: Misfit |
         codes = array(raw["codes.npy"])
         condition = int(raw["cls"]) if layout.classes else raw["txt"].decode()
         features = array(raw["features.npy"]) if "features.npy" in raw else None
-    except Exception as error:  # a parser of foreign bytes fails in a dozen ways
+    except Exception as error:  # parsing untrusted bytes can raise almost any exception
         raise ValueError(f"{where}: not readable ({truncate(error, length=200)}). Make the shard again") from error
     sample = Sample(raw["__key__"], codes, condition, features)
     _check(sample, layout, where=where)
@@ -310,14 +315,14 @@ def _sample(raw: dict[str, Any], layout: Layout, *, where: str, misfit: Misfit |
 
 
 def beside(manifest: str | Path, name: str) -> str:
-    """The path or URL of a file in the manifest's folder."""
+    """Return the path or URL of a file in the manifest's folder."""
     return remote.beside(conceal(str(manifest)), name) if is_url(manifest) else str(Path(manifest).parent / name)
 
 
 def _read(path: str | Path) -> bytes:
-    """A file's bytes, from disk or from a URL.
+    """Return the bytes of a file on disk or behind a URL.
 
     Raises:
-        OSError: saying what went wrong.
+        OSError: If the file cannot be read.
     """
     return remote.read(str(path)) if is_url(path) else regular(Path(path)).read_bytes()

@@ -1,4 +1,4 @@
-"""The splits of one data set: a class has the same number in all of them."""
+"""Consistent class numbers across the splits of one data set."""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -11,16 +11,16 @@ from zipar_train.recipe.schema import Model
 
 
 def class_numbers(model: Model, sources: Mapping[str, Source], out: str | Path) -> dict[str, Classes]:
-    """How the labels of each split's source become class numbers: the same name the same number in all of them.
+    """Map the labels of each split's source to class numbers; a class name has the same number in all splits.
 
     Args:
-        out: the folder whose other manifests are splits of the same data.
+        out: A folder whose other manifests are splits of the same data.
 
     Returns:
-        None for captions.
+        The mapping of each split; empty for captions.
 
     Raises:
-        ValueError: if a source does not fit the model, or names classes that another split does not.
+        ValueError: If a source does not fit the model, or has classes that another split lacks.
     """
     if model.num_classes is None:
         if held := next((source for source in sources.values() if source.classes is not None), None):
@@ -52,10 +52,10 @@ def class_numbers(model: Model, sources: Mapping[str, Source], out: str | Path) 
 
 
 def _known(out: Path, sources: Mapping[str, Source], classes: int) -> tuple[Names | None, str]:
-    """The class names of another split that `out` holds, and its manifest; of `train` rather than of others."""
+    """Return the class names of another split in the folder `out`, and its manifest; `train` comes first."""
     others = [path for path in sorted(out.glob("*.json")) if path.stem not in sources]
     for path in sorted(others, key=lambda path: path.stem != "train"):
-        with suppress(ValueError, OSError):  # its shards may lie elsewhere
+        with suppress(ValueError, OSError):  # the manifest only: its shards may be elsewhere
             names = Manifest.model_validate_json(path.read_bytes()).class_names
             if names is not None and len(names) == classes:
                 return names, str(path)

@@ -1,4 +1,4 @@
-"""Pictures in webdataset tars: a sample is the files that share their name up to the first dot."""
+"""Image sources in webdataset tars: files that share their name up to the first dot form a sample."""
 
 import json
 import tarfile
@@ -16,12 +16,12 @@ from zipar_train.data.source import Source
 from zipar_train.io.files import regular
 from zipar_train.io.untrusted_tar import entries
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")  # before others
-LABELS, CAPTIONS = ("label", "cls", "class_id"), ("caption", "text")  # keys of a .json
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")  # preferred extensions
+LABELS, CAPTIONS = ("label", "cls", "class_id"), ("caption", "text")  # keys in a .json file
 
 
 class _Place(NamedTuple):
-    """Where a file lies in a tar."""
+    """The location of a file in a tar."""
 
     tar: Path
     start: int
@@ -36,14 +36,14 @@ class _Place(NamedTuple):
 class _Sample(NamedTuple):
     name: str
     picture: _Place
-    beside: dict[str, _Place]  # by ending
+    beside: dict[str, _Place]  # all files of the sample by extension
 
 
 def tar_files(path: Path) -> list[Path]:
-    """The tar files that a path is: one, those of a pattern, or those of a folder; none if it is something else.
+    """Return the tar files of a path: a file, a pattern or a folder; an empty list if it is something else.
 
     Raises:
-        ValueError: if one of them is not there, or compressed.
+        ValueError: If a tar file is missing or compressed.
     """
     import braceexpand
 
@@ -60,10 +60,10 @@ def tar_files(path: Path) -> list[Path]:
 
 
 def open_tars(tars: list[Path], name: str, captions: bool) -> Source:
-    """The pictures of tars, with the class in a .cls or the caption in a .txt beside each, or either in a .json.
+    """Open the images of tars; each has its class in a .cls file or its caption in a .txt file, or either in a .json.
 
     Raises:
-        ValueError: if a tar is damaged, or there are no pictures.
+        ValueError: If a tar is damaged, or there are no images.
     """
     samples: list[_Sample] = []
     skipped: dict[str, str] = {}
@@ -85,7 +85,7 @@ def open_tars(tars: list[Path], name: str, captions: bool) -> Source:
 
 
 def _samples(tar: Path, skipped: dict[str, str], notes: list[str]) -> Iterator[_Sample]:
-    """The samples of a tar in its order; the files that are in none go into `skipped`."""
+    """Yield the samples of a tar in its order; add files that belong to no sample to `skipped`."""
     groups: dict[str, dict[str, tuple[str, _Place]]] = {}
     for file, place in _files(tar, skipped, notes):
         folder, _, base = file.rpartition("/")
@@ -101,7 +101,7 @@ def _samples(tar: Path, skipped: dict[str, str], notes: list[str]) -> Iterator[_
         for kind in pictures[:1]:
             yield _Sample(key, beside[kind], beside)
         left = pictures[1:]
-        for kind in dotted:  # `x.1.jpg`, `x.2.jpg`: each has what is named like it beside it
+        for kind in dotted:  # `x.1.jpg`, `x.2.jpg`: each is a sample with the files of the same stem
             stem = kind.rpartition(".")[0]
             own = {"." + k.rpartition(".")[2]: place for k, place in beside.items() if k.rpartition(".")[0] == stem}
             if pictures and not own.keys() & {".cls", ".txt", ".json"}:
@@ -115,7 +115,7 @@ def _samples(tar: Path, skipped: dict[str, str], notes: list[str]) -> Iterator[_
 
 
 def _files(tar: Path, skipped: dict[str, str], notes: list[str]) -> Iterator[tuple[str, _Place]]:
-    """Names and places of the files of a tar, hard links included."""
+    """Yield the names and locations of the files of a tar, including hard links."""
     places: dict[str, _Place] = {}
     found: list[str] = []
     try:
@@ -137,7 +137,7 @@ def _files(tar: Path, skipped: dict[str, str], notes: list[str]) -> Iterator[tup
                     continue
                 places[member.name] = place
                 yield member.name, place
-    except Exception as error:  # a parser of foreign bytes fails in a dozen ways
+    except Exception as error:  # parsing untrusted bytes can raise almost any exception
         raise ValueError(
             f"--images: {tar} is not a readable, uncompressed tar file ({error}). Copy or make it again"
         ) from error
@@ -145,7 +145,7 @@ def _files(tar: Path, skipped: dict[str, str], notes: list[str]) -> Iterator[tup
 
 
 def _worded(sample: _Sample) -> bool:
-    """Whether a sample's class is a word."""
+    """Return True if a sample's class is a name, not a number."""
     return labels.words([_label_or_none(sample)]) is not None
 
 
@@ -157,10 +157,10 @@ def _label_or_none(sample: _Sample) -> Any:
 
 
 def _condition(beside: dict[str, _Place], captions: bool) -> Any:
-    """The class or the caption of a sample as it stands there.
+    """Return the class or the caption of a sample, unconverted.
 
     Raises:
-        LabelError: if there is none.
+        LabelError: If there is none, or it cannot be read.
     """
     kind = ".txt" if captions else ".cls"
     try:

@@ -1,8 +1,8 @@
-"""Images to shards of codes, by as many processes as there are, from where the last run stopped.
+"""Tokenization of images to shards of codes, by any number of processes, resumable.
 
-The images are numbered and cut into parts of equal length; a part becomes a shard. Process r of R makes parts r,
-r + R, ...; beside the shards grows a hidden folder with a note for each finished part, and whoever finds all notes
-writes the manifest. So nothing depends on the number of processes, and a killed run loses its unfinished parts alone.
+The images are numbered and divided into parts of equal length, one shard each. Process r of R encodes parts r, r + R,
+... and writes a note for each finished part into a hidden folder next to the shards. The process that finds all notes
+writes the manifest. The result does not depend on the number of processes; a killed run loses only unfinished parts.
 """
 
 import json
@@ -46,17 +46,17 @@ from zipar_train.recipe.schema import Recipe
 from zipar_train.run.ranks import process
 from zipar_train.run.signals import Heard, held, noted
 
-LABEL = "label error: "  # how the reasons begin that are of no picture
+LABEL = "label error: "  # prefix of reasons that concern labels or captions, not images
 
 
 class Tokenized(NamedTuple):
-    """What one process did."""
+    """The result of tokenization in one process."""
 
     manifest: Manifest | None  # None: other processes are still at work
     images: int  # encoded by this process
     seconds: float
-    waited: float  # seconds of these without an image to encode
-    skipped: dict[str, str]  # of the whole set, once it is whole: key and reason
+    waited: float  # seconds of these spent waiting for images
+    skipped: dict[str, str]  # key and reason, for the whole set, once it is complete
 
 
 def tokenize(
@@ -72,21 +72,21 @@ def tokenize(
     batch_size: int = 32,
     progress: bool = True,
 ) -> Tokenized:
-    """Turn a set of images into `out`/`split`.json and its shards, with the recipe's tokenizer.
+    """Encode a set of images to `out`/`split`.json and its shards, with the recipe's tokenizer.
 
     Args:
-        images, split: see `images.open_source`.
-        sources: the sources of `images` by split, opened; their classes are compared before work starts.
-        kind: views of each image, see `crops.views`.
-        features: store T5 features of the captions beside them.
-        per_shard: images a shard.
-        batch_size: views that are encoded at once.
+        images, split: See `image_sources.open_source`.
+        sources: The opened sources of `images` by split; their classes are compared before work starts.
+        kind: Views of each image, see `crops.views`.
+        features: Also store T5 features of the captions.
+        per_shard: Images per shard.
+        batch_size: Views that are encoded together.
 
     Raises:
-        ValueError: for a source that is none or does not fit the recipe, or a folder that holds another set or in
-            which another process is at work.
-        OSError: if a file cannot be written.
-        Stopped: if a signal has come; finished shards are kept.
+        ValueError: If the source is invalid or does not fit the recipe, or if the folder contains another set or is in
+            use by another process.
+        OSError: If a file cannot be written.
+        Stopped: If a signal has been received; finished shards are kept.
     """
     model = recipe.model
     sources = sources or {split: open_source(images, split, captions=model.captions)}
@@ -107,7 +107,7 @@ def tokenize(
     fitting = fits(model)
     try:
         fitting = fitting and fitting.loaded()
-    except ValueError as error:  # codes do not need it
+    except ValueError as error:  # encoding images does not need it
         print(f"caption lengths are not checked: {error}", file=sys.stderr, flush=True)
         fitting = None
     layout = Layout(
@@ -121,7 +121,7 @@ def tokenize(
         return Tokenized(finished, 0, 0.0, 0.0, {})
     rank, world, device = process()
     with folder_lock(notes, rank, world):
-        if finished := _finished(manifest, layout):  # by others, since we looked
+        if finished := _finished(manifest, layout):  # by other processes in the meantime
             shutil.rmtree(notes, ignore_errors=True)
             return Tokenized(finished, 0, 0.0, 0.0, {})
         _begin(notes, settings)
@@ -151,10 +151,10 @@ def tokenize(
 
 
 def left_out(done: Tokenized, listing: Path) -> str:
-    """How many images a set lacks, and why, in words.
+    """Describe how many images were skipped, and why.
 
     Args:
-        listing: the file that lists them all.
+        listing: The file that lists all of them.
     """
     assert done.manifest is not None
     wrong = sum(reason.startswith(LABEL) for reason in done.skipped.values())
@@ -167,7 +167,7 @@ def left_out(done: Tokenized, listing: Path) -> str:
 
 
 class _Row(NamedTuple):
-    """An image on its way: `pixels` from the loader, then `codes`; neither if it could not be read."""
+    """An image in the pipeline: with `pixels` from the loader, then `codes`; with neither if it could not be read."""
 
     number: int
     key: str
@@ -179,7 +179,7 @@ class _Row(NamedTuple):
 
 
 class _Work(Dataset):
-    """The images of one process, cropped; what cannot be read is told, not raised."""
+    """The cropped images of one process; errors of reading are stored in the row, not raised."""
 
     def __init__(self, source: Source, numbers: list[int], stride: int, kind: Views, layout: Layout,
                  classes: Classes | None):  # fmt: skip
@@ -199,7 +199,7 @@ class _Work(Dataset):
             return _Row(number, key, condition, views(image, self.height, self.width, self.kind))
         except LabelError as error:
             return _Row(number, key, reason=f"{LABEL}{error}")
-        except Exception as error:  # a decoder's errors are of many classes, and one image must not stop the rest
+        except Exception as error:  # decoders raise many kinds of errors, and one image must not stop the rest
             return _Row(number, key, reason=f"{type(error).__name__}: {error}")
 
     def _condition(self, label: Any) -> int | str:
@@ -212,7 +212,7 @@ class _Work(Dataset):
 
 
 class _Waiting:
-    """Batches of a loader, and the seconds spent waiting for them."""
+    """An iterable over the batches of a loader that measures the seconds spent waiting for them."""
 
     def __init__(self, loader: DataLoader):
         self.loader, self.seconds = loader, 0.0
@@ -229,11 +229,11 @@ class _Waiting:
                     return
                 yield batch
         finally:
-            del batches  # ends the loader processes, which a traceback would keep
+            del batches  # ends the loader processes, which a traceback would keep alive
 
 
 def _fitting(batches: Iterable[list[_Row]], fitting: Fits | None) -> Iterator[list[_Row]]:
-    """The batches, without the pixels of images whose captions are longer than the model's prompt."""
+    """Yield the batches without the pixels of images whose captions do not fit the model's prompt."""
     for batch in batches:
         reasons = [fitting.misfit(row.condition) if fitting and row.pixels is not None else "" for row in batch]
         yield [
@@ -250,10 +250,10 @@ def _encoded(
     bar: tqdm,
     heard: Heard,
 ) -> Iterator[_Row]:
-    """The rows in their order, pixels turned into codes, captions into features where there is an encoder.
+    """Yield the rows in order, with pixels encoded to codes and, if there is an encoder, captions to features.
 
     Raises:
-        Stopped: between two batches, if a signal has come.
+        Stopped: Between two batches, if a signal has been received.
     """
     for batch in batches:
         heard.check()
@@ -272,15 +272,15 @@ def _encoded(
 
 
 def _fork(workers: int) -> str | None:
-    """Loader processes are forked where that exists: a source need not be pickled then."""
+    """Return "fork" if loader processes can be forked, which does not require sources to be picklable; else None."""
     return "fork" if workers and "fork" in multiprocessing.get_all_start_methods() else None
 
 
 def _finished(manifest: Path, layout: Layout) -> Manifest | None:
-    """The manifest, if it is there and what was asked for.
+    """Return the manifest if it exists and matches the layout; None if it does not exist.
 
     Raises:
-        ValueError: if it is something else.
+        ValueError: If it does not match.
     """
     if not manifest.is_file():
         return None
@@ -290,7 +290,7 @@ def _finished(manifest: Path, layout: Layout) -> Manifest | None:
 
 
 def _begin(notes: Path, settings: dict[str, Any]) -> None:
-    """Note what is made, or check that the notes there belong to the same work."""
+    """Write the settings into the notes folder, or check that existing settings are the same."""
     file = notes / "settings.json"
     if not file.is_file():
         write_atomic(file, json.dumps(settings).encode())
@@ -302,7 +302,7 @@ def _begin(notes: Path, settings: dict[str, Any]) -> None:
 
 
 def _same(theirs: dict[str, Any], ours: dict[str, Any], where: Path) -> None:
-    later = [key for key in LATER if theirs.get(key) is None]  # made before there was such a field
+    later = [key for key in LATER if theirs.get(key) is None]  # written before this field existed
     changed = [
         f"{key}: {theirs.get(key)!r}, now {ours[key]!r}"
         for key in ours
@@ -318,14 +318,14 @@ def _same(theirs: dict[str, Any], ours: dict[str, Any], where: Path) -> None:
 def _gather(
     manifest: Path, notes: Path, layout: Layout, parts: int, skipped: dict[str, str]
 ) -> tuple[Manifest | None, dict[str, str]]:
-    """Write the manifest when every part has its note.
+    """Write the manifest if every part has its note.
 
     Args:
-        skipped: what the source has not read, and why.
+        skipped: Files that the source did not read, and the reasons.
     """
     try:
         found = [json.loads((notes / f"{part}.json").read_bytes()) for part in range(parts)]
-    except FileNotFoundError:  # other processes are still at work, or have just gathered everything
+    except FileNotFoundError:  # other processes are still at work, or have just written the manifest
         return (read_manifest(manifest) if manifest.is_file() else None), {}
     unread = {key: reason for note in found for key, reason in note["skipped"].items()}
     listed = sorted([*skipped.items(), *unread.items()])
@@ -338,7 +338,7 @@ def _gather(
         lines = "".join(f"{printable(name)}\t{printable(reason)}\n" for name, reason in listed)
         write_atomic(manifest.with_suffix(".skipped.txt"), lines.encode())
     written = write_manifest(manifest, layout, shards, skipped=len(listed))
-    for left in manifest.parent.glob(f".{manifest.stem}-*.tar.*"):  # by killed processes
+    for left in manifest.parent.glob(f".{manifest.stem}-*.tar.*"):  # left by killed processes
         left.unlink(missing_ok=True)
     shutil.rmtree(notes, ignore_errors=True)
     return written, dict(listed)

@@ -1,4 +1,4 @@
-"""Every sample of a shard set read: what is there, and everything that is wrong with it."""
+"""Validation of a shard set: reads every sample, and reports statistics and all problems."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -14,14 +14,14 @@ from zipar_train.recipe.schema import Model
 
 
 class ShardReport(NamedTuple):
-    """What a shard set was found to hold, and everything wrong with it."""
+    """Statistics of a shard set, and all problems found in it."""
 
     manifest: Manifest
     samples: int
-    views: int  # of all samples together
-    per_class: dict[int, int]  # images of each class seen; empty: captions
+    views: int  # views of all samples together
+    per_class: dict[int, int]  # images per class, of classes that occur; empty for captions
     features: int  # samples with caption features
-    codes_used: int  # of the codebook
+    codes_used: int  # codes of the codebook that occur
     problems: list[str]
 
 
@@ -31,13 +31,14 @@ def check_shards(
     progress: Callable[[Iterable[Shard]], Iterable[Shard]] = iter,
     misfit: Misfit | None = None,
 ) -> ShardReport:
-    """Read every sample of a shard set, damaged shards included as far as they go.
+    """Read and check every sample of a shard set; damaged shards are read as far as possible.
 
     Args:
-        misfit: see `read_shard`.
+        progress: Wraps the shards to read, for example in a progress bar.
+        misfit: See `read_shard`.
 
     Raises:
-        ValueError: if there is no readable manifest.
+        ValueError: If there is no readable manifest.
     """
     manifest = read_manifest(path)
     samples = views = features = 0
@@ -71,15 +72,15 @@ def check_shards(
 
 
 def check_captions(model: Model, manifests: Mapping[str, Manifest]) -> None:
-    """Read the captions of shard sets, and see that each fits the model's prompt.
+    """Check that all captions of shard sets fit the model's prompt.
 
-    Sets that `tokenize` made with the same prompt are not read again.
+    Sets that `tokenize` has already checked against the same prompt are not read again.
 
     Args:
-        manifests: by their paths.
+        manifests: Manifests by path.
 
     Raises:
-        ValueError: naming the first sample whose caption does not fit, and how many do not.
+        ValueError: If captions do not fit; names the first such sample, and their number.
     """
     fitting = fits(model)
     if fitting is None or fitting.fingerprint is None:

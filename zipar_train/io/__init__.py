@@ -1,4 +1,4 @@
-"""Reading and writing: files that appear whole or not at all, untrusted archives and URLs, console output, error texts.
+"""Reading and writing: atomic file writes, untrusted archives and URLs, console output, error texts.
 
-Knows nothing of images or models.
+This package does not depend on images or models.
 """

@@ -1,4 +1,4 @@
-"""Standard output and standard error that never end the work: full disks, closed pipes and narrow encodings."""
+"""Standard output and standard error that survive full disks, closed pipes and narrow encodings."""
 
 import codecs
 import errno
@@ -9,18 +9,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
-ROOM = 2**20  # bytes that wait for a full disk
-PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EAGAIN)  # a later try may succeed
+ROOM = 2**20  # most bytes buffered while a disk is full
+PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EAGAIN)  # transient errors: a later write may succeed
 
 
 class Lasting(io.TextIOBase):
-    """A text stream that raises nothing when it cannot be written.
+    """A text stream that does not raise when writing fails.
 
-    Text waits while a disk is full, up to `ROOM` bytes, and is counted as lost when the reader of a pipe has left.
-    Characters that the encoding lacks are written as \\x escapes.
+    While a disk is full, up to `ROOM` bytes of text are buffered. Lines are counted as lost when the reader of a pipe
+    has closed it. Characters that the encoding lacks are written as \\x escapes.
 
     Args:
-        stream: what it stands for; without a file descriptor it is written through its own methods.
+        stream: The wrapped stream. If it has no file descriptor, it is written through its own methods.
     """
 
     def __init__(self, stream: TextIO):
@@ -56,7 +56,7 @@ class Lasting(io.TextIOBase):
 
     def write(self, text: str) -> int:
         data = self.encoder.encode(text)
-        if self.process != os.getpid():  # a fork: what waits is its parent's
+        if self.process != os.getpid():  # after a fork, the buffered text belongs to the parent
             self.process, self.waiting = os.getpid(), b""
         if self.number is None:
             try:
@@ -86,12 +86,12 @@ class Lasting(io.TextIOBase):
             self._lose(data[: len(data) - len(keep)], error)
 
     def disk_full(self) -> bool:
-        """Whether something is lost or waits; not to a reader that has left, who has read what he wanted."""
+        """Return True if output is lost or still buffered, unless the reason is a closed pipe."""
         self.flush()
         return bool(self.lost or self.waiting) and self.reason != os.strerror(errno.EPIPE)
 
     def finish(self) -> None:
-        """Write what waits, or count it as lost."""
+        """Write the buffered text, or count it as lost."""
         self.flush()
         self.lost, self.waiting = self.lost + self.waiting.count(b"\n"), b""
 
@@ -104,7 +104,7 @@ class Lasting(io.TextIOBase):
 
 @contextmanager
 def lasting() -> Iterator[Lasting]:
-    """Standard output, lasting as standard error is too in this block; the number of lost lines is told at its end."""
+    """Replace standard output and standard error by `Lasting` streams in this block; report lost lines at its end."""
     before = sys.stdout, sys.stderr
     out, err = (Lasting(stream if stream is not None else open(os.devnull, "w")) for stream in before)  # noqa: SIM115
     sys.stdout, sys.stderr = out, err

@@ -1,4 +1,4 @@
-"""How errors show values and names that came from outside: as they are, cut short where they are long."""
+"""Helpers that show untrusted values and names in error messages: printable and truncated."""
 
 import difflib
 import re
@@ -17,7 +17,7 @@ _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 def printable(text: str) -> str:
-    """A text as one line of valid Unicode: control characters and a file name's undecodable bytes as `\\xe9`."""
+    """Return the text as one line of valid Unicode; control characters and undecodable bytes become `\\xe9` escapes."""
 
     def escaped(found: re.Match[str]) -> str:
         code = ord(found[0])
@@ -27,15 +27,15 @@ def printable(text: str) -> str:
 
 
 def safe_repr(value: Any) -> str:
-    """A value as Python writes it."""
+    """Return the `repr` of a value, shortened if it is long."""
     try:
         return _short.repr(value)
-    except ValueError:  # Python writes no more than 4300 digits
+    except ValueError:  # Python refuses to print integers of more than 4300 digits
         return "a number of thousands of digits"
 
 
 def truncate(text: Any, *, length: int = 1000) -> str:
-    """What `str` makes of it, its beginning."""
+    """Return the first `length` characters of `str(text)`."""
     try:
         whole = str(text)
     except ValueError:
@@ -44,6 +44,6 @@ def truncate(text: Any, *, length: int = 1000) -> str:
 
 
 def did_you_mean(prefix: str, name: str, names: Iterable[str]) -> str:
-    """The end of an error: which of the known names was meant."""
+    """Return a sentence that ends an error message: the closest known name, or all known names."""
     close = difflib.get_close_matches(name, list(names), 1, 0.5)
     return f" Did you mean {prefix}{close[0]}?" if close else f" Known: {', '.join(names)}."

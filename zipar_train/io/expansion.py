@@ -1,8 +1,7 @@
-"""Text as people write it: `~`, `${NAME}` and `${NAME:-default}`, expanded once, where it enters the program.
+"""Expansion of `~`, `${NAME}` and `${NAME:-default}` in user input, once, where the input enters the program.
 
-URLs lose their credentials there, see `remote`.
-
-Recipes, `--set` and every option that takes a path go through `expand`, so the same text means the same everywhere.
+Recipes, `--set` and every option that takes a path go through `expand`, so the same text has the same meaning
+everywhere. Credentials are removed from URLs at the same place, see `remote`.
 """
 
 import os
@@ -17,13 +16,13 @@ _HOME = re.compile(r"~[A-Za-z0-9._-]*(?=/)")
 
 
 def expand(text: str) -> str:
-    """Replace environment variables, then `~/` or `~name/` at the start by that home folder; conceal credentials.
+    """Replace environment variables, then a leading `~/` or `~name/` by the home folder; conceal credentials.
 
-    As in a shell, `${NAME:-default}` is the default where NAME is not set or empty.
+    As in a shell, `${NAME:-default}` is the default if NAME is unset or empty.
 
     Raises:
-        ValueError: for a variable that is not set, or empty, and has no default; for one that may hold a secret; for a
-            home folder that nobody has; for control characters, in the text or in a variable.
+        ValueError: If a variable is unset or empty and has no default, if its name suggests a secret, if the home
+            folder does not exist, or if the text or a variable contains control characters.
     """
     if plain.unprintable(text):
         raise ValueError("it holds a character that cannot be printed. Remove it.")

@@ -1,4 +1,4 @@
-"""Figures written to files, whole or not at all, without a display."""
+"""Atomic writing of matplotlib figures to files, without a display."""
 
 import io
 from pathlib import Path
@@ -13,11 +13,11 @@ from matplotlib.figure import Figure  # noqa: E402
 
 
 def write_figure(figure: Figure, path: Path, *, dpi: int = 130) -> None:
-    """Write a figure in the format its name ends in, whole or not at all, and close it.
+    """Write a figure atomically in the format that the file extension names, and close the figure.
 
     Raises:
-        ValueError: for an ending that is no picture format.
-        OSError: if the file cannot be written.
+        ValueError: If the extension is not a supported image format.
+        OSError: If the file cannot be written.
     """
     buffer = io.BytesIO()
     try:

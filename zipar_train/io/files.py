@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, in folders that can be made, told apart by their checksums."""
+"""Atomic file writes, folder locks, checks for regular files, and checksums."""
 
 import hashlib
 import os
@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import IO, BinaryIO
 
 HANDED = ("/dev/fd/", "/proc/self/fd/", "/dev/stdin")
-FIGURES = ("", ".png", ".pdf", ".svg")  # endings of figures; without one, PNG
-CLAIM = ".claimed"  # the file that says so
+FIGURES = ("", ".png", ".pdf", ".svg")  # extensions of figures; PNG if there is none
+CLAIM = ".claimed"  # name of the lock file in a folder
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file beside its place and rename it there: it appears whole or not at all.
+    """Write a file atomically: to a temporary file in the same folder, which is then renamed.
 
     Raises:
-        OSError: naming the file; nothing is left behind.
+        OSError: If the file cannot be written; names it. No temporary file is left behind.
     """
-    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")  # process numbers repeat across containers
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")  # process ids repeat across containers
     try:
         with open(aside, "wb") as file:
             file.write(data)
@@ -38,15 +38,16 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 @contextmanager
 def folder_lock(folder: Path, rank: int = 0, world: int = 1) -> Iterator[None]:
-    """Hold a folder against other processes, on this machine or others; a process that dies lets go of it.
+    """Lock a folder against other processes, on this machine or others; the lock ends with the process.
 
     Args:
-        rank, world: the number of this process among those that share the work, and their count. Each holds the
-            folder once, so that a second launch of the same work is refused.
+        rank: Rank of this process among those that share the work.
+        world: Number of those processes. Each locks the folder once, so that a second launch of the same work is
+            refused.
 
     Raises:
-        ValueError: if another holds it; says who.
-        OSError: if the folder cannot be written.
+        ValueError: If another process holds the lock; names that process.
+        OSError: If the folder cannot be written.
     """
     while True:
         make_folder(folder)
@@ -57,34 +58,34 @@ def folder_lock(folder: Path, rank: int = 0, world: int = 1) -> Iterator[None]:
                 file.seek(0)
                 raise ValueError(f"{folder}: {file.read().strip() or 'another process'} is at work in it") from None
             if not _still(folder / CLAIM, file):
-                continue  # whoever held it before has removed it meanwhile
+                continue  # the previous holder has removed the lock file in the meantime
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}")
             file.flush()
             try:
                 yield
             finally:
-                if world == 1:  # else others may hold it still
+                if world == 1:  # other ranks may still hold the lock
                     with suppress(OSError):
                         (folder / CLAIM).unlink()
             return
 
 
 def _lock(file: IO[str], rank: int, world: int) -> None:
-    """Lock a file's bytes without waiting: all for a lone process, else the one of this rank among `world` processes.
+    """Lock bytes of a file without waiting: all bytes if `world` is 1, otherwise the byte of this rank and world size.
 
-    Loader processes do not inherit such locks: they may outlive the process that holds the folder.
+    Loader processes do not inherit these locks; they may outlive the process that holds the folder.
 
     Raises:
-        BlockingIOError: if another process has the same rank, or belongs to another number of processes.
+        BlockingIOError: If another process has the same rank, or another world size.
     """
-    import fcntl  # what Windows lacks
+    import fcntl  # not available on Windows
 
-    def lock(how: int, start: int, length: int = 0) -> None:  # length 0: to the end, wherever that will be
+    def lock(how: int, start: int, length: int = 0) -> None:  # length 0: to the end of the file, however large it grows
         fcntl.lockf(file, how, length, start)
 
     now, most = fcntl.LOCK_EX | fcntl.LOCK_NB, 2**20
-    lock(fcntl.LOCK_EX, 0, 1)  # held for a moment: one process looks at a time
+    lock(fcntl.LOCK_EX, 0, 1)  # held briefly: one process checks at a time
     if world == 1:
         lock(now, 1)
     else:
@@ -99,7 +100,7 @@ def _lock(file: IO[str], rank: int, world: int) -> None:
 
 
 def _still(path: Path, file: IO[str]) -> bool:
-    """Whether the path still leads to the open file."""
+    """Return True if the path still leads to the open file."""
     try:
         return os.path.samestat(path.stat(), os.fstat(file.fileno()))
     except FileNotFoundError:
@@ -107,12 +108,16 @@ def _still(path: Path, file: IO[str]) -> bool:
 
 
 def regular(path: Path) -> Path:
-    """The path itself, if it leads to a regular file, which opens and reads without waiting for another program.
+    """Return the path unchanged if it leads to a regular file, which can be read without waiting for another program.
 
+<<<<<<< HEAD
     A pipe that a shell hands over, as in `--file <(command)`, is taken too: the command ends it.
+=======
+    A pipe that a shell passes, as in `--grid <(command)`, is also accepted, because the command closes it.
+>>>>>>> engA
 
     Raises:
-        OSError: naming the file, if it is missing, a folder, a pipe, a socket or a device.
+        OSError: If the path is missing, a folder, any other pipe, a socket or a device; names the file.
     """
     mode = path.stat().st_mode
     if stat.S_ISREG(mode) or (stat.S_ISFIFO(mode) and str(path).startswith(HANDED)):
@@ -124,19 +129,19 @@ def regular(path: Path) -> Path:
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a regular file for reading, in bytes.
+    """Open a regular file for reading in binary mode.
 
     Raises:
-        OSError: as `regular`, or if it may not be read.
+        OSError: As in `regular`, or if the file cannot be read.
     """
     return open(regular(path), "rb")
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it.
+    """Create a folder and its parents.
 
     Raises:
-        OSError: naming the folder and the reason.
+        OSError: If that fails; names the folder and the reason.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -145,13 +150,13 @@ def make_folder(path: Path) -> None:
 
 
 def sha256(path: Path) -> str:
-    """A file's checksum, 64 hexadecimal digits."""
+    """Return the SHA-256 of a file as 64 hexadecimal digits."""
     with open_regular(path) as file:
         return sha256_of(file)
 
 
 def sha256_of(file: BinaryIO) -> str:
-    """The checksum of an open file from its start, 64 hexadecimal digits."""
+    """Return the SHA-256 of an open file, read from its start, as 64 hexadecimal digits."""
     digest = hashlib.sha256()
     file.seek(0)
     while chunk := file.read(2**20):

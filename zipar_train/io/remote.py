@@ -1,8 +1,9 @@
-"""Files behind URLs: transient errors are tried again, lasting ones told by status, credentials kept out of sight.
+"""Reading of files behind URLs: retries after transient errors, clear errors otherwise, concealed credentials.
 
-A password in a URL (`https://me:password@host/train.json`) or a signature in its query would end up wherever the URL
-is written: in run folders, checkpoints, logs, on W&B. So a URL loses them where it enters the program, and `read` adds
-them again. Meanwhile they are in the environment, which processes of loaders, of other devices and of sweeps inherit.
+A password in a URL (`https://me:password@host/train.json`) or a signature in its query would appear wherever the URL
+is written: in run folders, checkpoints, logs and on W&B. Therefore credentials are removed from a URL where it enters
+the program, and `read` adds them again. In between they are stored in an environment variable, which the processes of
+loaders, of other devices and of sweeps inherit.
 """
 
 import http
@@ -15,9 +16,9 @@ from typing import Any
 from urllib.parse import quote, urlsplit, urlunsplit
 
 KEPT = "ZIPAR_CREDENTIALS"  # an environment variable: {URL or folder without credentials: [user and password, query]}
-SILENCE = 20.0  # seconds without a byte after which a server is taken to hang
-PAUSES = (1.0, 3.0, 9.0)  # seconds before the second try and those that follow
-TRANSIENT = (408, 425, 429, 500, 502, 503, 504)  # statuses of HTTP that may be gone at the next try
+SILENCE = 20.0  # timeout in seconds: to connect, and between two reads
+PAUSES = (1.0, 3.0, 9.0)  # seconds before each retry
+TRANSIENT = (408, 425, 429, 500, 502, 503, 504)  # HTTP statuses that are retried
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(?:(?!::)[^\s'\"<>|])+")  # `::` chains the URLs of fsspec
 _SECRET = re.compile(r"sig|token|secret|passw|credential|auth|api.?key|access.?key", re.IGNORECASE)
 
@@ -27,25 +28,25 @@ def is_url(path: Any) -> bool:
 
 
 def beside(url: str, name: str) -> str:
-    """The URL of a file in another file's folder. A query, which both need, stays at the end."""
+    """Return the URL of the file `name` in the folder of `url`; the query stays at the end."""
     path, mark, query = url.partition("?")
     return f"{path.rpartition('/')[0]}/{name}{mark}{query}"
 
 
 def conceal(text: str) -> str:
-    """Take the credentials out of the URLs in a text, and keep them for `read`.
+    """Remove the credentials from the URLs in a text, and store them for `read`.
 
-    Credentials are user and password before the host, and values in a query whose names tell of a secret.
+    Credentials are the user and password before the host, and query values whose names suggest a secret.
     """
     return _URL.sub(lambda found: _conceal(found[0]), text)
 
 
 def read(url: str) -> bytes:
-    """The bytes behind a URL of any protocol that fsspec opens.
+    """Return the bytes behind a URL of any protocol that fsspec supports.
 
     Raises:
-        FileNotFoundError: if the server says that there is no such file.
-        OSError: naming the status or what else is wrong, after several tries where that may help.
+        FileNotFoundError: If the server reports that the file does not exist.
+        OSError: If reading fails; names the HTTP status or another reason. Transient errors are retried first.
     """
     import fsspec
 
@@ -56,12 +57,12 @@ def read(url: str) -> bytes:
         try:
             files, path = fsspec.core.url_to_fs(full, **limits)
             if limits:
-                return files.cat_file(path)  # opened, a status other than 404 would be told as 404 too
+                return files.cat_file(path)  # `open` would report every status as 404
             with files.open(path, "rb") as file:
                 return file.read()
         except FileNotFoundError:
             raise FileNotFoundError(f"{shown} is not there") from None
-        except Exception as error:  # every protocol has exceptions of its own
+        except Exception as error:  # each protocol has its own exceptions
             reason, transient = _told(error)
             if pause is None or not transient:
                 raise OSError(conceal(reason).replace(full, shown)) from None  # the chain holds the URL as it was
@@ -71,7 +72,7 @@ def read(url: str) -> bytes:
 
 
 def _limits(url: str) -> dict[str, Any]:
-    """Options of the filesystem behind a URL: HTTP alone would wait for ever."""
+    """Return the fsspec options for a URL: timeouts for HTTP, which has none by default."""
     if "::" in url or not url.lower().startswith(("http://", "https://")):
         return {}
     import aiohttp
@@ -80,7 +81,7 @@ def _limits(url: str) -> dict[str, Any]:
 
 
 def _told(error: Exception) -> tuple[str, bool]:
-    """An error in words, and whether another try may help."""
+    """Return a description of an error, and whether it is transient."""
     status = getattr(error, "status", None) or getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(status, int):
         meaning = http.HTTPStatus(status).phrase if status in set(http.HTTPStatus) else "unknown"
@@ -96,7 +97,7 @@ def _told(error: Exception) -> tuple[str, bool]:
 def _conceal(url: str) -> str:
     scheme, _, rest = url.partition("://")
     host, slash, place = rest.partition("/")
-    user, at, host = host.rpartition("@")  # a password may hold what ends a host: `#`, `?`
+    user, at, host = host.rpartition("@")  # a password may contain `#` or `?`, which end a host
     place, mark, query = place.partition("?")
     values = query.split("&")
     secret = [value for value in values if _SECRET.search(value.partition("=")[0])]

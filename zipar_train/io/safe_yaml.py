@@ -1,4 +1,4 @@
-"""YAML that people write, read without trust: of bounded size, each key once, plain data alone."""
+"""Safe reading of user-written YAML: bounded size, no duplicate keys, plain data only."""
 
 import io
 import re
@@ -11,13 +11,13 @@ import yaml
 from zipar_train.io.errors import truncate
 from zipar_train.io.files import open_regular
 
-LARGEST = 2**18  # characters of a file
-MOST = 20_000  # values in it, those behind an alias as often as it stands there
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")  # no path holds these, and YAML can escape them
+LARGEST = 2**18  # most characters in a file
+MOST = 20_000  # most values in a file, aliases expanded
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")  # no path contains these, but YAML can escape them
 
 
 class Loader(yaml.SafeLoader):
-    """Safe YAML that refuses a key given twice, and aliases that unfold without end."""
+    """A safe YAML loader that rejects duplicate keys and unbounded alias expansion."""
 
     def get_single_node(self) -> yaml.Node | None:
         node = super().get_single_node()
@@ -36,11 +36,11 @@ class Loader(yaml.SafeLoader):
 
 
 class Recipes(Loader):
-    """Reads 1e-4 as the number people mean."""
+    """A YAML loader that reads 1e-4 as a float."""
 
 
 class Dumper(yaml.SafeDumper):
-    """Writes what `Recipes` reads: quotes round a text that looks like 1e-4."""
+    """A YAML dumper for files that `Recipes` reads: it quotes strings that look like 1e-4."""
 
 
 for _each in (Recipes, Dumper):
@@ -50,10 +50,10 @@ for _each in (Recipes, Dumper):
 
 
 def read(path: Path, *, loader: type[Loader] = Loader) -> Any:
-    """A file's content.
+    """Return the content of a YAML file.
 
     Raises:
-        ValueError: naming the file, and what is wrong.
+        ValueError: If the file is not readable YAML; names the file and the reason.
     """
     try:
         with io.TextIOWrapper(open_regular(path), encoding="utf-8") as file:
@@ -63,10 +63,10 @@ def read(path: Path, *, loader: type[Loader] = Loader) -> Any:
 
 
 def parse(text: str, *, loader: type[Loader] = Loader) -> Any:
-    """A text's content.
+    """Return the content of a YAML text.
 
     Raises:
-        ValueError: saying what is wrong.
+        ValueError: If the text is not valid YAML; names the reason.
     """
     if len(text) > LARGEST:
         raise ValueError(f"more than {LARGEST // 1024} KiB")
@@ -76,7 +76,7 @@ def parse(text: str, *, loader: type[Loader] = Loader) -> Any:
         raise ValueError(truncate(error)) from None
     except RecursionError:
         raise ValueError("nested too deeply") from None
-    except Exception as error:  # of what a tag is put on, `!!int ''` say
+    except Exception as error:  # a value that does not match its tag, for example `!!int ''`
         raise ValueError(f"a value is not what its tag says ({type(error).__name__}: {truncate(error)})") from None
 
 
@@ -85,9 +85,9 @@ def unprintable(text: str) -> bool:
 
 
 def _unfolded(node: yaml.Node, known: dict[int, int]) -> int:
-    """Values in a node, those behind an alias as often as it stands there; at most a little more than `MOST`."""
+    """Return the number of values in a node, aliases expanded; counting stops just above `MOST`."""
     if id(node) not in known:
-        known[id(node)] = MOST + 1  # should it hold itself
+        known[id(node)] = MOST + 1  # in case the node contains itself
         inside = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
         parts = 0 if isinstance(node, yaml.ScalarNode) else sum(_unfolded(part, known) for part in inside)
         known[id(node)] = min(1 + parts, MOST + 1)

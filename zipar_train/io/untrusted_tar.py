@@ -1,4 +1,4 @@
-"""Samples from the bytes of a tar file that nobody vouches for: nothing is believed, unpacked or run."""
+"""Samples from the bytes of an untrusted tar file: nothing is unpacked to disk or executed."""
 
 import io
 import tarfile
@@ -11,36 +11,38 @@ from numpy.typing import NDArray
 
 from zipar_train.io.errors import truncate
 
-LONGEST = 1000  # characters of a file's name
+LONGEST = 1000  # most characters in a file name
 
 
 def grouped(data: bytes, path: str) -> Iterator[dict[str, Any]]:
-    """The files of a tar, those of each sample together.
+    """Yield the samples of a tar file, each as a dictionary of its files.
 
     Raises:
-        ValueError: if it is no tar, or holds anything but folders and files, or a file twice.
+        ValueError: If this is not a tar file, contains anything but folders and files, or contains a file twice.
     """
     from webdataset.tariterators import group_by_keys
 
     try:
         yield from group_by_keys(_files(data, path))
-    except Exception as error:  # a parser of foreign bytes fails in a dozen ways
+    except Exception as error:  # parsing untrusted bytes can raise almost any exception
         reason = truncate(error.args[0] if error.args else error, length=300)
         raise ValueError(f"{path} is not a readable tar file ({reason}). Copy or make it again") from error
 
 
 def entries(archive: tarfile.TarFile, notes: list[str]) -> Iterator[tarfile.TarInfo]:
-    """The members of a tar up to its end, where `tarfile` itself stops silently at the first damaged header.
+    """Yield the members of a tar file, and check that it ends after the last one.
+
+    `tarfile` itself stops silently at the first damaged header.
 
     Args:
-        notes: gets one if the tar has no end-of-archive mark. Some programs leave it out, and a tar that was cut
-            exactly between two files lacks it too.
+        notes: Receives a note if the tar has no end-of-archive marker. Some programs omit the marker; a tar that was
+            truncated exactly between two files lacks it too.
 
     Raises:
-        tarfile.ReadError: if anything follows the last file or the end-of-archive mark.
+        tarfile.ReadError: If data follow the last file or the end-of-archive marker.
     """
     yield from archive
-    file, end = archive.fileobj, archive.offset  # type: ignore[attr-defined]  # where the next header was looked for
+    file, end = archive.fileobj, archive.offset  # type: ignore[attr-defined]  # where the next header was expected
     assert file is not None
     file.seek(end)
     marked = False
@@ -55,7 +57,7 @@ def entries(archive: tarfile.TarFile, notes: list[str]) -> Iterator[tarfile.TarI
 
 
 def _files(data: bytes, path: str) -> Iterator[dict[str, Any]]:
-    """The files of a tar for webdataset: none is unpacked, followed, or larger than it lies there."""
+    """Yield the regular files of a tar in webdataset's format; links, devices and sparse files are errors."""
     with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
         for member in entries(tar, []):  # manifests count the samples
             if member.size < 0 or len(member.name) > LONGEST:
@@ -70,10 +72,10 @@ def _files(data: bytes, path: str) -> Iterator[dict[str, Any]]:
 
 
 def array(data: bytes) -> NDArray:
-    """A .npy file's array, which takes no more memory than the file, whatever its header says.
+    """Return the array of a .npy file; it takes no more memory than the file, whatever the header declares.
 
     Raises:
-        Exception: of a dozen kinds, if it is none.
+        Exception: Of many kinds, if the data are not a valid .npy file.
     """
     file = io.BytesIO(data)
     headers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}

@@ -1,1 +1,1 @@
-"""Model families: what a prompt is, the network, weights in the layouts that people hold, and image tokenizers."""
+"""Model families: prompts, networks, weights in published and own layouts, and image tokenizers."""

@@ -1,4 +1,4 @@
-"""Attention masks as numbers, converted once for all layers of a model."""
+"""Conversion of bool attention masks to additive ones, once for all layers of a model."""
 
 from typing import Any
 
@@ -7,17 +7,17 @@ from torch import Tensor
 
 
 def additive(mask: Any, dtype: torch.dtype) -> Any:
-    """A bool mask as the numbers that attention adds to its scores: 0 where a query sees a key, -infinity elsewhere.
+    """Return a bool mask as an additive mask: 0 where a query attends to a key, -infinity elsewhere.
 
     `scaled_dot_product_attention` converts a bool mask in every call, and autograd keeps each copy until the backward
     pass: 137 MB in each of Emu3's 32 layers (aten/src/ATen/native/transformers/attention.cpp,
-    `convert_boolean_attn_mask`). One conversion serves all layers, and the sums are the same. Rows are stored at a
-    stride that is a multiple of 8 numbers; with any other, the memory-efficient CUDA kernel copies the mask in every
-    call (`pad_bias` in the same file).
+    `convert_boolean_attn_mask`). One conversion serves all layers and gives the same scores. Rows are stored with a
+    stride that is a multiple of 8 elements; otherwise, the memory-efficient CUDA kernel copies the mask in every call
+    (`pad_bias` in the same file).
 
     Args:
-        mask: bool (..., Q, K); anything else, a BlockMask say, is returned as it is.
-        dtype: of the queries when they reach attention.
+        mask: bool (..., Q, K); anything else, such as a BlockMask, is returned unchanged.
+        dtype: The dtype of the queries in attention.
     """
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         return mask
@@ -27,7 +27,7 @@ def additive(mask: Any, dtype: torch.dtype) -> Any:
 
 
 def computed_in(x: Tensor) -> torch.dtype:
-    """The type that attention computes in: autocast's where it is on and applies, otherwise that of the numbers."""
+    """Return the dtype that attention computes in: autocast's if it is enabled and applies, otherwise that of `x`."""
     kind = x.device.type
     if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
         return torch.get_autocast_dtype(kind)

@@ -1,4 +1,4 @@
-"""torch.compile for a model's layers, one at a time."""
+"""Compilation of a model's layers with torch.compile, one layer at a time."""
 
 import logging
 import sys
@@ -9,11 +9,11 @@ import torch
 from torch import nn
 from torch._dynamo.exc import FailOnRecompileLimitHit
 
-RECOMPILE_LIMIT = 64  # PyTorch's is 8; a layer needs one version for each dtype, mode and rank of its mask
+RECOMPILE_LIMIT = 64  # PyTorch's is 8; a layer needs one version per dtype, mode and number of mask dimensions
 
 
 class LimitTold(logging.Handler):
-    """Says once, in plain words, that PyTorch has stopped compiling: it goes on uncompiled, with a line in its log."""
+    """A log handler that prints one clear message when PyTorch stops compiling and continues uncompiled."""
 
     said = False
 
@@ -30,17 +30,17 @@ class LimitTold(logging.Handler):
 
 
 def compile_layers(body: nn.Module, *, dynamic: bool | None = None) -> None:
-    """Compile each layer of a decoder body in place; names of weights stay as they are.
+    """Compile each layer of a decoder body in place; the names of weights do not change.
 
-    All layers of a model share their code and their compiled graphs, so the cost is that of one layer: 38 s instead of
-    164 s for LlamaGen-L's forward and backward pass with a static and a dynamic length, on two CPU cores. Norms,
-    embeddings and the head stay uncompiled. Under FSDP, compile before `fully_shard`.
+    All layers of a model share their code and their compiled graphs, so compilation costs as much as for one layer:
+    38 s instead of 164 s for LlamaGen-L's forward and backward pass with a static and a dynamic length, on two CPU
+    cores. Norms, embeddings and the head are not compiled. Under FSDP, compile before `fully_shard`.
 
-    Past `RECOMPILE_LIMIT` versions PyTorch runs a layer uncompiled; a line on stderr says so.
+    After `RECOMPILE_LIMIT` versions, PyTorch runs a layer uncompiled; a message is printed on stderr.
 
     Args:
-        body: with its decoder layers in `body.layers`.
-        dynamic: as in `torch.compile`.
+        body: A module with its decoder layers in `body.layers`.
+        dynamic: As in `torch.compile`.
     """
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
     log = logging.getLogger("torch._dynamo.convert_frame")
@@ -52,12 +52,12 @@ def compile_layers(body: nn.Module, *, dynamic: bool | None = None) -> None:
 
 @contextmanager
 def never_silently_eager() -> Iterator[None]:
-    """Fail where torch.compile would stop compiling.
+    """Raise an error where torch.compile would stop compiling.
 
-    At its limit of versions of a function, PyTorch prints a warning and goes on uncompiled, many times slower.
+    At its limit of versions of a function, PyTorch prints a warning and continues uncompiled, many times slower.
 
     Raises:
-        RuntimeError: at the limit; names the remedy.
+        RuntimeError: At the limit; names the remedy.
     """
     limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
     try:

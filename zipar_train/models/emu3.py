@@ -1,7 +1,7 @@
-"""Emu3-Gen: a Llama of grouped queries over text and 32,768 image codes, a row-end token after every row.
+"""Emu3-Gen: a Llama with grouped-query attention over text and 32,768 image codes, with a row-end token per row.
 
-arXiv 2409.18869; baaivision/Emu3, emu3/mllm. Its vocabulary ends with the image codes; the row end stands eight before
-them. Only the codes' rows of the output head are kept: the others draw nothing.
+arXiv 2409.18869; baaivision/Emu3, emu3/mllm. Its vocabulary ends with the image codes; the row end is eight ids before
+them. Of the output head, only the codes' rows are kept, because the others are not used to generate images.
 """
 
 from typing import Any
@@ -15,16 +15,16 @@ from zipar_train.models.token_prompts import Prompter, Prompts
 from zipar_train.plan.table import ROW_END
 from zipar_train.recipe.schema import Model
 
-SIZES = {"8B": (32, 32, 8, 4096, 14336)}  # layers, heads, heads of keys, width, feed-forward: Emu3TextConfig's
+SIZES = {"8B": (32, 32, 8, 4096, 14336)}  # layers, heads, key-value heads, hidden and feed-forward size: Emu3TextConfig
 VOCABULARY = 184622
-BEFORE = 8  # of the first code's id stands <|extra_200|>, the row end: 151846 and 151854
+BEFORE = 8  # distance from the row end <|extra_200|>, id 151846, to the first code, id 151854
 LEFT_OUT = ("model.vqmodel.", "vqmodel.")
 NAMES = (("text_model.model.", "model."), ("text_model.lm_head.", "lm_head."), ("model.text_model.", "model."))
 HEAD = "lm_head.weight"
 
 
 class Emu3ImagesConfig(LlamaConfig):
-    """LlamaConfig of the text model plus the codebook's size."""
+    """LlamaConfig of the text model plus the codebook size."""
 
     model_type = "emu3-images"
 
@@ -34,7 +34,7 @@ class Emu3ImagesConfig(LlamaConfig):
 
 
 class Emu3Images(LlamaForCausalLM):
-    """A text model whose head knows codes alone. The original trains with dropout 0.1 on residuals; this has none."""
+    """A text model whose head predicts codes only, without the original's dropout of 0.1 on residuals in training."""
 
     config_class = Emu3ImagesConfig
 
@@ -45,12 +45,16 @@ class Emu3Images(LlamaForCausalLM):
 
 
 class Emu3(Captioned):
-    """Text-conditional, H x W codes with row ends."""
+    """The family Emu3-Gen: text-conditional, H x W codes with row ends."""
 
     whole, hub = Emu3ForConditionalGeneration, "BAAI/Emu3-Gen-hf:"
 
     def __init__(self, model: Model):
+<<<<<<< HEAD
         assert model.token_prompt  # the recipe has checked it
+=======
+        assert model.words  # checked by the recipe
+>>>>>>> engA
         if model.size:
             depth, heads, keys, width, feed_forward = SIZES[model.size]
         else:
@@ -102,7 +106,7 @@ class Emu3(Captioned):
         return name, tensor[self.first :] if name == HEAD and tensor.ndim else tensor
 
     def drop(self, condition: Prompts, where: Tensor) -> Prompts:
-        """The negative prompt in place of the caption, as in the original (image_generation.py)."""
+        """Replace captions of the images `where` by the negative prompt, as in the original (image_generation.py)."""
         return self.words.negative_prompt(condition, where)
 
     def embed(self, tokens: Tensor) -> Tensor:

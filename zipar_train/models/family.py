@@ -1,8 +1,8 @@
-"""What the rest of zipar-train may ask of a generator, and the table of families.
+"""The interface of image generators to the rest of zipar-train, and the table of families.
 
 A family is one file and one line in the table.
 
-Shapes: B images, S slots, P prompt tokens, N = H W codes of an image, V codes in the codebook, D the model's width.
+Shapes: B images, S slots, P prompt tokens, N = H W codes per image, V codebook size, D hidden size of the model.
 """
 
 from functools import lru_cache
@@ -25,7 +25,7 @@ from zipar_train.plan.masks import mask_padding
 from zipar_train.plan.table import ROW_END, Plan
 from zipar_train.recipe.schema import Model
 
-FAMILIES = {  # name: module and class, imported when asked for
+FAMILIES = {  # name: module and class, imported on demand
     "llamagen": ("zipar_train.models.llamagen.family", "LlamaGen"),
     "llamagen-t2i": ("zipar_train.models.llamagen.family", "LlamaGenT2I"),
     "janus": ("zipar_train.models.janus", "Janus"),
@@ -38,83 +38,89 @@ class Family(Protocol):
     """An autoregressive image generator."""
 
     grid: Grid
-    model: PreTrainedModel  # a transformers model: save and load, adapters, checkpointing for free
+    model: PreTrainedModel  # a transformers model, which supports saving, adapters and activation checkpointing
     codes: int  # V
     prompt_length: int  # P
 
     def renamed(self, state: dict[str, Tensor]) -> dict[str, Tensor] | None:
-        """Tensors of a checkpoint in transformers' layout by the names of `model`; None if it is no such checkpoint."""
+        """Rename tensors of a published transformers checkpoint to the names of `model`; None if it is not one."""
 
     def published(self, source: str | None) -> PreTrainedModel:
-        """A model that plain transformers loads, with these weights; what draws nothing is as in checkpoint `source`.
+        """Return a model with these weights that plain transformers loads.
+
+        Args:
+            source: The checkpoint that provides the parts that `model` lacks, because they are not used for images.
 
         Raises:
-            ValueError: if that is needed, and is no checkpoint of this family.
+            ValueError: If such parts are needed, and `source` is not a checkpoint of this family.
         """
 
     @property
     def tokenizer(self) -> Tokenizer | None:
-        """Codes <-> pixels; its weights are read when it is first asked for."""
+        """Return the image tokenizer (codes <-> pixels), whose weights are read on first access; None: codes only."""
 
     def check(self, condition: Any) -> Any:
-        """The condition of B images as the family keeps it, on the model's device: labels int64 (B,), or captions.
+        """Check the condition of B images, and return it in the family's format on the model's device.
+
+        Args:
+            condition: Labels (B,), captions, or an earlier result of this method.
 
         Raises:
-            ValueError: for a condition the family does not know.
+            ValueError: If the condition is not valid for this family.
         """
 
     def drop(self, condition: Any, where: Tensor) -> Any:
-        """The condition with the images `where`, bool (B,), made unconditional: label dropout, and guidance."""
+        """Make the images `where`, bool (B,), unconditional, for label dropout and classifier-free guidance."""
 
     def prompt(self, condition: Any) -> Tensor:
-        """Input embeddings of the prompt, (B, P, D)."""
+        """Return the input embeddings of the prompt, (B, P, D)."""
 
     def padding(self, condition: Any) -> Tensor | None:
-        """Prompt tokens that are padding, bool (B, P), which no other token sees; None: none are."""
+        """Return which prompt tokens are padding, bool (B, P); no other token attends to them. None: none are."""
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """Input embeddings (B, S, D) of tokens (B, S): image codes 0 .. V-1, or ROW_END where the grid has row ends."""
+        """Return input embeddings (B, S, D) of tokens (B, S): image codes 0 .. V-1, or ROW_END."""
 
     def hidden(self, embeddings: Tensor, positions: Tensor, mask: Any, cache: Cache | None = None) -> Tensor:
-        """What the model's body makes of S slots, (B, S, D).
+        """Run the model's body on S slots, and return the last hidden states (B, S, D).
 
         Args:
-            embeddings: (B, S, D).
-            positions: raster positions, int64 (S,) or (B, S); the prompt stands at -P .. -1.
-            mask: who sees whom: dense (1 or B, 1, S, keys), bool, or 0 and -infinity in the embeddings' type; or a
-                BlockMask.
-            cache: receives the keys and values, and returns all that the mask speaks of.
+            embeddings: Input embeddings (B, S, D).
+            positions: Raster positions, int64 (S,) or (B, S); the prompt has positions -P .. -1.
+            mask: Attention visibility: dense (1 or B, 1, S, keys), bool, or 0 and -infinity in the embeddings' dtype;
+                or a BlockMask.
+            cache: Stores the new keys and values, and returns all keys and values that the mask covers.
         """
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Logits over image codes, (..., V), of hidden states (..., D)."""
+        """Return logits over image codes (..., V) for hidden states (..., D)."""
 
 
 class Fits(Protocol):
-    """Whether captions fit a model's prompt."""
+    """A check of whether captions fit a model's prompt."""
 
     @property
     def fingerprint(self) -> str | None:
-        """Of all that decides it; None: captions of any length fit."""
+        """Return a hash of everything that the check depends on; None: captions of any length fit."""
 
     def loaded(self) -> "Fits":
-        """This, with what it needs loaded.
+        """Load what the check needs, and return the check itself.
 
         Raises:
-            ValueError: if that cannot be.
+            ValueError: If loading fails.
         """
 
     def misfit(self, caption: str, features: Any = None) -> str:
-        """Why a caption, or its features (n, F), does not fit; empty: it does."""
+        """Return why a caption, or its features (n, F), does not fit; empty if it does."""
 
 
 def build(
     model: Model, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", empty: bool = False
 ) -> Family:
-    """The recipe's generator with random weights drawn from torch's global generator, or with none yet.
+    """Build the recipe's generator with random weights from torch's global generator, or with uninitialised ones.
 
     Args:
-        empty: allocate the weights and leave them as they are, for weights that come from a file.
+        empty: Allocate the weights without initialising them, because they will be loaded from a file.
     """
     module, name = FAMILIES[model.family]
     with torch.device("meta" if empty else device):
@@ -128,10 +134,17 @@ def build(
 
 
 def fits(model: Model) -> Fits | None:
+<<<<<<< HEAD
     """What tells whether captions fit the recipe's model, without its weights; None: it is prompted by classes."""
     if model.t5_features is not None:
         return Width(model.t5_features)
     if model.token_prompt is None:
+=======
+    """Return the caption check of the recipe's model, built without weights; None if it is prompted by classes."""
+    if model.text is not None:
+        return Width(model.text)
+    if model.words is None:
+>>>>>>> engA
         return None
     module, name = FAMILIES[model.family]
     with torch.device("meta"):
@@ -140,21 +153,21 @@ def fits(model: Model) -> Fits | None:
 
 
 def teacher_forced(family: Family, plan: Plan, codes: Tensor, condition: Any, mask: Any) -> Tensor:
-    """What the model predicts for every code of given images when it is decoded along the plan: one parallel pass.
+    """Compute the logits of every code of given images, as decoding along the plan would, in one parallel pass.
 
     Args:
         codes: int64 (B, N) in raster order.
-        condition: of B images, checked.
-        mask: the plan's, dense (bool, or 0 and -infinity) or block, on the model's device.
+        condition: The checked condition of B images.
+        mask: The plan's mask, dense (bool, or 0 and -infinity) or block, on the model's device.
 
     Returns:
-        Logits (B, N, V) in raster order: row n is the prediction of code n.
+        Logits (B, N, V) in raster order: row n predicts code n.
     """
     return family.head(target_hidden_states(family, plan, codes, condition, mask))
 
 
 def target_hidden_states(family: Family, plan: Plan, codes: Tensor, condition: Any, mask: Any) -> Tensor:
-    """The hidden states (B, N, D) that `teacher_forced` predicts from: all logits at once may be too many."""
+    """Return the hidden states (B, N, D) that predict each code, for callers that cannot store all logits at once."""
     source, position, slots = _tables(plan, codes.device)
     tokens = torch.where(source >= 0, codes.index_select(1, source.clamp(min=0)), ROW_END)
     embeddings = torch.cat([family.prompt(condition), family.embed(tokens)], dim=1)
@@ -163,12 +176,12 @@ def target_hidden_states(family: Family, plan: Plan, codes: Tensor, condition: A
     mask = additive(mask, computed_in(embeddings))
     with attention_kernels(codes.device):
         hidden = family.hidden(embeddings, position, mask)
-    return hidden.index_select(1, slots)  # its backward pass adds rows; that of `hidden[:, slots]` sorts indices first
+    return hidden.index_select(1, slots)  # faster backward than `hidden[:, slots]`, which sorts indices
 
 
 @lru_cache(maxsize=64)
 def _tables(plan: Plan, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """On the device, once: sources after the prompt, positions of all slots, and the slot that predicts each code."""
+    """Return a plan's tables on the device: sources after the prompt, all positions, and the slot for each code."""
     drawing = np.flatnonzero(plan.target >= 0)
     slots = drawing[plan.target[drawing].argsort()]
     source = torch.tensor(plan.source[plan.prompt :], device=device)
@@ -176,10 +189,18 @@ def _tables(plan: Plan, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def conditions(model: Model, images: int) -> Any:
+<<<<<<< HEAD
     """B conditions that mean nothing, for measurements: classes in turn, or captions at random."""
     if model.t5_features:
         return [torch.randn(model.t5_features.tokens, model.t5_features.features) for _ in range(images)]
     if model.token_prompt:
         ids = torch.randint(model.token_prompt.vocabulary or 1000, (images, model.token_prompt.tokens))
+=======
+    """Return placeholder conditions for benchmarks: classes in turn, or random captions."""
+    if model.text:
+        return [torch.randn(model.text.tokens, model.text.features) for _ in range(images)]
+    if model.words:
+        ids = torch.randint(model.words.vocabulary or 1000, (images, model.words.tokens))
+>>>>>>> engA
         return Prompts(ids, torch.zeros_like(ids, dtype=torch.bool))
     return [k % (model.num_classes or 1) for k in range(images)]

@@ -1,4 +1,4 @@
-"""Files of weights that others published: found on disk or on the hub, and read with nothing in them executed."""
+"""Weight files: finding them on disk or on the Hugging Face hub, and reading them without executing code in them."""
 
 import argparse
 import json
@@ -19,22 +19,22 @@ from zipar_train.io.errors import truncate
 from zipar_train.io.files import sha256_of
 from zipar_train.run.checkpoints import damage
 
-ENTRIES = ("model", "module", "state_dict")  # where trainers keep weights: LlamaGen's DDP script, DeepSpeed, Lightning
-NO_WEIGHTS = ("freqs_cis", "n_averaged")  # a rotary table of LlamaGen, a counter of torch's AveragedModel
-WRAPPERS = {  # parts of names that DDP, torch.compile, FSDP, activation checkpointing, Fabric and Opacus add
+ENTRIES = ("model", "module", "state_dict")  # keys of weights: LlamaGen's DDP script, DeepSpeed, Lightning
+NO_WEIGHTS = ("freqs_cis", "n_averaged")  # LlamaGen's rotary table, the counter of torch's AveragedModel
+WRAPPERS = {  # name parts that DDP, torch.compile, FSDP, activation checkpointing, Fabric and Opacus add
     *("module", "_orig_mod", "_fsdp_wrapped_module", "_fpw_module", "_checkpoint_wrapped_module"),
     *("_forward_module", "_module"),
 }
-ATTEMPTS = 20  # at reading a file that another process replaces meanwhile
+ATTEMPTS = 20  # most attempts to read a file that another process keeps replacing
 Checksums = dict[Path, str]  # SHA-256 of the bytes of each file that was read
 HUB = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+):(?P<file>[\w./-]*)")
 
 
 def find(source: str | Path) -> Path:
-    """The path itself, or the local copy of `owner/repo:file`, or of all of `owner/repo:`, on the Hugging Face hub.
+    """Return an existing path unchanged, or the local copy of `owner/repo:file` or `owner/repo:` (all files).
 
     Raises:
-        ValueError: if the hub does not give it; names the remedy.
+        ValueError: If the download fails; names the remedy.
     """
     path = Path(source)
     hub = HUB.fullmatch(str(source))
@@ -46,7 +46,7 @@ def find(source: str | Path) -> Path:
         if not hub["file"]:
             return Path(snapshot_download(hub["repo"], allow_patterns=["*.safetensors", "*.json", "*.model", "*.txt"]))
         return Path(hf_hub_download(hub["repo"], hub["file"]))
-    except Exception as error:  # of the hub, of its network, of the file system: a dozen classes, one remedy
+    except Exception as error:  # from the hub, the network or the file system: many classes, one remedy
         reason = str(error).strip().split("\n")[0]
         raise ValueError(
             f"{source} is not on disk and cannot be fetched from the hub ({reason}). "
@@ -55,15 +55,15 @@ def find(source: str | Path) -> Path:
 
 
 def read_file(path: Path, *, checksums: Checksums | None = None) -> dict[str, Any]:
-    """Read a `.pt`, `.pth`, `.bin`, `.ckpt` or `.safetensors` file; its tensors are mapped where the file allows it.
+    """Read a `.pt`, `.pth`, `.bin`, `.ckpt` or `.safetensors` file; tensors are memory-mapped if the file allows it.
 
     Only tensors, plain data and the `argparse.Namespace` of LlamaGen's trainer are accepted (`weights_only=True`).
 
     Args:
-        checksums: receives the SHA-256 of exactly the bytes that were read.
+        checksums: Receives the SHA-256 of exactly the bytes that were read.
 
     Raises:
-        ValueError: naming the file, what is wrong and the remedy.
+        ValueError: If the file cannot be read; names the file, the problem and the remedy.
     """
     if not path.is_file():
         gone = f"it is a link to {os.readlink(path)}, which is not there" if path.is_symlink() else "no such file"
@@ -77,7 +77,7 @@ def read_file(path: Path, *, checksums: Checksums | None = None) -> dict[str, An
         with path.open("rb") as file:
             content = _content(path)
             with suppress(FileNotFoundError):
-                if _state(os.fstat(file.fileno())) == _state(path.stat()):  # the path led to this file all the time
+                if _state(os.fstat(file.fileno())) == _state(path.stat()):  # the file was not replaced meanwhile
                     checksums[path] = sha256_of(file)
                     return content
     raise ValueError(f"{path} was replaced {ATTEMPTS} times while it was read. Try again when nothing writes it")
@@ -91,7 +91,7 @@ def _content(path: Path) -> dict[str, Any]:
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
-        except Exception as error:  # a parser of foreign bytes fails in a dozen ways
+        except Exception as error:  # parsing untrusted bytes can raise almost any exception
             raise ValueError(f"{path} is damaged ({truncate(error)}). Copy or export it again") from error
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
@@ -104,7 +104,7 @@ def _content(path: Path) -> dict[str, Any]:
                 "code. Save its state_dict alone, or use safetensors"
             ) from error
         raise ValueError(f"{path} is not a readable file of weights. Copy or download it again") from error
-    except Exception as error:  # a parser of foreign bytes fails in a dozen ways
+    except Exception as error:  # parsing untrusted bytes can raise almost any exception
         reason = truncate(str(error).strip().split("\n")[0], length=300)
         raise ValueError(f"{path} is not a readable file of weights ({reason}). Copy or download it again") from error
     if not isinstance(content, dict):
@@ -113,13 +113,13 @@ def _content(path: Path) -> dict[str, Any]:
 
 
 def _mappable(path: Path) -> bool:
-    """Whether the tensors of a file can be mapped: the file is a zip whose entries are stored as they are.
+    """Return True if the tensors of a file can be memory-mapped: the file is a zip with uncompressed entries.
 
-    torch.load compares no checksum, and maps compressed bytes as if they were numbers. The small entries of a zip are
-    always checked here; the tensors, where they are not mapped.
+    torch.load compares no checksums, and maps compressed bytes as if they were numbers. Therefore the small entries of
+    a zip are always checked here, and the tensors if they are not mapped.
 
     Raises:
-        ValueError: if an entry is damaged, encrypted or there twice.
+        ValueError: If an entry is damaged, encrypted or duplicated.
     """
     if not zipfile.is_zipfile(path):
         return False
@@ -140,10 +140,10 @@ def _mappable(path: Path) -> bool:
 
 
 def read_folder(path: Path, *, prefix: str = "", checksums: Checksums | None = None) -> dict[str, Tensor]:
-    """The tensors of a checkpoint in transformers' layout whose names begin with `prefix`, mapped, not copied.
+    """Read the tensors of a transformers checkpoint whose names begin with `prefix`, mapped, not copied.
 
     Raises:
-        ValueError: if the folder holds no safetensors, or its index names a file or a tensor that is not there.
+        ValueError: If the folder contains no safetensors, or if a file or tensor of its index is missing.
     """
     index = path / "model.safetensors.index.json"
     files = sorted(path.glob("*.safetensors"))
@@ -165,10 +165,10 @@ def read_folder(path: Path, *, prefix: str = "", checksums: Checksums | None = N
 
 
 def tensors(content: dict[str, Any], *, entry: str | None = None, where: str | Path) -> dict[str, Tensor]:
-    """The tensors of a file's content by name: those of `entry`, or of the first of `ENTRIES`, or the file's own.
+    """Return the tensors of a file's content by name: from `entry`, the first existing of `ENTRIES`, or the top level.
 
     Raises:
-        ValueError: if there are none, or one is no plain tensor; names it.
+        ValueError: If there are none, or if a value is not a plain tensor; names it.
     """
     wanted = [entry] if entry else [name for name in ENTRIES if isinstance(content.get(name), dict)]
     state = content.get(wanted[0]) if wanted else content
@@ -179,10 +179,10 @@ def tensors(content: dict[str, Any], *, entry: str | None = None, where: str | P
 
 
 def unwrapped(state: dict[str, Any], *, where: str | Path) -> dict[str, Tensor]:
-    """Tensors by the names that they had before a trainer or a compiler wrapped the model, in any nesting.
+    """Return tensors by their names without the prefixes of trainers and compilers, in any nesting.
 
     Raises:
-        ValueError: for a value that is no plain tensor, and for two tensors of one name; names them.
+        ValueError: If a value is not a plain tensor, or if two tensors get the same name; names them.
     """
     found: dict[str, Tensor] = {}
     for wrapped, tensor in state.items():
@@ -201,7 +201,7 @@ def unwrapped(state: dict[str, Any], *, where: str | Path) -> dict[str, Tensor]:
 
 
 def _strange(tensor: Any) -> str:
-    """Why a value is no plain tensor; empty: it is one."""
+    """Return why a value is not a plain tensor; empty if it is one."""
     if not isinstance(tensor, Tensor):
         return f"is not a tensor but a {type(tensor).__name__}"
     if type(tensor) not in (Tensor, torch.nn.Parameter):
@@ -214,9 +214,9 @@ def _strange(tensor: Any) -> str:
 
 
 def peeled(state: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """The tensors as they are; then without the first part of their names, as often as all have the same.
+    """Yield the tensors unchanged, then repeatedly without the first part of their names while all share it.
 
-    So weights are found in whatever attribute of a larger module they lay: `model.`, `net.`, `generator.gpt.`.
+    This finds weights inside any attribute of a larger module: `model.`, `net.`, `generator.gpt.`.
     """
     yield state
     while len(roots := {name.partition(".")[0] for name in state}) == 1 and all("." in name for name in state):
@@ -226,6 +226,6 @@ def peeled(state: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
 
 
 def innermost(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors without anything that all their names begin with."""
+    """Return the tensors without the prefix that all their names share."""
     *_, last = peeled(state)
     return last

@@ -1,4 +1,4 @@
-"""Models filled with tensors of files: memory allocated, every tensor accounted for, every number finite."""
+"""Loading of tensors into models: memory allocation, and checks of names, shapes, kinds and finite values."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,13 +13,13 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def allocate(model: nn.Module, *, device: torch.device | str) -> None:
-    """Memory for a model of the meta device, for weights that come from a file."""
+    """Allocate memory for a model on the meta device, whose weights will be loaded from a file."""
     model.to_empty(device=device)
     find_frequencies(model, device=device)
 
 
 def find_frequencies(model: nn.Module, *, device: torch.device | str) -> None:
-    """Rotary embeddings' tables anew: they lie in no file, and are float32 whatever the weights are."""
+    """Recompute the tables of rotary embeddings, which are in no file, in float32 for any dtype of the weights."""
     for part in model.modules():
         if hasattr(part, "inv_freq") and hasattr(part, "config"):
             with torch.device("cpu" if str(device) == "meta" else device):
@@ -27,20 +27,22 @@ def find_frequencies(model: nn.Module, *, device: torch.device | str) -> None:
 
 
 def filled(make: Callable[[], M], state: dict[str, Tensor], *, where: Path, what: str, device: str = "meta") -> M:
-    """A model with tensors of a file, on the CPU.
+    """Build a model on the CPU with the tensors of a file.
 
     Args:
-        make: builds the model, on `device`; its sizes may come from the file.
-        what: in errors, what the file should be, and the remedy: ("is no VQ-16", "Give the published file").
+        make: Builds the model on `device`; its sizes may come from the file.
+        state: The tensors of the file.
+        where: The file, for errors.
+        what: The problem and the remedy, for errors: "is no VQ-16. Give the published file".
 
     Raises:
-        ValueError: naming the file, if the model cannot be built, or the tensors are not the model's.
+        ValueError: If the model cannot be built, or if the tensors are not the model's; names the file.
     """
     wrong, _, remedy = what.partition(". ")
     try:
         with torch.device(device):
             model = make()
-    except Exception as error:  # sizes that a damaged file tells fail anywhere in a constructor
+    except Exception as error:  # sizes from a damaged file may fail anywhere in a constructor
         reason = truncate((str(error).strip().split("\n") or [""])[0], length=200)
         told = reason if isinstance(error, ValueError) else f"{type(error).__name__} {reason}"
         raise ValueError(f"{where} {wrong}: {told}. {remedy}") from error
@@ -54,7 +56,7 @@ def filled(make: Callable[[], M], state: dict[str, Tensor], *, where: Path, what
 
 
 def unaccounted(state: dict[str, Tensor], wanted: dict[str, Tensor]) -> str:
-    """What is wrong with tensors that should be the wanted ones, in words; empty if nothing is."""
+    """Describe tensors that are missing, surplus, or differ in shape or kind from the wanted ones; empty if none do."""
     missing, surplus = wanted.keys() - state.keys(), state.keys() - wanted.keys()
     both = wanted.keys() & state.keys()
     shapes = {
@@ -81,15 +83,15 @@ def unaccounted(state: dict[str, Tensor], wanted: dict[str, Tensor]) -> str:
 
 
 def check_numbers(state: dict[str, Tensor], wanted: dict[str, Tensor], *, where: str | Path) -> None:
-    """Every number of the wanted tensors is finite, and stays so in the type that is wanted.
+    """Check that all values of the wanted tensors are finite, also after conversion to the wanted dtype.
 
     Raises:
-        ValueError: naming the file and the first tensor that holds others.
+        ValueError: If they are not; names the file and the first such tensor.
     """
     for name, tensor in state.items():
         if not tensor.is_floating_point() or not tensor.numel() or name not in wanted:
             continue
-        low, high = torch.aminmax(tensor if tensor.element_size() > 1 else tensor.float())  # NaN comes through
+        low, high = torch.aminmax(tensor if tensor.element_size() > 1 else tensor.float())  # propagates NaN
         most = torch.finfo(wanted[name].dtype).max
         if not (-most <= low.item() and high.item() <= most):
             finite = bool(torch.isfinite(low) and torch.isfinite(high))

@@ -1,8 +1,8 @@
-"""Janus-Pro: a Llama that reads text and draws 24 x 24 codes of LlamaGen's VQ-16 (arXiv 2501.17811).
+"""Janus-Pro: a Llama that reads text and generates 24 x 24 codes of LlamaGen's VQ-16 (arXiv 2501.17811).
 
-Images have an embedding, an aligner and a head of their own beside the text model's; names and layers are those of
-transformers' JanusForConditionalGeneration, whose other parts (the vision tower, the text head) draw nothing and are
-left out.
+Image codes have their own embedding, aligner and head, separate from the text model's. Names and layers are those of
+transformers' JanusForConditionalGeneration, without the parts that are not used to generate images (the vision tower,
+the text head).
 """
 
 from typing import Any
@@ -16,16 +16,16 @@ from zipar_train.models.text_to_image import Captioned
 from zipar_train.models.token_prompts import Prompter, Prompts
 from zipar_train.recipe.schema import Model
 
-SIZES = {"1B": (24, 16, 2048, 5632), "7B": (30, 32, 4096, 11008)}  # layers, heads, width, feed-forward
+SIZES = {"1B": (24, 16, 2048, 5632), "7B": (30, 32, 4096, 11008)}  # layers, heads, hidden size, feed-forward size
 VOCABULARY = 102400
-CODE = 8  # numbers of a code's embedding before the aligner
+CODE = 8  # dimension of a code's embedding before the aligner
 START = "<begin_of_image>"
 ASK = "<|User|>: {}\n\n<|Assistant|>:" + START  # deepseek-ai/Janus, generation_inference.py
 LEFT_OUT = ("model.vision_model.", "model.aligner.", "model.vqmodel.", "lm_head.")
 
 
 class JanusImagesConfig(LlamaConfig):
-    """LlamaConfig of the text model plus the codebook's size."""
+    """LlamaConfig of the text model plus the codebook size."""
 
     model_type = "janus-images"
 
@@ -52,7 +52,7 @@ class JanusImages(LlamaForCausalLM):
 
 
 class Janus(Captioned):
-    """Text-conditional, H x W codes without row ends."""
+    """The family Janus-Pro: text-conditional, H x W codes without row ends."""
 
     whole, hub = JanusForConditionalGeneration, "deepseek-community/Janus-Pro-1B:"
 
@@ -60,9 +60,15 @@ class Janus(Captioned):
         depth, heads, width, feed_forward = SIZES[model.size] if model.size else (
             model.num_layers, model.num_heads, model.hidden_size, model.ffn_size
         )  # fmt: skip
+<<<<<<< HEAD
         assert model.token_prompt and depth and heads and width  # the recipe has checked it
         self.section, self.grid, self.codes = model, model.raster, model.codebook_size
         self.prompt_length, self.words = model.prompt, Prompter(model.token_prompt, ask=ASK, keep=(START,))
+=======
+        assert model.words and depth and heads and width  # checked by the recipe
+        self.section, self.grid, self.codes = model, model.raster, model.codes
+        self.prompt_length, self.words = model.prompt, Prompter(model.words, ask=ASK, keep=(START,))
+>>>>>>> engA
         self.model = JanusImages(
             JanusImagesConfig(
                 codes=model.codebook_size,
@@ -87,7 +93,7 @@ class Janus(Captioned):
         return name.replace("model.generation_", "generation_", 1), tensor
 
     def drop(self, condition: Prompts, where: Tensor) -> Prompts:
-        """Every word becomes padding that is seen, as in the original: `tokens[i, 1:-1] = pad_id`."""
+        """Replace words by visible padding tokens, as in the original: `tokens[i, 1:-1] = pad_id`."""
         return self.words.dropped(condition, where)
 
     def embed(self, tokens: Tensor) -> Tensor:

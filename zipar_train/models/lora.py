@@ -1,4 +1,4 @@
-"""Low-rank adapters by PEFT: put into a model to train, told apart from its own weights, merged into them."""
+"""Low-rank adapters (PEFT): adding them to a model, loading them, and fingerprints of their base weights."""
 
 import hashlib
 from collections.abc import Iterator
@@ -11,20 +11,20 @@ from transformers import PreTrainedModel
 from zipar_train.models.filling import check_numbers, unaccounted
 from zipar_train.recipe.schema import LoRA
 
-MARK = "lora_"  # in the name of every adapter tensor, and of no other
-FINGERPRINT = 64  # hexadecimal digits of a fingerprint, at most
+MARK = "lora_"  # part of the name of every adapter tensor, and of no other
+FINGERPRINT = 64  # most hexadecimal digits of a fingerprint
 
 
 def adapt(model: PreTrainedModel, lora: LoRA) -> None:
-    """Put fresh adapters, drawn from torch's generator, into a model in place; they alone are trained, in float32.
+    """Add new adapters, initialised by torch's generator, to a model in place; only they are trained, in float32.
 
     Raises:
-        ValueError: if no layer has one of the names in `targets`.
+        ValueError: If PEFT rejects `targets`, for example because no layer has such a name.
     """
     try:
-        with model.device:  # or those of a model of the meta device would take memory
+        with model.device:  # otherwise adapters of a model on the meta device would take memory
             model.add_adapter(config(lora))
-        for name, parameter in model.named_parameters():  # PEFT gives them the type of the weights beside them
+        for name, parameter in model.named_parameters():  # PEFT uses the dtype of the base weights
             if MARK in name:
                 parameter.data = parameter.data.float()
     except ValueError as error:
@@ -36,7 +36,7 @@ def adapt(model: PreTrainedModel, lora: LoRA) -> None:
 
 @contextmanager
 def without(model: PreTrainedModel) -> Iterator[None]:
-    """The model as it was before `adapt`, for as long as this lasts."""
+    """Disable the adapters of a model in this block."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers = [layer for layer in model.modules() if isinstance(layer, BaseTunerLayer)]
@@ -50,7 +50,7 @@ def without(model: PreTrainedModel) -> Iterator[None]:
 
 
 def config(lora: LoRA):
-    """PEFT's configuration of a recipe's adapters."""
+    """Return PEFT's configuration for a recipe's adapters."""
     from peft import LoraConfig
 
     return LoraConfig(
@@ -59,14 +59,14 @@ def config(lora: LoRA):
 
 
 def wrapped(model: PreTrainedModel, lora: LoRA, state: dict[str, Tensor], *, where: Path):
-    """The model as a PeftModel with trained adapters, for saving or merging.
+    """Return the model as a PeftModel with trained adapters, for saving or merging.
 
     Args:
-        state: adapter tensors, by the names they have in an adapted model.
-        where: the file they come from, for errors.
+        state: Adapter tensors by their names in a model that `adapt` has changed.
+        where: The file they come from, for errors.
 
     Raises:
-        ValueError: if they are not the adapters that `lora` speaks of, or not finite.
+        ValueError: If they do not match the adapters that `lora` describes, or are not finite.
     """
     from peft import get_peft_model
 
@@ -81,7 +81,7 @@ def wrapped(model: PreTrainedModel, lora: LoRA, state: dict[str, Tensor], *, whe
 
 
 def fingerprint(state: dict[str, Tensor]) -> str:
-    """A short hash that tells one file of base weights from another: names, shapes, and 64 numbers of each tensor."""
+    """Return a short hash that identifies base weights: over names, shapes, and about 64 values of each tensor."""
     digest = hashlib.sha256()
     for name in sorted(state):
         flat = state[name].flatten()

@@ -1,7 +1,7 @@
-"""Lumina-mGPT: Chameleon, a Llama with normalised queries and keys, that draws with a row-end token after every row.
+"""Lumina-mGPT: Chameleon, a Llama with normalised queries and keys, with a row-end token after every row of codes.
 
-arXiv 2408.02657; Alpha-VLLM/Lumina-mGPT, lumina_mgpt/data/item_processor.py and inference_solver.py. transformers' own
-Chameleon bans the codes it could draw; here is its body, and of its output head the codes' rows alone.
+arXiv 2408.02657; Alpha-VLLM/Lumina-mGPT, lumina_mgpt/data/item_processor.py and inference_solver.py. Chameleon in
+transformers suppresses image codes in its output; this module uses its body and only the codes' rows of its head.
 """
 
 from pathlib import Path
@@ -20,22 +20,22 @@ from zipar_train.models.tokenizers.chameleon import FIRST
 from zipar_train.plan.table import ROW_END
 from zipar_train.recipe.schema import Model
 
-SIZES = {"7B": (32, 32, 4096, 11008)}  # layers, heads, width, feed-forward: ChameleonConfig's
+SIZES = {"7B": (32, 32, 4096, 11008)}  # layers, heads, hidden size, feed-forward size: ChameleonConfig
 VOCABULARY = 65536
 ROW_END_AFTER = 8803 - 8196  # ids from the end of the codes to <reserved08799>
 START = "<racm3:break>"
-PATCH = 2  # codes, each way, of what the prompt counts an image's sides in
+PATCH = 2  # codes per side of the unit in which the prompt gives image sizes
 LEFT_OUT = "model.vqmodel."
 HEAD = "lm_head.weight"
 
 
 def side(codes: int) -> str:
-    """The token that says how long a side of the image is."""
+    """Return the token that encodes a side of the image, given in codes."""
     return f"<reserved{8800 + codes // PATCH:05d}>"
 
 
 class LuminaImagesConfig(ChameleonConfig):
-    """ChameleonConfig plus the codebook's size."""
+    """ChameleonConfig plus the codebook size."""
 
     model_type = "lumina-images"
 
@@ -45,9 +45,9 @@ class LuminaImagesConfig(ChameleonConfig):
 
 
 class LuminaImages(ChameleonForConditionalGeneration):
-    """A Chameleon whose head knows codes alone, without its image tokenizer.
+    """A Chameleon without its image tokenizer, whose head predicts codes only.
 
-    The original trains with dropout 0.05 and a z-loss; this has none.
+    The original is trained with dropout 0.05 and a z-loss; this model has neither.
     """
 
     config_class = LuminaImagesConfig
@@ -60,7 +60,7 @@ class LuminaImages(ChameleonForConditionalGeneration):
 
 
 class Lumina(Captioned):
-    """Text-conditional, H x W codes with row ends."""
+    """The family Lumina-mGPT: text-conditional, H x W codes with row ends."""
 
     whole, hub = ChameleonForConditionalGeneration, "Alpha-VLLM/Lumina-mGPT-7B-768:"
 
@@ -68,8 +68,13 @@ class Lumina(Captioned):
         depth, heads, width, feed_forward = SIZES[model.size] if model.size else (
             model.num_layers, model.num_heads, model.hidden_size, model.ffn_size
         )  # fmt: skip
+<<<<<<< HEAD
         assert model.token_prompt and depth and heads and width  # the recipe has checked it
         self.section, self.grid, self.codes = model, model.raster, model.codebook_size
+=======
+        assert model.words and depth and heads and width  # checked by the recipe
+        self.section, self.grid, self.codes = model, model.raster, model.codes
+>>>>>>> engA
         self.prompt_length, self.heads = model.prompt, heads
         rows, columns = model.grid
         after = FIRST + model.codebook_size
@@ -92,13 +97,13 @@ class Lumina(Captioned):
                 intermediate_size=feed_forward or 4 * width,
                 max_position_embeddings=self.prompt_length + self.grid.height * self.grid.row_length,
                 rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
-                vocabulary_map={"<image>": FIRST - 1},  # no picture is ever read in
+                vocabulary_map={"<image>": FIRST - 1},  # images are never an input
                 tie_word_embeddings=False,
             )
         )
 
     def is_hf_checkpoint(self, state: dict[str, Tensor]) -> bool:
-        head = state.get(HEAD)  # it knows words too: names are the same
+        head = state.get(HEAD)  # names are the same; its head also has rows for words
         return head is not None and head.ndim == 2 and len(head) > self.codes
 
     def own(self, name: str, tensor: Tensor) -> tuple[str, Tensor] | None:
@@ -109,7 +114,7 @@ class Lumina(Captioned):
         return name, self.of_each_head(name, tensor)
 
     def of_each_head(self, name: str, tensor: Tensor) -> Tensor:
-        """A norm that heads share, in the authors' files, for each of them, as transformers has it."""
+        """Repeat a q or k norm that heads share in the authors' files for each head, as transformers stores it."""
         if ".q_norm." not in name and ".k_norm." not in name:
             return tensor
         heads = self.heads if ".q_norm." in name else self.model.config.num_key_value_heads
@@ -118,7 +123,7 @@ class Lumina(Captioned):
         return tensor.repeat_interleave(heads // len(tensor), dim=0)
 
     def load_whole(self, folder: Path) -> PreTrainedModel:
-        """The authors' files have norms that transformers does not load, and may have no image tokenizer."""
+        """Load the authors' files, with norms that transformers does not load, and possibly no image tokenizer."""
         state = {name: self.of_each_head(name, tensor) for name, tensor in read_folder(folder).items()}
         what = f"no {self.whole.__name__}"
         config = pretrained(ChameleonConfig, folder, key="model.weights", what=what)
@@ -133,9 +138,9 @@ class Lumina(Captioned):
         return filled(make, state, where=folder, what=wrong)
 
     def drop(self, condition: Prompts, where: Tensor) -> Prompts:
-        """Nothing but the start of the image and its size, as in the original (inference_solver.py).
+        """Reduce prompts to the image start and the image size, as in the original (inference_solver.py).
 
-        The released ZipAR code has padding that is seen in place of the words.
+        The released ZipAR code replaces the words by visible padding instead.
         """
         return self.words.drop_caption(condition, where)
 

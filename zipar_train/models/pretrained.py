@@ -1,4 +1,4 @@
-"""Models and tokenizers of transformers, whole or refused in one message."""
+"""Loading of transformers models and tokenizers, complete or with one clear error."""
 
 from pathlib import Path
 from typing import Any
@@ -10,19 +10,20 @@ from zipar_train.models.filling import check_numbers
 
 
 def pretrained(kind: Any, source: str | Path, *, key: str, what: str, **options: Any) -> Any:
-    """What `kind.from_pretrained(source)` gives; of a model, with every tensor from the checkpoint.
+    """Return `kind.from_pretrained(source)`; for a model, check that every tensor comes from the checkpoint.
 
-    A folder that was cut short while it was downloaded makes transformers, safetensors and tokenizers raise errors of
-    a dozen classes, or go on with random numbers in place of missing tensors.
+    With an incompletely downloaded folder, transformers, safetensors and tokenizers raise errors of many classes, or
+    continue with random numbers in place of missing tensors.
 
     Args:
-        kind: a class of transformers: a model's, a tokenizer's, a configuration's or a processor's.
-        source: folder or hub id.
-        key: the recipe's key that names it, for errors.
-        what: what it should be, for errors: "no T5 encoder".
+        kind: A transformers class: of a model, a tokenizer, a configuration or a processor.
+        source: Folder or hub id.
+        key: The recipe key that names the source, for errors.
+        what: The expected kind, negated, for errors: "no T5 encoder".
+        **options: Further arguments of `from_pretrained`.
 
     Raises:
-        ValueError: naming the key, the source and the reason.
+        ValueError: If loading fails; names the key, the source and the reason.
     """
     is_model = isinstance(kind, type) and issubclass(kind, PreTrainedModel)
     more = {"output_loading_info": True} if is_model else {"trust_remote_code": False}
@@ -39,7 +40,7 @@ def pretrained(kind: Any, source: str | Path, *, key: str, what: str, **options:
         return model
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # tokenizers' panics are no Exception
+    except BaseException as error:  # panics of tokenizers are not of class Exception
         reason = truncate((str(error).strip().splitlines() or [""])[0], length=300)
         told = reason if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {reason}"
         raise ValueError(

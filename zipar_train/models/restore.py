@@ -1,4 +1,4 @@
-"""Weights from run folders, checkpoints, exports and published files into a family, every tensor accounted for."""
+"""Loading of weights into a family from run folders, checkpoints, exports and published files, fully checked."""
 
 import hashlib
 import os
@@ -22,30 +22,30 @@ from zipar_train.run.checkpoints import Kept, last_checkpoint
 
 class LoadedWeights(NamedTuple):
     path: Path
-    recipe: Recipe | None  # the one that made it; None: published by others
-    state: dict[str, Tensor]  # by the names of the family's model, or by LlamaGen's; mapped from the file
-    extra: dict[str, Any]  # what else the file holds
-    sha256: str | None = None  # of the bytes that were read, where it was asked for
+    recipe: Recipe | None  # the recipe of the run; None: published by others
+    state: dict[str, Tensor]  # by the names of the family's model or of LlamaGen; mapped from the file
+    extra: dict[str, Any]  # other content of the file
+    sha256: str | None = None  # checksum of the bytes that were read, if requested
 
     @property
     def adapter(self) -> bool:
-        """Whether these are low-rank adapters alone, which need the weights that their recipe started from."""
+        """Return True if these are only low-rank adapters, which need the weights that their recipe started from."""
         return self.recipe is not None and self.recipe.tune.lora is not None and all(lora.MARK in n for n in self.state)
 
 
 def read(source: str | Path, *, entry: str | None = None, checksum: bool = False) -> LoadedWeights:
-    """Read a run folder, a `.ckpt` of one, an exported folder, or a published file; on disk or on the hub.
+    """Read weights from a run folder, its `.ckpt`, an exported folder or a published file, on disk or on the hub.
 
-    Nothing in the file is executed: `weights_only=True`, or safetensors.
+    No code in the file is executed: `weights_only=True`, or safetensors.
 
     Args:
-        source: a path, `owner/repo:file`, or `owner/repo:` for a checkpoint in transformers' layout.
-        entry: of a published `.pt`, see `model.weights_entry` in the recipe.
-        checksum: take the SHA-256 of exactly the bytes that are read, whatever replaces the file meanwhile. That of
-            several files is the SHA-256 of their checksums in the order of their names.
+        source: A path, `owner/repo:file`, or `owner/repo:` for a checkpoint in transformers' layout.
+        entry: Entry of a published `.pt`, see `model.weights_entry` in the recipe.
+        checksum: Compute the SHA-256 of exactly the bytes that are read, even if the file is replaced meanwhile. For
+            several files, it is the SHA-256 of their checksums in the order of their names.
 
     Raises:
-        ValueError: naming the file, what is wrong and the remedy.
+        ValueError: If the weights cannot be read; names the file, the problem and the remedy.
     """
     checksums: Checksums | None = {} if checksum else None
     saved = _read(find(source), entry, checksums)
@@ -65,7 +65,7 @@ def _read(path: Path, entry: str | None, checksums: Checksums | None) -> LoadedW
                 state = {_lora_name(key): tensor for key, tensor in state.items()}
                 extra = {"base": _base_of(path / "base")} if os.path.lexists(path / "base") else {}
                 return LoadedWeights(path, load_recipe(path / "recipe.yaml"), state, extra)
-        if (path / "config.json").is_file():  # in transformers' layout: published, or an export of several files
+        if (path / "config.json").is_file():  # transformers' layout: published, or an export of several files
             recipe = load_recipe(path / "recipe.yaml") if (path / "recipe.yaml").is_file() else None
             return LoadedWeights(path, recipe, read_folder(path, checksums=checksums), {})
         raise ValueError(
@@ -83,7 +83,7 @@ def _read(path: Path, entry: str | None, checksums: Checksums | None) -> LoadedW
 
 
 def _base_of(path: Path) -> str:
-    """The fingerprint that an export of adapters keeps of the weights that they belong to."""
+    """Return the fingerprint of the base weights that is stored in an export of adapters."""
     try:
         if not path.is_file():
             raise ValueError
@@ -97,7 +97,7 @@ def _base_of(path: Path) -> str:
 
 
 def _lora_name(name: str) -> str:
-    """A tensor's name in PEFT's files as it is in an adapted model; other names stay."""
+    """Convert a tensor name of PEFT's files to that of a model with adapters; other names are unchanged."""
     name = name.removeprefix("base_model.model.")
     if lora.MARK not in name or ".default" in name:
         return name
@@ -112,14 +112,14 @@ def load_family(
     device: torch.device | str = "cpu",
     chain: Sequence[Path] = (),
 ) -> Family:
-    """A family with saved weights, low-rank adapters merged.
+    """Build a family with saved weights; low-rank adapters are merged.
 
     Args:
-        dtype: that the weights are converted to one by one, never all at once; None: as they are in the file.
-        chain: the adapters whose base these weights are.
+        dtype: The dtype to convert weights to, one tensor at a time; None: the dtype of the file.
+        chain: Paths of the adapters whose base weights are being loaded.
 
     Raises:
-        ValueError: if the weights belong to another model, or are not all finite numbers; lists what is wrong.
+        ValueError: If the weights belong to another model, or are not finite; lists the problems.
     """
     if saved.recipe is not None:
         _same_model(saved, saved.recipe, model)
@@ -132,7 +132,7 @@ def load_family(
     check_numbers(state, wanted, where=saved.path)
     if saved.recipe is not None and saved.recipe.model != model:
         theirs = build(saved.recipe.model, empty=True, device="meta").model.config.num_attention_heads
-        if theirs != heads:  # which changes no tensor's shape
+        if theirs != heads:  # no tensor's shape depends on it
             raise ValueError(
                 f"{saved.path} has {theirs} attention heads, the model of this recipe {heads}. Mend model.num_heads"
             )
@@ -147,7 +147,7 @@ def load_family(
 
 
 def _named(family: Family, saved: dict[str, Tensor], *, codes: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Tensors by the names of the model or of LlamaGen, and those wanted; of all that may be peeled, the nearest."""
+    """Return tensors by the names of the model or of LlamaGen, and the wanted ones, for the best-matching prefix."""
     ours, found = family.model.state_dict(), []
     for state in peeled(saved):
         if (renamed := family.renamed(state)) is not None:
@@ -160,19 +160,19 @@ def _named(family: Family, saved: dict[str, Tensor], *, codes: int) -> tuple[dic
 
 
 def initial_weights(model: Model) -> LoadedWeights:
-    """The weights that a recipe starts from, `model.weights`.
+    """Read the weights that a recipe starts from, `model.weights`.
 
-    A run's own weights fit any grid, as a published file's do: no tensor depends on it.
+    They may come from a run at another grid, because no tensor depends on the grid.
 
     Raises:
-        ValueError: as `read`.
+        ValueError: As in `read`.
     """
     assert model.weights is not None
     return at_grid(read(model.weights, entry=model.weights_entry), model)
 
 
 def at_grid(saved: LoadedWeights, model: Model) -> LoadedWeights:
-    """Weights as if their run had been at the grid of a model."""
+    """Return weights with the grid in their recipe replaced by that of a model."""
     if saved.recipe is None:
         return saved
     theirs = saved.recipe.model.model_copy(update={"grid": model.grid})
@@ -189,10 +189,10 @@ def _with_adapters(model: Model, saved: LoadedWeights, *, chain: Sequence[Path],
 
 
 def _base(model: Model, saved: LoadedWeights, recipe: Recipe, chain: Sequence[Path]) -> LoadedWeights:
-    """The weights that adapters were trained on: the first found whose fingerprint is the one they keep.
+    """Return the weights that adapters were trained on: the first found with the fingerprint stored in the adapters.
 
-    They are looked for where the model that is asked for has its weights, then where the recipe of the adapters had
-    them, a relative path from here and from the folders above the adapters.
+    The search starts at the `weights` of `model`, then uses those of the adapters' recipe. A relative path is tried
+    from the working directory and from the folders above the adapters.
     """
     places = [] if model.weights in (None, recipe.model.weights) else [(model.weights, model.weights_entry)]
     if recipe.model.weights is not None:
@@ -234,7 +234,11 @@ def _same_model(saved: LoadedWeights, recipe: Recipe, model: Model) -> None:
 
 
 def _account(saved: LoadedWeights, state: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
-    """Every tensor is there, none besides, each in its shape and kind, or an error that lists them."""
+    """Check that exactly the wanted tensors are present, with the right shapes and kinds.
+
+    Raises:
+        ValueError: If not; lists the tensors and names the remedy.
+    """
     if problems := unaccounted(state, wanted):
         remedy = "Give a checkpoint of this recipe, or mend the recipe's depth, heads, width and feed_forward"
         if layout.is_published(state):

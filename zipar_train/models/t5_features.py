@@ -1,4 +1,4 @@
-"""Captions to the features of a T5 encoder, and features to a prompt of fixed length."""
+"""Conversion of captions to features of a T5 encoder, and of features to a prompt of fixed length."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -11,19 +11,19 @@ from zipar_train.recipe.schema import Text
 
 
 class Captions(NamedTuple):
-    """The condition of B images: left-padded features, zero where they are padding."""
+    """The condition of B images: left-padded features, zero at padding."""
 
     features: Tensor  # (B, P, F)
     padding: Tensor  # bool (B, P)
 
 
 class Width:
-    """What features of captions must be for a model that is prompted by them: of its width, however many.
+    """The check that caption features have the dimension the model requires; their number is arbitrary.
 
-    More than the prompt's length are cut off, as the original does.
+    Features beyond the prompt length are truncated later, as in the original.
     """
 
-    fingerprint = None  # nothing about a caption itself
+    fingerprint = None  # captions themselves are not checked
 
     def __init__(self, text: Text):
         self.wanted = text.features
@@ -32,17 +32,17 @@ class Width:
         return self
 
     def misfit(self, caption: str, features: Any = None) -> str:
-        """Why the features of a caption do not fit; empty: they do, or there are none yet."""
+        """Return why the features of a caption do not fit; empty if they do, or if there are none yet."""
         if features is None or features.shape[1] == self.wanted:
             return ""
         return f"caption features are {features.shape[1]} wide, the model's {self.wanted}: make them with its encoder"
 
 
 class TextEncoder:
-    """A frozen T5 (LlamaGen: flan-t5-xl), loaded when first used.
+    """A frozen T5 encoder (LlamaGen: flan-t5-xl), loaded on first use.
 
-    LlamaGen also strips URLs, file names and the like from web captions; here a caption is lower-cased and its white
-    space collapsed, no more.
+    Captions are lower-cased, and white space is collapsed. LlamaGen also removes URLs, file names and similar text from
+    web captions.
     """
 
     def __init__(self, text: Text):
@@ -57,8 +57,13 @@ class TextEncoder:
                 "model.t5_features.encoder is null, so captions cannot be read: set it to a T5 (google/flan-t5-xl, or a "
                 "folder), or use shards that hold features"
             )
+<<<<<<< HEAD
         dtype = torch.float32 if device.type == "cpu" else torch.bfloat16  # as LlamaGen runs it
         named = {"key": "model.t5_features.encoder", "what": "no T5 encoder"}
+=======
+        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16  # as in LlamaGen
+        named = {"key": "model.text.encoder", "what": "no T5 encoder"}
+>>>>>>> engA
         tokenizer = pretrained(AutoTokenizer, source, **named)
         model = pretrained(T5EncoderModel, source, dtype=dtype, **named).eval().requires_grad_(False)
         width, tokens = model.config.d_model, model.config.vocab_size
@@ -76,7 +81,7 @@ class TextEncoder:
 
     @torch.no_grad()
     def __call__(self, captions: Sequence[str], device: torch.device) -> list[Tensor]:
-        """Features (n, F) of each caption, n its tokens, at most P."""
+        """Return features (n, F) of each caption, where n <= P is its number of tokens."""
         if not hasattr(self, "model"):
             self.load(device)
         clean = [" ".join(caption.lower().split()) for caption in captions]
@@ -88,10 +93,10 @@ class TextEncoder:
 
 
 def left_padded(features: Sequence[Tensor], text: Text, device: torch.device) -> Captions:
-    """Features (n, F) of each image as a prompt: at the right, zeros to their left; at most P are kept.
+    """Return features (n, F) of each image as a left-padded prompt (B, P, F); at most P features are kept.
 
     Raises:
-        ValueError: for features of another width.
+        ValueError: If features have another dimension, or are empty.
     """
     prompt = torch.zeros(len(features), text.tokens, text.features, device=device)
     padding = torch.ones(len(features), text.tokens, dtype=torch.bool, device=device)

@@ -1,4 +1,4 @@
-"""What generators prompted by captions as token ids share: prompts, and checkpoints in transformers' layout."""
+"""The base class of generators that are prompted by captions as token ids: prompts and transformers checkpoints."""
 
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -14,9 +14,12 @@ from zipar_train.models.token_prompts import Prompter, Prompts
 
 
 class Captioned(LlamaGen, ABC):
-    """A `Family` whose model is a Llama taken out of a larger one of transformers.
+    """A `Family` whose model is a Llama that is part of a larger transformers model.
 
-    whole: the larger model's class. hub: where it is published.
+    Attributes:
+        whole: Class of the larger model.
+        hub: Hugging Face hub id where it is published, with a colon at the end.
+        words: Converts captions to prompts.
     """
 
     whole: type[PreTrainedModel]
@@ -25,11 +28,11 @@ class Captioned(LlamaGen, ABC):
 
     @abstractmethod
     def own(self, name: str, tensor: Tensor) -> tuple[str, Tensor] | None:
-        """A published tensor's name in ours, and a view of the rows that draw; None: it draws nothing."""
+        """Map a published tensor to its name in `model` and a view of the rows for codes; None if it is not used."""
 
     @abstractmethod
     def is_hf_checkpoint(self, state: dict[str, Tensor]) -> bool:
-        """Whether tensors have the larger model's names and shapes, not ours."""
+        """Return True if tensors have the names and shapes of the larger model."""
 
     def renamed(self, state: dict[str, Tensor]) -> dict[str, Tensor] | None:
         if not self.is_hf_checkpoint(state):
@@ -51,7 +54,7 @@ class Captioned(LlamaGen, ABC):
         return whole
 
     def load_whole(self, folder: Path) -> PreTrainedModel:
-        """The published model of a folder, in our dtype."""
+        """Load the larger model from a folder, in the dtype of `model`."""
         what = f"no {self.whole.__name__}"
         return pretrained(self.whole, folder, key="model.weights", what=what, dtype=self.model.dtype)
 

@@ -1,4 +1,4 @@
-"""Captions as token ids of a text model, left-padded to a fixed length."""
+"""Prompts from captions as token ids of a text model, left-padded to a fixed length."""
 
 import hashlib
 import json
@@ -17,18 +17,18 @@ class Prompts(NamedTuple):
     """The condition of B images."""
 
     ids: Tensor  # int64 (B, P)
-    padding: Tensor  # bool (B, P): no other token sees these
+    padding: Tensor  # bool (B, P): no other token attends to these
 
 
 class Prompter:
-    """Captions to prompts, by the tokenizer that a generator was published with, loaded when first used.
+    """A converter from captions to prompts, with the text tokenizer of a generator, loaded on first use.
 
     Args:
-        text: `encoder` is its hub id or folder, `tokens` the prompts' length.
-        ask: what a caption is put into, `{}` in its place.
-        keep: tokens that an unconditional prompt keeps, beside the first one.
-        after: tokens that follow.
-        ids: tokens whose ids the model counts on.
+        text: The recipe's section: `encoder` is the tokenizer's hub id or folder, `tokens` the prompt length.
+        ask: The prompt template, with `{}` in place of the caption.
+        keep: Tokens that an unconditional prompt keeps, besides the first one.
+        after: Tokens that follow the template.
+        ids: Tokens whose ids must be as the model requires.
     """
 
     def __init__(
@@ -67,19 +67,19 @@ class Prompter:
         return tokenizer
 
     def loaded(self) -> "Prompter":
-        """This, with its tokenizer loaded.
+        """Load the tokenizer, and return this object.
 
         Raises:
-            ValueError: if it cannot be, or is of another model.
+            ValueError: If it cannot be loaded, or belongs to another model.
         """
         _ = self.tokenizer
         return self
 
     def check(self, condition: Any, device: torch.device) -> Prompts:
-        """Captions, or what this has returned before, as prompts on the device.
+        """Convert captions to prompts, or move earlier results of this method, to the device.
 
         Raises:
-            ValueError: for an empty caption, or one of more tokens than a prompt has.
+            ValueError: If a caption is empty, or has more tokens than the prompt.
         """
         if isinstance(condition, Prompts):
             return Prompts(*(part.to(device) for part in condition))
@@ -91,7 +91,11 @@ class Prompter:
         return self.framed([caption.strip() + self.text.prompt_suffix for caption in condition], device)
 
     def framed(self, captions: Sequence[str], device: torch.device) -> Prompts:
-        """Captions in the model's format, left-padded."""
+        """Return captions in the prompt template, left-padded.
+
+        Raises:
+            ValueError: If a caption has more tokens than the prompt.
+        """
         length = self.text.tokens
         ids = torch.full((len(captions), length), self.tokenizer.pad_token_id)
         padding = torch.ones(len(captions), length, dtype=torch.bool)
@@ -104,14 +108,19 @@ class Prompter:
         return Prompts(ids.to(device), padding.to(device))
 
     def misfit(self, caption: str, features: Any = None) -> str:
+<<<<<<< HEAD
         """Why a caption does not fit into the prompt; empty: it does."""
         whole = caption.strip() + self.text.prompt_suffix
+=======
+        """Return why a caption does not fit into the prompt; empty if it does."""
+        whole = caption.strip() + self.text.positive
+>>>>>>> engA
         tokens = len(self._ids(whole))
         return self._too_long(whole, tokens) if tokens > self.text.tokens else ""
 
     @property
     def fingerprint(self) -> str:
-        """Of all that decides which captions fit: 16 hexadecimal digits."""
+        """Return a hash of everything that decides which captions fit, 16 hexadecimal digits."""
         vocabulary = sorted(self.tokenizer.get_vocab().items())
         parts = [self.ask, self.after, self.text.prompt_suffix, self.text.tokens, vocabulary]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
@@ -128,19 +137,24 @@ class Prompter:
         )
 
     def dropped(self, prompts: Prompts, where: Tensor) -> Prompts:
-        """The images `where`, bool (B,), without their words: padding tokens in their place, which are seen."""
+        """Replace the words of the images `where`, bool (B,), by padding tokens that stay visible to attention."""
         kept = {self.tokenizer.bos_token_id, *map(self.tokenizer.convert_tokens_to_ids, self.keep)}
         stays = torch.isin(prompts.ids, torch.tensor(sorted(kept), device=prompts.ids.device))
         ids = prompts.ids.masked_fill(where[:, None] & ~stays, self.tokenizer.pad_token_id)
         return Prompts(ids, prompts.padding)
 
     def drop_caption(self, prompts: Prompts, where: Tensor) -> Prompts:
-        """The images `where` with nothing but the tokens that follow the caption."""
+        """Hide all prompt tokens of the images `where`, bool (B,), except those that follow the template."""
         words = torch.arange(prompts.ids.shape[1], device=prompts.ids.device) < prompts.ids.shape[1] - len(self.after)
         return Prompts(prompts.ids, prompts.padding | (where[:, None] & words))
 
     def negative_prompt(self, prompts: Prompts, where: Tensor) -> Prompts:
+<<<<<<< HEAD
         """The images `where` with the negative caption in place of theirs."""
         null = self.framed([self.text.negative_prompt], prompts.ids.device)
+=======
+        """Replace the captions of the images `where`, bool (B,), by the negative prompt."""
+        null = self.framed([self.text.negative], prompts.ids.device)
+>>>>>>> engA
         at = where[:, None]
         return Prompts(torch.where(at, null.ids, prompts.ids), torch.where(at, null.padding, prompts.padding))

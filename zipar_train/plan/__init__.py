@@ -1,5 +1,5 @@
-"""The schedule of codes: grids, the plan (which pass generates which code, and what each one attends to), masks, and a
-diagram of both.
+"""The decoding schedule: grids, plans, attention masks, and diagrams.
 
-All that depends on the window is here.
+A plan defines which pass generates which code, and what each one attends to. Everything that depends on the window is
+in this package.
 """

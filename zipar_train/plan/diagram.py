@@ -1,4 +1,4 @@
-"""A plan as a picture: the pass that generates each code, and the attention mask."""
+"""A figure of a plan: the pass that generates each code, and the attention mask."""
 
 from pathlib import Path
 
@@ -10,11 +10,11 @@ from zipar_train.plan.table import NEVER, Plan
 
 
 def draw_plan(plan: Plan, path: str | Path) -> None:
-    """Write a picture of the plan: the pass map (H, W) beside the mask (S, S), stand-ins in orange.
+    """Write a figure of the plan: the pass map (H, W) beside the mask (S, S), stand-ins in orange.
 
     Raises:
-        ValueError: for an ending that is no picture format.
-        OSError: if the file cannot be written.
+        ValueError: If the file extension is not a supported image format.
+        OSError: If the file cannot be written.
     """
     drawn, visible = plan.drawn(), plan.visible().astype(np.int8)
     visible[:, plan.expires != NEVER] *= 2

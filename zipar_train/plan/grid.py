@@ -1,17 +1,17 @@
-"""The raster of an image: which token stands where. Pure integers."""
+"""The raster of an image: the position of every token, as plain integers."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Grid:
-    """`height` rows of `width` image codes, in raster order.
+    """A grid of `height` rows of `width` image codes, in raster order.
 
-    With `row_end`, the model's vocabulary has a row-end token that closes every row (Lumina-mGPT, Emu3);
-    it takes a raster position but is no image code.
+    With `row_end`, a row-end token follows every row (Lumina-mGPT, Emu3). It has a raster position but is not an
+    image code.
 
     Raises:
-        ValueError: if a side is smaller than 1.
+        ValueError: If a side is smaller than 1.
     """
 
     height: int
@@ -24,24 +24,24 @@ class Grid:
 
     @property
     def codes(self) -> int:
-        """Image codes in the grid, row ends not counted."""
+        """Return the number of image codes in the grid, row ends excluded."""
         return self.height * self.width
 
     @property
     def row_length(self) -> int:
-        """Tokens in a row, its row end counted: the widest window, at which a plan is next-token decoding."""
+        """Return the tokens in a row, row end included; a plan with this window is next-token decoding."""
         return self.width + self.row_end
 
     def code(self, row: int, column: int) -> int:
-        """Index of an image code among the image codes, 0 .. codes - 1."""
+        """Return the index of an image code in raster order, row ends excluded, 0 .. codes - 1."""
         return row * self.width + column
 
     def row(self, code: int) -> int:
-        """The row that an image code stands in."""
+        """Return the row of an image code."""
         return code // self.width
 
     def position(self, row: int, column: int) -> int:
-        """Raster position of a token, row ends counted: what rotary embeddings see and causality compares."""
+        """Return a token's raster position, row ends included, as rotary embeddings and causality use it."""
         return row * self.row_length + column
 
     def __str__(self) -> str:

@@ -1,6 +1,6 @@
-"""A plan's visibility as attention masks: a mask_mod, a dense bool for sdpa, a BlockMask for FlexAttention.
+"""Attention masks of a plan: a mask_mod, a dense bool mask for sdpa, a BlockMask for FlexAttention.
 
-3 x 3 codes at window 1, row = query, column = key, in decode order (P prompt, S stand-in for code 5):
+Example: 3 x 3 codes at window 1, row = query, column = key, in decode order (P prompt, S stand-in for code 5):
 
         P 0 1 2 3 S 4 6 5 7
     P   #
@@ -32,7 +32,7 @@ Device = torch.device | str
 
 
 def mask_mod(plan: Plan, *, device: Device = "cpu") -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """FlexAttention's `mask_mod(b, h, q, k) -> bool` over the plan's slots."""
+    """Return FlexAttention's `mask_mod(b, h, q, k) -> bool` over the plan's slots."""
     step, position, expires = (torch.tensor(v, device=device) for v in (plan.step, plan.position, plan.expires))
 
     def visible(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
@@ -42,22 +42,22 @@ def mask_mod(plan: Plan, *, device: Device = "cpu") -> Callable[[Tensor, Tensor,
 
 
 def dense(plan: Plan, *, device: Device = "cpu") -> Tensor:
-    """Bool (1, 1, S, S), True where a query sees a key: `attention_mask=` of any transformers model under sdpa.
+    """Return the mask as bool (1, 1, S, S), True where a query attends to a key.
 
-    Eager attention would *add* a bool mask (transformers 5); use sdpa.
+    Pass it as `attention_mask=` to any transformers model under sdpa; eager attention would *add* it (transformers 5).
     """
     return torch.tensor(plan.visible(), device=device)[None, None]
 
 
 def block(plan: Plan, *, device: Device = "cpu") -> BlockMask:
-    """FlexAttention's BlockMask of (S, S): `attention_mask=` under attn_implementation "flex_attention"."""
+    """Return FlexAttention's BlockMask (S, S), `attention_mask=` under attn_implementation "flex_attention"."""
     return create_block_mask(mask_mod(plan, device=device), None, None, len(plan), len(plan), device=str(device))
 
 
 def unwritten_slots_mask(plan: Plan, *, device: Device = "cpu") -> Tensor:
-    """Bool (1, 1, S, N): raster codes before a query's position that no slot has been fed at by the query's pass.
+    """Return bool (1, 1, S, N): raster codes before a query's position that are not yet fed in the query's pass.
 
-    No mask of ours shows them. The released decoder does: they are zero keys and values of its cache.
+    A plan's masks hide them. The released decoder attends to them, as zero keys and values in its cache.
     """
     first = np.full(plan.grid.codes, NEVER)
     image = plan.position >= 0
@@ -67,12 +67,12 @@ def unwritten_slots_mask(plan: Plan, *, device: Device = "cpu") -> Tensor:
 
 
 def mask_padding(mask: Any, padding: Tensor, *, slots: Tensor | None = None) -> Any:
-    """A plan's mask, dense or block, for B images whose prompts are padded: who is padding is seen by itself alone.
+    """Return a plan's mask for B images with padded prompts; only a padding token itself attends to it.
 
     Args:
         mask: (1, 1, Q, K) or a BlockMask, over slots that begin with the prompt.
-        padding: bool (B, P).
-        slots: of a dense mask's queries, int64 (Q,); None: they are the keys.
+        padding: bool (B, P), True at padding tokens.
+        slots: Slot index of each query of a dense mask, int64 (Q,); None if queries and keys are the same slots.
     """
     if isinstance(mask, BlockMask):
         queries, keys = mask.seq_lengths

@@ -1,4 +1,4 @@
-"""What stands in for the last code of a row that is not drawn yet, where the row below begins."""
+"""The code that stands in for a row's last code when the row below starts before that code exists."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -6,20 +6,25 @@ from typing import Literal
 from zipar_train.plan.grid import Grid
 
 StandIn = Literal["completed", "nearest", "latest", "above", "released"]  # see `stand_in_of`
+<<<<<<< HEAD
 Seen = Literal["until_replaced", "by_itself"]  # by whom its key is, see `Plan.zipar`
 FirstRow = Literal["complete", "overlapping"]  # whether row 1 waits for the whole of row 0
+=======
+Seen = Literal["until_replaced", "by_itself"]  # which slots attend to its key, see `Plan.zipar`
+FirstRow = Literal["alone", "overlapping"]  # whether row 1 waits for the whole of row 0
+>>>>>>> engA
 
 
 def stand_in_of(grid: Grid, drawn: Sequence[int], rule: StandIn) -> int:
-    """The code that stands in for the last one of a row.
+    """Return the code that stands in for the last code of a row.
 
     Args:
-        drawn: the latest drawn column of each row from 0 to that one.
-        rule: `nearest`: the drawn code that is nearest (Euclid; ties to the lower row). `latest`: the latest of the
-            row. `above`: that above the code it is fed for, the row's first. `completed`: the last of the lowest row
-            that is whole (Pruna's, pruna/algorithms/zipar/utils.py). `released`: the latest of the row before (the
-            released ZipAR code's, autoregressive/models/generate_zipar.py); of row 0 its latest. `completed` is the
-            latest of row 0 too as long as no row is whole.
+        drawn: The latest generated column of each row, from row 0 to that row.
+        rule: `nearest`: the nearest generated code (Euclidean distance; the lower row wins ties). `latest`: the row's
+            latest code. `above`: the row's first code, which is above the code to be predicted. `completed`: the last
+            code of the lowest complete row, or the latest of row 0 while no row is complete (Pruna,
+            pruna/algorithms/zipar/utils.py). `released`: the latest code of the row before, or of row 0 itself
+            (released ZipAR code, autoregressive/models/generate_zipar.py).
     """
     row, end = len(drawn) - 1, grid.width - 1
 

@@ -1,10 +1,10 @@
 """The plan of an image: one table of slots in decode order, from which everything else follows.
 
 A slot is one token fed to the model once. The training mask, the teacher-forced inputs, the loss, the decode loop
-and the pass count are all readings of this table; nothing else in the project knows about windows.
+and the pass count are all derived from this table; no other part of the project depends on windows.
 
-ZipAR (arXiv 2412.04062, section 3.2) opens a row as soon as `window` codes of the row above are drawn. Its equation 1
-reads `window + 1`; its tables and its released code count `window`, and so do we.
+ZipAR (arXiv 2412.04062, section 3.2) starts a row as soon as `window` codes of the row above are generated. Its
+equation 1 reads `window + 1`; its tables, its released code and this package use `window`.
 """
 
 from collections.abc import Sequence
@@ -18,25 +18,25 @@ from numpy.typing import NDArray
 from zipar_train.plan.grid import Grid
 from zipar_train.plan.stand_in import FirstRow, Seen, StandIn, stand_in_of
 
-PROMPT, ROW_END = -1, -2  # what a slot feeds when it feeds no image code
-NEVER = 2**31 - 1  # a pass that never comes
+PROMPT, ROW_END = -1, -2  # `source` of slots that do not feed an image code
+NEVER = 2**31 - 1  # `expires` of keys that never expire
 
 Integers = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """Five integer vectors of length S, sorted by (step, position).
+    """A decoding schedule: five integer vectors of length S, sorted by (step, position).
 
-    step: the forward pass that feeds the slot; the prompt is pass 0.
-    source: the image code it feeds, or PROMPT, or ROW_END.
-    position: its raster position; the P prompt tokens stand at -P .. -1.
-    target: the image code its logits predict, -1 for none. Every code is the target of exactly one slot.
-    expires: the first pass that no longer sees its key (stand-ins only, NEVER for all others).
+    step: The forward pass that feeds the slot; the prompt is pass 0.
+    source: The image code that the slot feeds, or PROMPT, or ROW_END.
+    position: Its raster position; the P prompt tokens have positions -P .. -1.
+    target: The image code that its logits predict, or -1. Every code is the target of exactly one slot.
+    expires: The first pass that no longer attends to its key (NEVER except for stand-ins and discarded attempts).
     """
 
     grid: Grid
-    window: int  # of several, the widest
+    window: int  # the widest, if there are several
     prompt: int
     step: Integers
     source: Integers
@@ -55,24 +55,24 @@ class Plan:
         first_row: FirstRow = "complete",
         prompt: int = 1,
     ) -> "Plan":
-        """The plan that opens each row when `window` tokens of the row above exist.
+        """Return the plan that starts each row when `window` tokens of the row above exist.
 
         Without row ends, the first code of a row needs the last code of the row above as its input before that code
-        exists: a stand-in slot feeds another, drawn code at that position, and expires in the pass that feeds the real
-        one. With row ends, the row-end token is known beforehand and counts as one of the window's tokens, nothing
-        stands in, and row 0 is like the others.
+        exists. A stand-in slot then feeds another, already generated code at that position, and expires in the pass
+        that feeds the real code. With row ends, the row-end token is known beforehand and counts as one of the
+        window's tokens, no stand-in is needed, and row 0 is like the others.
 
         Args:
-            window: one for all rows, or H - 1, one for each row that another waits for: how many of its tokens. Where
-                row 0 is drawn alone, the first is the row's length, whatever is said.
-            stand_in: which code stands in, see `stand_in_of`.
-            seen: by whom a stand-in's key is seen: by all that attend to its position, until it expires; or by itself
-                alone, so that it serves the row's first code and no other.
-            first_row: without row ends, whether row 1 waits for the whole of row 0, as in the released code and the
-                paper's pass counts, or opens like the others.
+            window: One for all rows, or H - 1, one for each row except the last: the tokens of that row that must
+                exist. If row 0 is generated alone, its window is the row's length.
+            stand_in: The code that stands in, see `stand_in_of`.
+            seen: The slots that attend to a stand-in's key: those that attend to its position, until it expires; or
+                the stand-in alone, so that it only affects the row's first code.
+            first_row: Without row ends: row 1 waits for all of row 0 ("alone"), as in the released code and the
+                paper's pass counts, or starts like the others ("overlapping").
 
         Raises:
-            ValueError: if a window is not in 1 .. grid.row_length, a choice is unknown, or `prompt` is below 1.
+            ValueError: If a window is not in 1 .. grid.row_length, a choice is unknown, or `prompt` is below 1.
         """
         given = list(window) if isinstance(window, Sequence) else [window]
         windows = list(given) if isinstance(window, Sequence) else given * (grid.height - 1)
@@ -102,17 +102,17 @@ class Plan:
         seen: Seen = "until_replaced",
         prompt: int = 1,
     ) -> "Plan":
-        """The plan that draws the first code of each row in a given pass.
+        """Return the plan that generates the first code of each row in a given pass.
 
         Args:
-            opens: (H,), those passes, from 0: each after that of the row above (with row ends it may be the same), and
-                by a row's width at most.
-            window: the plan's `window`.
-            tries: (H,), in how many passes right before a stand-in, or the row end, is fed too, and nothing is drawn
-                from it: an adaptive window's attempts. Each is seen by itself alone.
+            opens: The passes (H,), starting at 0. The distance to the row above is 1 .. row width (from 0 with row
+                ends).
+            window: The plan's `window`.
+            tries: (H,), rejected attempts of an adaptive window: the number of passes right before in which the
+                stand-in or row end is also fed, but no code is kept. Only the attempt itself attends to its key.
 
         Raises:
-            ValueError: if a choice is unknown, or `prompt` is below 1.
+            ValueError: If a choice is unknown, or `prompt` is below 1.
         """
         _known(stand_in=(stand_in, StandIn), seen=(seen, Seen))
         if prompt < 1:
@@ -153,32 +153,32 @@ class Plan:
 
     @classmethod
     def raster(cls, grid: Grid, *, prompt: int = 1) -> "Plan":
-        """Next-token decoding: the widest window."""
+        """Return the plan of next-token decoding, which has the widest window."""
         return cls.zipar(grid, window=grid.row_length, prompt=prompt)
 
     @property
     def passes(self) -> int:
-        """Forward passes an image takes, the prompt's included."""
+        """Return the number of forward passes per image, including the prompt's."""
         return int(self.step[-1]) + 1
 
     @property
     def width(self) -> int:
-        """Most slots that one pass feeds, of a longer prompt its last token alone."""
+        """Return the largest number of slots in one pass; of the prompt, only the last token counts."""
         return int(np.bincount(self.step[self.position >= -1]).max())
 
     @property
     def reduction(self) -> float:
-        """Share of next-token decoding's passes that this plan saves, 0 .. 1."""
+        """Return the fraction of next-token decoding's passes that this plan saves, 0 .. 1."""
         return 1 - self.passes / self.grid.codes
 
     def drawn(self) -> Integers:
-        """The pass that draws each code, (H, W)."""
+        """Return the pass that generates each code, int64 (H, W)."""
         passes = np.empty(self.grid.codes, dtype=np.int64)
         passes[self.target[self.target >= 0]] = self.step[self.target >= 0]
         return passes.reshape(self.grid.height, self.grid.width)
 
     def visible(self) -> NDArray[np.bool_]:
-        """Who sees whom: bool (S, S), row = query, column = key."""
+        """Return the attention visibility as bool (S, S), row = query, column = key."""
         q, k = np.arange(len(self.step))[:, None], np.arange(len(self.step))[None, :]
         return sees(self.step, self.position, self.expires, q, k)
 
@@ -191,7 +191,7 @@ class Plan:
 
 
 def sees(step, position, expires, q, k):
-    """The one visibility rule, for numpy arrays and for torch tensors: may slot `q` attend to the key of slot `k`?"""
+    """Return True where slot `q` attends to the key of slot `k`: the visibility rule, for NumPy arrays and tensors."""
     return (step[k] <= step[q]) & (step[q] < expires[k]) & (position[k] <= position[q])
 
 

@@ -1,1 +1,1 @@
-"""Recipes: the schema of a YAML file, its limits and defaults, and how it is found, overridden and checked."""
+"""Recipes: the schema of a YAML file with limits and defaults, and finding, overriding and checking recipes."""

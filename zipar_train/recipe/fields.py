@@ -1,11 +1,11 @@
-"""What all sections of a recipe share: how strictly they are read, and the ranges of numbers. Imports no torch."""
+"""The base class of all recipe sections, and the ranges of their numbers. Does not import torch."""
 
 from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-SIDE = 1024  # most rows, and most columns, of codes
+SIDE = 1024  # most rows and most columns of codes
 
 Positive = Annotated[int, Field(ge=1, le=10**9)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -17,7 +17,7 @@ Heads = Annotated[int, Field(ge=1, le=1024)]
 Vocabulary = Annotated[int, Field(ge=1, le=2**20)]
 Tokens = Annotated[int, Field(ge=1, le=4096)]
 Batch = Annotated[int, Field(ge=1, le=2**16)]
-Source = Annotated[str, Field(min_length=1, max_length=1024)]  # a path, a URL, or an id on a hub
+Source = Annotated[str, Field(min_length=1, max_length=1024)]  # a path, a URL, or a Hugging Face hub id
 Name = Annotated[str, Field(min_length=1, max_length=128)]
 
 
@@ -26,7 +26,7 @@ class Section(BaseModel):
 
 
 def scaled(grid: Sequence[int], shorter: int) -> tuple[int, int] | None:
-    """Height and width in pixels of a grid's images, by their shorter side; None: the other is no whole number."""
+    """Return the height and width in pixels of an image whose shorter side is given; None if a side is not whole."""
     rows, columns = grid
     if shorter * max(grid) % min(grid):
         return None

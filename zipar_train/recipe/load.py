@@ -1,8 +1,8 @@
-"""Recipes found, overridden and checked. Imports no torch, so that mistakes show at once.
+"""Loading of recipes: finding, overriding and checking. Does not import torch, so that mistakes are reported fast.
 
-A recipe is one complete YAML file that is the whole run. It is found by name (beside the package, or shipped inside the
-wheel) or by path; `key.path=value` overrides; `~`, `${NAME}` and `${NAME:-default}` are expanded, see `expansion`;
-every mistake is reported at once, with its key, value and remedy.
+A recipe is one complete YAML file that defines a whole run. It is found by name (in a source checkout or in the wheel)
+or by path. `key.path=value` overrides a key. `~`, `${NAME}` and `${NAME:-default}` are expanded, see `expansion`. All
+mistakes are reported together, each with its key, value and remedy.
 """
 
 import re
@@ -20,26 +20,26 @@ from zipar_train.io.expansion import expand
 from zipar_train.recipe.renamed import KEYS
 from zipar_train.recipe.schema import Recipe, RecipeError
 
-TOLD = 50  # mistakes at once
+TOLD = 50  # most mistakes in one report
 
 
 def recipe_folder() -> Path:
-    """The folder of shipped recipes: inside the wheel, or at the root of a source checkout."""
+    """Return the folder of shipped recipes: inside the wheel, or at the root of a source checkout."""
     package = Path(__file__).parents[1]
     inside = package / "recipes"
     return inside if inside.is_dir() else package.parent / "recipes"
 
 
 def shipped() -> list[str]:
-    """Names of the shipped recipes, sorted."""
+    """Return the names of the shipped recipes, sorted."""
     return sorted(path.stem for path in recipe_folder().glob("*.yaml"))
 
 
 def find(recipe: str | Path) -> Path:
-    """The file of a recipe given by name or path.
+    """Return the path of a recipe given by name or path.
 
     Raises:
-        RecipeError: if there is none; names the nearest shipped recipe.
+        RecipeError: If it does not exist; names the closest shipped recipe.
     """
     path = Path(recipe)
     if path.suffix in (".yaml", ".yml"):
@@ -59,11 +59,11 @@ def load_recipe(recipe: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     """Read, override and check a recipe.
 
     Args:
-        recipe: a shipped name or a path.
-        overrides: `key.path=value`, the value in YAML.
+        recipe: The name of a shipped recipe, or a path.
+        overrides: `key.path=value`, with the value in YAML.
 
     Raises:
-        RecipeError: with every mistake found.
+        RecipeError: If there are mistakes; lists all of them.
     """
     path = find(recipe)
     try:
@@ -78,7 +78,7 @@ def load_recipe(recipe: str | Path, overrides: Iterable[str] = ()) -> Recipe:
 
 
 def parse(raw: dict[str, Any], *, where: str) -> Recipe:
-    """Check plain data as a recipe; `where` names its origin in errors."""
+    """Validate plain data and return it as a recipe; `where` names its origin in errors."""
     mistakes: list[str] = []
     try:
         raw = _expand(raw, "", mistakes, count())
@@ -96,7 +96,7 @@ def parse(raw: dict[str, Any], *, where: str) -> Recipe:
 
 
 def overridden(recipe: Recipe, overrides: Iterable[str], *, where: str) -> Recipe:
-    """The recipe with `key.path=value` set, checked again; `where` names its origin in errors."""
+    """Return the recipe with `key.path=value` set, checked again; `where` names its origin in errors."""
     raw, changes = recipe.model_dump(), list(overrides)
     for change in changes:
         _override(raw, change)
@@ -104,18 +104,22 @@ def overridden(recipe: Recipe, overrides: Iterable[str], *, where: str) -> Recip
 
 
 def override(key: str, text: str) -> str:
-    """The override that sets a key to exactly this text, whatever YAML would make of it: `2024-01-01`, `a #b`, `no`."""
+    """Return the override that sets a key to exactly this text, even if YAML would not read it as text (`no`)."""
     quoted = yaml.dump(text, Dumper=plain.Dumper, default_style='"', width=2**31, allow_unicode=True)
     return f"{key}={quoted.strip()}"
 
 
 def dump(recipe: Recipe) -> str:
-    """The recipe as YAML, complete and resolved."""
+    """Return the recipe as YAML, complete and resolved."""
     return yaml.dump(recipe.model_dump(), Dumper=plain.Dumper, sort_keys=False, allow_unicode=True)
 
 
 def differences(a: Recipe, b: Recipe, *, ignore: Iterable[str] = ()) -> list[str]:
-    """`key: a's value -> b's value` for every key in which two recipes differ, but for those in or under `ignore`."""
+    """List every key in which two recipes differ as `key: value in a -> value in b`.
+
+    Args:
+        ignore: Keys that are not compared, nor the keys below them.
+    """
     left, right = _flat(a.model_dump()), _flat(b.model_dump())
     ignored = tuple(ignore)
     return [
@@ -126,7 +130,7 @@ def differences(a: Recipe, b: Recipe, *, ignore: Iterable[str] = ()) -> list[str
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The small print
+# Helpers
 
 
 _WHOLE = re.compile(r"[0-9]{1,9}")
@@ -158,7 +162,7 @@ def _override(raw: dict[Any, Any], override: str) -> None:
         raise RecipeError(f"--set {safe_repr(override)}: the value is not YAML: {error}") from None
     *sections, last = [int(part) if _WHOLE.fullmatch(part) else part for part in key.split(".")]
     for section in sections:
-        if raw.get(section) is None:  # a section that is not there, or null
+        if raw.get(section) is None:  # a missing section, or null
             raw[section] = {}
         raw = raw[section]
         if not isinstance(raw, dict):
@@ -167,11 +171,11 @@ def _override(raw: dict[Any, Any], override: str) -> None:
 
 
 def explain(problem: Any) -> list[str]:
-    """One pydantic error as lines of `key = value: what is wrong, and the remedy`."""
+    """Return one pydantic error as lines of the form `key = value: problem and remedy`."""
     path, given = ".".join(truncate(part, length=60) for part in problem["loc"]), problem["input"]
-    if problem["type"] == "value_error":  # our own validators, which say it all
+    if problem["type"] == "value_error":  # from our own validators, whose messages are complete
         lines = str(problem["ctx"]["error"]).split("\n")
-        if path and (not isinstance(given, dict) or problem["loc"][0] == "trainer"):  # a section says no more
+        if path and (not isinstance(given, dict) or problem["loc"][0] == "trainer"):  # not for sections
             return [f"{path} = {safe_repr(given)}: {lines[0]}."]
         return [f"{path}: {line}." for line in lines] if path else lines
     if problem["type"] == "missing":
@@ -186,12 +190,12 @@ def explain(problem: Any) -> list[str]:
 
 
 def _keys(path: list[str | int]) -> list[str]:
-    """Of a section."""
+    """Return the keys of a section of the recipe."""
     section: Any = Recipe
     for part in path:
         if isinstance(part, str):
             section = section.model_fields[part].annotation
-        while not (isinstance(section, type) and issubclass(section, BaseModel)):  # an optional one, or a list of them
+        while not (isinstance(section, type) and issubclass(section, BaseModel)):  # an optional section, or a list
             section = next(kind for kind in get_args(section) if kind is not type(None))
     return list(section.model_fields)
 

@@ -1,4 +1,4 @@
-"""Published scores in a recipe, to stand beside ours."""
+"""The recipe section of published scores, which reports show next to measured ones."""
 
 from typing import Annotated
 
@@ -8,7 +8,7 @@ from zipar_train.recipe.fields import Positive, Section, Source, Window
 
 
 class PaperProtocol(Section):
-    """How published scores were measured; null: not said."""
+    """The protocol of published scores; null if the source does not state a value."""
 
     images: Positive | None = None
     conditions: Source | None = None
@@ -26,13 +26,13 @@ class PaperProtocol(Section):
 class PaperRow(Section):
     window: Window
     passes: Positive
-    seconds: Annotated[float, Field(gt=0, le=10**6)] | None = None  # an image, batch 1
+    seconds: Annotated[float, Field(gt=0, le=10**6)] | None = None  # per image, at batch size 1
     fid: Annotated[float, Field(ge=0, le=10**4)] | None = None
     clip: Annotated[float, Field(ge=0, le=100)] | None = None
 
 
 class Paper(Section):
-    """Published scores, to stand beside ours."""
+    """Published scores, which reports show next to measured ones."""
 
     source: Source
     protocol: PaperProtocol = PaperProtocol()

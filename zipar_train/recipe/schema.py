@@ -1,4 +1,4 @@
-"""What a recipe may say: its sections, their units and ranges, and the rules across them. Imports no torch."""
+"""The schema of recipes: sections, units, ranges, and rules across sections. Does not import torch."""
 
 from typing import Annotated, Any, Literal
 
@@ -25,50 +25,68 @@ from zipar_train.recipe.fields import (
 from zipar_train.recipe.published import Paper
 from zipar_train.recipe.trainer import TrainerArguments, disagreements
 
-CODES = 2**14  # most codes of an image: 128 x 128
-PARAMETERS = 10**11  # most of a model given by its shape
-STEP = 2**28  # most codes of a step, which are held together
-LOGITS = 2**35  # most of a step on a device: 2,048 images of 24 x 24 codes out of 16,384
+CODES = 2**14  # most codes per image: 128 x 128
+PARAMETERS = 10**11  # most parameters of a model given by its shape
+STEP = 2**28  # most codes per optimizer step, which are in memory together
+LOGITS = 2**35  # most logits per forward pass on a device: 2,048 images of 24 x 24 codes, codebook size 16,384
 
 
+<<<<<<< HEAD
 CONDITIONS = {  # family: what it is prompted by, and its sizes
     "llamagen": ("num_classes", ("B", "L", "XL", "XXL", "3B")),
     "llamagen-t2i": ("t5_features", ("B", "L", "XL", "XXL", "3B")),
     "janus": ("token_prompt", ("1B", "7B")),
     "lumina": ("token_prompt", ("7B",)),
     "emu3": ("token_prompt", ("8B",)),
+=======
+CONDITIONS = {  # family: key of its condition, and its sizes
+    "llamagen": ("classes", ("B", "L", "XL", "XXL", "3B")),
+    "llamagen-t2i": ("text", ("B", "L", "XL", "XXL", "3B")),
+    "janus": ("words", ("1B", "7B")),
+    "lumina": ("words", ("7B",)),
+    "emu3": ("words", ("8B",)),
+>>>>>>> engA
 }
 ROW_ENDS = ("emu3", "lumina")  # families whose rows end with a token
 EMU3_CONTEXT = 9216  # tokens that Emu3 was trained on: Emu3TextConfig
-BESIDE = {"emu3": (8, 184622), "lumina": (612, 65536)}  # ids a vocabulary has beside codes, and of the published
+BESIDE = {"emu3": (8, 184622), "lumina": (612, 65536)}  # least ids besides codes; vocabulary of the published model
 
 
 class RecipeError(ValueError):
-    """One or more mistakes in a recipe, a line each."""
+    """An error that lists one or more mistakes in a recipe, one per line."""
 
 
 class Text(Section):
-    """Captions as prompts: features of a T5 encoder, left-padded."""
+    """The prompt format of captions as features of a T5 encoder, left-padded."""
 
     encoder: Source | None = None  # a transformers T5, hub id or folder; null: the shards hold features
-    tokens: Tokens  # the prompt's length
-    features: Annotated[int, Field(ge=1, le=2**16)]  # width of a token's feature
+    tokens: Tokens  # prompt length
+    features: Annotated[int, Field(ge=1, le=2**16)]  # dimension of a token's features
 
 
 class Words(Section):
-    """Captions as prompts: token ids of a text model, left-padded."""
+    """The prompt format of captions as token ids of a text model, left-padded."""
 
+<<<<<<< HEAD
     encoder: Source  # the published checkpoint's tokenizer of text, hub id or folder
     tokens: Tokens  # the prompt's length, with what the model's format puts around a caption
     prompt_suffix: Annotated[str, Field(max_length=4096)] = ""  # put after every caption
     negative_prompt: Annotated[str, Field(max_length=4096)] = ""  # what guidance leads away from; empty: no caption
     vocabulary: Vocabulary | None = None  # of the text model; null: the published
+=======
+    encoder: Source  # the published checkpoint's text tokenizer, hub id or folder
+    tokens: Tokens  # prompt length, including the prompt template
+    positive: Annotated[str, Field(max_length=4096)] = ""  # appended to every caption
+    negative: Annotated[str, Field(max_length=4096)] = ""  # negative prompt of guidance; empty: no caption
+    vocabulary: Vocabulary | None = None  # vocabulary size of the text model; null: the published model's
+>>>>>>> engA
 
 
 class Model(Section):
-    """The generator: a family at a size, its grid of codes, and where its weights come from."""
+    """The generator: a family at a size, its grid of codes, and the source of its weights."""
 
     family: Literal["llamagen", "llamagen-t2i", "janus", "lumina", "emu3"]
+<<<<<<< HEAD
     size: Literal["B", "L", "XL", "XXL", "3B", "1B", "7B", "8B"] | None = None  # or num_layers, num_heads, hidden_size
     num_layers: Annotated[int, Field(ge=1, le=128)] | None = None  # layers
     num_heads: Heads | None = None
@@ -82,10 +100,25 @@ class Model(Section):
     num_classes: Vocabulary | None = None  # of a class-conditional family
     t5_features: Text | None = None  # of a text-conditional one whose prompts are features
     token_prompt: Words | None = None  # of one whose prompts are token ids
+=======
+    size: Literal["B", "L", "XL", "XXL", "3B", "1B", "7B", "8B"] | None = None  # or depth, heads and width
+    depth: Annotated[int, Field(ge=1, le=128)] | None = None  # layers
+    heads: Heads | None = None
+    width: Annotated[int, Field(ge=1, le=2**16)] | None = None
+    key_heads: Heads | None = None  # key-value heads, for grouped-query attention; null: heads
+    feed_forward: Annotated[int, Field(ge=1, le=2**20)] | None = (
+        None  # intermediate size of the feed-forward; null: the family's rule
+    )
+    grid: Annotated[list[Side], Field(min_length=2, max_length=2)]  # rows, columns of codes
+    codes: Annotated[int, Field(ge=2, le=65536)]  # codebook size (shards store uint16)
+    classes: Vocabulary | None = None  # number of classes, for class-conditional families
+    text: Text | None = None  # for text-conditional families whose prompts are features
+    words: Words | None = None  # for text-conditional families whose prompts are token ids
+>>>>>>> engA
     tokenizer: Literal["palette", "vq16", "chameleon", "emu3"] | None = None  # codes <-> pixels; null: codes only
     tokenizer_weights: Source | None = None  # a published file or folder, or owner/repo:file on the hub; null: random
     weights: Source | None = None  # run folder, checkpoint, export, published file or owner/repo:file; null: random
-    weights_entry: Name | None = None  # an entry of a published .pt, `ema` say; null: the weights LlamaGen samples from
+    weights_entry: Name | None = None  # entry of a published .pt, such as `ema`; null: those LlamaGen samples from
 
     @model_validator(mode="after")
     def _complete(self) -> "Model":
@@ -125,7 +158,7 @@ class Model(Section):
         return self
 
     def _beyond(self) -> str:
-        """Why the family's format cannot hold the grid, with a remedy; empty if it can."""
+        """Return why the family does not support the grid, with a remedy; empty if it does."""
         rows, columns = self.grid
         if rows * columns > CODES:
             return f"{rows * columns:,} codes, more than {CODES:,}: use a smaller grid"
@@ -139,8 +172,13 @@ class Model(Section):
         return ""
 
     def _parameters(self) -> int:
+<<<<<<< HEAD
         """Of a model given by its shape, roughly; 0 if it is given by its size."""
         if self.num_layers is None or self.hidden_size is None:
+=======
+        """Return the approximate parameter count of a model given by its shape; 0 if it is given by its size."""
+        if self.depth is None or self.width is None:
+>>>>>>> engA
             return 0
         words = (self.num_classes or 0) + (self.t5_features.features if self.t5_features else 0)
         words += (self.token_prompt.vocabulary or BESIDE.get(self.family, (0, 102400))[1]) if self.token_prompt else 0
@@ -153,75 +191,115 @@ class Model(Section):
 
     @property
     def prompt(self) -> int:
+<<<<<<< HEAD
         """Tokens before the first code."""
         captions = self.t5_features or self.token_prompt
+=======
+        """Return the prompt length in tokens."""
+        captions = self.text or self.words
+>>>>>>> engA
         return captions.tokens if captions else 1
 
     @property
     def captions(self) -> bool:
+<<<<<<< HEAD
         """Whether it is prompted by captions, not by classes."""
         return self.num_classes is None
+=======
+        """Return True if the model is prompted by captions, not by classes."""
+        return self.classes is None
+>>>>>>> engA
 
 
 class LoRA(Section):
-    """Low-rank adapters instead of all weights (PEFT)."""
+    """Low-rank adapters (PEFT), trained instead of all weights."""
 
     rank: Annotated[int, Field(ge=1, le=4096)]
-    alpha: Annotated[int, Field(ge=1, le=10**6)]  # an update is scaled by alpha / rank
+    alpha: Annotated[int, Field(ge=1, le=10**6)]  # updates are scaled by alpha / rank
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     targets: Annotated[list[Name], Field(min_length=1, max_length=128)]  # names of linear layers
 
 
 class Tune(Section):
-    """What is trained, by which loss, and at what cost in memory and time."""
+    """The trained weights, the loss, and options that trade memory against time."""
 
     lora: LoRA | None = None  # null: all weights
-    distill: Share = 0.0  # share of the loss that follows the untouched next-token model; 0: none
+    distill: Share = 0.0  # weight of distillation from the frozen next-token model in the loss; 0: none
     attention: Literal["sdpa", "flex_attention"] = "sdpa"  # flex_attention on a GPU
+<<<<<<< HEAD
     activation_checkpointing: bool = False  # activations in the backward pass: a third more time, far less memory
     compile: bool = False  # torch.compile the model's body
+=======
+    recompute: bool = False  # activation checkpointing: a third more time, far less memory
+    compile: bool = False  # torch.compile of the model's layers
+>>>>>>> engA
 
 
 class ZipAR(Section):
-    """The windows trained for, and what stands in for codes not yet drawn."""
+    """The training windows, and the rule for stand-ins."""
 
     windows: Annotated[dict[Window, Weight], Field(min_length=1, max_length=128)]  # window: weight in the mix
+<<<<<<< HEAD
     stand_in: StandIn = "completed"  # which drawn code
     seen: Seen = "until_replaced"  # by whom a stand-in is
     first_row: FirstRow = "complete"  # whether row 1 waits for all of row 0
+=======
+    stand_in: StandIn = "completed"  # the generated code that stands in, see `stand_in_of`
+    seen: Seen = "until_replaced"  # slots that may attend to a stand-in
+    first_row: FirstRow = "alone"  # whether row 1 waits for all of row 0
+>>>>>>> engA
 
     @property
     def rule(self) -> dict[str, Any]:
-        """What plans are made by beside their windows: arguments of `Plan.zipar`."""
+        """Return the arguments of `Plan.zipar` other than the window."""
         return self.model_dump(exclude={"windows"})
 
 
 class Data(Section):
     train: Source  # a manifest of shards, .json: a path or a URL
     val: Source
+<<<<<<< HEAD
     micro_batch_size: Batch  # images on a device at once; at most, where optim.global_batch_size is given
     workers: Annotated[int, Field(ge=0, le=256)] = 0  # loader processes per device
     shuffle: Annotated[int, Field(ge=1, le=10**7)] = 10000  # samples in the shuffle buffer
     label_dropout: Share = 0.1  # share of labels or captions replaced by none, for guidance
     on_bad_sample: Literal["stop", "skip"] = "stop"  # what to do about shards and samples that cannot be read
     val_windows: Windows | None = None  # of held-out bits; null: those trained
+=======
+    batch_size: Batch  # images per device and forward pass; the most, if optim.batch is given
+    workers: Annotated[int, Field(ge=0, le=256)] = 0  # loader processes per device
+    shuffle: Annotated[int, Field(ge=1, le=10**7)] = 10000  # samples in the shuffle buffer
+    label_dropout: Share = 0.1  # share of labels or captions dropped, for classifier-free guidance
+    damaged: Literal["stop", "skip"] = "stop"  # action for shards and samples that cannot be read
+    val_windows: Windows | None = None  # windows of validation; null: the training windows and next-token
+>>>>>>> engA
 
 
 class Optim(Section):
     lr: Annotated[float, Field(gt=0, le=10)]  # peak learning rate
+<<<<<<< HEAD
     global_batch_size: Annotated[int, Field(ge=1, le=2**20)] | None = (
         None  # images a step on all devices; null: data.micro_batch_size each
+=======
+    batch: Annotated[int, Field(ge=1, le=2**20)] | None = (
+        None  # images per optimizer step over all devices; null: data.batch_size per device
+>>>>>>> engA
     )
     betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = [0.9, 0.95]
-    weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.05  # on matrices alone
-    warmup: Share = 0.02  # share of all steps
+    weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.05  # for matrices only
+    warmup: Share = 0.02  # fraction of all steps
     schedule: Literal["cosine", "constant"] = "cosine"
+<<<<<<< HEAD
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None  # decay of the averaged weights
+=======
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None  # decay of the averaged weights; null: none
+>>>>>>> engA
 
 
 class Health(Section):
-    """What a run does about steps that would harm it; what is skipped is counted and named."""
+    """The actions for training steps that would harm a run; skipped steps are counted and reported."""
 
+<<<<<<< HEAD
     on_nonfinite: Literal["stop", "skip"] = "stop"  # that are not finite, or a loss that is not
     loss_spike_factor: Annotated[float, Field(gt=1, le=1e6)] | None = (
         None  # a loss so many times the recent median; null: none
@@ -230,6 +308,12 @@ class Health(Section):
     stall_warning_s: Annotated[float, Field(gt=0, le=86400)] | None = (
         60.0  # seconds without a batch before that is told
     )
+=======
+    gradients: Literal["stop", "skip"] = "stop"  # action for gradients or losses that are not finite
+    spike: Annotated[float, Field(gt=1, le=1e6)] | None = None  # loss spike, as a multiple of the recent median
+    on_spike: Literal["stop", "skip"] = "stop"
+    stalled: Annotated[float, Field(gt=0, le=86400)] | None = 60.0  # seconds without a batch before a warning
+>>>>>>> engA
 
 
 def _temperature(value: float) -> float:
@@ -239,29 +323,33 @@ def _temperature(value: float) -> float:
 
 
 class Draw(Section):
-    """How codes are sampled, everywhere images are drawn."""
+    """The sampling parameters, used wherever images are generated."""
 
-    guidance: Annotated[float, Field(ge=0, le=1000)] = 1.0  # classifier-free; 1: none
+    guidance: Annotated[float, Field(ge=0, le=1000)] = 1.0  # classifier-free guidance scale; 1: none
     temperature: Annotated[float, Field(ge=0, le=1000), AfterValidator(_temperature)] = 1.0  # 0: the most probable code
-    top_k: Annotated[int, Field(ge=0, le=65536)] = 0  # 0: no cut
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0  # 1: no cut
+    top_k: Annotated[int, Field(ge=0, le=65536)] = 0  # 0: off
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0  # 1: off
 
 
 class Evaluate(Section):
-    """What is drawn to be scored, and what it is compared with."""
+    """The images to generate and score, and the reference that they are compared with."""
 
     windows: Windows
-    images: Annotated[int, Field(ge=10, le=10**6)]  # drawn per window, checkpoint and seed
+    images: Annotated[int, Field(ge=10, le=10**6)]  # images per window, checkpoint and seed
     seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**63)]], Field(min_length=1, max_length=1000)] = [0]
-    batch_size: Batch = 64  # images drawn at once
-    classes: Literal["random", "balanced"] = "random"  # of the images: at random, or in turn
+    batch_size: Batch = 64  # images generated together
+    classes: Literal["random", "balanced"] = "random"  # class of each image: at random, or in turn
     captions: Source | None = None  # a .csv, .tsv or .txt file, or a `datasets` id; null: those of data.val
+<<<<<<< HEAD
     resize_to: Annotated[int, Field(ge=8, le=2048)] | None = None  # pixels of the shorter side, bicubic; null: as drawn
+=======
+    size: Annotated[int, Field(ge=8, le=2048)] | None = None  # resize the shorter side to pixels, bicubic; null: no
+>>>>>>> engA
     dtype: Literal["float32", "bfloat16"] | None = None  # null: bfloat16 on a GPU, float32 on a CPU
-    features: Literal["inception", "classifier"] = "inception"  # classifier: a small one, of data.train
-    features_weights: Source | None = None  # a path of Inception's weights; null: torch-fidelity downloads them
-    reference: Source | None = None  # a folder of pictures, a manifest of shards, ADM's .npz; null: data.val
-    clip: Source | None = None  # a CLIP, hub id or folder: a score for captions; null: none
+    features: Literal["inception", "classifier"] = "inception"  # classifier: a small one, trained on data.train
+    features_weights: Source | None = None  # path of Inception's weights; null: torch-fidelity downloads them
+    reference: Source | None = None  # image folder, manifest of shards, or ADM's .npz; null: data.val
+    clip: Source | None = None  # CLIP model for the CLIP score, hub id or folder; null: none
 
     @model_validator(mode="after")
     def _once(self) -> "Evaluate":
@@ -273,11 +361,11 @@ class Evaluate(Section):
 class Log(Section):
     wandb: Literal["online", "offline", "disabled"] = "offline"
     project: Name = "zipar-train"
-    name: Name | None = None  # of W&B's run; null: the recipe's name and what is done
-    group: Name | None = None  # of W&B's runs; null: the recipe's name
+    name: Name | None = None  # W&B run name; null: the recipe's name and the command
+    group: Name | None = None  # W&B group; null: the recipe's name
     tags: Annotated[list[Name], Field(max_length=100)] = []
-    images: Annotated[int, Field(ge=1, le=1024)] | None = None  # drawn at every validation, at two windows; null: none
-    artifacts: bool = False  # upload the last checkpoint at the end of fit, and where a signal stops it
+    images: Annotated[int, Field(ge=1, le=1024)] | None = None  # images generated per validation, at two windows
+    artifacts: bool = False  # upload the last checkpoint when fit ends or a signal stops it
 
 
 class Recipe(Section):
@@ -286,8 +374,13 @@ class Recipe(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     run_dir: Source  # the folder this run writes
     checkpoint_every: Positive | None = None  # optimizer steps between checkpoints; null: epoch ends only
+<<<<<<< HEAD
     checkpoint_keep: Annotated[int, Field(ge=1, le=1000)] = 1  # newest checkpoints that stay
     checkpoint_monitor: str | None = None  # val/bits_w8, say: best.ckpt is that of its least value; null: none
+=======
+    checkpoint_keep: Annotated[int, Field(ge=1, le=1000)] = 1  # number of newest checkpoints to keep
+    checkpoint_best: str | None = None  # metric such as val/bits_w8; best.ckpt has its lowest value; null: none
+>>>>>>> engA
     model: Model
     zipar: ZipAR
     data: Data
@@ -361,5 +454,5 @@ class Recipe(Section):
 
     @property
     def val_windows(self) -> list[int]:
-        """Windows that validation tells bits at: those trained and next-token, if data.val_windows does not say."""
+        """Return the windows of validation: data.val_windows, or else the training windows and next-token."""
         return self.data.val_windows or sorted({*self.zipar.windows, self.model.raster.row_length}, reverse=True)

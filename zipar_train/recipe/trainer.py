@@ -1,4 +1,4 @@
-"""What a recipe's `trainer:` may say: lightning.Trainer's own arguments, and their ranges. Imports no torch."""
+"""The `trainer:` section of a recipe: arguments of lightning.Trainer and their ranges. Does not import torch."""
 
 import ast
 import importlib.util
@@ -14,7 +14,7 @@ from typing_extensions import TypedDict
 
 from zipar_train.io.errors import did_you_mean, safe_repr, truncate
 
-DEVICES = 128  # most on a node
+DEVICES = 128  # most devices per node
 CLOCK = r"\d{1,4}:[0-5]?\d:[0-5]?\d:[0-5]?\d"  # days:hours:minutes:seconds
 
 Steps = Annotated[int, Field(ge=1, le=10**9)]
@@ -22,7 +22,7 @@ Switch = bool | None
 
 
 def _batches(value: Any, *, least: int) -> Any:
-    """A number of batches, or a share of an epoch's."""
+    """Check a number of batches, or a fraction of an epoch."""
     if value is None or (type(value) is int and least <= value <= 10**9):
         return value
     if type(value) is float and (value > 0 or value == least == 0) and value <= 1:
@@ -32,12 +32,12 @@ def _batches(value: Any, *, least: int) -> Any:
 
 
 def _interval(value: Any) -> Any:
-    """Batches between validations, or a share of an epoch's, or a time."""
+    """Check an interval between validations: batches, a fraction of an epoch, or a time."""
     return value if isinstance(value, str) and re.fullmatch(CLOCK, value) else _batches(value, least=1)
 
 
 def _limit(value: Any) -> Any:
-    """Steps or epochs."""
+    """Check a limit on steps or epochs."""
     if value is None or (type(value) is int and (value == -1 or 1 <= value <= 10**9)):
         return value
     raise ValueError("give a whole number from 1, or -1 for no limit")
@@ -78,7 +78,7 @@ Batches = Annotated[Any, AfterValidator(partial(_batches, least=0))]
 
 
 class TrainerArguments(TypedDict, total=False):
-    """Those with a rule of ours; what else this version of Lightning has is left to it."""
+    """The Trainer arguments that recipes check; the installed Lightning checks all others."""
 
     __pydantic_config__ = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)  # type: ignore[misc]
 
@@ -131,7 +131,7 @@ OURS = {
 
 
 def disagreements(trainer: Mapping[str, Any]) -> list[str]:
-    """What is wrong with arguments that are each within their range, a line each."""
+    """List conflicts among arguments that are each within their range, and arguments that are not allowed."""
     mistakes = []
     if trainer.get("max_epochs") == -1 and trainer.get("max_steps", -1) in (-1, None):
         mistakes.append("trainer.max_epochs = -1: the schedule needs an end. Set it, or trainer.max_steps.")
@@ -150,10 +150,10 @@ def disagreements(trainer: Mapping[str, Any]) -> list[str]:
 
 @cache
 def trainer_arguments() -> tuple[str, ...]:
-    """Names of lightning.Trainer's arguments, read from its source so that torch stays unimported.
+    """Return the argument names of lightning.Trainer, parsed from its source so that torch is not imported.
 
     Raises:
-        ValueError: if there is no lightning, or one unknown to us.
+        ValueError: If lightning is not installed, or this version is not supported.
     """
     spec = importlib.util.find_spec("lightning")
     if spec is None or spec.origin is None:

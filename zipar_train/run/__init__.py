@@ -1,1 +1,1 @@
-"""A run and its process: run folders, checkpoints, metrics, signals, ranks, and where a result came from."""
+"""A run and its process: run folders, checkpoints, metrics, signals, ranks and provenance."""

@@ -1,7 +1,7 @@
-"""The checkpoints of a run folder: which there are, which are whole, and what they hold beside weights.
+"""The checkpoints of a run folder: their names, damage checks, and their content besides weights.
 
-`checkpoints/last.ckpt` is the newest, `step-00000300.ckpt` are older ones, `best.ckpt` that of the best validation. A
-kill between two renames can leave the newest under its number alone.
+`checkpoints/last.ckpt` is the newest, `step-00000300.ckpt` are older ones, `best.ckpt` has the best validation result.
+A kill between two renames can leave the newest checkpoint under its step number only.
 """
 
 import os
@@ -23,21 +23,21 @@ def folder(run: str | Path) -> Path:
 
 
 def last_checkpoint(run: str | Path) -> Path | None:
-    """The newest checkpoint of a run folder, if it has one."""
+    """Return the newest checkpoint of a run folder; None if there is none."""
     return next(iter(newest_first(run)), None)
 
 
 def newest_first(run: str | Path) -> list[Path]:
-    """Checkpoints to continue from; by their numbers, as clocks jump.
+    """List the checkpoints to resume from, newest first by step number, because file times are not reliable.
 
-    `last.ckpt` is among them whatever it is: a link to a disk that is not mounted is no empty folder.
+    `last.ckpt` is always included, even if it is a broken link to a disk that is not mounted.
     """
     last = folder(run) / "last.ckpt"
     return [*([last] if os.path.lexists(last) else []), *older(run)]
 
 
 def older(run: str | Path) -> list[Path]:
-    """The numbered ones, newest first: of exactly the names that runs write; a pipe among them is a damaged one."""
+    """List the numbered checkpoints, newest first, by exactly the file names that runs write."""
     try:
         found = {int(match[1]): path for path in folder(run).iterdir() if (match := NUMBERED.fullmatch(path.name))}
     except (FileNotFoundError, NotADirectoryError):
@@ -50,22 +50,22 @@ def numbered(run: str | Path, step: int) -> Path:
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint, every byte read against its checksum; None: nothing.
+    """Return what is wrong with a checkpoint after comparing every byte with its checksum; None if it is intact.
 
-    torch.load looks at neither when it maps a file. It says where a zip ends early, not which bits have turned.
+    torch.load compares no checksums when it maps a file: it detects a truncated zip, but not flipped bits.
     """
     try:
         with zipfile.ZipFile(regular(path)) as file:
             bad = file.testzip()
     except FileNotFoundError:
         return f"it is a link to {os.readlink(path)}, which is not there" if path.is_symlink() else "it is gone"
-    except Exception as error:  # zipfile meets damage in many ways: its own errors, zlib's, lzma's, OSError, EOFError
+    except Exception as error:  # damage raises errors of zipfile, zlib and lzma, OSError or EOFError
         return str(error) or type(error).__name__
     return None if bad is None else f"{bad} is not what was written"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What a checkpoint holds beside weights
+# Content of a checkpoint besides weights
 
 
 REMEDY = "It is of another version, or was changed: give a checkpoint as `zipar-train fit` wrote it"
@@ -74,25 +74,25 @@ Fingerprint = Annotated[str, Field(pattern="^[0-9a-f]{16,64}$")]
 
 
 class Part(BaseModel):
-    """A part of a checkpoint: what is read is there, in its type; what is not read may be anything."""
+    """A part of a checkpoint: the declared entries are checked strictly, all others are ignored."""
 
     model_config = ConfigDict(strict=True, extra="ignore", arbitrary_types_allowed=True)
 
 
 class Kept(Part):
-    """What is read from any checkpoint of a run: by exports, evaluations, model cards."""
+    """The entries of a checkpoint that exports, evaluations and model cards read."""
 
     data: dict[str, str] = {}
-    shards: dict[str, str] = {}  # checksums of the manifests that it was trained on, by recipe key
+    shards: dict[str, str] = {}  # checksums of the training manifests, by recipe key
     global_step: Count = 0
-    base: Fingerprint | None = None  # of the weights that adapters or distillation started from
+    base: Fingerprint | None = None  # fingerprint of the weights that adapters or distillation started from
 
     @classmethod
     def check(cls, content: dict[str, Any], *, where: Path) -> None:
-        """Check what a checkpoint holds.
+        """Check the entries of a checkpoint.
 
         Raises:
-            ValueError: naming the file, the entry, and what is wrong with it.
+            ValueError: If an entry is missing or invalid; names the file, the entry and the problem.
         """
         try:
             cls.model_validate(content)

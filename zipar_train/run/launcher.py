@@ -1,14 +1,14 @@
-"""The variables by which torchrun, SLURM and other launchers number the processes that they start."""
+"""Environment variables with which torchrun, SLURM and other launchers number their processes."""
 
 import os
 from contextlib import suppress
 
-RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")  # those that Lightning reads, in its order
+RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")  # as Lightning reads them, in its order
 OTHERS = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "NODE_RANK", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NODEID")
 
 
 def rank() -> int:
-    """The number of this process among those that share its work."""
+    """Return the rank of this process among those that share its work."""
     for name in RANKS:
         with suppress(KeyError, ValueError):
             return int(os.environ[name])
@@ -16,12 +16,12 @@ def rank() -> int:
 
 
 def check_variables() -> None:
-    """Remove launchers' variables that are set to nothing, and check that the others are numbers.
+    """Remove launcher variables that are empty, and check that the others are numbers.
 
     Lightning reads them while it is imported, and its error would not name the variable.
 
     Raises:
-        ValueError: naming the variable and its value.
+        ValueError: If a variable is not a number; names the variable and its value.
     """
     for name in (*RANKS, *OTHERS):
         value = os.environ.get(name)
@@ -35,5 +35,5 @@ def check_variables() -> None:
 
 
 def tasks_of_slurm() -> bool:
-    """Whether srun has started this process: in a batch script or an allocation alone, one process has all tasks."""
+    """Return True if srun started this process; directly in a batch script or allocation, one process has all tasks."""
     return bool(os.environ.get("SLURM_STEP_ID")) and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive")

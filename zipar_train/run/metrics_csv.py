@@ -1,4 +1,4 @@
-"""What a run folder has logged of its validations, in its CSV files: whole after any number of resumes."""
+"""Validation metrics from the CSV logs of a run folder, complete after any number of resumes."""
 
 import csv
 from collections.abc import Iterator
@@ -7,9 +7,9 @@ from pathlib import Path
 
 
 def validations(run: Path) -> dict[int, dict[str, float]]:
-    """The numbers of a run folder's validations by the step that the log gives them, in order.
+    """Return the validation metrics of a run folder by logged step, in order.
 
-    A step that was validated twice, before and after a resume, has its last numbers.
+    A step that was validated twice, before and after a resume, has its latest values.
     """
     found: dict[int, dict[str, float]] = {}
     files = filter(Path.is_file, (run / "logs").glob("version_*/metrics.csv"))
@@ -23,9 +23,9 @@ def validations(run: Path) -> dict[int, dict[str, float]]:
 
 
 def whole_rows(file: Path) -> Iterator[dict[str, float]]:
-    """The rows of a CSV log, without empty fields.
+    """Yield the rows of a CSV log, without empty fields.
 
-    A row that a kill or a full disk has cut short is left out: it lacks its line's end, fields or digits.
+    A row that a kill or a full disk has truncated is skipped: it lacks its line end, fields or digits.
     """
     text = file.read_bytes().decode(errors="replace")
     whole = text[: text.rfind("\n") + 1].splitlines()

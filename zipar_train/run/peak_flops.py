@@ -1,4 +1,4 @@
-"""The arithmetic rate that a device's data sheet promises, for utilisations."""
+"""Peak FLOPS of a device according to its data sheet, for utilisation figures."""
 
 import re
 
@@ -7,10 +7,10 @@ from lightning.fabric.utilities.throughput import get_available_flops
 
 BF16, TF32, FP32 = "bfloat16", "tf32", "float32"  # float16 is as fast as bfloat16
 
-# Dense operations a second in 1e12; data sheets print twice these figures, "with sparsity". They are from NVIDIA's data
+# Dense FLOPS in units of 1e12; data sheets print twice these figures, "with sparsity". They are from NVIDIA's data
 # sheets of H200, H100, GH200, HGX B200 and B300, GB200 and GB300 NVL72, L40S, L40, and from its whitepapers "RTX
 # Blackwell PRO GPU Architecture" (RTX PRO 6000), "Ada GPU Architecture" (RTX 6000 Ada) and "Ampere GA102 GPU
-# Architecture" (A40, A6000). The first pattern that the device's name contains counts.
+# Architecture" (A40, A6000). The first pattern that matches the device's name applies.
 SHEETS: dict[str, dict[str, float]] = {
     r"\bgh200\b": {BF16: 989.4, TF32: 494.7, FP32: 67},
     r"\bh200 nvl\b": {BF16: 835.5, TF32: 417.5, FP32: 60},
@@ -28,13 +28,13 @@ SHEETS: dict[str, dict[str, float]] = {
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
-    """Dense operations a second of a device at its best; None where nothing is known of it.
+    """Return the peak dense FLOPS of a device; None if unknown.
 
-    Lightning's table lacks "NVIDIA H200" and newer names, takes "NVIDIA L40S" for an L4, and gives the H100 NVL the
-    rate of two: the figures above come first, then Lightning's. A MIG slice is a part of its device of unknown size.
+    `SHEETS` takes precedence over Lightning's table, which lacks "NVIDIA H200" and newer names, takes "NVIDIA L40S" for
+    an L4, and gives the H100 NVL twice its rate. A MIG slice is an unknown fraction of its device.
 
     Args:
-        dtype: that products are computed in; float32 is TF32 where `torch.set_float32_matmul_precision` allows it.
+        dtype: The dtype of matrix products; float32 is TF32 if `torch.set_float32_matmul_precision` allows it.
     """
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device).lower()

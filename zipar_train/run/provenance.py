@@ -1,4 +1,4 @@
-"""What numbers were made with: device, versions, revision, day."""
+"""Provenance of results: device, versions, revision and date."""
 
 import platform
 import subprocess
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def environment(device: "torch.device") -> dict[str, str]:
-    """What the numbers were made with."""
+    """Return the device, the package versions, the git revision and the date."""
     import torch
 
     hardware = (
@@ -28,7 +28,7 @@ def environment(device: "torch.device") -> dict[str, str]:
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Of packages by their names, or 'not installed'."""
+    """Return the version of each package by name, or 'not installed'."""
     found = {}
     for name in packages:
         try:
@@ -43,7 +43,7 @@ def today() -> str:
 
 
 def revision() -> str:
-    """The git revision of our source checkout, or 'none': an installed copy may lie in somebody else's checkout."""
+    """Return the git revision of this source checkout; 'none' for an installed copy, even inside another checkout."""
     root = Path(__file__).parents[2]
     if not (root / "pyproject.toml").is_file() or not (root / ".git").exists():
         return "none"

@@ -1,4 +1,4 @@
-"""Which of the processes that share a piece of work this one is, and its device."""
+"""The rank and the device of this process among those that share its work."""
 
 import torch
 from lightning.fabric.plugins.environments import (
@@ -12,34 +12,37 @@ from zipar_train.run.launcher import tasks_of_slurm
 
 
 def launched() -> ClusterEnvironment | None:
-    """What has started this process: torchrun, srun, or a person in an allocation of SLURM; None: Lightning may look.
+    """Return the environment that started this process: torchrun, srun, or a user in a SLURM allocation.
+
+    Returns:
+        None if Lightning may detect the environment itself.
 
     Raises:
-        ValueError: if srun was told what Lightning cannot use.
+        ValueError: If Lightning does not support the options of srun.
     """
-    if TorchElasticEnvironment.detect():  # first: it is used within SLURM too
+    if TorchElasticEnvironment.detect():  # first, because torchrun is also used within SLURM
         return TorchElasticEnvironment()
     if not SLURMEnvironment.detect():
         return None
     if not tasks_of_slurm():
         return LightningEnvironment()
     try:
-        return SLURMEnvironment(auto_requeue=False)  # a run's checkpoint is `Checkpoint`'s alone
+        return SLURMEnvironment(auto_requeue=False)  # only `Checkpoint` writes a run's checkpoints
     except RuntimeError as error:
         raise ValueError(f"SLURM's variables: {error}") from error
 
 
 def process() -> tuple[int, int, torch.device]:
-    """This process's number, their count, and its device: torchrun's or SLURM's, otherwise alone.
+    """Return rank, world size and device of this process, from torchrun or SLURM; otherwise rank 0 of 1.
 
-    A GPU is made the current one, so that streams, captured graphs and libraries use it without being told.
+    A GPU is made the current device, so that streams, CUDA graphs and libraries use it by default.
     """
     found = launched()
     if isinstance(found, (TorchElasticEnvironment, SLURMEnvironment)):
         rank, world, local = found.global_rank(), found.world_size(), found.local_rank()
     else:
         rank, world, local = 0, 1, 0
-    gpus = torch.cuda.device_count()  # one, where SLURM shows each task its own
+    gpus = torch.cuda.device_count()  # 1 if SLURM gives each task its own GPU
     if not gpus:
         return rank, world, torch.device("cpu")
     device = torch.device("cuda", local % gpus)

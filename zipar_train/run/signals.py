@@ -1,4 +1,4 @@
-"""How a signal ends a command: by an exception at any moment, or by a note that a loop reads where stopping is safe.
+"""Signal handling: a signal raises an exception at any moment, or sets a flag that a loop checks where it can stop.
 
 SIGINT, SIGTERM, SIGHUP and, under SLURM, SIGUSR1 ask a process to stop. A second SIGINT ends the process at once. A
 second SIGTERM or SIGUSR1 does so after `GRACE` seconds: launchers send the first one twice. Further SIGHUPs are
@@ -17,18 +17,20 @@ from typing import Any
 
 from zipar_train.run.launcher import rank
 
-GRACE = 3.0  # seconds in which a repeated SIGTERM is the same request
+GRACE = 3.0  # seconds within which a repeated SIGTERM counts as the same request
 AGAIN = 0.2  # seconds after which a lost exception is raised again
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
-HANGUP = getattr(signal, "SIGHUP", None)  # None: on Windows
+HANGUP = getattr(signal, "SIGHUP", None)  # None on Windows
 
 
 class Stopped(BaseException):
-    """A signal has ended the work. Not an `Exception`: code that expects errors must not catch it.
+    """The exception raised when a signal stops the work.
+
+    It is not an `Exception`, so that code that handles errors does not catch it.
 
     Args:
-        signum: number of the signal.
-        words: what is left of the work, for the message.
+        signum: Number of the signal.
+        words: State of the work, for the message.
     """
 
     def __init__(self, signum: int, words: str = ""):
@@ -49,12 +51,12 @@ class Heard:
         self.before: dict[int, Any] = {}  # the handlers to restore
 
     def check(self) -> None:
-        """Raise `Stopped` if a signal has come."""
+        """Raise `Stopped` if a signal has been received."""
         if self.signum is not None:
             raise Stopped(self.signum)
 
     def listen(self) -> None:
-        """Install the handlers; again, where a library has installed its own."""
+        """Install the handlers, or reinstall them where a library has replaced them."""
         if threading.current_thread() is not threading.main_thread():
             return  # Python installs handlers in the main thread only
         for signum in _asking():
@@ -65,17 +67,17 @@ class Heard:
             signal.signal(signum, self._hear)
 
     def quiet(self) -> None:
-        """The exception has arrived: do not raise it again."""
+        """Stop raising the exception again; call this once it has been caught."""
         if self.timed:
             signal.setitimer(signal.ITIMER_REAL, 0)
             self.timed = False
 
     def leave(self) -> None:
-        """The process is at its end: from here on a signal ends it, without a traceback out of exit handlers."""
+        """Restore the default handlers on leaving the block, so that signals at exit cause no traceback."""
         self.before = dict.fromkeys(self.before, signal.SIG_DFL)
 
     def restore(self) -> None:
-        """Put back the handlers that were there before."""
+        """Restore the previous handlers."""
         self.quiet()
         for signum, handler in self.before.items():
             signal.signal(signum, handler)
@@ -91,7 +93,7 @@ class Heard:
             return
         self.signum, self.since = signum, now
         if signum == signal.SIGINT:
-            signal.signal(signum, signal.SIG_DFL)  # a second one needs no interpreter, which may be busy
+            signal.signal(signum, signal.SIG_DFL)  # a second one must work even if the interpreter is busy
         if self.raising:
             if hasattr(signal, "setitimer"):
                 signal.signal(signal.SIGALRM, self._again)
@@ -100,18 +102,18 @@ class Heard:
             raise Stopped(signum)
 
     def _again(self, signum: int, frame: Any) -> None:
-        """Raise once more if the exception was lost: destructors, callbacks and `except:` of libraries swallow it."""
+        """Raise the exception again if a destructor, a callback or a bare `except:` of a library swallowed it."""
         if self.signum is None or not self.raising or not self.timed:
             return
         error = sys.exc_info()[1]
         while error is not None:
             if isinstance(error, Stopped):
-                return  # on its way: a `finally` or an `except` is cleaning up
+                return  # still propagating: a `finally` or an `except` is cleaning up
             error = error.__context__
         raise Stopped(self.signum)
 
 
-_heard: Heard | None = None  # of this process; None: outside `raised` and `noted`
+_heard: Heard | None = None  # None outside `raised` and `noted`
 
 
 @contextmanager
@@ -134,11 +136,11 @@ def _hearing(*, raising: bool) -> Iterator[Heard]:
 
 @contextmanager
 def raised() -> Iterator[Heard]:
-    """In this block, a signal raises `Stopped` at any moment."""
+    """Run a block in which a signal raises `Stopped` at any moment."""
     hook = sys.unraisablehook
 
     def quiet(lost: Any) -> None:
-        if not issubclass(lost.exc_type, Stopped):  # which is raised again
+        if not issubclass(lost.exc_type, Stopped):  # `Stopped` is raised again
             hook(lost)
 
     sys.unraisablehook = quiet
@@ -151,14 +153,14 @@ def raised() -> Iterator[Heard]:
 
 @contextmanager
 def noted() -> Iterator[Heard]:
-    """In this block, a signal is noted; the block looks at it with `Heard.check` where stopping is safe."""
+    """Run a block in which a signal is recorded; the block calls `Heard.check` where stopping is safe."""
     with _hearing(raising=False) as heard:
         yield heard
 
 
 @contextmanager
 def held() -> Iterator[None]:
-    """Deliver signals after this block. Processes that it starts hold them until `deafen`."""
+    """Block signals in this block and deliver them after it; processes started in it block them until `deafen`."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -170,9 +172,9 @@ def held() -> Iterator[None]:
 
 
 def deafen() -> None:
-    """Leave signals to the parent process, and end with it; SIGTERM is heard the second time.
+    """Ignore signals, which the parent process handles, and exit when it exits; a second SIGTERM ends the process.
 
-    For loader processes: a terminal, SLURM and launchers send signals to all processes at once.
+    This is for loader processes: a terminal, SLURM and launchers send signals to all processes at once.
     """
     for signum in _asking():
         signal.signal(signum, signal.SIG_IGN)
@@ -187,10 +189,10 @@ def deafen() -> None:
 
 
 def requeue(stop: Stopped) -> str:
-    """Under SLURM, hand the job back to its queue when its time is over.
+    """Requeue the SLURM job when its time limit is reached.
 
     Returns:
-        The result in words; "" where it does not apply.
+        A description of the result; "" if requeueing does not apply.
     """
     job = os.environ.get("SLURM_JOB_ID")
     if job is None or stop.signum != getattr(signal, "SIGUSR1", None) or rank() != 0:
@@ -205,6 +207,6 @@ def requeue(stop: Stopped) -> str:
 
 
 def _asking() -> list[int]:
-    """The signals that ask a process to stop."""
+    """Return the signals that ask a process to stop."""
     names = NAMES if "SLURM_JOB_ID" in os.environ else NAMES[:3]
     return [getattr(signal, name) for name in names if hasattr(signal, name)]

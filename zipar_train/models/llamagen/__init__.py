@@ -1,1 +1,1 @@
-"""LlamaGen: its network in transformers' form, its rotary table, and the layout of the published files."""
+"""LlamaGen: the transformers model, its rotary embedding, and the conversion of published files."""

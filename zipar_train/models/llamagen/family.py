@@ -1,4 +1,4 @@
-"""LlamaGen at any size, prompted by a class or a caption (FoundationVision/LlamaGen, autoregressive/models/gpt.py)."""
+"""The family LlamaGen, with a class or caption prompt (FoundationVision/LlamaGen, autoregressive/models/gpt.py)."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -18,19 +18,20 @@ from zipar_train.recipe.schema import Model
 
 
 def feed_forward(width: int) -> int:
-    """LlamaGen's hidden width of the feed-forward: two thirds of 4 width, rounded up to a multiple of 256."""
+    """Return LlamaGen's feed-forward size: two thirds of 4 times the hidden size, rounded up to a multiple of 256."""
     return -(-int(8 * width / 3) // 256) * 256
 
 
 class LlamaGen:
-    """A Llama over codes, prompted by one class token; label `classes` is the null class of guidance.
+    """A Llama over image codes, prompted by one class token; label `classes` is the null class of guidance.
 
-    The original trains with dropout 0.1 on tokens, residuals and feed-forwards; transformers' Llama has none.
+    The original is trained with dropout 0.1 on tokens, residuals and feed-forwards; transformers' Llama has none.
     """
 
     model: Any  # a transformers model
 
     def __init__(self, model: Model):
+<<<<<<< HEAD
         depth, heads, width = (
             SIZES[model.size] if model.size else (model.num_layers, model.num_heads, model.hidden_size)
         )
@@ -41,6 +42,11 @@ class LlamaGen:
             model.codebook_size,
             model.num_classes or 0,
         )
+=======
+        depth, heads, width = SIZES[model.size] if model.size else (model.depth, model.heads, model.width)
+        assert depth and heads and width  # checked by the recipe
+        self.section, self.grid, self.codes, self.classes = model, model.raster, model.codes, model.classes or 0
+>>>>>>> engA
         self.prompt_length = model.prompt
         self.model = LlamaGenForCausalLM(
             LlamaGenConfig(
@@ -59,7 +65,7 @@ class LlamaGen:
         )
 
     def renamed(self, state: dict[str, Tensor]) -> dict[str, Tensor] | None:
-        return None  # published otherwise: layout.py
+        return None  # not published in transformers' layout, see state_dict.py
 
     def published(self, source: str | None) -> PreTrainedModel:
         return self.model
@@ -71,7 +77,7 @@ class LlamaGen:
     def check(self, condition: Any) -> Any:
         if isinstance(condition, Sequence) and any(isinstance(label, str) for label in condition):
             raise ValueError(f"this model is prompted by class numbers, not by {condition!r}")
-        labels = torch.as_tensor(condition)  # a list is checked before it goes to a GPU, which need not be waited for
+        labels = torch.as_tensor(condition)  # a list is checked before it goes to a GPU, which avoids a synchronisation
         if labels.ndim != 1 or not len(labels) or labels.is_floating_point():
             raise ValueError(f"labels must be a list of class numbers, not {condition!r}")
         wrong = labels[(labels < 0) | (labels >= self.classes)]
@@ -93,7 +99,7 @@ class LlamaGen:
 
     def hidden(self, embeddings: Tensor, positions: Tensor, mask: Any, cache: Cache | None = None) -> Tensor:
         attention = "flex_attention" if isinstance(mask, BlockMask) else "sdpa"
-        if self.model.config._attn_implementation != attention:  # flex would add a bool mask instead of applying it
+        if self.model.config._attn_implementation != attention:  # not flex: it would add a bool mask
             self.model.set_attn_implementation(attention)
         return self.model.model(
             inputs_embeds=embeddings,
@@ -107,9 +113,9 @@ class LlamaGen:
 
 
 class LlamaGenT2I(LlamaGen):
-    """LlamaGen prompted by a caption: P left-padded T5 features through a small MLP.
+    """LlamaGen with a caption prompt: P left-padded T5 features through a small MLP.
 
-    A caption made unconditional becomes the null features, which are fixed, and keeps its padding, as in the original
+    An unconditional caption is replaced by the fixed null features and keeps its padding, as in the original
     (autoregressive/models/generate.py).
     """
 
@@ -119,8 +125,17 @@ class LlamaGenT2I(LlamaGen):
         return TextEncoder(self.section.t5_features)
 
     def check(self, condition: Any) -> Any:
+<<<<<<< HEAD
         """Captions as str, features (n, F), or what this has returned before."""
         text, device = self.section.t5_features, self.model.device
+=======
+        """Convert captions (str, features (n, F), or an earlier result) to left-padded features on the device.
+
+        Raises:
+            ValueError: If the condition is neither, or the features have another dimension.
+        """
+        text, device = self.section.text, self.model.device
+>>>>>>> engA
         assert text
         if isinstance(condition, Captions):
             return Captions(*(part.to(device) for part in condition))

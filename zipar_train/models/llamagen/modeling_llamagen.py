@@ -1,6 +1,6 @@
-"""LlamaGen as a transformers model: Llama with a 2-D rotary embedding and a prompt of a class or a caption.
+"""LlamaGen as a transformers model: Llama with a 2-D rotary embedding and a class or caption prompt.
 
-Stands alone (transformers, torch and rope.py), so that an exported folder can carry it and load anywhere.
+This file depends on transformers, torch and rope.py only, so that an exported folder can include it and load anywhere.
 """
 
 import torch
@@ -12,11 +12,11 @@ from .rope import Rope2D
 
 
 class LlamaGenConfig(LlamaConfig):
-    """LlamaConfig plus the grid.
+    """LlamaConfig plus the grid and the prompt.
 
     Input ids 0 .. codes - 1 are image codes. With classes, codes .. codes + classes - 1 are classes and the last id is
-    the null class of classifier-free guidance; without, the prompt is made of caption features of width `features`.
-    The head predicts codes alone.
+    the null class of classifier-free guidance. Without classes, the prompt is caption features of dimension `features`.
+    The head predicts codes only.
     """
 
     model_type = "llamagen"
@@ -42,7 +42,7 @@ class LlamaGenConfig(LlamaConfig):
 
 
 class CaptionPrompt(nn.Module):
-    """Caption features (B, P, features) to prompt embeddings (B, P, D); `null` are the features of no caption."""
+    """An MLP from caption features (B, P, features) to embeddings (B, P, D), with the unconditional features `null`."""
 
     def __init__(self, config: LlamaGenConfig):
         super().__init__()
@@ -55,7 +55,7 @@ class CaptionPrompt(nn.Module):
 
 
 class LlamaGenForCausalLM(LlamaForCausalLM):
-    """LlamaForCausalLM whose positions lie on a grid and whose head knows codes alone."""
+    """LlamaForCausalLM with positions on a grid and a head that predicts codes only."""
 
     config_class = LlamaGenConfig
 
@@ -69,7 +69,7 @@ class LlamaGenForCausalLM(LlamaForCausalLM):
         self.post_init()
 
     def loss_function(self, *, logits, labels, vocab_size=None, **kwargs):
-        """transformers' causal loss over codes; class tokens among the labels are no targets."""
+        """Return transformers' causal loss over codes; class tokens in the labels are ignored."""
         labels = labels.masked_fill(labels >= self.config.codes, -100)
         return ForCausalLMLoss(logits=logits, labels=labels, vocab_size=self.config.codes, **kwargs)
 

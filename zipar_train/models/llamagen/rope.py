@@ -1,4 +1,4 @@
-"""Rotary positions on a grid: half of a head's frequencies turn with the row, half with the column."""
+"""Rotary embedding on a grid: half of a head's frequencies rotate with the row, half with the column."""
 
 import torch
 from torch import Tensor, nn
@@ -7,13 +7,14 @@ from torch import Tensor, nn
 class Rope2D(nn.Module):
     """LlamaGen's 2-D rotary embedding (autoregressive/models/gpt.py, precompute_freqs_cis_2d) in transformers' layout.
 
-    Prompt tokens rotate by *zero*, not by identity: cos = sin = 0, so their queries and keys vanish. No buffers, so
-    nothing is lost on the meta device or in a cast.
+    At prompt tokens cos = sin = 0 (not the identity rotation), so their queries and keys are zero. The module has no
+    buffers, so nothing is lost on the meta device or in a cast.
 
     Args:
-        head: width of an attention head, a multiple of 4.
-        columns: codes in a row.
-        prompt: tokens before the first code; position_ids count them.
+        head: Dimension of an attention head, a multiple of 4.
+        columns: Codes per row.
+        prompt: Tokens before the first code, which position_ids include.
+        base: Base of the rotary frequencies.
     """
 
     def __init__(self, head: int, columns: int, prompt: int, base: float = 10000.0):
@@ -22,8 +23,8 @@ class Rope2D(nn.Module):
         self.head, self.columns, self.prompt, self.base = head, columns, prompt, base
 
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin, each (B, S, head) in x's dtype, for position_ids (B, S) that start at the prompt."""
-        # a float32 reference, except that a float64 model keeps float64
+        """Return cos and sin, each (B, S, head) in x's dtype, for position_ids (B, S) that start at the prompt."""
+        # computed in float32, or in float64 for a float64 model
         dtype = torch.promote_types(x.dtype, torch.float32)
         exponents = torch.arange(0, self.head // 2, 2, device=x.device, dtype=dtype) / (self.head // 2)
         place = position_ids - self.prompt

@@ -1,7 +1,7 @@
-"""LlamaGen's published names and shapes to those of our transformers model, and back, to the bit.
+"""Lossless conversion of LlamaGen's published names and shapes to those of the transformers model, and back.
 
-Three things differ (FoundationVision/LlamaGen, autoregressive/models/gpt.py): q, k and v are one matrix; two numbers
-that rotate together are neighbours there and half a head apart here; classes have an embedding table of their own.
+The published files (FoundationVision/LlamaGen, autoregressive/models/gpt.py) differ in three ways: q, k and v are one
+matrix; the two values of a rotary pair are adjacent, not half a head apart; classes have a separate embedding table.
 """
 
 import re
@@ -9,7 +9,7 @@ import re
 import torch
 from torch import Tensor
 
-NAMES = {  # theirs: ours
+NAMES = {  # published name: transformers name
     "norm.weight": "model.norm.weight",
     "output.weight": "lm_head.weight",
     "layers.{}.attention.wo.weight": "model.layers.{}.self_attn.o_proj.weight",
@@ -25,7 +25,7 @@ NAMES = {  # theirs: ours
 QKV = "layers.{}.attention.wqkv.weight"
 PROJECTIONS = [f"model.layers.{{}}.self_attn.{x}_proj.weight" for x in "qkv"]
 CODES, CLASSES, EMBEDDING = "tok_embeddings.weight", "cls_embedding.embedding_table.weight", "model.embed_tokens.weight"
-SIZES = {  # depth, heads, width: the published models, gpt.py
+SIZES = {  # layers, heads, hidden size of the published models, from gpt.py
     "B": (12, 12, 768),
     "L": (24, 16, 1024),
     "XL": (36, 20, 1280),
@@ -35,12 +35,12 @@ SIZES = {  # depth, heads, width: the published models, gpt.py
 
 
 def is_published(state: dict[str, Tensor]) -> bool:
-    """Whether these are LlamaGen's names."""
+    """Return True if tensors have LlamaGen's published names."""
     return CODES in state or any(name.endswith("attention.wqkv.weight") for name in state)
 
 
 def from_published(state: dict[str, Tensor], *, heads: int) -> dict[str, Tensor]:
-    """Complete published tensors by our names."""
+    """Convert a complete published state dict to the transformers layout."""
     ours: dict[str, Tensor] = {}
     for name, tensor in state.items():
         general, layer = _general(name)
@@ -55,7 +55,7 @@ def from_published(state: dict[str, Tensor], *, heads: int) -> dict[str, Tensor]
 
 
 def to_published(state: dict[str, Tensor], *, heads: int, codes: int) -> dict[str, Tensor]:
-    """Our tensors by LlamaGen's names."""
+    """Convert a state dict in the transformers layout to LlamaGen's published layout."""
     back = {ours: theirs for theirs, ours in NAMES.items()}
     theirs: dict[str, Tensor] = {CODES: state[EMBEDDING][:codes].clone()}
     if len(state[EMBEDDING]) > codes:
@@ -71,7 +71,7 @@ def to_published(state: dict[str, Tensor], *, heads: int, codes: int) -> dict[st
 
 
 def looks_like(state: dict[str, Tensor]) -> str:
-    """What model published tensors seem to be, in words."""
+    """Describe the model that published tensors seem to belong to."""
     depth = len({_general(name)[1] for name in state} - {None})
     width = _rows(state, "norm.weight")
     size = next((name for name, (layers, _, wide) in SIZES.items() if (layers, wide) == (depth, width)), None)
@@ -84,21 +84,21 @@ def looks_like(state: dict[str, Tensor]) -> str:
 
 
 def _rows(state: dict[str, Tensor], name: str) -> int:
-    """Rows of a tensor; 0 if it is not there, or a single number."""
+    """Return the number of rows of a tensor; 0 if it is missing or a scalar."""
     return (*state[name].shape, 0)[0] if name in state else 0
 
 
 def _general(name: str) -> tuple[str, int | None]:
-    """A name with `{}` for its layer's number, and the number."""
+    """Return a name with `{}` in place of the layer number, and the number or None."""
     match = re.match(r"((?:model\.)?layers\.)(\d+)(\..*)", name)
     return (f"{match[1]}{{}}{match[3]}", int(match[2])) if match else (name, None)
 
 
 def _apart(rows: Tensor, heads: int) -> Tensor:
-    """Rows of q or k whose neighbours rotate together, reordered so that those half a head apart do."""
+    """Reorder rows of q or k from adjacent rotary pairs to pairs half a head apart."""
     return rows.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2).contiguous()
 
 
 def _beside(rows: Tensor, heads: int) -> Tensor:
-    """The inverse of `_apart`."""
+    """Reorder rows of q or k from rotary pairs half a head apart to adjacent pairs, the inverse of `_apart`."""
     return rows.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2).contiguous()

@@ -1,1 +1,1 @@
-"""Image tokenizers: pixels to codes and codes to pixels."""
+"""Image tokenizers, which encode pixels to codes and decode codes to pixels."""

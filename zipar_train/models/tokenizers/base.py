@@ -1,4 +1,4 @@
-"""Codes to pixels and back."""
+"""The interface of image tokenizers, the palette tokenizer, and the choice by recipe."""
 
 from typing import Protocol
 
@@ -11,28 +11,28 @@ from zipar_train.recipe.schema import Model
 class Tokenizer(Protocol):
     @property
     def stride(self) -> int:
-        """Pixels a code, each way."""
+        """Return the pixels per code in each direction."""
 
     @property
     def sha256(self) -> str | None:
-        """Of the file it was read from."""
+        """Return the SHA-256 of the file that the weights come from; None if there is none."""
 
     def decode(self, codes: Tensor, *, size: tuple[int, int] | None = None) -> Tensor:
-        """Pixels, uint8 (B, 3, height, width), of codes (B, H, W); resized to `size`, as LlamaGen does.
+        """Decode codes (B, H, W) to pixels, uint8 (B, 3, height, width), resized to `size` as in LlamaGen.
 
         Args:
-            size: height and width in pixels; None: as decoded.
+            size: Height and width in pixels; None: no resizing.
         """
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """Codes, int64 (B, H, W), of pixels uint8 (B, 3, px, px)."""
+        """Encode pixels, uint8 (B, 3, height, width), to codes, int64 (B, H, W)."""
 
 
 class Palette:
-    """Images whose pixels already are codes: code i is colour i.
+    """A tokenizer with one code per pixel: code i is colour i.
 
     Args:
-        colours: uint8 (V, 3).
+        colours: RGB colours, uint8 (V, 3).
     """
 
     stride, sha256 = 1, None
@@ -42,7 +42,7 @@ class Palette:
 
     @classmethod
     def grey(cls, levels: int) -> "Palette":
-        """`levels` even steps from black to white."""
+        """Return a palette of `levels` evenly spaced greys from black to white."""
         ramp = torch.linspace(0, 255, levels).round().to(torch.uint8)
         return cls(ramp[:, None].expand(-1, 3).contiguous())
 
@@ -55,17 +55,17 @@ class Palette:
         return to_bytes(pixels / 127.5 - 1, size=size)
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """The nearest colour of every pixel."""
+        """Return the nearest colour of every pixel, int64 (B, H, W)."""
         flat = pixels.permute(0, 2, 3, 1).float()
         colours = self.colours.to(pixels.device).float()
         return torch.cdist(flat.reshape(len(flat), -1, 3), colours[None]).argmin(-1).reshape(flat.shape[:3])
 
 
 def build_tokenizer(model: Model) -> Tokenizer | None:
-    """The recipe's tokenizer, its weights read; None: codes only.
+    """Build the recipe's tokenizer and load its weights; None if the recipe has none.
 
     Raises:
-        ValueError: if the weights cannot be read, or do not fit.
+        ValueError: If the weights cannot be read, or do not fit.
     """
     if model.tokenizer == "vq16":
         from zipar_train.models.tokenizers.vq16 import load_vq16

@@ -1,7 +1,7 @@
-"""Chameleon's image tokenizer, 16 pixels a code: transformers' encoder, and a decoder, which transformers has none of.
+"""Chameleon's image tokenizer, 16 pixels per code: transformers' encoder, plus a decoder, which transformers lacks.
 
-facebookresearch/chameleon, `tokenizer/vqgan.ckpt`, is taming-transformers' VQGAN without attention between its levels:
-the decoder is JanusVQVAE's, of the same origin, with that taken out.
+facebookresearch/chameleon, `tokenizer/vqgan.ckpt`, is taming-transformers' VQGAN without attention between its levels.
+The decoder is that of JanusVQVAE, which has the same origin, with this attention removed.
 """
 
 import json
@@ -20,14 +20,14 @@ from zipar_train.models.files import Checksums, find, innermost, read_file, tens
 from zipar_train.models.filling import filled
 from zipar_train.models.tokenizers.vq16 import to_bytes
 
-CHUNK = 4  # images at once through the convolutions
+CHUNK = 4  # images per pass through the convolutions
 WEIGHTS, VOCABULARY = "vqgan.ckpt", "text_tokenizer.json"
-MARK = "IMGIMG"  # how the vocabulary's names of codes begin; the codebook's row follows in letters, A for 0, and a Z
-FIRST = 4  # the least id of a code: four special tokens come before
+MARK = "IMGIMG"  # prefix of codes in the vocabulary; the codebook row follows in letters (A is 0), then a Z
+FIRST = 4  # smallest id of a code, after four special tokens
 
 
 class VQGAN(ChameleonVQVAE):
-    """With a decoder. Its levels are numbered from the first applied; taming's from the finest."""
+    """ChameleonVQVAE with a decoder, whose levels are numbered in order of use; taming numbers them from the finest."""
 
     def __init__(self, config: ChameleonVQVAEConfig):
         super().__init__(config)
@@ -38,11 +38,11 @@ class VQGAN(ChameleonVQVAE):
 
 
 class ChameleonVQ:
-    """Images to the codes of a language model's vocabulary and back.
+    """A tokenizer between images and the codes of a language model's vocabulary.
 
     Args:
-        code: of each row of the codebook, int64 (V,): the vocabulary has its own order.
-        sha256: of the file the weights came from; None: random.
+        code: The code of each codebook row, int64 (V,), because the vocabulary has another order.
+        sha256: Checksum of the weights' file; None: random weights.
     """
 
     def __init__(self, model: VQGAN, code: Tensor, *, sha256: str | None = None):
@@ -52,7 +52,7 @@ class ChameleonVQ:
 
     @torch.inference_mode()
     def encode(self, pixels: Tensor) -> Tensor:
-        """Codes, int64 (B, H, W), of pixels uint8 (B, 3, px, px), px a multiple of the stride."""
+        """Encode pixels, uint8 (B, 3, height, width), multiples of the stride, to codes, int64 (B, H, W)."""
         model = self.model.to(pixels.device)
         rows, columns = (side // self.stride for side in pixels.shape[-2:])
         found = []
@@ -62,22 +62,26 @@ class ChameleonVQ:
 
     @torch.inference_mode()
     def decode(self, codes: Tensor, *, size: tuple[int, int] | None = None) -> Tensor:
-        """Pixels, uint8 (B, 3, px, px), of codes (B, H, W)."""
+        """Decode codes (B, H, W) to pixels, uint8 (B, 3, height, width), resized to `size` if given."""
         return torch.cat([to_bytes(self.images(chunk), size=size) for chunk in codes.split(CHUNK)])
 
     @torch.inference_mode()
     def images(self, codes: Tensor) -> Tensor:
-        """Images, float (B, 3, px, px) around -1 .. 1, of codes (B, H, W)."""
+        """Decode codes (B, H, W) to float images (B, 3, height, width), roughly in -1 .. 1."""
         model = self.model.to(codes.device)
         entries = model.quantize.embedding(self.row.to(codes.device)[codes]).permute(0, 3, 1, 2).contiguous()
         return model.decoder(model.post_quant_conv(entries))
 
 
 def load_chameleon_vq(source: str | None, *, codes: int) -> ChameleonVQ:
-    """The tokenizer of the folder that Meta published, `vqgan.ckpt` and `text_tokenizer.json`; None: random weights.
+    """Load the tokenizer from the folder that Meta published, with `vqgan.ckpt` and `text_tokenizer.json`.
+
+    Args:
+        source: The folder; None: random weights.
+        codes: Codebook size.
 
     Raises:
-        ValueError: if the folder lacks one, one is damaged, or the codebook is of another size than `codes`.
+        ValueError: If a file is missing or damaged, or if the codebook size is not `codes`.
     """
     if source is None:
         return ChameleonVQ(VQGAN(ChameleonVQVAEConfig(num_embeddings=codes)), torch.arange(codes))
@@ -90,7 +94,7 @@ def load_chameleon_vq(source: str | None, *, codes: int) -> ChameleonVQ:
             )
     checksums: Checksums = {}
     state = innermost(tensors(read_file(path / WEIGHTS, checksums=checksums), where=path / WEIGHTS))
-    state = {_rename(name, state): t for name, t in state.items() if not name.startswith("loss.")}  # of its training
+    state = {_rename(name, state): t for name, t in state.items() if not name.startswith("loss.")}  # training losses
     what = "is no image tokenizer of Chameleon. Give the published file"
     model = filled(lambda: VQGAN(_config(state)), state, where=path / WEIGHTS, what=what)
     order = _order(path / VOCABULARY)
@@ -103,7 +107,11 @@ def load_chameleon_vq(source: str | None, *, codes: int) -> ChameleonVQ:
 
 
 def _order(path: Path) -> Tensor:
-    """The code of each row of the codebook."""
+    """Read the code of each codebook row, int64 (V,), from the vocabulary.
+
+    Raises:
+        ValueError: If the file is not a vocabulary of Chameleon.
+    """
     try:
         ids = {
             name: i
@@ -130,7 +138,7 @@ def _levels(state: dict[str, Tensor]) -> int:
 
 
 def _config(state: dict[str, Tensor]) -> ChameleonVQVAEConfig:
-    """The architecture that the tensors' shapes tell; errors of many classes where they tell none."""
+    """Infer the architecture from the shapes of tensors; invalid shapes raise errors of many classes."""
     base = len(state["encoder.conv_in.weight"])
     levels = (f"encoder.down.{i}.block.0.conv1.weight" for i in range(_levels(state)))
     return ChameleonVQVAEConfig(

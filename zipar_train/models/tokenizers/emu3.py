@@ -1,4 +1,4 @@
-"""Emu3's image tokenizer, 8 pixels a code, as transformers' Emu3VQVAE."""
+"""Emu3's image tokenizer, 8 pixels per code, as transformers' Emu3VQVAE."""
 
 import json
 from pathlib import Path
@@ -13,14 +13,14 @@ from zipar_train.models.files import find, read_folder
 from zipar_train.models.filling import filled
 from zipar_train.models.tokenizers.vq16 import fingerprint, to_bytes
 
-CHUNK = 4  # images at once through the convolutions
+CHUNK = 4  # images per pass through the convolutions
 
 
 class Emu3VQ:
-    """Images to codes of a codebook and back.
+    """A tokenizer between images and codes of Emu3's codebook.
 
     Args:
-        sha256: of the tensors the weights came from; None: random.
+        sha256: Checksum of the weights; None: random weights.
     """
 
     def __init__(self, model: Emu3VQVAE, *, sha256: str | None = None):
@@ -29,7 +29,7 @@ class Emu3VQ:
 
     @torch.inference_mode()
     def encode(self, pixels: Tensor) -> Tensor:
-        """Codes, int64 (B, H, W), of pixels uint8 (B, 3, px, px), px a multiple of the stride."""
+        """Encode pixels, uint8 (B, 3, height, width), multiples of the stride, to codes, int64 (B, H, W)."""
         model, size = self.model.to(pixels.device), torch.tensor([pixels.shape[-2:]])
         found = []
         for chunk in pixels.split(CHUNK):
@@ -39,16 +39,20 @@ class Emu3VQ:
 
     @torch.inference_mode()
     def decode(self, codes: Tensor, *, size: tuple[int, int] | None = None) -> Tensor:
-        """Pixels, uint8 (B, 3, px, px), of codes (B, H, W)."""
+        """Decode codes (B, H, W) to pixels, uint8 (B, 3, height, width), resized to `size` if given."""
         model = self.model.to(codes.device)
         return torch.cat([to_bytes(model.decode(chunk).float(), size=size) for chunk in codes.split(CHUNK)])
 
 
 def load_emu3_vq(source: str | None, *, codes: int) -> Emu3VQ:
-    """The tokenizer inside an Emu3 checkpoint in transformers' layout; None: random weights.
+    """Load the tokenizer from an Emu3 checkpoint in transformers' layout.
+
+    Args:
+        source: The checkpoint; None: random weights.
+        codes: Codebook size.
 
     Raises:
-        ValueError: if the folder holds none, or one of another codebook size than `codes`.
+        ValueError: If the folder contains no tokenizer, or if the codebook size is not `codes`.
     """
     if source is None:
         return Emu3VQ(Emu3VQVAE(Emu3VQVAEConfig(codebook_size=codes)))
@@ -71,5 +75,5 @@ def load_emu3_vq(source: str | None, *, codes: int) -> Emu3VQ:
 def _config(path: Path) -> Emu3VQVAEConfig:
     try:
         return Emu3VQVAEConfig(**json.loads(regular(path / "config.json").read_bytes())["vq_config"])
-    except Exception as error:  # of JSON, and of transformers' checks of each number
+    except Exception as error:  # from JSON, or from transformers' validation
         raise ValueError(f"{path}/config.json describes no vq_config of Emu3 ({error!r})") from None

@@ -15,9 +15,9 @@ from zipar_train.io.files import regular
 from zipar_train.models.files import Checksums, find, innermost, read_file, read_folder, tensors
 from zipar_train.models.filling import filled
 
-STRIDE = 16  # pixels a code, each way
-CHUNK = 16  # images at once through the convolutions
-NAMES = (  # theirs: JanusVQVAE's, as regular expressions
+STRIDE = 16  # pixels per code in each direction
+CHUNK = 16  # images per pass through the convolutions
+NAMES = (  # from LlamaGen's names to JanusVQVAE's, as regular expressions
     (r"^encoder\.conv_blocks\.(\d+)\.res\.", r"encoder.down.\1.block."),
     (r"^encoder\.conv_blocks\.(\d+)\.", r"encoder.down.\1."),
     (r"^decoder\.conv_blocks\.(\d+)\.res\.", r"decoder.up.\1.block."),
@@ -29,11 +29,11 @@ NAMES = (  # theirs: JanusVQVAE's, as regular expressions
 
 
 class VQ16:
-    """Square images, 16 pixels a code, to codes of a codebook and back.
+    """A tokenizer between images and codes, 16 pixels per code.
 
     Args:
-        model: its codebook rows of length 1.
-        sha256: of the file the weights came from; None: random.
+        model: A model whose codebook rows have length 1.
+        sha256: Checksum of the weights' file; None: random weights.
     """
 
     def __init__(self, model: JanusVQVAE, *, sha256: str | None = None):
@@ -44,7 +44,7 @@ class VQ16:
 
     @torch.inference_mode()
     def encode(self, pixels: Tensor) -> Tensor:
-        """Codes, int64 (B, H, W), of pixels uint8 (B, 3, px, px), px a multiple of 16."""
+        """Encode pixels, uint8 (B, 3, height, width), multiples of 16, to codes, int64 (B, H, W)."""
         model = self.model.to(pixels.device)
         rows, columns = (side // self.stride for side in pixels.shape[-2:])
         found = []
@@ -56,7 +56,7 @@ class VQ16:
 
     @torch.inference_mode()
     def decode(self, codes: Tensor, *, size: tuple[int, int] | None = None) -> Tensor:
-        """Pixels, uint8 (B, 3, px, px), of codes (B, H, W); on a GPU in bfloat16 where that is not seen."""
+        """Decode codes (B, H, W) to pixels, uint8 (B, 3, height, width), on a GPU in bfloat16 if not visible."""
         device = codes.device.type
         half = device == "cuda" and self.rounding(codes.device) < 1
         with torch.autocast(device, torch.bfloat16, enabled=half):
@@ -64,9 +64,9 @@ class VQ16:
 
     @torch.inference_mode()
     def rounding(self, device: torch.device, *, side: int = 16) -> float:
-        """What bfloat16 makes to a pixel: root mean square, in grey levels of 255.
+        """Return the root-mean-square error of pixels decoded in bfloat16, in grey levels 0 .. 255.
 
-        Over two images of random codes, `side` each way; measured once on a device.
+        It is measured once per device, on two images of `side` x `side` random codes.
         """
         if device not in self.roundings:
             codes = torch.randint(self.codes, (2, side, side), generator=torch.Generator().manual_seed(0)).to(device)
@@ -78,17 +78,17 @@ class VQ16:
 
     @torch.inference_mode()
     def images(self, codes: Tensor) -> Tensor:
-        """Images, float (B, 3, px, px) around -1 .. 1, of codes (B, H, W)."""
+        """Decode codes (B, H, W) to float images (B, 3, height, width), roughly in -1 .. 1."""
         model = self.model.to(codes.device)
         entries = model.quantize.embedding(codes).permute(0, 3, 1, 2).contiguous()
         return model.decoder(model.post_quant_conv(entries))
 
 
 def to_bytes(images: Tensor, *, size: tuple[int, int] | None = None) -> Tensor:
-    """Pixels, uint8 (B, 3, px, px), of images, float (B, 3, px, px) around -1 .. 1; resized to `size`.
+    """Convert float images (B, 3, height, width), roughly in -1 .. 1, to uint8 pixels, resized to `size`.
 
-    As LlamaGen (autoregressive/sample/sample_c2i_ddp.py): bicubic without antialiasing, on the floats, then cut off to
-    bytes.
+    As in LlamaGen (autoregressive/sample/sample_c2i_ddp.py), the floats are resized bicubically without antialiasing,
+    then clamped and truncated to bytes.
     """
     if size is not None and images.shape[-2:] != size:
         images = interpolate(images, size=size, mode="bicubic")
@@ -96,10 +96,14 @@ def to_bytes(images: Tensor, *, size: tuple[int, int] | None = None) -> Tensor:
 
 
 def load_vq16(source: str | None, *, codes: int) -> VQ16:
-    """The tokenizer of a published file (`vq_ds16_c2i.pt`), its architecture told by its tensors; None: random weights.
+    """Load the tokenizer from a published file (`vq_ds16_c2i.pt`); the architecture is inferred from its tensors.
+
+    Args:
+        source: The file, or the folder of a Janus-Pro checkpoint; None: random weights.
+        codes: Codebook size.
 
     Raises:
-        ValueError: if the file is no VQ-16, is damaged, or has another codebook size than `codes`.
+        ValueError: If the file is not a VQ-16 or is damaged, or if the codebook size is not `codes`.
     """
     if source is None:
         return VQ16(_unit(JanusVQVAE(JanusVQVAEConfig(num_embeddings=codes))))
@@ -126,12 +130,12 @@ def load_vq16(source: str | None, *, codes: int) -> VQ16:
 
 
 def _of_checkpoint(path: Path, codes: int) -> VQ16:
-    """The VQ-16 inside a Janus-Pro checkpoint in transformers' layout."""
+    """Load the VQ-16 from a Janus-Pro checkpoint in transformers' layout."""
     prefix = "model.vqmodel."
     state = {name.removeprefix(prefix): tensor for name, tensor in read_folder(path, prefix=prefix).items()}
     try:
         config = JanusVQVAEConfig(**json.loads(regular(path / "config.json").read_bytes())["vq_config"])
-    except Exception as error:  # of JSON, and of transformers' checks of each number
+    except Exception as error:  # from JSON, or from transformers' validation
         raise ValueError(f"{path}/config.json describes no vq_config of Janus-Pro ({error!r})") from None
     what = "holds no VQ-16 of Janus-Pro. Give the published checkpoint"
     model = filled(lambda: JanusVQVAE(config), state, where=path, what=what)
@@ -141,7 +145,7 @@ def _of_checkpoint(path: Path, codes: int) -> VQ16:
 
 
 def fingerprint(state: dict[str, torch.Tensor]) -> str:
-    """The checksum of tensors that have no file of their own."""
+    """Return the SHA-256 of tensors that are only part of a file, as 64 hexadecimal digits."""
     digest = hashlib.sha256()
     for name in sorted(state):
         digest.update(name.encode() + state[name].flatten().contiguous().view(torch.uint8).numpy().tobytes())
@@ -149,7 +153,7 @@ def fingerprint(state: dict[str, torch.Tensor]) -> str:
 
 
 def _unit(model: JanusVQVAE) -> JanusVQVAE:
-    """JanusVQVAE normalises the codebook's rows when it decodes, and forgets to when it encodes."""
+    """Normalise the codebook's rows in place, because JanusVQVAE does so when it decodes, but not when it encodes."""
     with torch.no_grad():
         model.quantize.embedding.weight.copy_(normalize(model.quantize.embedding.weight, dim=-1))
     return model
@@ -162,7 +166,11 @@ def _rename(name: str) -> str:
 
 
 def _config(state: dict[str, Tensor]) -> JanusVQVAEConfig:
-    """The architecture that the tensors' shapes tell."""
+    """Infer the architecture from the shapes of tensors.
+
+    Raises:
+        ValueError: If a tensor is missing.
+    """
 
     def shape(name: str) -> torch.Size:
         if name not in state or not state[name].ndim:
