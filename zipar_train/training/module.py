@@ -1,4 +1,4 @@
-"""The training step: next-token cross-entropy under the plan of one of a mix of windows."""
+"""The training module: next-token cross-entropy, optionally with distillation, under one of a mix of windows."""
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
