@@ -1,7 +1,13 @@
-"""Fine-tune autoregressive image generators under a ZipAR mask, and decode their rows in parallel.
+"""Fine-tuning of autoregressive image generators under ZipAR masks, and parallel decoding of image rows.
 
+<<<<<<< HEAD
 from zipar_train import load
 images = load("runs/digits").generate([3, 5], window=4, seed=0)
+=======
+Example:
+    from zipar_train import load
+    images = load("runs/digits").draw([3, 5], window=4, seed=0)
+>>>>>>> engB
 """
 
 from importlib import import_module

@@ -1,10 +1,10 @@
-"""The program `zipar-train`, also as `python -m zipar_train`: Lightning starts further processes that way."""
+"""Entry point of `zipar-train` and of `python -m zipar_train`, which Lightning uses to start further processes."""
 
 import sys
 
 
 def main() -> None:
-    """Listen to signals before anything is imported that takes time, then run the command line."""
+    """Install signal handlers before any slow import, then run the command line."""
     from zipar_train.run.signals import Stopped, raised
 
     with raised() as heard:

@@ -1,1 +1,1 @@
-"""How fast this machine generates and trains, beside the roofline and other decoders."""
+"""Benchmarks of generation and training on this machine, compared with the roofline and other decoders."""

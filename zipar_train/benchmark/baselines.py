@@ -1,4 +1,4 @@
-"""The way the released ZipAR decoders work, on our models: what the decoder is measured against."""
+"""The released ZipAR decoders, reimplemented on the package's models as a baseline for its decoder."""
 
 from bisect import bisect_left, insort
 from typing import Any
@@ -19,11 +19,11 @@ from zipar_train.recipe.schema import Draw
 
 
 class InsertedLayer(CacheLayerMixin):
-    """One layer's keys and values, (rows, heads, tokens, head width), in raster order and without gaps."""
+    """Keys and values of one layer, (rows, heads, tokens, head width), in raster order and without gaps."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.places: list[int] = []  # where the tokens of the pass in progress go, ascending
+        self.places: list[int] = []  # places of the current pass's tokens, ascending
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
@@ -54,7 +54,7 @@ class InsertedLayer(CacheLayerMixin):
 
 
 class InsertedCache(Cache):
-    """A cache that grows by concatenation around each new token, as the released decoder for Lumina-mGPT has it."""
+    """Cache that inserts each new token by concatenation, as in the released decoder for Lumina-mGPT."""
 
     def __init__(self, layers: int):
         self.inserted = [InsertedLayer() for _ in range(layers)]
@@ -67,17 +67,24 @@ class InsertedCache(Cache):
 
 @torch.inference_mode()
 def eager_loop(family: Family, condition: Any, uniforms: Tensor, draw: Draw, *, window: int) -> Tensor:
-    """Draw B images as the released ZipAR decoders do (ThisisBillhe/ZipAR 2a5695c), on our family.
+    """Generate B images as the released ZipAR decoders do (ThisisBillhe/ZipAR 2a5695c), with the package's family.
 
-    A Python loop for each pass, lists and concatenation, unfused attention, the head applied to every input, and one
-    call for each row to sample. The two released decoders differ in their cache:
+    Each pass is a Python loop with lists and concatenation, unfused attention, the head applied to every input, and one
+    sampling call per row. The two released decoders differ in their cache:
 
-    * without row ends (LlamaGen, generate_zipar.py): the cache is in raster order and attended to as a whole, its
-      unwritten slots included;
-    * with row ends (Lumina-mGPT, modeling_chameleon.py, lines 572 to 585): the cache is in raster order without gaps,
-      and a new token is inserted by concatenation. Emu3's decoder is not released; it has the same schedule.
+    * Without row ends (LlamaGen, generate_zipar.py), the cache is in raster order and attended to as a whole, including
+      unwritten slots.
+    * With row ends (Lumina-mGPT, modeling_chameleon.py, lines 572 to 585), the cache is in raster order without gaps,
+      and new tokens are inserted by concatenation. Emu3's decoder is not released; it has the same schedule.
 
-    Prompts and their padding are our families'. The released decoder for Lumina-mGPT shows the padding.
+    Prompts and their padding are those of the family. The released decoder for Lumina-mGPT does not mask padding.
+
+    Args:
+        family: The generator.
+        condition: Conditions of B images.
+        uniforms: (B, N), see `sampling.uniforms`.
+        draw: How codes are sampled.
+        window: The window, in codes.
 
     Returns:
         Codes, int64 (B, H, W): those of `Decoder(..., released=True)` on a plan with `stand_in="released"`.
@@ -118,7 +125,7 @@ def eager_loop(family: Family, condition: Any, uniforms: Tensor, draw: Draw, *, 
 
 
 class _Whole:
-    """LlamaGen's memory: a slot for each position of the raster, all of them attended to."""
+    """LlamaGen's cache: a slot for each raster position, with attention to all earlier ones, written or not."""
 
     def __init__(self, family: Family, plan: Plan, *, rows: int):
         self.prompt, self.slots, self.device = plan.prompt, plan.prompt + plan.grid.codes, family.model.device
@@ -126,14 +133,14 @@ class _Whole:
         self.causal = torch.tril(torch.ones(self.slots, self.slots, dtype=torch.bool, device=self.device))
 
     def begin_pass(self, positions: list[int]) -> tuple[Tensor, Tensor]:
-        """The mask (1, 1, K, keys) of a pass, and the places (K,) of its queries among the keys."""
+        """Start a pass; return its mask (1, 1, K, keys), and the places (K,) of its queries among the keys."""
         places = torch.tensor(positions, device=self.device) + self.prompt
         self.cache.begin_pass(places, self.slots)
         return self.causal[None, None, places], places
 
 
 class _Inserted:
-    """Lumina-mGPT's memory: the tokens fed so far, in raster order; each query sees those up to its own."""
+    """Lumina-mGPT's cache: the tokens fed so far, in raster order; each query attends to those up to its own."""
 
     def __init__(self, family: Family, plan: Plan, *, rows: int):
         self.device = family.model.device

@@ -1,4 +1,4 @@
-"""What a pass, an image and a batch take, beside their floor and beside other ways of drawing."""
+"""Benchmark of generation: times per pass, image and batch, compared with the roofline floor and other decoders."""
 
 import copy
 import sys
@@ -30,7 +30,7 @@ EAGER, STOCK = "eager loop, as released", "transformers generate"
 
 
 class Row(BaseModel):
-    """One way of drawing at one window, batch and grid. Times are medians over rounds, an image or a batch each."""
+    """Result of one decoder at one window, batch size and grid; times are medians over rounds of one batch each."""
 
     method: str
     grid: list[int]
@@ -39,13 +39,13 @@ class Row(BaseModel):
     passes: int
     pass_ms: float
     spread: float  # (slowest - fastest round) / median
-    image_ms: float  # of a batch, divided by its images
+    image_ms: float  # time of a batch divided by its images
     images_per_second: float
-    memory: int | None  # bytes at most: the weights and what drawing took beside them
-    floor_ms: float  # a pass: its bytes at the measured copy bandwidth, or its operations at the measured rate
+    memory: int | None  # peak bytes, weights included
+    floor_ms: float  # per pass: its bytes at the measured copy bandwidth, or its FLOPs at the measured rate
     times_floor: float
-    agreement: float | None  # share of codes that are the plain decoder's, for the same uniforms
-    warm_ups: int  # batches before the counted rounds: until nothing was compiled and every pass was captured
+    agreement: float | None  # share of codes equal to the plain decoder's, for the same uniform numbers
+    warm_ups: int  # batches before the counted rounds, until nothing was compiled and every pass was captured
     rounds: int  # counted
 
 
@@ -53,13 +53,13 @@ class Report(BaseModel):
     recipe: dict[str, Any]
     dtype: str
     guidance: float
-    parameters: int  # that a pass multiplies by
-    copy_bandwidth: float  # bytes a second, measured
-    matmul_rate: float  # operations a second, measured
-    rounds: int  # asked for
+    parameters: int  # parameters used in a pass
+    copy_bandwidth: float  # bytes per second, measured
+    matmul_rate: float  # FLOP/s, measured
+    rounds: int  # requested
     rows: list[Row]
-    failures: list[Failure]  # in place of rows
-    notes: list[str]  # what a reader of the rows has to know
+    failures: list[Failure]  # cases without a row
+    notes: list[str]  # remarks on the rows
     environment: dict[str, str]
 
 
@@ -77,23 +77,26 @@ def bench_decode(
     progress: bool = True,
     save: Callable[[Report], None] = lambda report: None,
 ) -> Report:
-    """Time whole batches of a recipe's model at random weights.
+    """Time the generation of whole batches by a recipe's model with random weights.
 
-    Every round gives each way of drawing its turn, see `turns.take_turns`; rounds that warm up are not counted, and the
-    first of them says how much memory each way takes. A way that fails becomes one of the report's failures, and the
-    others are measured.
+    Decoders are interleaved in every round, see `turns.take_turns`. Warm-up rounds are not counted; the first one gives
+    the memory of each decoder. A decoder that fails is reported under failures, and the others are measured.
 
     Args:
-        windows: those that a grid is too narrow for are left out of it.
-        batches: images at once.
-        grids: rows and columns; none: the recipe's own.
-        baselines: beside the first batch and grid, also the other ways; otherwise ours alone.
-        compiled: our decoder with torch.compile too.
+        recipe: The recipe.
+        windows: Windows; those that do not fit a grid are skipped for it.
+        batches: Batch sizes, in images.
+        grids: Numbers of rows and columns of square grids. Empty: the recipe's own grid.
+        rounds: Number of counted rounds.
+        baselines: At the first batch size and grid, also measure the other decoders.
+        compiled: Also measure the package's decoder with torch.compile.
         dtype: None: bfloat16 on a GPU, float32 elsewhere.
-        save: called with the report so far after every counted round.
+        device: None: a GPU if there is one, otherwise the CPU.
+        progress: Show a progress bar.
+        save: Called with the report so far after every counted round.
 
     Raises:
-        ValueError: if no window fits, or nothing could be measured, a batch that does not fit into memory for example.
+        ValueError: If no window fits, or nothing could be measured, for example if no batch fits into memory.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
@@ -133,7 +136,7 @@ def bench_decode(
 
 
 class _Cases:
-    """A model on a grid, its weights in each of the orders that the ways of drawing want."""
+    """Model on one grid, with a copy of its weights for each decoder that needs its own layout."""
 
     def __init__(self, family: Family, recipe: Recipe, rates: Rates, *, baselines: bool, compiled: bool):
         self.recipe, self.rates, self.ours = recipe, rates, family
@@ -159,7 +162,7 @@ class _Cases:
         progress: bool,
         save: Callable[[Report], None],
     ) -> None:
-        """Add to a report the rows of a batch size, or why there are none."""
+        """Add the rows of a batch size to a report, and the failures."""
         images = batch * (2 if self.recipe.draw.guidance != 1 else 1)
         plans = {}
         for window in windows:
@@ -187,7 +190,7 @@ class _Cases:
                    mininterval=0.1 if sys.stderr.isatty() else 20)  # fmt: skip
 
         def tell(key: tuple[str, int]) -> None:
-            bar.total = max(bar.total, bar.n + 1)  # more than one round may warm up
+            bar.total = max(bar.total, bar.n + 1)  # there may be several warm-up rounds
             bar.set_postfix_str(f"{key[0]}, window {key[1]}")
             bar.update()
 
@@ -218,7 +221,7 @@ class _Cases:
     def _ways(
         self, report: Report, plans: Mapping[int, Plan], batch: int, *, baselines: bool
     ) -> tuple[dict[tuple[str, int], Way], dict[tuple[str, int], int]]:
-        """By method and window: how to draw a batch, and in how many passes."""
+        """Return, by method and window, the functions that generate a batch, and their numbers of passes."""
         draw, plain = self.recipe.draw, self.plain
         condition = conditions(self.recipe.model, batch)
         numbers = uniforms(list(range(batch)), self.grid.codes, seed=self.recipe.seed)
@@ -242,7 +245,7 @@ class _Cases:
         def eager(window: int) -> None:
             assert plain is not None
             with drawing_on(self.device):
-                eager_loop(plain, condition, numbers, draw, window=window)  # codes of another rule: not compared
+                eager_loop(plain, condition, numbers, draw, window=window)  # codes of another rule, not compared
 
         for window, plan in plans.items():
             ways[OURS, window] = drawing(self.ours, plan)
@@ -257,7 +260,7 @@ class _Cases:
 
                 def generate(stock: Stock = stock) -> None:
                     with drawing_on(self.device):
-                        stock(condition, draw)  # from other random numbers: not compared
+                        stock(condition, draw)  # other random numbers, not compared
 
                 ways[STOCK, window], passes[STOCK, window] = Way(generate), stock.passes
                 report.notes += stock.notes(guided=draw.guidance != 1)
@@ -300,11 +303,11 @@ class _Cases:
 
 
 def in_groups(needs: Mapping[Key, int], room: int) -> list[list[Key]]:
-    """Keys, in their order, in as few groups as memory allows; one that needs more than all of it stands alone.
+    """Split keys, in order, into as few groups as memory allows; one that exceeds it is a group of its own.
 
     Args:
-        needs: bytes that each holds between its turns.
-        room: bytes that there are.
+        needs: Bytes that each key keeps allocated between its turns.
+        room: Available bytes.
     """
     groups: list[list[Key]] = []
     used = 0

@@ -1,4 +1,4 @@
-"""Measurements for people: tables and a plot with the floor drawn in."""
+"""Tables of benchmark results, and a plot with the roofline floor."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ COLOURS = {decode.OURS: "#2f6f8f", decode.COMPILED: "#5b8c5a", decode.PLAIN: "#8
 
 
 def decode_lines(report: decode.Report) -> list[str]:
-    """The table, a line a row."""
+    """Return the lines of the decode table, its ratios and remarks."""
     cells = [["drawn by", "grid", "window", "batch", "passes", "ms/pass", "spread", "floor", "x floor", "ms/image",
               "images/s", "MiB", "same codes"]]  # fmt: skip
     for row in report.rows:
@@ -53,7 +53,7 @@ def decode_lines(report: decode.Report) -> list[str]:
 
 
 def _ratios(report: decode.Report) -> list[str]:
-    """Images' times against each other, all of one run."""
+    """Return sentences that compare the image times of one run with next-token decoding and other decoders."""
     times = {(r.method, tuple(r.grid), r.batch, r.window): r.image_ms for r in report.rows}
     lines = []
     for (method, grid, batch, window), taken in times.items():
@@ -71,7 +71,7 @@ def _ratios(report: decode.Report) -> list[str]:
 
 
 def _remarks(report: decode.Report | train.Report) -> list[str]:
-    """What could not be measured, and what a reader of the rows has to know."""
+    """Return the failures and notes as lines."""
     failures = [
         f"not measured: {f.method}, window {f.window}, batch {f.batch}, {f.grid[0]}x{f.grid[1]}: {f.error}"
         for f in report.failures
@@ -80,7 +80,7 @@ def _remarks(report: decode.Report | train.Report) -> list[str]:
 
 
 def train_lines(report: train.Report) -> list[str]:
-    """The table, and which attention each length is trained fastest with."""
+    """Return the lines of the training table, and the fastest attention for each number of slots."""
     cells = [["step", "grid", "window", "slots", "batch", "ms/step", "spread", "tokens/s", "utilisation", "of causal",
               "MiB"]]  # fmt: skip
     for row in report.rows:
@@ -114,11 +114,11 @@ def train_lines(report: train.Report) -> list[str]:
 
 
 def plot(report: decode.Report, path: Path) -> None:
-    """Milliseconds a pass against window, batch and grid, the floor dashed; a panel for what was varied.
+    """Plot milliseconds per pass over window, batch size and grid, a panel for each that varies, the floor dashed.
 
     Raises:
-        ValueError: for an ending that is no picture format.
-        OSError: if the file cannot be written.
+        ValueError: If the extension is not a picture format.
+        OSError: If the file cannot be written.
     """
     axes = {"window": "window, codes", "batch": "images at once", "grid": "rows and columns, codes"}
     varied = [name for name in axes if len({_value(row, name) for row in report.rows}) > 1] or ["window"]
@@ -141,10 +141,10 @@ def _value(row: decode.Row, name: str) -> int:
 
 
 def _panel(panel: Axes, rows: Sequence[decode.Row], name: str) -> None:
-    """Milliseconds against one of window, batch and grid, the other two as the first row has them."""
+    """Plot milliseconds over one of window, batch size and grid, with the other two as in the first row."""
     others = [other for other in ("window", "batch", "grid") if other != name]
     first = {other: _value(rows[0], other) for other in others}
-    if name != "window":  # the narrowest window that was measured at every batch or grid
+    if name != "window":  # the smallest window measured at every batch size or grid
         values = {_value(row, name) for row in rows}
         at = {w: {_value(row, name) for row in rows if row.window == w} for w in {row.window for row in rows}}
         first["window"] = min(w for w in at if at[w] == values or len(at[w]) == max(map(len, at.values())))
@@ -156,7 +156,7 @@ def _panel(panel: Axes, rows: Sequence[decode.Row], name: str) -> None:
             where, taken, spread = zip(*line, strict=True)
             margin = [t * s / 2 for t, s in zip(taken, spread, strict=True)]
             panel.errorbar(where, taken, yerr=margin, marker="o", markersize=4, label=method, color=colour, capsize=2)
-    # generate's passes are others than a plan's where rows have ends
+    # with row ends, the passes of transformers' generate differ from a plan's
     floor = sorted({(_value(row, name), row.floor_ms) for row in shown if row.method != decode.STOCK})
     panel.plot(*zip(*floor, strict=True), "--", color="#333333", label="floor of the bytes and operations")
     panel.set(xscale="log", yscale="log")

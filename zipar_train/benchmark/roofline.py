@@ -1,4 +1,4 @@
-"""The least that a pass can take: bytes that must move, and operations to be done, at rates measured on this device."""
+"""Roofline floor of a forward pass: its memory traffic and FLOPs at rates measured on this device."""
 
 from dataclasses import dataclass
 from time import perf_counter
@@ -12,10 +12,11 @@ from zipar_train.plan.table import Plan
 
 @dataclass(frozen=True)
 class Rates:
-    """What a device can do.
+    """Measured peak rates of a device.
 
-    copy: bytes a second, read and written, of a large copy.
-    matmul: operations a second of a large matrix product in the dtype.
+    Attributes:
+        copy: Bytes per second of a large copy, reads and writes counted.
+        matmul: FLOP/s of a large matrix product in the dtype.
     """
 
     copy: float
@@ -23,7 +24,7 @@ class Rates:
 
 
 def seconds(work, device: torch.device, *, repeat: int = 7) -> list[float]:
-    """How long each of several repetitions takes, the device waited for; the first is not counted."""
+    """Return the seconds of each of `repeat` calls, with device synchronization, after one warm-up call."""
     taken = []
     for _ in range(repeat + 1):
         wait(device)
@@ -41,7 +42,7 @@ def wait(device: torch.device) -> None:
 
 @torch.inference_mode()
 def measure(device: torch.device, dtype: torch.dtype) -> Rates:
-    """The device's rates: the best of several, as a floor must be."""
+    """Measure the device's rates: the best of several repetitions, since they define a floor."""
     cuda = device.type == "cuda"
     source = torch.ones(2**30 if cuda else 2**28, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
@@ -66,12 +67,13 @@ def measure(device: torch.device, dtype: torch.dtype) -> Rates:
 
 @dataclass(frozen=True)
 class Work:
-    """Parameters that a pass multiplies by, and what an image row of a plan makes of them.
+    """Sizes of a model that determine the FLOPs and bytes of its passes.
 
-    body: parameters of the layers and the last norm.
-    head: parameters of the output head's rows for image codes.
-    attention: operations of one query on one key, over all layers.
-    key: numbers of one slot's keys and values, over all layers.
+    Attributes:
+        body: Parameters of the layers and the last norm.
+        head: Parameters of the output head's rows for image codes.
+        attention: FLOPs of one query on one key, over all layers.
+        key: Elements of one slot's keys and values, over all layers.
     """
 
     body: int
@@ -81,7 +83,7 @@ class Work:
 
     @classmethod
     def of(cls, family: Family) -> "Work":
-        """Of a family whose weights are still in their own order."""
+        """Return the sizes of a family, which must not be fused for inference."""
         config = family.model.config.get_text_config()
         body, heads = family.model.base_model, config.num_attention_heads
         table = body.get_input_embeddings().weight.numel()  # type: ignore[operator, union-attr]
@@ -94,21 +96,23 @@ class Work:
         )
 
     def forward(self, plan: Plan) -> int:
-        """Operations of one row's passes over a plan: 2 a parameter and slot, and attention to what is visible."""
+        """Return the FLOPs of one row over a plan: 2 per parameter and slot, and attention to visible slots."""
         drawn = int((plan.target >= 0).sum())
         return 2 * (self.body * len(plan) + self.head * drawn) + self.attention * int(plan.visible().sum())
 
     def floor(self, plan: Plan, rates: Rates, *, rows: int, size: int) -> float:
-        """Seconds of all passes of an image or a batch: of each, its bytes or its operations, whichever takes longer.
+        """Return the least seconds for all passes of a batch: for each pass, its bytes or its FLOPs, the slower one.
 
         Args:
-            rows: R, B or 2 B under guidance.
-            size: bytes of a number.
+            plan: The plan.
+            rates: Measured rates of the device.
+            rows: R = B, or 2 B under guidance.
+            size: Bytes per element.
         """
         passes = plan.passes
         fed = np.bincount(plan.step, minlength=passes)
         drawn = np.bincount(plan.step[plan.target >= 0], minlength=passes)
         seen = np.bincount(plan.step, weights=plan.visible().sum(1), minlength=passes)
         operations = rows * (2 * (self.body * fed + self.head * drawn) + self.attention * seen)
-        numbers = self.body + self.head + rows * self.key * np.cumsum(fed)  # every key so far, the pass's own included
+        numbers = self.body + self.head + rows * self.key * np.cumsum(fed)  # all keys so far, including this pass's
         return float(np.maximum(numbers * size / rates.copy, operations / rates.matmul).sum())

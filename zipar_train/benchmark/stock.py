@@ -1,4 +1,4 @@
-"""Next-token drawing by transformers' own `generate`: what a user has without us."""
+"""Next-token generation with transformers' own `generate`, the baseline without this package."""
 
 from typing import Any
 
@@ -13,10 +13,10 @@ from zipar_train.recipe.schema import Draw
 
 
 class RowEnds(LogitsProcessor):
-    """Forces the row-end token, id V, after every row of W codes, and nowhere else.
+    """Logits processor that forces the row-end token, id V, after every row of W codes, and forbids it elsewhere.
 
-    Takes the logits of V codes, (R, V), and returns those of V + 1 tokens. The released models are drawn so: Emu3's
-    image_generation.py by `prefix_allowed_tokens_fn`, Lumina-mGPT's inference_solver.py by a logits processor.
+    It maps logits of V codes, (R, V), to those of V + 1 tokens. The released models do the same: Emu3 in
+    image_generation.py by `prefix_allowed_tokens_fn`, Lumina-mGPT in inference_solver.py by a logits processor.
     """
 
     def __init__(self, width: int):
@@ -30,14 +30,14 @@ class RowEnds(LogitsProcessor):
 
 
 class Stock:
-    """Next-token drawing by transformers' `generate` with a static cache.
+    """Next-token decoder based on transformers' `generate` with a static cache.
 
-    On CUDA, `generate` compiles the model's forward pass by itself whenever the cache is static: the default that its
-    users get (transformers, generation/utils.py, `_valid_auto_compile_criteria`). It stays on, and the first call takes
-    up to a minute.
+    On CUDA, `generate` compiles the model's forward pass whenever the cache is static, which is its default behaviour
+    (transformers, generation/utils.py, `_valid_auto_compile_criteria`). It stays enabled; the first call takes up to a
+    minute.
 
-    Token ids are codes, and id V is the row end: while `generate` runs, the model's input embeddings are a table of
-    those. It is made once, so that what is compiled stays valid from call to call.
+    Token ids are codes, and id V is the row end. While `generate` runs, the model's input embeddings are a table for
+    these ids. The table is built once, so compiled code stays valid between calls.
     """
 
     def __init__(self, family: Family):
@@ -51,12 +51,12 @@ class Stock:
 
     @property
     def passes(self) -> int:
-        """Forward passes of an image: one for each code and, unlike a plan's, one for each row end between rows."""
+        """Forward passes of an image: one per code and, unlike in a plan, one per row end between rows."""
         grid = self.family.grid
         return grid.codes + (grid.height - 1 if grid.row_end else 0)
 
     def notes(self, *, guided: bool) -> list[str]:
-        """What a reader of its times has to know."""
+        """Return remarks on this decoder's times."""
         found = []
         if self.family.model.device.type == "cuda":
             found.append("compiles the model by itself, its default with a static cache; compiling is not in its times")
@@ -70,9 +70,9 @@ class Stock:
 
     @torch.inference_mode()
     def __call__(self, condition: Any, draw: Draw) -> Tensor:
-        """Codes, int64 (R, N).
+        """Generate codes, int64 (R, N).
 
-        R = 2 B rows under guidance, each drawn on its own: the passes cost the same, the two logits are not mixed.
+        Under guidance, R = 2 B rows are sampled independently: the cost is the same, but the logits are not mixed.
         """
         family, grid = self.family, self.family.grid
         prompt, padding = prompts(family, family.check(condition), guided=draw.guidance != 1)
@@ -88,7 +88,7 @@ class Stock:
                 attention_mask=seen.long(),
                 position_ids=torch.arange(prompt.shape[1], device=prompt.device).expand(
                     len(prompt), -1
-                ),  # padding's too
+                ),  # padding counts too
                 cache_implementation="static",
                 max_new_tokens=self.passes,
                 min_new_tokens=self.passes,

@@ -1,4 +1,4 @@
-"""The model that a benchmark measures: a recipe's, with random weights and nothing downloaded."""
+"""Model of a benchmark: a recipe's model with random weights, without downloads."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -15,16 +15,15 @@ class Ids(NamedTuple):
 
 
 class AnyWords:
-    """In the place of a tokenizer of text: one id for each word, which means nothing.
+    """Dummy text tokenizer that returns the same id for every word.
 
-    Guidance leads some families away from a negative caption, which is tokenized when images are drawn. Of the
-    conditions that a benchmark makes, this is the only text.
+    Under guidance some families tokenize a negative caption during generation. It is the only text in a benchmark.
     """
 
     bos_token_id, pad_token_id = 0, 1
 
     def __init__(self, prompter: Prompter):
-        self.most = prompter.text.tokens - len(prompter.after) - 1  # the first token comes before
+        self.most = prompter.text.tokens - len(prompter.after) - 1  # minus the first token
 
     def convert_tokens_to_ids(self, token: str) -> int:
         return 2
@@ -34,7 +33,7 @@ class AnyWords:
 
 
 def subject(recipe: Recipe, grid: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Family:
-    """The recipe's generator on a grid of rows and columns, its random weights drawn from the recipe's seed."""
+    """Build the recipe's generator on a grid (rows, columns), with random weights from the recipe's seed."""
     torch.manual_seed(recipe.seed)
     family = build(on_grid(recipe.model, grid), dtype=dtype, device=device)
     words = getattr(family, "words", None)
@@ -44,5 +43,5 @@ def subject(recipe: Recipe, grid: Sequence[int], *, dtype: torch.dtype, device: 
 
 
 def on_grid(model: Model, grid: Sequence[int]) -> Model:
-    """A recipe's model on another grid, without its tokenizer of images."""
+    """Return a recipe's model section with another grid and without the image tokenizer."""
     return model.model_copy(update={"grid": list(grid), "tokenizer": None, "tokenizer_weights": None})

@@ -1,4 +1,4 @@
-"""What a training step takes under a plan, without a teacher, beside the plain causal step: tokens a second."""
+"""Benchmark of training steps under a plan, without a teacher, compared with the plain causal step."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -27,23 +27,23 @@ from zipar_train.training.optimizer import build_optimizer, clip_gradients, grad
 from zipar_train.training.trainer import module_of, precision, weights_dtype
 
 CAUSAL, SDPA, FLEX = "causal", "sdpa", "flex_attention"
-PRECISIONS = ("bf16-mixed", "bf16-true", "32-true")  # of trainer.precision, what is measured on a GPU
+PRECISIONS = ("bf16-mixed", "bf16-true", "32-true")  # values of trainer.precision measured on a GPU
 
 
 class Row(BaseModel):
-    """One step: forward, backward, clipping and optimizer. Times are medians over rounds."""
+    """Result of one kind of step: forward, backward, clipping and optimizer; times are medians over rounds."""
 
-    attention: str  # causal: next-token, no mask of ours | sdpa, flex_attention: under the plan
+    attention: str  # causal: next-token without a mask | sdpa, flex_attention: under the plan
     grid: list[int]
     window: int
-    slots: int  # of an image
+    slots: int  # per image
     batch: int
     step_ms: float
     spread: float  # (slowest - fastest round) / median
-    tokens_per_second: float  # codes learnt from, stand-ins not counted
-    utilisation: float  # model operations a second over the device's rate
-    memory: int | None  # bytes at most, beside weights and optimizer; None: on a CPU, where that is not seen
-    against_causal: float | None  # codes a second over the causal step's; None: of that itself, or without it
+    tokens_per_second: float  # predicted codes per second; stand-ins do not count
+    utilisation: float  # model FLOP/s over the device's rate
+    memory: int | None  # peak bytes beside weights and optimizer; None on a CPU, where it is not measured
+    against_causal: float | None  # codes per second relative to the causal step; None for that step or without it
     warm_ups: int  # steps before the counted rounds, until nothing was compiled
 
 
@@ -51,16 +51,16 @@ class Report(BaseModel):
     recipe: dict[str, Any]
     precision: str
     compiled: bool
-    rate: float  # operations a second that utilisation is a share of
-    rate_is: str  # where that comes from
+    rate: float  # FLOP/s that utilisation refers to
+    rate_is: str  # source of that rate
     rounds: int
     rows: list[Row]
-    failures: list[Failure]  # in place of rows
-    notes: list[str]  # what a reader of the rows has to know
+    failures: list[Failure]  # cases without a row
+    notes: list[str]  # remarks on the rows
     environment: dict[str, str]
 
     def choices(self) -> dict[int, str]:
-        """The faster `tune.attention` for each number of slots."""
+        """Return the fastest `tune.attention` for each number of slots."""
         best: dict[int, Row] = {}
         for row in self.rows:
             if row.attention != CAUSAL and (
@@ -81,22 +81,29 @@ def bench_train(
     progress: bool = True,
     save: Callable[[Report], None] = lambda report: None,
 ) -> Report:
-    """Time training steps of a recipe's model at random weights and random codes.
+    """Time training steps of a recipe's model with random weights and random codes.
 
-    A step is that of `fit`, which the recipe's tune, optim and trainer sections describe: adapters or all weights,
-    recomputed activations, torch.compile layer by layer, precision, the norm of the gradients, clipping, AdamW. It has
-    no teacher, whatever tune.distill says, so that the causal step beside it does the same apart from the plan.
+    A step is the same as in `fit`, by the recipe's tune, optim and trainer sections: adapters or all weights,
+    activation checkpointing, torch.compile per layer, precision, gradient norm, clipping, AdamW. It has no teacher,
+    whatever tune.distill says, so the causal step differs only in the plan.
 
-    On a CPU in float32, uncompiled, and without FlexAttention, which has no backward pass there.
+    On a CPU the step is float32, not compiled, and without FlexAttention, which has no backward pass there.
 
-    Each kind of step is compiled for its own length and then timed by itself. They do not take turns: PyTorch would
-    make the second length it sees a variable, and that kind would be measured slower than it is.
+    Each kind of step is compiled for its own length and timed separately. They are not interleaved, because PyTorch
+    would make the second length dynamic, which makes that kind slower.
 
     Args:
-        save: called with the report so far after every counted round.
+        recipe: The recipe.
+        window: The window of the plan.
+        batches: Batch sizes, in images.
+        grids: Numbers of rows and columns of square grids. Empty: the recipe's own grid.
+        rounds: Number of counted rounds.
+        device: None: a GPU if there is one, otherwise the CPU.
+        progress: Show a progress bar.
+        save: Called with the report so far after every counted round.
 
     Raises:
-        ValueError: if the window does not fit a grid, trainer.precision is not measured, or nothing could be measured.
+        ValueError: If the window does not fit a grid, trainer.precision is not supported, or nothing was measured.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     cuda = device.type == "cuda"
@@ -108,7 +115,7 @@ def bench_train(
     kinds = [CAUSAL, SDPA, FLEX] if cuda else [CAUSAL, SDPA]
     sizes = [[size, size] for size in grids] or [list(recipe.model.grid)]
     settings = [_settings(recipe, grid, window, compiled=compiles(recipe, device)) for grid in sizes]
-    for each in settings:  # before minutes of work
+    for each in settings:  # check before minutes of work
         Plan.zipar(each.model.raster, window=window, prompt=each.model.prompt, **each.zipar.rule)
     report = Report(
         recipe=recipe.model_dump(),
@@ -163,7 +170,7 @@ def bench_train(
 
 
 class Case(NamedTuple):
-    """One kind of step to measure."""
+    """Case to measure: a kind of step at one grid, window and batch size."""
 
     kind: str
     grid: tuple[int, ...]
@@ -176,12 +183,12 @@ class Case(NamedTuple):
 
 
 def compiles(recipe: Recipe, device: torch.device) -> bool:
-    """Whether steps are compiled here: on a GPU, where the recipe says so."""
+    """Return True if steps are compiled: on a GPU, if the recipe has `tune.compile`."""
     return device.type == "cuda" and recipe.tune.compile
 
 
 def _settings(recipe: Recipe, grid: Sequence[int], window: int, *, compiled: bool) -> Recipe:
-    """The recipe on a grid, for one window and without a teacher."""
+    """Return the recipe on a grid, for one window and without a teacher."""
     return recipe.model_copy(
         update={
             "model": on_grid(recipe.model, grid),
@@ -207,7 +214,7 @@ def _notes(recipe: Recipe, *, compiled: bool) -> list[str]:
 
 
 class _Made:
-    """One training step as a function, made when it is first called."""
+    """Training step as a callable; its model and optimizer are built in the first call."""
 
     def __init__(self, recipe: Recipe, case: Case, precision: str, device: torch.device):
         self.recipe, self.case, self.precision, self.device = recipe, case, precision, device
@@ -219,7 +226,7 @@ class _Made:
         narrow: AbstractContextManager = (
             torch.autocast("cuda", torch.bfloat16, cache_enabled=False)
             if mixed
-            else nullcontext()  # as Lightning has it
+            else nullcontext()  # as Lightning does it
         )
         with attention_kernels(self.device), whole_graphs() if self.recipe.tune.compile else nullcontext():
             with narrow:
@@ -262,11 +269,12 @@ class _Made:
         return losses(family.head, states, codes, size=family.codes)[0]
 
     def row(self, timed: Timed, *, rate: float, causal: float | None) -> Row:
-        """The measurement so far.
+        """Return the result so far.
 
         Args:
-            rate: operations a second that utilisation is a share of.
-            causal: seconds of the causal step.
+            timed: Times of the step.
+            rate: FLOP/s that utilisation refers to.
+            causal: Seconds of the causal step.
         """
         plan, batch = self.plan, self.case.batch
         attention = self.work.attention * int(plan.visible().sum())
@@ -293,14 +301,15 @@ class _Made:
 
 
 def causal(family: Family, plan: Plan, codes: Tensor, condition: Any) -> Tensor:
-    """The hidden states (B, N, D) that predict each code when tokens are fed in raster order, as in pretraining.
+    """Return the hidden states (B, N, D) that predict each code with tokens in raster order, as in pretraining.
 
-    No mask of ours and no positions: transformers' causal attention, which has kernels of its own. Padding is seen.
+    No mask and no positions are given, so transformers uses its own causal attention kernels. Padding is not masked.
 
     Args:
-        plan: next-token; its slots are in raster order.
+        family: The generator.
+        plan: A next-token plan; its slots are in raster order.
         codes: int64 (B, N).
-        condition: of B images, checked.
+        condition: Checked conditions of B images.
     """
     source = torch.tensor(plan.source[plan.prompt :], device=codes.device)
     tokens = torch.where(source >= 0, codes.index_select(1, source.clamp(min=0)), ROW_END)

@@ -1,4 +1,4 @@
-"""Ways of doing the same work, timed in turns, after runs that set them up; one that fails leaves the others alone."""
+"""Interleaved timing of several ways to do the same work, after warm-up runs; a failure does not affect the others."""
 
 import gc
 import traceback
@@ -24,11 +24,12 @@ Key = TypeVar("Key", bound=Hashable)
 
 @dataclass(frozen=True)
 class Way:
-    """One way of doing the work.
+    """One way to do the work.
 
-    run: does it once; returns what it made, if that is compared.
-    settled: whether the next run sets nothing up: every graph is captured. Asked after a run.
-    release: gives back the memory that it holds between runs.
+    Attributes:
+        run: Does the work once; returns its result if results are compared.
+        settled: Returns True, after a run, if the next run needs no setup (every CUDA graph is captured).
+        release: Frees the memory kept between runs.
     """
 
     run: Callable[[], Tensor | None]
@@ -38,13 +39,14 @@ class Way:
 
 @dataclass
 class Timed:
-    """What the runs of a way took.
+    """Measurements of one way.
 
-    times: seconds of each counted run.
-    peaks: bytes at most beyond those at the start of each run, warm-ups first; None where the system does not tell.
-    warm_ups: runs before the counted ones.
-    made: what the first run returned, on the CPU.
-    failure: why it ran no further.
+    Attributes:
+        times: Seconds of each counted run.
+        peaks: Peak bytes of each run above those at its start, warm-ups first; None if the system does not report it.
+        warm_ups: Number of runs before the counted ones.
+        made: Result of the first run, on the CPU.
+        failure: Error that stopped the runs, or None.
     """
 
     times: list[float] = field(default_factory=list)
@@ -55,18 +57,18 @@ class Timed:
 
     @property
     def middle(self) -> float:
-        """Median seconds of a run."""
+        """Median time of a run, in seconds."""
         return median(self.times)
 
     @property
     def spread(self) -> float:
-        """Slowest less fastest run, over the median."""
+        """Difference between the slowest and the fastest run, relative to the median."""
         return (max(self.times) - min(self.times)) / self.middle
 
 
 @dataclass(frozen=True)
 class Trouble:
-    """An error in words, and where it was raised."""
+    """Error message and traceback of a failed run."""
 
     error: str
     trace: str
@@ -79,14 +81,14 @@ class Trouble:
 
 
 class Failure(BaseModel):
-    """A measurement that there is no row of, and why."""
+    """Case that could not be measured, with the error."""
 
     method: str
     grid: list[int]
     window: int
     batch: int
     error: str
-    trace: str  # Python's
+    trace: str  # Python traceback
 
 
 def take_turns(
@@ -97,15 +99,17 @@ def take_turns(
     before: Callable[[Key], Any] = lambda key: None,
     after: Callable[[dict[Key, Timed]], Any] = lambda timed: None,
 ) -> dict[Key, Timed]:
-    """Time several ways: each has its turn in every round, so that a machine that slows down does so for all alike.
+    """Time several ways, interleaved in every round, so that slowdowns of the machine affect all equally.
 
-    Warm-up rounds come first. A way is warm as soon as a run of it compiled nothing and left it settled. A way that
-    raises is not run again, and the others go on.
+    Warm-up rounds come first. A way is warm after a run that compiled nothing and left it settled. A way that raises an
+    error is not run again; the others continue.
 
     Args:
-        rounds: that are counted.
-        before: called before each run, with the way's key.
-        after: called after each counted round, with all that is known by then.
+        ways: The ways, by key.
+        rounds: Number of counted rounds.
+        device: Device to synchronize.
+        before: Called with the way's key before each run.
+        after: Called with all measurements so far after each counted round.
     """
     timed = {key: Timed() for key in ways}
     cold = set(ways)
@@ -130,7 +134,7 @@ def take_turns(
 
 
 def _run(way: Way, timed: Timed, device: torch.device, *, counted: bool) -> bool:
-    """One run; whether it succeeded."""
+    """Run a way once, record the measurement or the failure, and return True on success."""
     try:
         wait(device)
         with Peak(device) as peak:
@@ -138,7 +142,7 @@ def _run(way: Way, timed: Timed, device: torch.device, *, counted: bool) -> bool
             made = way.run()
             wait(device)
             taken = perf_counter() - start
-    except Exception as error:  # memory, kernels, compilers: whatever it is, other rows are kept
+    except Exception as error:  # memory, kernels, compilers: keep the other rows in any case
         timed.failure = Trouble.of(error)
     else:
         timed.peaks.append(peak.bytes)
@@ -154,7 +158,7 @@ def _run(way: Way, timed: Timed, device: torch.device, *, counted: bool) -> bool
 
 
 def release(ways: Iterable[Way], device: torch.device) -> None:
-    """Give back what ways hold between runs."""
+    """Free the memory that ways keep between runs."""
     for way in ways:
         way.release()
     gc.collect()
@@ -163,16 +167,16 @@ def release(ways: Iterable[Way], device: torch.device) -> None:
 
 
 def compilations() -> int:
-    """Graphs that torch.compile has made in this process, whoever asked for them."""
+    """Return the number of graphs that torch.compile has compiled in this process."""
     return torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
 
 @contextmanager
 def whole_graphs() -> Iterator[None]:
-    """Fail where torch.compile leaves a part of what it compiles as it was, or stops compiling.
+    """Raise an error if torch.compile leaves code uncompiled within the `with` block.
 
     Raises:
-        RuntimeError: if a graph broke, or a function has as many versions as PyTorch allows; names the reasons.
+        RuntimeError: If there is a graph break, or a function reaches PyTorch's recompile limit; names the reasons.
     """
     breaks: Counter[str] = torch._dynamo.utils.counters["graph_break"]
     before = breaks.copy()

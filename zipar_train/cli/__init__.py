@@ -1,4 +1,4 @@
-"""The command line: one file per command, each a few lines over a function that does the work."""
+"""The command line: thin commands over functions that do the work."""
 
 from zipar_train.cli.app import main
 

@@ -1,4 +1,4 @@
-"""The command line: every verb a few lines over a function that does the work. Heavy imports wait inside the verbs."""
+"""The command line: thin commands over functions that do the work; heavy imports are inside the commands."""
 
 import os
 import sys
@@ -53,15 +53,16 @@ app.command()(sweep)
 app.command()(doctor)
 
 
-PRINTING = ("recipes", "plan", "advise", "bench", "doctor", "shards")  # verbs whose work is what they print
+PRINTING = ("recipes", "plan", "advise", "bench", "doctor", "shards")  # commands whose result is their output
 
 
 def main() -> None:
-    """Entry point: the message and the exit status tell how the command ended.
+    """Run the command line and exit with a status that tells how the command ended.
 
-    A mistake of the user is one message and status 2 (ZIPAR_TRACEBACK=1 shows where); signal n is status 128 + n.
+    A user error prints one message and exits with status 2 (ZIPAR_TRACEBACK=1 shows the traceback). Signal n exits
+    with status 128 + n.
     """
-    sys.argv[1:] = map(conceal, sys.argv[1:])  # which W&B's metadata and launchers of processes repeat
+    sys.argv[1:] = map(conceal, sys.argv[1:])  # W&B's metadata and process launchers repeat the arguments
     with lasting() as out, raised() as heard:
         try:
             check_variables()
@@ -70,7 +71,7 @@ def main() -> None:
         except Stopped as stop:
             _end(stop, heard)
         except Exception as error:
-            if heard.signum is not None:  # libraries turn an exception out of a handler into errors of their own
+            if heard.signum is not None:  # libraries wrap exceptions from signal handlers
                 _end(Stopped(heard.signum, str(error)), heard)
             if os.environ.get("ZIPAR_TRACEBACK") or not isinstance(error, (ValueError, OSError)):
                 raise
@@ -85,7 +86,7 @@ def main() -> None:
 
 def _end(stop: Stopped, heard: Heard) -> NoReturn:
     heard.quiet()
-    clear_frames(stop.__traceback__)  # loader processes end with the iterators that the frames hold
+    clear_frames(stop.__traceback__)  # frees iterators, which ends their loader processes
     if rank() == 0:
         print(f"\nzipar-train: {stop}; {requeue(stop) or stop.advice}", file=sys.stderr)
     sys.exit(128 + stop.signum)
@@ -93,7 +94,7 @@ def _end(stop: Stopped, heard: Heard) -> NoReturn:
 
 @app.command()
 def recipes() -> None:
-    """List the shipped recipes, a line each."""
+    """List the shipped recipes, one per line."""
     from zipar_train.recipe.load import load_recipe, recipe_folder, shipped
 
     for name in shipped():
@@ -120,7 +121,7 @@ def plan(
     ] = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Show what each window takes, when each code is drawn, and the memory that it needs. Needs no weights."""
+    """Show passes per window, the pass that predicts each code, and estimated memory. Needs no weights."""
     from zipar_train.plan.table import Plan
     from zipar_train.recipe.load import load_recipe
 
@@ -206,7 +207,7 @@ def tokenize(
     batch_size: Annotated[int, typer.Option(min=1, help="Views encoded at once.")] = 32,
     overrides: SetOption = [],  # noqa: B006
 ) -> None:
-    """Turn images into shards of codes. Run again, it goes on where it stopped; under torchrun, processes share it."""
+    """Encode images into shards of codes. A second run resumes; under torchrun, processes share the work."""
     from zipar_train.recipe.load import load_recipe
 
     loaded = load_recipe(recipe, overrides)
@@ -250,18 +251,24 @@ def fit(
     ] = [],  # noqa: B006
     more: Annotated[list[str], typer.Argument(metavar="[KEY=VALUE]...", help="As --set: for W&B's agents.")] = [],  # noqa: B006
 ) -> None:
-    """Train a recipe into its run folder. Ctrl-C finishes the step, keeps a checkpoint and stops."""
+    """Train a recipe into its run folder. Ctrl-C finishes the step, writes a checkpoint and stops."""
     from zipar_train.recipe.load import load_recipe, override
     from zipar_train.sweep.spec import overrides_of_agent
 
     overrides = [*overrides, *overrides_of_agent(more)]
     loaded = load_recipe(recipe, overrides)
+<<<<<<< HEAD
     if "WANDB_SWEEP_ID" in os.environ and "WANDB_RUN_ID" in os.environ:  # a W&B agent's: a folder for each of its runs
         own = f"{loaded.run_dir}-{os.environ['WANDB_SWEEP_ID']}/{os.environ['WANDB_RUN_ID']}"
         overrides.append(override("run_dir", own))
+=======
+    if "WANDB_SWEEP_ID" in os.environ and "WANDB_RUN_ID" in os.environ:  # a W&B agent: a folder for each of its runs
+        own = f"{loaded.run}-{os.environ['WANDB_SWEEP_ID']}/{os.environ['WANDB_RUN_ID']}"
+        overrides.append(override("run", own))
+>>>>>>> engB
         if loaded.log.wandb == "offline" and not os.environ.get("WANDB_MODE"):
-            overrides.append("log.wandb=online")  # the sweep is on the server, and waits for its numbers
-        loaded, resume = load_recipe(recipe, overrides), True  # as the agent may run it again
+            overrides.append("log.wandb=online")  # the sweep's server needs the metrics
+        loaded, resume = load_recipe(recipe, overrides), True  # the agent may run it again
     try:
         from zipar_train.training.fit import fit as work
         from zipar_train.training.fit import rank_zero_print
@@ -299,7 +306,7 @@ def generate(
     top_k: Annotated[int | None, typer.Option(help="0: no cut.")] = None,
     top_p: Annotated[float | None, typer.Option(help="1: no cut.")] = None,
 ) -> None:
-    """Draw images into one picture. What is not given is as the recipe says."""
+    """Generate images into one picture. Options that are not given default to the recipe's."""
     if (labels is None) == (not captions):
         raise ValueError("give either --labels or --caption")
     if released and adaptive:
@@ -336,7 +343,7 @@ def export(
                           "alone. The first two have adapters merged."),
     ] = "hf",
 ) -> None:  # fmt: skip
-    """Write weights for others, with a model card."""
+    """Export weights for other software, with a model card."""
     if to not in ("hf", "llamagen", "adapter"):
         raise ValueError(f"--to {to!r} is unknown: use hf, llamagen or adapter")
     source = one_of(checkpoint, recipe, overrides)

@@ -1,4 +1,4 @@
-"""The `bench` verb: what drawing, or with --train a training step, takes on this machine."""
+"""The `bench` command: speed of generation, or with --train of training steps, on this machine."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -43,7 +43,7 @@ def bench(
         ),
     ] = None,
 ) -> None:
-    """Measure what a pass and an image take, beside the floor of this device. Random weights: nothing to download.
+    """Measure the time per pass and image, compared with this device's roofline floor. Uses random weights.
 
     --json is rewritten after every round. Exit status 1: some rows could not be measured; the output says why.
     """

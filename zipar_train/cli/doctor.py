@@ -1,4 +1,4 @@
-"""The verb `doctor`."""
+"""The `doctor` command."""
 
 import shutil
 import sys
@@ -31,7 +31,7 @@ def doctor(
     ] = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Try what training needs of this machine; a remedy for whatever does not work. Status 1: problems."""
+    """Check that this machine can train, with a remedy for every problem. Exit status 1: problems found."""
     from zipar_train.doctor.examine import examine
     from zipar_train.recipe.load import load_recipe
 

@@ -1,4 +1,4 @@
-"""The `evaluate` verb, what a checkpoint is worth at each window, and the `advise` verb, which window to take."""
+"""The `evaluate` command, which scores checkpoints at each window, and `advise`, which recommends a window."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -59,9 +59,9 @@ def evaluate(
     ] = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Score checkpoints at several windows: passes, time, bits, FID and its kin, CLIP score; a page to read.
+    """Score checkpoints at several windows: passes, time, bits, FID and related scores, CLIP score; as an HTML report.
 
-    Run again, it goes on where it stopped; under torchrun, processes share the drawing.
+    A second run resumes; under torchrun, processes share the generation.
     """
     from zipar_train.recipe.load import load_recipe
 
@@ -164,7 +164,7 @@ def advise(
     ] = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Say which window a checkpoint bears, from held-out codes alone: bits a code, and attention cut off by layer."""
+    """Recommend a window for a checkpoint, from held-out codes: bits per code, and attention cut off by layer."""
     from zipar_train.recipe.load import load_recipe
 
     loaded = load_recipe(recipe, overrides)

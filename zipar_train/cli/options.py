@@ -1,4 +1,4 @@
-"""What several verbs ask for on the command line, and how it is read."""
+"""Options shared by several commands, and their parsers."""
 
 import json
 import os
@@ -12,10 +12,10 @@ from zipar_train.io.expansion import expand
 
 
 def expanded(text: str) -> str:
-    """A path, URL or name with `~` and variables replaced, see `expansion.expand`.
+    """Return a path, URL or name with `~` and variables expanded, see `expansion.expand`.
 
     Raises:
-        typer.BadParameter: naming the text, and what is wrong with it.
+        typer.BadParameter: If it cannot be expanded; names the text and the error.
     """
     try:
         return expand(text)
@@ -24,7 +24,7 @@ def expanded(text: str) -> str:
 
 
 def user_path(text: str) -> Path:
-    """An `expanded` path."""
+    """Return an `expanded` path."""
     return Path(expanded(text))
 
 
@@ -32,10 +32,10 @@ Given = TypeVar("Given", Path, Path | None)
 
 
 def output_file(param: typer.CallbackParam, path: Given) -> Given:
-    """Check a file to write, before the work whose result it takes.
+    """Check that a file can be written, before the work that produces its content.
 
     Raises:
-        ValueError: if it is a folder, or its folder is missing or cannot be written.
+        ValueError: If it is a folder, or its folder is missing or cannot be written to.
     """
     if path is None:
         return path
@@ -50,10 +50,10 @@ def output_file(param: typer.CallbackParam, path: Given) -> Given:
 
 
 def picture_file(param: typer.CallbackParam, path: Given) -> Given:
-    """Check an `output_file` whose ending Pillow must know how to write.
+    """Check an `output_file` for a picture that Pillow writes.
 
     Raises:
-        ValueError: naming the ending.
+        ValueError: If Pillow cannot write the extension; names it.
     """
     from PIL import Image
 
@@ -67,7 +67,7 @@ def chart_file(param: typer.CallbackParam, path: Given) -> Given:
     """Check an `output_file` for a figure.
 
     Raises:
-        ValueError: naming the ending.
+        ValueError: If the extension is not a figure format; names it.
     """
     from zipar_train.io.files import FIGURES
 
@@ -77,10 +77,10 @@ def chart_file(param: typer.CallbackParam, path: Given) -> Given:
 
 
 def output_folder(param: typer.CallbackParam, path: Given) -> Given:
-    """Check a folder to write into, which is there or can be made.
+    """Check that a folder can be written to, or created.
 
     Raises:
-        ValueError: if it, or what it would lie in, is a file or cannot be written.
+        ValueError: If it or a parent is a file, or cannot be written to.
     """
     if path is None:
         return path
@@ -91,10 +91,10 @@ def output_folder(param: typer.CallbackParam, path: Given) -> Given:
 
 
 def output_place(param: typer.CallbackParam, path: Given) -> Given:
-    """Check the place of a file or folder to make, whose folders are there or can be made.
+    """Check that a file or folder can be created, with its parents if necessary.
 
     Raises:
-        ValueError: if what it would lie in is a file or cannot be written.
+        ValueError: If a parent is a file, or cannot be written to.
     """
     if path is not None:
         _writable(param, path)
@@ -102,7 +102,7 @@ def output_place(param: typer.CallbackParam, path: Given) -> Given:
 
 
 def _writable(param: typer.CallbackParam, path: Path) -> None:
-    """Check the lowest folder above a path that is there."""
+    """Check that the nearest existing parent of a path is a folder that can be written to."""
     above = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
     if not above.is_dir():
         raise ValueError(f"{param.opts[0]} {path}: {above} is no folder. Choose another place")
@@ -144,14 +144,14 @@ JsonOption = Annotated[
 
 
 def one_of(checkpoint: str | None, recipe: str | None, overrides: list[str]) -> str:
-    """The one of the two that is given.
+    """Return the checkpoint or the recipe, whichever is given.
 
     Raises:
-        ValueError: if both are, or none.
+        ValueError: If both or neither are given, or overrides do not go with a checkpoint.
     """
     if (checkpoint is None) == (recipe is None):
         raise ValueError("give either --checkpoint or --recipe")
-    moved = ("model.weights=", "model.weights_entry=")  # where the weights are that adapters were trained on
+    moved = ("model.weights=", "model.weights_entry=")  # location of the base weights of adapters
     if checkpoint and (refused := [override for override in overrides if not override.startswith(moved)]):
         raise ValueError(
             f"--set {refused[0]}: a checkpoint brings its own recipe, in which model.weights alone can be set; "
@@ -161,10 +161,10 @@ def one_of(checkpoint: str | None, recipe: str | None, overrides: list[str]) -> 
 
 
 def integers(option: str, text: str) -> list[int]:
-    """The numbers of a comma-separated list.
+    """Parse a comma-separated list of integers.
 
     Raises:
-        ValueError: if one is no whole number.
+        ValueError: If an entry is not an integer; names the option.
     """
     try:
         return [int(part) for part in text.split(",")]
@@ -175,10 +175,10 @@ def integers(option: str, text: str) -> list[int]:
 
 
 def numbers(option: str, text: str) -> list[float]:
-    """The numbers of a comma-separated list.
+    """Parse a comma-separated list of numbers.
 
     Raises:
-        ValueError: if one is no number.
+        ValueError: If an entry is not a number; names the option.
     """
     try:
         return [float(part) for part in text.split(",")]

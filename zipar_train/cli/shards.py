@@ -1,4 +1,4 @@
-"""`zipar-train shards`: check shard sets, import codes that others made."""
+"""The `shards` commands: check shard sets, and import codes made by other software."""
 
 import sys
 from pathlib import Path
@@ -8,7 +8,7 @@ import typer
 
 from zipar_train.cli.options import JsonOption, RecipeOption, SetOption, expanded, output_folder, user_path, write_json
 
-MOST = 20  # problems of a shard set that are printed
+MOST = 20  # problems printed per shard set
 
 shards_app = typer.Typer(help="Check shards of codes, or import codes that others made.", no_args_is_help=True)
 
@@ -25,7 +25,7 @@ def shards_check(
     overrides: SetOption = [],  # noqa: B006
     json_file: JsonOption = None,
 ) -> None:
-    """Read every sample, say what is there, and list all that is wrong; exit status 1 if anything is."""
+    """Read every sample, print a summary, and list all problems. Exit status 1: problems found."""
     from zipar_train.data.labels import listed
     from zipar_train.data.shards import Manifest, read_manifest, same_classes
     from zipar_train.data.validate import check_shards
@@ -38,7 +38,7 @@ def shards_check(
     fitting = fits(model) if model else None
     try:
         misfit = fitting.loaded().misfit if fitting else None
-    except ValueError as error:  # the rest can be checked without it
+    except ValueError as error:  # the rest is checked without it
         print(f"caption lengths are not checked: {error}", file=sys.stderr)
         misfit = None
     results, problems = [], []
@@ -108,7 +108,7 @@ def shards_import(
     split: Annotated[str, typer.Option(help="The manifest's name.")] = "train",
     overrides: SetOption = [],  # noqa: B006
 ) -> None:
-    """Turn codes that LlamaGen, RandAR or 1d-tokenizer (RAR) made into shards."""
+    """Convert codes made by LlamaGen, RandAR or 1d-tokenizer (RAR) into shards."""
     from functools import partial
 
     from tqdm import tqdm

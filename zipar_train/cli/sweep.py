@@ -1,4 +1,4 @@
-"""The verb `sweep`."""
+"""The `sweep` command."""
 
 from pathlib import Path
 from typing import Annotated
@@ -34,7 +34,7 @@ def sweep(
     gpus: Annotated[str | None, typer.Option(help="0,1,3: a trial on each at once, instead of --jobs.")] = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Train a recipe once for each trial of a sweep, without a server. Run again, it goes on where it stopped."""
+    """Train a recipe once for each trial of a sweep, without a server. A second run resumes."""
     from zipar_train.sweep.results import draw, lines
     from zipar_train.sweep.runner import run
 

@@ -1,1 +1,1 @@
-"""Generation: the decode loop with its key-value cache, sampling, CUDA graphs, and `Generator` for people."""
+"""Generation: the decode loop, its key-value cache, sampling, CUDA graphs, and the user-facing `Generator`."""

@@ -1,4 +1,4 @@
-"""Keys and values of a plan's slots: each pass writes its own and reads no further than the plan has come."""
+"""Key-value cache over a plan's slots: each pass writes its own slots and reads only those written so far."""
 
 from typing import Any
 
@@ -9,14 +9,14 @@ from transformers.cache_utils import CacheLayerMixin
 
 
 class SlotLayer(CacheLayerMixin):
-    """One layer's keys and values, (rows, heads, slots, head width), for a `transformers` model."""
+    """Keys and values of one layer, (rows, heads, slots, head width), for a `transformers` model."""
 
     def __init__(self, keys: Tensor, values: Tensor):
         super().__init__()
         self.keys, self.values = keys, values
         self.is_initialized = True
         self.slots = keys.shape[2]
-        self.fed: Tensor | None = None  # the pass in progress feeds these slots, and reads 0 .. seen - 1
+        self.fed: Tensor | None = None  # slots of the current pass, which reads slots 0 .. seen - 1
         self.seen = self.slots
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -42,40 +42,41 @@ class SlotLayer(CacheLayerMixin):
 
 
 class SlotCache(Cache):
-    """A SlotLayer for each of the model's layers, allocated once and used for every image of a batch size.
+    """Static cache with one `SlotLayer` per model layer, allocated once per batch size and reused for every image.
 
-    A plan's mask never shows slots that this image has not written, so what an earlier image left there is unseen.
+    A plan's mask hides the slots that the current image has not written, so keys of earlier images are never visible.
 
-    Memory is allocated here and not in the first pass: a pass that allocates is different work from those after it.
-    torch.compile would compile it once more, possibly while a CUDA graph is captured, where it fails.
+    Memory is allocated here and not in the first pass. A pass that allocates would be compiled separately by
+    torch.compile, possibly during CUDA graph capture, where compilation fails.
 
     Args:
-        model: its config gives the shape; its dtype and device are those of the keys and values.
-        rows: R, B or 2 B under guidance.
-        slots: of the plan.
+        model: Its config gives the shapes; keys and values have its dtype and device.
+        rows: R = B, or 2 B under guidance.
+        slots: Number of slots of the plan.
     """
 
     def __init__(self, model: PreTrainedModel, *, rows: int, slots: int):
         config = model.config.get_text_config()
         heads, width = head_shape(config)
 
-        def zeros() -> Tensor:  # finite: unseen keys are multiplied by a weight of zero
+        def zeros() -> Tensor:  # finite: masked keys have an attention weight of zero
             return torch.zeros(rows, heads, slots, width, dtype=model.dtype, device=model.device)
 
         self.slot_layers = [SlotLayer(zeros(), zeros()) for _ in range(config.num_hidden_layers)]
         super().__init__(layers=list(self.slot_layers))
 
     def begin_pass(self, fed: Tensor, seen: int) -> None:
-        """The next pass writes its keys to the slots `fed`, and attends to slots 0 .. seen - 1.
+        """Set the slots that the next pass writes to; it attends to slots 0 .. seen - 1.
 
         Args:
-            fed: int64 (K,), or (rows, K) where each row has slots of its own.
+            fed: int64 (K,), or (rows, K) if the rows differ.
+            seen: Number of slots attended to.
         """
         for layer in self.slot_layers:
             layer.fed, layer.seen = fed, seen
 
 
 def head_shape(config: Any) -> tuple[int, int]:
-    """The number of key heads of a text model, and the width of a head."""
+    """Return the number of key-value heads of a text model, and the width of a head."""
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return config.num_key_value_heads or config.num_attention_heads, width

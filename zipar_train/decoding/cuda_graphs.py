@@ -1,4 +1,4 @@
-"""Passes as CUDA graphs: the host starts one graph a pass instead of a thousand kernels."""
+"""CUDA graphs of forward passes: the host launches one graph per pass instead of a thousand kernels."""
 
 from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
@@ -9,42 +9,42 @@ Result = TypeVar("Result")
 
 
 class CudaGraphs:
-    """Runs work that is the same every time, apart from what its tensors hold: once as it is, then as a graph.
+    """Runner of repeated work: the first call runs eagerly, the second captures a CUDA graph, later calls replay it.
 
-    What is captured must read and write tensors that stay where they are, and never look at a value. All graphs share
-    one pool of memory, so a result holds until the next graph is run.
+    The work must read and write tensors at fixed addresses and must not read values on the host. All graphs share one
+    memory pool, so a result is valid until the next graph runs.
 
     Args:
-        device: where the work is done. Its graphs are captured on a stream of this device: the stream that
-            `torch.cuda.graph` makes otherwise lies on the device that was current at the process's first capture.
+        device: CUDA device of the work. Graphs are captured on a stream of this device. The default stream of
+            `torch.cuda.graph` belongs to the device that was current at the process's first capture.
     """
 
     def __init__(self, device: torch.device):
         self.device = device
         self.graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, Any] | None] = {}
-        self.pool: Any = None  # known once something has been captured
-        self.stream: torch.cuda.Stream | None = None  # the same for all graphs of the pool
+        self.pool: Any = None  # set by the first capture
+        self.stream: torch.cuda.Stream | None = None  # shared by all graphs of the pool
 
     @property
     def complete(self) -> bool:
-        """Whether all work that has been done is captured: the same work again only replays graphs.
+        """True if all work done so far is captured, so that repeating it only replays graphs.
 
-        Work that an image has once, the prompt's pass for example, is captured in the second image.
+        Work that occurs once per image, for example the prompt's pass, is captured in the second image.
         """
         return len(self.graphs) > 0 and None not in self.graphs.values()
 
     def __call__(self, key: Hashable, work: Callable[[], Result]) -> Result:
-        """Do the work known by `key`, and return its result."""
+        """Run the work identified by `key` and return its result."""
         if key not in self.graphs:
             self.graphs[key] = None
-            return work()  # libraries set themselves up, and compilers compile
+            return work()  # libraries initialize and torch.compile compiles
         captured = self.graphs[key]
         if captured is None:
             with torch.cuda.device(self.device):
                 self.stream = self.stream or torch.cuda.Stream(self.device)
                 graph = torch.cuda.CUDAGraph()
                 with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
-                    result = work()  # recorded, not done
+                    result = work()  # recorded, not executed
             self.pool = graph.pool()
             self.graphs[key] = captured = graph, result
         captured[0].replay()

@@ -1,9 +1,9 @@
-"""Drawing images along a plan: one forward pass after another, each with the slots of its own step.
+"""Generation along a plan: one forward pass per step, each with the slots of that step.
 
-The slots of a plan lie in decode order: a pass feeds the next few, writes their keys there, and attends to none beyond
-its last. How far it has come is counted on the device, and what to feed and to draw is looked up there in tables made
-once: passes of one shape are the same work, which a GPU captures once and replays, and the host reads nothing back
-until the images are done.
+The slots of a plan are in decode order. A pass feeds the next slots, writes their keys to the cache, and attends to no
+slot beyond its last. Counters on the device keep the progress, and precomputed tables on the device say what to feed
+and to predict. Passes of the same shape are therefore identical work, which a GPU captures once and replays. The host
+reads nothing back until the images are complete.
 """
 
 from collections.abc import Callable
@@ -29,28 +29,28 @@ BUCKET = 128  # captured passes attend to a multiple of this many slots, so that
 
 
 class Shape(NamedTuple):
-    """What a pass looks like."""
+    """Shape of a forward pass: numbers of slots, codes and keys."""
 
     slots: int  # fed
-    codes: int  # drawn
-    keys: int  # attended to, seen or not
-    prompt: bool  # among what is fed: in the first pass
+    codes: int  # predicted
+    keys: int  # attended to, masked or not
+    prompt: bool  # True in the first pass, which feeds the prompt
 
 
 class Decoder:
-    """Draws images from a family along a plan.
+    """Decoder that generates the images of a family along a plan.
 
     Args:
-        family: on its device, in its dtype; put into eval mode.
-        plan: on the family's grid.
-        released: let every query also attend to the positions before it that no slot has been written to yet, with a
-            zero key (weight exp(0)) and a zero value, as the released ZipAR decoder does (its mask is causal over a
-            cache in raster order). A baseline to compare with; with `stand_in="released"` it draws the same codes.
-            With row ends it changes nothing: that released decoder has a cache without gaps.
-        capture: replay passes as CUDA graphs; None: on a GPU.
+        family: The generator, on its device and in its dtype; it is put into eval mode.
+        plan: A plan on the family's grid.
+        released: Reproduce the released ZipAR decoder, as a baseline: a query also attends to earlier positions that
+            are not written yet, with a zero key (weight exp(0)) and a zero value, because that decoder's mask is causal
+            over a cache in raster order. With `stand_in="released"` the codes are the same. Without effect on grids
+            with row ends, whose released decoder has a cache without gaps.
+        capture: Replay passes as CUDA graphs. None: only on a GPU.
 
     Raises:
-        ValueError: if plan and family do not fit.
+        ValueError: If the plan does not fit the family.
     """
 
     def __init__(self, family: Family, plan: Plan, *, released: bool = False, capture: bool | None = None):
@@ -66,10 +66,10 @@ class Decoder:
         def table(vector) -> Tensor:
             return torch.as_tensor(np.array(vector), device=device)
 
-        # columns of the tokens drawn so far: every code, then the row-end token
+        # columns of the token buffer: every code, then the row-end token
         self.source = table(np.where(plan.source == ROW_END, codes, plan.source))
         self.position = table(plan.position)
-        drawing = np.flatnonzero(plan.target >= 0)  # slots whose logits draw a code
+        drawing = np.flatnonzero(plan.target >= 0)  # slots whose logits predict a code
         self.drawing, self.target = table(drawing), table(plan.target[drawing])
         visible = dense(plan, device=device)[0, 0]
         released = released and not plan.grid.row_end
@@ -87,35 +87,35 @@ class Decoder:
 
     @property
     def numbers(self) -> int:
-        """Uniform numbers that an image takes."""
+        """Number of uniform numbers per image."""
         return self.plan.grid.codes
 
     def passes(self, images: int) -> list[int]:
-        """That each of the images drawn last took."""
+        """Return the number of forward passes of each image in the last batch."""
         return [self.plan.passes] * images
 
     def release(self) -> None:
-        """Give back the memory that the last batch was drawn on."""
+        """Free the state and the CUDA graphs of the last batch."""
         self.canvas: DecodeState | None = None
         self.captured = CudaGraphs(self.family.model.device)
 
     @torch.inference_mode()
     def __call__(self, condition: Any, uniforms: Tensor, draw: Draw, *, observe: Observer | None = None) -> Tensor:
-        """Draw B images.
+        """Generate B images.
 
         Args:
-            condition: of B images.
+            condition: Conditions of B images.
             uniforms: (B, N), see `sampling.uniforms`.
-            draw: how codes are sampled.
-            observe: called with the targets (K,) and logits (B, K, V) of every pass, (2 B, K, V) under guidance; what
-                it is given holds until it returns. For tests: what the decoder saw.
+            draw: How codes are sampled.
+            observe: Called in every pass with the targets (K,) and logits (B, K, V), (2 B, K, V) under guidance. Both
+                are valid until it returns. For tests.
 
         Returns:
             Codes, int64 (B, H, W).
 
         Raises:
-            ValueError: for a condition the family does not know.
-            BatchTooLarge: for more images than memory holds; names how many it does.
+            ValueError: If the family does not support the condition.
+            BatchTooLarge: If the batch does not fit into memory; names the largest that does.
         """
         with drawing_on(self.family.model.device):
             return self._drawn(condition, uniforms, draw, observe)
@@ -125,7 +125,7 @@ class Decoder:
         assert uniforms.shape == (images, grid.codes), uniforms.shape
         prompt, padding = prompts(family, family.check(condition), guided=draw.guidance != 1)
         if self.canvas is None or not self.canvas.fits(images, prompt):
-            self.release()  # before memory is asked for anew
+            self.release()  # free the old state before allocating the new one
             self.canvas = DecodeState(family, self.plan, images, prompt, padding, slots=self.visible.shape[1])
         canvas = self.canvas
         canvas.begin(prompt, padding, uniforms)
@@ -137,7 +137,7 @@ class Decoder:
         return canvas.tokens[:, : grid.codes].view(images, grid.height, grid.width).clone()
 
     def _pass(self, canvas: DecodeState, shape: Shape, draw: Draw, *, keep: bool) -> tuple[Tensor, ...]:
-        """The pass at the canvas's counters; if wanted, which codes it drew, (K,), and the logits it drew them from."""
+        """Run the pass at the state's counters; with `keep`, return the codes' places (K,) and logits (R, K, V)."""
         family, device = self.family, canvas.slot.device
         slots = canvas.slot + torch.arange(shape.slots, device=device)
         drawing = canvas.code + torch.arange(shape.codes, device=device)

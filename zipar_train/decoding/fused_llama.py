@@ -1,7 +1,7 @@
-"""The layers of a `transformers` Llama or Chameleon for drawing: the same sums in a third of the operators.
+"""Inference layers for a `transformers` Llama or Chameleon: the same computation with a third of the operators.
 
-Queries, keys and values are one product, the feed-forward's gate and up another; norms are single operators. For frozen
-weights: no gradients, adapters merged.
+Queries, keys and values are one matrix product; gate and up of the feed-forward are another. Norms are single
+operators. The weights must be frozen, with adapters merged.
 """
 
 from typing import Any
@@ -20,14 +20,14 @@ from zipar_train.models.compiled import compile_layers
 
 
 class FusedLayer(nn.Module):
-    """One layer, (R, K, D) to (R, K, D), of a LlamaDecoderLayer's or ChameleonDecoderLayer's weights."""
+    """Fused replacement of a `LlamaDecoderLayer` or `ChameleonDecoderLayer`, (R, K, D) to (R, K, D)."""
 
     def __init__(self, layer: Any, *, heads: int, least: int):
         super().__init__()
         attention, mlp = layer.self_attn, layer.mlp
         self.head, self.scale = attention.head_dim, attention.scaling
         self.heads, self.groups = heads, attention.num_key_value_groups
-        self.norms: tuple[Tensor, ...] | None = None  # of queries and keys: Chameleon's, numbers of each head
+        self.norms: tuple[Tensor, ...] | None = None  # Chameleon's norms of queries and keys, per head
         if hasattr(attention, "q_norm"):
             both = (attention.q_norm, attention.k_norm)
             self.norms = tuple(
@@ -44,10 +44,10 @@ class FusedLayer(nn.Module):
         """Apply the layer.
 
         Args:
-            hidden: (R, K, D).
-            cos, sin: (1 or R, K, 1, head width); the first half of `sin` is negative.
-            mask: additive, (1 or R, 1, G K, keys): row g K + k is slot k's, for each of the G queries that share a key.
-            kept: this layer's keys and values; None: the pass's own are all there are.
+            hidden: Hidden states, (R, K, D).
+            cos, sin: Rotary embeddings, (1 or R, K, 1, head width); the first half of `sin` is negated.
+            mask: Additive mask, (1 or R, 1, G K, keys). Row g K + k belongs to slot k and query g of a key's G queries.
+            kept: Cached keys and values of this layer. None: attend only to the keys of this pass.
         """
         rows, slots, _ = hidden.shape
         keys = self.heads // self.groups
@@ -61,7 +61,7 @@ class FusedLayer(nn.Module):
         value = value.transpose(1, 2)
         if kept is not None:
             key, value = kept.update(key, value)
-        if self.groups > 1:  # queries of one key stand below each other, as if they were further slots
+        if self.groups > 1:  # queries of one key are stacked along the slot dimension
             query = query.reshape(rows, keys, self.groups * slots, self.head)
         attended = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=self.scale)
         if self.groups > 1:
@@ -72,11 +72,11 @@ class FusedLayer(nn.Module):
 
 
 class FusedLlama(nn.Module):
-    """In the place of a LlamaModel, for calls with embeddings, positions and a dense additive mask.
+    """Replacement of a `LlamaModel` or `ChameleonModel`, for calls with embeddings, positions and an additive mask.
 
-    Grouped queries are folded into the slots, so that attention sees as many heads of queries as of keys: kernels that
-    take a mask (memory-efficient attention) refuse `enable_gqa` or copy the keys for each head, and the fallback
-    computes whole score matrices (aten/src/ATen/native/transformers/cuda/sdp_utils.cpp).
+    Grouped queries are folded into the slots, so attention has as many query heads as key heads. Kernels that accept a
+    mask (memory-efficient attention) reject `enable_gqa` or copy the keys for each head, and the fallback computes
+    whole score matrices (aten/src/ATen/native/transformers/cuda/sdp_utils.cpp).
     """
 
     def __init__(self, llama: Any, *, least: int):
@@ -88,7 +88,7 @@ class FusedLlama(nn.Module):
         self.layers = nn.ModuleList()
         for index, layer in enumerate(llama.layers):
             self.layers.append(FusedLayer(layer, heads=llama.config.num_attention_heads, least=least))
-            llama.layers[index] = nn.Identity()  # one layer's weights twice at a time, not all
+            llama.layers[index] = nn.Identity()  # only one layer's weights exist twice at a time
 
     def forward(
         self,
@@ -101,10 +101,10 @@ class FusedLlama(nn.Module):
     ) -> BaseModelOutputWithPast:
         cos, sin = (t[:, :, None] for t in self.rotary_emb(inputs_embeds, position_ids=position_ids))
         half = sin.shape[-1] // 2
-        sin = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)  # the sign that transformers' rotate_half gives x
+        sin = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)  # the sign of transformers' rotate_half
         mask = attention_mask.repeat(1, 1, self.groups, 1) if self.groups > 1 else attention_mask
         hidden = inputs_embeds
-        # layers are given what they keep and do not know their number, so that compiled ones share their code
+        # layers get their own cache and do not know their index, so compiled layers share code
         for layer, kept in zip(
             self.layers, cache.layers if cache is not None else [None] * len(self.layers), strict=True
         ):
@@ -117,12 +117,16 @@ def norm(x: Tensor, module: nn.Module) -> Tensor:
 
 
 def fuse_for_inference(model: PreTrainedModel, *, least: int = LEAST) -> bool:
-    """Give frozen weights a Body, if they are a stock Llama's or Chameleon's, and their head the fastest order.
+    """Replace the body of a stock Llama or Chameleon by a `FusedLlama`, and pack its output head, in place.
 
-    The model draws as before, up to rounding, and can be neither trained nor saved any more.
+    Outputs are the same up to rounding. The model can no longer be trained or saved.
+
+    Args:
+        model: A model with frozen weights.
+        least: Smallest weight to pack, in elements; see `packed`.
 
     Returns:
-        Whether it was a stock Llama or Chameleon.
+        True if the model was a stock Llama or Chameleon; other models are left unchanged.
     """
     llama: Any = model.base_model
     if type(llama) not in (LlamaModel, ChameleonModel) or llama.config.hidden_act != "silu":
@@ -140,11 +144,11 @@ def fuse_for_inference(model: PreTrainedModel, *, least: int = LEAST) -> bool:
 
 
 def compile_body(model: PreTrainedModel) -> None:
-    """torch.compile what `fuse_for_inference` has made of a model, in place.
+    """Apply torch.compile to the body of a model after `fuse_for_inference`, in place.
 
-    Layer by layer: for any windows, batch sizes and guidance, a layer has as many versions as the whole body would have
-    (6 to 8), each a fraction of the work. A model that `fuse_for_inference` left alone is compiled whole, since its
-    layers know their number and would each need versions of their own.
+    A fused body is compiled layer by layer. Over all windows, batch sizes and guidance a layer needs as many versions
+    as the whole body would (6 to 8), each at a fraction of the compile time. A body that `fuse_for_inference` left
+    unchanged is compiled whole, because its layers know their index and would each need their own versions.
     """
     body: Any = model.base_model
     if isinstance(body, FusedLlama):

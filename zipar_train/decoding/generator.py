@@ -1,4 +1,8 @@
+<<<<<<< HEAD
 """A trained model as a person wants it: `load(...)`, `.generate(labels)`, a picture."""
+=======
+"""User-facing generation: `load(...)`, then `.draw(labels)`, which returns images."""
+>>>>>>> engB
 
 import io
 from collections.abc import Sequence
@@ -26,17 +30,23 @@ from zipar_train.plan.table import Plan
 from zipar_train.recipe.load import differences, explain, load_recipe, overridden, shipped
 from zipar_train.recipe.schema import Draw, Recipe
 
+<<<<<<< HEAD
 MOVED = ("model.weights", "model.weights_entry")  # may be set beside adapters: where their base is now
 DecodeMode = Literal["planned", "released", "adaptive"]  # see `Generator.generate`
+=======
+MOVED = ("model.weights", "model.weights_entry")  # may be overridden beside adapters: where their base weights are now
+DecodeMode = Literal["planned", "released", "adaptive"]  # see `Generator.draw`
+>>>>>>> engB
 
 
 @dataclass(frozen=True)
 class Images:
-    """Drawn images: as codes, as pixels, as pictures; shown as one sheet by a notebook.
+    """Generated images, as codes, pixels and PIL images; a notebook displays them as one sheet.
 
-    codes: int64 (B, H, W), on the CPU.
-    passes: that each image took, int64 (B,), on the CPU.
-    pixels: uint8 (B, 3, height, width), on the CPU; None if the recipe has no tokenizer.
+    Attributes:
+        codes: int64 (B, H, W), on the CPU.
+        passes: Forward passes of each image, int64 (B,), on the CPU.
+        pixels: uint8 (B, 3, height, width), on the CPU; None if the recipe has no tokenizer.
     """
 
     codes: Tensor
@@ -47,11 +57,11 @@ class Images:
         return len(self.codes)
 
     def __getitem__(self, index: int) -> Image.Image:
-        """One image, a pixel a pixel."""
+        """Return one image at its original size."""
         return Image.fromarray(self._pixels()[index].permute(1, 2, 0).numpy())
 
     def sheet(self, *, columns: int | None = None) -> Image.Image:
-        """All images as one picture, small ones enlarged to about 96 px without smoothing."""
+        """Return all images as one picture, small ones enlarged to about 96 px without smoothing."""
         pixels = self._pixels()
         scale = max(1, 96 // max(pixels.shape[-2:]))
         pixels = pixels.repeat_interleave(scale, -1).repeat_interleave(scale, -2)
@@ -59,11 +69,11 @@ class Images:
         return Image.fromarray(grid.permute(1, 2, 0).numpy())
 
     def save(self, path: str | Path, *, columns: int | None = None) -> None:
-        """Write the sheet; the name's ending says the format.
+        """Write the sheet to a file; the file name's extension sets the format.
 
         Raises:
-            ValueError: for an ending that is no picture format.
-            OSError: if the file cannot be written.
+            ValueError: If the extension is not a picture format.
+            OSError: If the file cannot be written.
         """
         path, buffer = Path(path), io.BytesIO()
         formats = Image.registered_extensions()
@@ -84,14 +94,15 @@ class Images:
 
 
 class Generator:
-    """A family with weights, and the recipe that says how its images are drawn.
+    """Image generator: a family with weights, and the recipe that sets how images are sampled.
 
     Args:
-        recipe: the recipe the weights belong to.
-        saved: the weights.
-        device: None: a GPU where there is one.
-        dtype: of the weights and of the computation.
-        compile: torch.compile the model's layers: up to a minute before the first image, for many of them on a GPU.
+        recipe: The recipe that the weights belong to.
+        saved: The weights.
+        device: None: a GPU if there is one, otherwise the CPU.
+        dtype: Type of the weights and of the computation.
+        compile: Apply torch.compile to the layers. Takes up to a minute before the first image; pays off for many
+            images on a GPU.
     """
 
     def __init__(
@@ -113,16 +124,19 @@ class Generator:
 
     @cached_property
     def family(self) -> Family:
-        """The same weights once more, in transformers' own layers: to train, to change, to export.
+        """Second copy of the weights in transformers' own layers, to train, change or export.
 
-        `sample_set` is the family that draws: its body is of fewer operators and its weights are frozen.
+        The attribute `drawing` is the family that generates: its layers are fused and its weights frozen.
         """
         return load_family(self.recipe.model, self.saved, dtype=self.dtype, device=self.device)
 
     def plan(self, window: int | None = None, *, manner: DecodeMode = "planned") -> Plan:
-        """The plan of a window; None: the widest, next-token. `released`: the released code's.
+        """Return the plan of a window.
 
-        Adaptive windows have none beforehand: it is that of their smallest.
+        Args:
+            window: None: the widest window, which is next-token decoding.
+            manner: "released": the plan of the released code. "adaptive": the plan of the smallest window, since the
+                plan of an image is known only after it is generated.
         """
         grid, rule = self.drawing.grid, self.recipe.zipar.rule
         return Plan.zipar(
@@ -133,7 +147,7 @@ class Generator:
         )
 
     def decoder(self, window: int | None = None, *, manner: DecodeMode = "planned") -> Decoder | AdaptiveDecoder:
-        """The decoder of a window, made once."""
+        """Return the decoder of a window; it is built once and cached."""
         key = (window, manner)
         if key not in self.decoders:
             plan = self.plan(window, manner=manner)
@@ -158,25 +172,25 @@ class Generator:
         pixels: bool = True,
         **draw: Any,
     ) -> Images:
-        """Draw one image for each label or caption.
+        """Generate one image for each label or caption.
 
-        Image k of a seed is the same whatever is drawn beside it, and comparable from window to window.
+        Image k of a seed does not depend on the batch size or the other images, and is comparable across windows.
 
         Args:
-            labels: class numbers, or captions for a text-conditional model.
-            window: 1 .. the grid's row length; None: the widest, next-token.
-            manner: `planned`: along the window's plan. `released`: as the released ZipAR code does, flaw and all, a
-                baseline to compare with, see `Decoder`. `adaptive`: each row opens when its first code bears it, at
-                `window` at the earliest, see `AdaptiveDecoder`.
-            seed: any integer from 0.
-            first: the number of the first image; the others follow.
-            batch_size: images at once; None: as the recipe's evaluate section says.
-            pixels: False: codes alone.
-            draw: guidance, temperature, top_k, top_p; otherwise as the recipe says.
+            labels: Class numbers, or captions for a text-conditional model.
+            window: 1 .. the grid's row length. None: the widest window, which is next-token decoding.
+            manner: "planned": along the window's plan. "released": as the released ZipAR code does, flaws included, a
+                baseline, see `Decoder`. "adaptive": each row starts once its first code passes verification, with at
+                least `window` codes of the row above, see `AdaptiveDecoder`.
+            seed: An integer, 0 .. 2**63 - 1.
+            first: Index of the first image; the others follow.
+            batch_size: Images per batch. None: `evaluate.batch_size` of the recipe.
+            pixels: False: return codes without decoding them to pixels.
+            draw: guidance, temperature, top_k, top_p; values not given are the recipe's.
 
         Raises:
-            ValueError: for a window, label, seed, manner or sampling value out of range, and for a batch too large for
-                memory; names the one that fits.
+            ValueError: If a window, label, seed, manner or sampling value is out of range, or the batch does not fit
+                into memory; names the largest that does.
         """
         if manner not in get_args(DecodeMode):
             raise ValueError(f"manner {manner!r} is unknown: use {', '.join(map(repr, get_args(DecodeMode)))}")
@@ -184,7 +198,7 @@ class Generator:
             raise ValueError("labels are empty: give at least one class number or caption")
         if not 0 <= seed < 2**63 or first < 0:
             raise ValueError(f"seed {seed} and first {first} must be 0 or more, and below 2**63")
-        tokenizer = self.drawing.tokenizer if pixels else None  # before any work, as its file may be missing
+        tokenizer = self.drawing.tokenizer if pixels else None  # loaded before any work: its file may be missing
         decoder, settings = self.decoder(window, manner=manner), self._settings(draw)
         size = batch_size or self.recipe.evaluate.batch_size
         codes, passes, shown = [], [], PixelStream(tokenizer, self.device) if tokenizer else None
@@ -194,7 +208,7 @@ class Generator:
             with oom_as_value_error(len(chunk)):
                 try:
                     drawn = decoder(chunk, numbers, settings)
-                except BatchTooLarge:  # beside what the decoders of other windows hold
+                except BatchTooLarge:  # free the memory of the other windows' decoders
                     for other in self.decoders.values():
                         other.release()
                     drawn = decoder(chunk, numbers, settings)
@@ -220,14 +234,17 @@ def load(
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Generator:
-    """A generator from a run folder, a checkpoint, an export, or a recipe (by name or path) whose weights exist.
+    """Load a generator from a run folder, a checkpoint, an export, or a recipe.
 
     Args:
-        overrides: keys of a recipe, for example `["model.weights=c2i_L_384.pt"]`; beside a checkpoint of adapters,
-            `model.weights` alone: where the weights are now that they were trained on.
+        source: A path, or the name or path of a recipe whose weights exist.
+        overrides: Recipe keys, for example `["model.weights=c2i_L_384.pt"]`. For a checkpoint with adapters, only
+            `model.weights` is allowed: where the base weights are now.
+        device: None: a GPU if there is one, otherwise the CPU.
+        dtype: Type of the weights and of the computation.
 
     Raises:
-        ValueError: if there is nothing to load, or it is damaged; names the file and the remedy.
+        ValueError: If there is nothing to load, or it is damaged; names the file and the remedy.
     """
     path = Path(source)
     if not path.exists() and str(source) not in shipped():

@@ -1,4 +1,4 @@
-"""Whether a batch of images fits into memory, known before it is drawn."""
+"""Memory checks: estimate whether a batch fits before it is generated, and measure peak memory."""
 
 import re
 from collections.abc import Iterator
@@ -13,21 +13,21 @@ from zipar_train.decoding.cache import head_shape
 from zipar_train.models.family import Family
 from zipar_train.plan.table import Plan
 
-SPARE = 0.95  # of what is left; the rest is for what allocators waste
-SAMPLING = 8  # float32 copies of a pass's logits: softmax, sums, and what top-k and top-p sort
+SPARE = 0.95  # share of the free memory that may be used; the rest covers allocator overhead
+SAMPLING = 8  # float32 copies of a pass's logits: softmax, sums, sorting for top-k and top-p
 
 
 class BatchTooLarge(ValueError):
-    """A batch that does not fit."""
+    """Error for a batch that does not fit into memory."""
 
 
 def decode_bytes(family: Family, plan: Plan, images: int, *, rows: int, slots: int) -> int:
-    """Bytes that drawing takes beside the weights: keys and values, and the largest pass.
+    """Return the bytes that generation needs beside the weights: keys and values, and the largest pass.
 
     Args:
         images: B.
-        rows: R, B or 2 B under guidance.
-        slots: of the cache.
+        rows: R = B, or 2 B under guidance.
+        slots: Number of slots of the cache.
     """
     config, size = family.model.config.get_text_config(), family.model.dtype.itemsize
     heads, width = head_shape(config)
@@ -40,7 +40,7 @@ def decode_bytes(family: Family, plan: Plan, images: int, *, rows: int, slots: i
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes that can still be allocated on a device."""
+    """Return the bytes that can still be allocated on a device."""
     if device.type != "cuda":
         return int(psutil.virtual_memory().available)
     cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -48,10 +48,10 @@ def free_bytes(device: torch.device) -> int:
 
 
 def check_memory(family: Family, plan: Plan, images: int, *, rows: int, slots: int) -> None:
-    """Do nothing if a batch fits.
+    """Check that a batch fits into memory; arguments as in `decode_bytes`.
 
     Raises:
-        BatchTooLarge: if it does not; names the largest that does.
+        BatchTooLarge: If it does not; names the largest batch that does.
     """
     device, guided = family.model.device, rows // images
     if device.type == "meta":
@@ -68,10 +68,13 @@ def check_memory(family: Family, plan: Plan, images: int, *, rows: int, slots: i
 
 @contextmanager
 def oom_as_value_error(images: int) -> Iterator[None]:
-    """An allocator's failure in what draws a batch, in words.
+    """Turn an out-of-memory error inside the `with` block into a ValueError that says what to change.
+
+    Args:
+        images: Batch size.
 
     Raises:
-        ValueError: if memory ran out.
+        ValueError: If memory ran out.
     """
     try:
         yield
@@ -85,12 +88,12 @@ def oom_as_value_error(images: int) -> Iterator[None]:
 
 
 def is_oom(error: BaseException) -> bool:
-    """Whether it says that there is no memory left, on whatever device."""
+    """Return True if an error means that memory ran out, on any device."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 class Peak:
-    """Most bytes allocated within a `with` block beyond what was at its start; on Linux and CUDA, otherwise None."""
+    """Peak bytes allocated within a `with` block, above those at its start; None unless on Linux or CUDA."""
 
     RESET, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
@@ -108,14 +111,14 @@ class Peak:
             self.bytes = max(0, after - self.before)
 
     def _most(self, *, reset: bool) -> int | None:
-        """Most bytes since the last reset, or now if this is one."""
+        """Return the peak bytes since the last reset; with `reset`, reset first and return the current bytes."""
         if self.device.type == "cuda":
             if reset:
                 torch.cuda.reset_peak_memory_stats(self.device)
             return torch.cuda.max_memory_allocated(self.device)
         try:
             if reset:
-                self.RESET.write_text("5")  # the process's high-water mark begins anew: man proc, clear_refs
+                self.RESET.write_text("5")  # resets the process's high-water mark: man proc, clear_refs
             found = re.search(r"VmHWM:\s+(\d+) kB", self.STATUS.read_text())
         except OSError:
             return None

@@ -1,18 +1,18 @@
-"""Linear layers for the few rows of a pass on a CPU: frozen weights in oneDNN's own order.
+"""Linear layers for passes with few rows on a CPU: frozen weights in oneDNN's blocked layout.
 
-BLAS libraries lay a matrix out anew in every call, which costs more than the product when it has a handful of rows.
-oneDNN can be given the matrix laid out once; torch.compile does the same when it freezes a model. A call of it costs
-some 30 us, so small layers stay as they are.
+BLAS libraries repack the matrix in every call, which costs more than the product if there are only a few rows. oneDNN
+accepts a matrix that is packed once; torch.compile does the same when it freezes a model. A call costs about 30 us, so
+small layers are left unchanged.
 """
 
 import torch
 from torch import Tensor, nn
 
-LEAST = 2**17  # numbers of a weight from which on it pays: docs/performance.md
+LEAST = 2**17  # elements of the smallest weight for which packing pays off: docs/performance.md
 
 
 class Packed(nn.Module):
-    """A float32 linear layer that can only be applied: its weight has no readable order any more."""
+    """Float32 linear layer in oneDNN's layout; it can be applied, but its weight can no longer be read."""
 
     def __init__(self, weight: Tensor):
         super().__init__()
@@ -23,7 +23,7 @@ class Packed(nn.Module):
 
 
 class Plain(nn.Module):
-    """A linear layer of a frozen weight."""
+    """Linear layer with a frozen weight and no bias."""
 
     def __init__(self, weight: Tensor):
         super().__init__()
@@ -34,6 +34,11 @@ class Plain(nn.Module):
 
 
 def packed(weight: Tensor, *, least: int = LEAST) -> nn.Module:
-    """The layer that is fastest for a frozen weight, (out, in): packed if it is large, in float32, on a CPU."""
+    """Return the fastest linear layer for a frozen weight (out, in): packed if it is large, float32 and on a CPU.
+
+    Args:
+        weight: (out, in).
+        least: Smallest weight to pack, in elements.
+    """
     fits = weight.dtype == torch.float32 and weight.device.type == "cpu" and weight.numel() >= least
     return Packed(weight) if fits and torch.backends.mkldnn.is_available() else Plain(weight)

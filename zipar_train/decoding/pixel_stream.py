@@ -1,4 +1,4 @@
-"""From codes to pixels while the next batch is being drawn."""
+"""Decoding of codes to pixels while the next batch is being generated."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from zipar_train.models.tokenizers.base import Tokenizer
 
 
 class PixelStream:
-    """Decodes batches of codes; on a GPU beside the drawing, in a stream of its own, copied to the CPU at once."""
+    """Decoder of code batches to pixels; on a GPU it uses its own stream, in parallel with generation."""
 
     def __init__(self, tokenizer: Tokenizer, device: torch.device):
         self.tokenizer = tokenizer
@@ -15,7 +15,7 @@ class PixelStream:
         self.batches: list[Tensor] = []
 
     def add(self, codes: Tensor) -> None:
-        """Codes (B, H, W), which nobody changes any more."""
+        """Start decoding codes, int64 (B, H, W); they must not be changed afterwards."""
         if self.stream is None:
             self.batches.append(self.tokenizer.decode(codes).cpu())
             return
@@ -25,7 +25,7 @@ class PixelStream:
         codes.record_stream(self.stream)
 
     def all(self) -> Tensor:
-        """Pixels of all batches, uint8 (B, 3, px, px), on the CPU, when they are done."""
+        """Wait for all batches and return their pixels, uint8 (B, 3, px, px), on the CPU."""
         if self.stream is not None:
             self.stream.synchronize()
         return torch.cat(self.batches)

@@ -1,4 +1,4 @@
-"""The device that a batch is drawn on, and what PyTorch must know of it."""
+"""PyTorch settings for generation on a device."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -8,16 +8,16 @@ import torch
 from zipar_train.models.attention import attention_kernels
 from zipar_train.models.compiled import never_silently_eager
 
-ALIGNED = 8  # keys: kernels copy a mask in every layer whose rows do not begin at multiples of so many numbers
+ALIGNED = 8  # keys: kernels copy a mask in every layer unless its rows start at multiples of this many elements
 
 
 @contextmanager
 def drawing_on(device: torch.device) -> Iterator[None]:
-    """Run passes on this device.
+    """Set up a device for forward passes within the `with` block.
 
-    It is the current CUDA device: a process may draw on `cuda:1` while `cuda:0` is current, and libraries and compiled
-    kernels follow the current one. Attention uses kernels that need no plan for each shape. Compiled layers that reach
-    PyTorch's limit of versions fail instead of going on uncompiled.
+    The device becomes the current CUDA device, because libraries and compiled kernels use the current one even if the
+    model is on another. Attention uses kernels that need no plan per shape. Compiled layers that reach PyTorch's
+    recompile limit raise an error instead of falling back to eager mode.
     """
     current = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
     with current, attention_kernels(device), never_silently_eager():
@@ -25,9 +25,9 @@ def drawing_on(device: torch.device) -> Iterator[None]:
 
 
 def keys_aligned(device: torch.device) -> int:
-    """What the number of keys that a pass attends to is a multiple of, seen or not.
+    """Return the number that a pass's key count, masked keys included, must be a multiple of.
 
-    Memory-efficient attention pads other masks in each layer (PyTorch,
+    Memory-efficient attention pads other masks in every layer (PyTorch,
     aten/src/ATen/native/transformers/attention.cpp: `preprocess_mask`).
     """
     return ALIGNED if device.type == "cuda" else 1

@@ -1,4 +1,4 @@
-"""What a batch of images is drawn on: its codes, its cache and its counters, allocated once for a batch size."""
+"""Decoding state of a batch: codes, cache and counters, allocated once per batch size."""
 
 from typing import Any
 
@@ -12,16 +12,18 @@ from zipar_train.plan.table import ROW_END, Plan
 
 
 class DecodeState:
-    """Tensors that stay where they are from pass to pass and from batch to batch.
+    """Tensors of a batch, at fixed addresses from pass to pass and from batch to batch.
 
     Args:
+        family: The generator.
+        plan: A plan on the family's grid.
         images: B.
         prompt: (R, P, D), R = B, or 2 B under guidance.
-        padding: bool (R, P), or None.
-        slots: of the cache.
+        padding: bool (R, P), True where a token is padding; None: no padding.
+        slots: Number of slots of the cache.
 
     Raises:
-        BatchTooLarge: if memory cannot hold it; names the batch that fits.
+        BatchTooLarge: If the batch does not fit into memory; names the largest that does.
     """
 
     def __init__(self, family: Family, plan: Plan, images: int, prompt: Tensor, padding: Tensor | None, *, slots: int):
@@ -31,15 +33,15 @@ class DecodeState:
         self.padding = None if padding is None else padding.new_empty(padding.shape)
         self.tokens = torch.empty(images, codes + 1, dtype=torch.long, device=device)
         self.uniforms = torch.empty(images, codes, device=device)
-        self.slot = torch.zeros((), dtype=torch.long, device=device)  # the next to be fed
-        self.code = torch.zeros((), dtype=torch.long, device=device)  # how many have been drawn
+        self.slot = torch.zeros((), dtype=torch.long, device=device)  # next slot to feed
+        self.code = torch.zeros((), dtype=torch.long, device=device)  # number of codes generated
         self.cache = SlotCache(family.model, rows=len(prompt), slots=slots)
 
     def fits(self, images: int, prompt: Tensor) -> bool:
         return len(self.tokens) == images and self.prompt.shape == prompt.shape and self.prompt.dtype == prompt.dtype
 
     def begin(self, prompt: Tensor, padding: Tensor | None, uniforms: Tensor) -> None:
-        """A new batch: nothing of the last one is left to be seen, finished or not."""
+        """Reset the state for a new batch, so that nothing of the last one is visible."""
         self.prompt.copy_(prompt)
         if self.padding is not None and padding is not None:
             self.padding.copy_(padding)
@@ -50,12 +52,12 @@ class DecodeState:
 
 
 def prompts(family: Family, condition: Any, *, guided: bool) -> tuple[Tensor, Tensor | None]:
-    """Embeddings (R, P, D) of B images' prompts, and which of their tokens are padding, bool (R, P), or None.
-
-    R = B; guided 2 B: those of the same images made unconditional stand below.
+    """Return prompt embeddings (R, P, D) of B images, and their padding mask, bool (R, P), or None.
 
     Args:
-        condition: of B images, checked.
+        family: The generator.
+        condition: Checked conditions of B images.
+        guided: R = 2 B instead of B: the unconditional prompts of the same images are appended.
     """
     prompt, padding = family.prompt(condition), family.padding(condition)
     if not guided:

@@ -1,1 +1,1 @@
-"""What works on this machine, tried; and a remedy for whatever does not."""
+"""Checks of this machine, with a remedy for whatever does not work."""

@@ -1,6 +1,6 @@
-"""What attention under a plan's mask computes here, forward and backward, beside its definition in float64.
+"""Checks of attention under a plan's mask, forward and backward, against its definition in float64.
 
-Nothing is believed that was not tried: torch.compile with an empty cache, each of torch's kernels, FlexAttention.
+Each feature is actually run: torch.compile with an empty cache, each of torch's kernels, and FlexAttention.
 """
 
 import os
@@ -16,9 +16,9 @@ from zipar_train.doctor.devices import device
 from zipar_train.plan.grid import Grid
 from zipar_train.plan.table import Plan
 
-PLAN = Plan.zipar(Grid(24, 24), window=8)  # LlamaGen's: 598 slots, several blocks of a BlockMask
+PLAN = Plan.zipar(Grid(24, 24), window=8)  # LlamaGen's grid: 598 slots, several blocks of a BlockMask
 HEADS, HEAD = 2, 64
-LOOSEST = {"float32": 1e-3, "bfloat16": 3e-2, "float16": 1e-2}  # of a tensor's largest number; TF32 is within the first
+LOOSEST = {"float32": 1e-3, "bfloat16": 3e-2, "float16": 1e-2}  # relative to the largest value; float32 allows TF32
 SDPA = {"float32": "sdpa, float32", "bfloat16": "sdpa, bfloat16"}
 KERNELS = ("FLASH_ATTENTION", "EFFICIENT_ATTENTION", "CUDNN_ATTENTION", "MATH")
 BOTH = "forward and backward"
@@ -26,9 +26,15 @@ FORWARD, BACKWARD, COMPILE = "FlexAttention", "FlexAttention, backward", "torch.
 
 
 def deviation(attend: Callable[..., Any], place: Any, dtype: Any, *, backward: bool = True) -> float:
-    """The largest difference from attention's definition in float64, of the output and of three gradients.
+    """Return the largest relative difference of the output and the three gradients from attention in float64.
 
-    In parts of a tensor's largest number. `attend(q, k, v)` is given (1, heads, S, width).
+    Differences are relative to a tensor's largest absolute value.
+
+    Args:
+        attend: Called as `attend(q, k, v)` with tensors (1, heads, S, head width).
+        place: Device to compute on.
+        dtype: Type of the inputs.
+        backward: Also compare the gradients.
     """
     import torch
 
@@ -52,13 +58,13 @@ def deviation(attend: Callable[..., Any], place: Any, dtype: Any, *, backward: b
 
 def judged(name: str, dtype: Any, found: float, remedy: str, *, done: str = BOTH) -> Row:
     kind = str(dtype).removeprefix("torch.")
-    if not found <= LOOSEST[kind]:  # not a number is no agreement
+    if not found <= LOOSEST[kind]:  # NaN fails too
         return problem(name, f"{done}: {found:.0e} away from float64", remedy)
     return ok(name, f"{done}, within {found:.0e} of float64")
 
 
 def sdpa(asked: CheckContext, kind: str) -> Iterator[Row]:
-    """As training calls it: torch chooses the kernel."""
+    """Check `scaled_dot_product_attention` as training calls it, with the kernel chosen by torch."""
     import torch
     from torch.nn.functional import scaled_dot_product_attention
 
@@ -74,7 +80,7 @@ def sdpa(asked: CheckContext, kind: str) -> Iterator[Row]:
 
 
 def kernels(asked: CheckContext) -> Iterator[Row]:
-    """On a GPU each kernel of sdpa alone, in the type that recipes train in."""
+    """Check each sdpa kernel separately on a GPU, in the dtype that recipes train in."""
     place = device(asked)
     if place.type == "cpu":
         return
@@ -86,7 +92,7 @@ def kernels(asked: CheckContext) -> Iterator[Row]:
 
 
 def kernel(name: str, place: Any, dtype: Any) -> Row:
-    """Of those that may not know dense masks, as of all: right, wrong or not there, and then torch takes another."""
+    """Check one sdpa kernel; a kernel without support for dense masks is fine, because torch uses another one."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.nn.functional import scaled_dot_product_attention
 
@@ -103,14 +109,14 @@ def kernel(name: str, place: Any, dtype: Any) -> Row:
         warnings.simplefilter("always")
         try:
             found = deviation(attend, place, dtype)
-        except RuntimeError as error:  # none for this mask, type or device: warnings say why
+        except RuntimeError as error:  # not available for this mask, dtype or device: warnings say why
             why = [words(warning.message) for warning in said if isinstance(warning.message, UserWarning)]
             return ok(title, f"not for a dense mask here; {why[0] if why else words(error)}"[:160])
     return judged(title, dtype, found, "--set tune.attention=flex_attention, or another torch")
 
 
 def half(place: Any) -> Any:
-    """The type that recipes train in: bfloat16 where the GPU has it; float32 on a CPU."""
+    """Return the dtype that recipes train in: bfloat16 (float16 on GPUs without it); float32 on a CPU."""
     import torch
 
     if place.type == "cpu":
@@ -119,15 +125,16 @@ def half(place: Any) -> Any:
 
 
 def compiles(asked: CheckContext) -> Iterator[Row]:
-    """A small function and its gradient, with an empty cache: a full one hides that the compiler is gone.
+    """Check torch.compile on a small function and its gradient, with an empty cache.
 
-    Without what takes torch most of the time, finding the CPU's best instructions and compiling headers for later.
+    A filled cache would hide a missing compiler. The slowest parts of torch's setup are disabled: detecting the CPU's
+    instruction set and precompiling headers.
     """
     import torch
 
     assert "torch._inductor.config" not in sys.modules, "which reads these:"
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(dir=asked.scratch)
-    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # more are processes, each of which imports torch
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # more threads would be processes that import torch
     os.environ["TORCHINDUCTOR_VEC_ISA_OK"] = os.environ["TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS"] = "0"
 
     def function(x: torch.Tensor) -> torch.Tensor:
@@ -154,7 +161,7 @@ def flex(asked: CheckContext, *, backward: bool) -> Iterator[Row]:
     name = BACKWARD if backward else FORWARD
     place = device(asked)
     dtype = half(place)
-    fused = torch.compile(flex_attention) if place.type == "cuda" else flex_attention  # as it is of use
+    fused = torch.compile(flex_attention) if place.type == "cuda" else flex_attention  # as training uses it
     attend = partial(fused, block_mask=block(PLAN, device=place))
     try:
         found = deviation(attend, place, dtype, backward=backward)
@@ -170,7 +177,7 @@ def flex(asked: CheckContext, *, backward: bool) -> Iterator[Row]:
 
 
 def unless_needed(asked: CheckContext, name: str, seen: str, remedy: str) -> Row:
-    """A problem; with a recipe given a note, as the recipe's own rows say whether it needs it."""
+    """Return a problem row, or a note if a recipe is given, because the recipe's own rows say if it needs this."""
     return (note if asked.recipe else problem)(name, seen, remedy)
 
 

@@ -1,6 +1,6 @@
-"""What a check has to say: a row that is fine, a note or a problem, with a remedy and never with a secret.
+"""Checks and their rows: ok, a note or a problem, with a remedy and without secrets.
 
-Imports no torch: what is broken is told, not stumbled over.
+This module does not import torch, so that a broken torch is reported and does not stop the report.
 """
 
 import os
@@ -17,7 +17,7 @@ GIB = 2**30
 
 
 class Row(BaseModel):
-    """What was seen. A note stops nothing that was asked about; a problem does."""
+    """Result of a check; a problem prevents what was asked for, a note does not."""
 
     section: str = ""
     name: str
@@ -37,22 +37,22 @@ class Row(BaseModel):
 
 
 class CheckContext(BaseModel):
-    """What checks are told: the recipe, if one is given, and where they may leave files."""
+    """Input of the checks: the recipe, if one is given, and a folder for temporary files."""
 
     recipe: Recipe | None = None
-    scratch: str | None = None  # a folder that is removed in the end; None: the system's
+    scratch: str | None = None  # a folder that is removed at the end; None: the system's default
     patience: float = 30  # seconds
 
     @property
     def cpu(self) -> bool:
-        """Whether the recipe keeps to the CPU, whatever the machine has."""
+        """True if the recipe demands the CPU."""
         return self.recipe is not None and self.recipe.trainer.get("accelerator") == "cpu"
 
 
 class Check(NamedTuple):
     name: str
     run: Callable[[CheckContext], Iterable[Row]]
-    remedy: str  # for a check that fails, or never ends
+    remedy: str  # for a check that fails or does not end
 
 
 def ok(name: str, seen: str) -> Row:
@@ -68,7 +68,7 @@ def problem(name: str, seen: str, remedy: str) -> Row:
 
 
 def guarded(check: Check, asked: CheckContext) -> Iterator[Row]:
-    """The check's rows; what it raises is a problem in the exception's words."""
+    """Yield the check's rows; an exception becomes a problem row with its message."""
     try:
         yield from check.run(asked)
     except Exception as error:
@@ -78,7 +78,7 @@ def guarded(check: Check, asked: CheckContext) -> Iterator[Row]:
 
 
 def words(error: BaseException) -> str:
-    """An exception in a line: our own errors as they are, others' first line, and what kind it is."""
+    """Return an exception's message: in full for the package's errors, else its class and first line."""
     if type(error).__module__.startswith("zipar_train") or type(error) is ValueError:
         return str(error)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -89,13 +89,13 @@ def words(error: BaseException) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes, for people."""
+    """Return a number of bytes as text, in GiB or MiB."""
     return f"{count / GIB:,.1f} GiB" if count >= GIB / 10 else f"{count / 2**20:,.0f} MiB"
 
 
 def hidden(text: str) -> str:
-    """The text without the values of environment variables that hold secrets, and without those in URLs."""
+    """Return the text with secrets replaced by ***: values of secret environment variables, and those in URLs."""
     for name, value in os.environ.items():
-        if SECRET.search(name) and len(value) >= 8 and not value.startswith(("/", "~", ".")):  # a path is none
+        if SECRET.search(name) and len(value) >= 8 and not value.startswith(("/", "~", ".")):  # paths are not secrets
             text = text.replace(value, "***")
     return re.sub(r"(\w://)[^/@\s]+@", r"\1***@", re.sub(r"(\w://[^\s?'\"]+\?)[^\s'\"]+", r"\1***", text))

@@ -1,4 +1,4 @@
-"""The CPU, the GPUs, and whether processes can talk to each other."""
+"""Checks of the CPU, the GPUs, and communication between processes."""
 
 import os
 import shutil
@@ -14,23 +14,23 @@ import psutil
 
 from zipar_train.doctor.checks import GIB, Check, CheckContext, Row, note, ok, problem, size, words
 
-OURS = 2 * GIB  # of a GPU, at most, for the libraries of these checks
+OURS = 2 * GIB  # largest GPU memory that the libraries of these checks use
 
 
 def device(asked: CheckContext) -> Any:
-    """That training would use: the first GPU, or the CPU."""
+    """Return the device that training would use: the first GPU, or the CPU."""
     import torch
 
     return torch.device("cuda", 0) if torch.cuda.is_available() and not asked.cpu else torch.device("cpu")
 
 
 def available() -> int:
-    """Bytes of memory that can be had, by a container's limit if there is one."""
+    """Return the available memory in bytes, within the container's limit if there is one."""
     free = psutil.virtual_memory().available
     try:
         limit, used = (int(Path("/sys/fs/cgroup", name).read_text()) for name in ("memory.max", "memory.current"))
         return min(free, max(limit - used, 0))
-    except (OSError, ValueError):  # none, or "max"
+    except (OSError, ValueError):  # no limit, or "max"
         return free
 
 
@@ -45,7 +45,7 @@ def processor(asked: CheckContext) -> Iterator[Row]:
     yield ok("CPU", f"{name}, {torch.get_num_threads()} threads")
     yield ok("memory", f"{size(total)}, {size(available())} free")
     shared = Path("/dev/shm")
-    if shared.is_dir():  # where loader processes hand over batches; 64 MiB in a container unless asked otherwise
+    if shared.is_dir():  # loader processes pass batches through it; 64 MiB in a container by default
         free = shutil.disk_usage(shared).free
         if free < GIB / 4:
             remedy = "docker run --shm-size=8g, or --set data.workers=0"
@@ -55,11 +55,11 @@ def processor(asked: CheckContext) -> Iterator[Row]:
 
 
 def bf16_speed() -> float:
-    """How many times as fast as float32 this CPU multiplies matrices of bfloat16."""
+    """Return the speed of bfloat16 matrix products on this CPU, relative to float32."""
     import torch
 
     best: dict[torch.dtype, float] = {}
-    for _ in range(20):  # in turn, and the best of each: others may be at work
+    for _ in range(20):  # interleaved, and the best of each, because the CPU may be busy
         for dtype in (torch.float32, torch.bfloat16):
             a = torch.ones(512, 512, dtype=dtype)
             start = time.perf_counter()
@@ -69,7 +69,7 @@ def bf16_speed() -> float:
 
 
 def bf16(asked: CheckContext) -> Iterator[Row]:
-    """On the CPU; a GPU's own row says whether it has it."""
+    """Check bfloat16 on the CPU; a GPU's own row says if it supports it."""
     if device(asked).type == "cpu":
         ratio = bf16_speed()
         if ratio >= 1:
@@ -109,7 +109,7 @@ def gpu(number: int, name: str, seen: str) -> Row:
     import torch
 
     place = torch.device("cuda", number)
-    torch.ones(64, 64, device=place).matmul(torch.ones(64, 64, device=place)).sum().item()  # that it computes at all
+    torch.ones(64, 64, device=place).matmul(torch.ones(64, 64, device=place)).sum().item()  # test that it computes
     properties = torch.cuda.get_device_properties(place)
     free, total = torch.cuda.mem_get_info(place)
     with torch.cuda.device(place):
@@ -128,7 +128,7 @@ def gpu(number: int, name: str, seen: str) -> Row:
 
 
 def smi() -> list[str]:
-    """What the driver says of each GPU, torch or no torch: its name, and `driver 1.2.3`."""
+    """Return the name of each GPU and `driver 1.2.3`, as reported by nvidia-smi, independently of torch."""
     command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10)
@@ -139,7 +139,7 @@ def smi() -> list[str]:
 
 
 def group(asked: CheckContext, backend: str) -> Row:
-    """A group of this process alone, which adds up a tensor."""
+    """Check that a process group of this process alone can all-reduce a tensor."""
     import torch
     import torch.distributed as dist
 

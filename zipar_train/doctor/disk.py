@@ -1,4 +1,4 @@
-"""The folders that are written to: room in them, and a file really written, read and removed."""
+"""Checks of the folders that are written to: free space, and writing, reading and removing a file."""
 
 import os
 import secrets
@@ -17,10 +17,13 @@ LITTLE = 5 * GIB
 
 
 def folder(name: str, path: Path, remedy: str, *, read_only: bool = False) -> Row:
-    """A row about a folder; of one that is not there yet, about the nearest above it, where it would be made.
+    """Check a folder; if it does not exist yet, check the nearest existing folder above it.
 
     Args:
-        read_only: reading it is enough for training.
+        name: Name of the row.
+        path: The folder.
+        remedy: Remedy if it cannot be used.
+        read_only: Read access is enough for training.
     """
     path = path.expanduser().absolute()
     place = nearest(path)
@@ -38,15 +41,15 @@ def folder(name: str, path: Path, remedy: str, *, read_only: bool = False) -> Ro
 
 
 def nearest(path: Path) -> Path:
-    """The path itself, or what is there of those above it."""
+    """Return the path itself, or the nearest existing path above it."""
     return next(each for each in (path, *path.absolute().parents) if each.exists() or each.is_symlink())
 
 
 def trial(place: Path) -> None:
-    """Write a file whole, as checkpoints are, read it and remove it.
+    """Write a file atomically, as checkpoints are written, read it and remove it.
 
     Raises:
-        OSError: if it cannot be written, or is another when it is read.
+        OSError: If it cannot be written, or its content differs when read.
     """
     file, data = place / f".zipar-doctor-{secrets.token_hex(4)}", secrets.token_bytes(2**16)
     try:
@@ -83,7 +86,7 @@ def temporary(asked: CheckContext) -> Iterator[Row]:
 
 
 def cache(asked: CheckContext, *, name: str, variable: str, under: str, what: str) -> Iterator[Row]:
-    """A folder of what could be made or fetched again."""
+    """Check a cache folder; since its content can be fetched again, problems are only notes."""
     base = os.environ.get(variable) or os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     path = Path(base) if os.environ.get(variable) else Path(base) / under
     row = folder(name, path, f"{what} Choose another with {variable}=FOLDER")

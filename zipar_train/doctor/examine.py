@@ -1,4 +1,4 @@
-"""All checks, each section of them in a process of its own: one that hangs or dies takes nothing else with it."""
+"""Runner of all checks, with each section in its own process, so that a hang or crash does not affect the others."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from zipar_train.doctor.report import Report
 from zipar_train.recipe.schema import Recipe
 from zipar_train.run.provenance import revision, today
 
-SECTIONS = {  # in the order they are shown: where their checks are, imported in their process alone
+SECTIONS = {  # in display order: the modules of their checks, imported only in the section's process
     "packages": ("packages.CHECKS",),
     "devices": ("devices.CHECKS",),
     "attention": ("attention.CHECKS",),
@@ -34,16 +34,16 @@ PROGRAM = "from zipar_train.doctor.examine import section; section()"
 def examine(
     recipe: Recipe | None = None, *, only: Sequence[str] = (), patience: float | None = None, broken: str = ""
 ) -> Report:
-    """Run the checks.
+    """Run the checks and return their report.
 
     Args:
-        recipe: to be checked beside the machine.
-        only: sections; none: all.
-        patience: seconds that a section may take, of which all run at once; None: 30, or 90 where there is a GPU.
-        broken: what is wrong with a recipe that cannot be read.
+        recipe: A recipe to check as well.
+        only: Sections to run. Empty: all.
+        patience: Time limit of each section in seconds; sections run in parallel. None: 30, or 90 with a GPU.
+        broken: Error message of a recipe that cannot be read.
 
     Raises:
-        ValueError: for a section that does not exist.
+        ValueError: If a section is unknown.
     """
     if unknown := [name for name in only if name not in SECTIONS]:
         raise ValueError(f"--checks {unknown[0]!r} is unknown: use {', '.join(SECTIONS)}")
@@ -54,14 +54,14 @@ def examine(
     wanted = [name for name in SECTIONS if name in (only or SECTIONS) and (name != "recipe" or recipe)]
     with ExitStack() as stack:
         scratch = None
-        with suppress(OSError):  # no folder for temporary files: the checks tell
+        with suppress(OSError):  # without a temporary folder: the checks report it
             folder = tempfile.TemporaryDirectory(prefix="zipar-doctor-", ignore_cleanup_errors=True)
             scratch = stack.enter_context(folder)
         asked = CheckContext(recipe=recipe, scratch=scratch, patience=patience)
         processes = {name: begin(name) for name in wanted}
         pool = stack.enter_context(ThreadPoolExecutor(len(wanted) or 1))
         for process in processes.values():
-            stack.callback(kill, process)  # before the pool waits for them
+            stack.callback(kill, process)  # runs before the pool waits for them
         told = [pool.submit(listen, name, process, asked) for name, process in processes.items()]
         rows = [row for future in told for row in future.result()]
     if recipe:
@@ -77,7 +77,7 @@ def owned(section: str, rows: Iterable[Row]) -> list[Row]:
 
 
 def needs(asked: CheckContext, *, rows: Sequence[Row]) -> Iterator[Row]:
-    """What the recipe asks of attention and of torch.compile, by the rows of their trials."""
+    """Check what the recipe needs of attention and torch.compile, from the rows of their checks."""
     from zipar_train.doctor.attention import BACKWARD, COMPILE, FORWARD, SDPA
 
     assert asked.recipe is not None
@@ -94,7 +94,7 @@ def needs(asked: CheckContext, *, rows: Sequence[Row]) -> Iterator[Row]:
 
 
 def begin(name: str) -> subprocess.Popen[str]:
-    """Start a section's process: its modules found where ours are, in a group of its own with all that it starts."""
+    """Start a section's process with the same module search path, in a process group of its own."""
     path = {"PYTHONPATH": os.pathsep.join(part or os.getcwd() for part in sys.path), "PYTHONSAFEPATH": "1"}
     return subprocess.Popen(
         [sys.executable, "-c", PROGRAM, name],
@@ -114,11 +114,11 @@ def kill(process: subprocess.Popen[str]) -> None:
 
 
 def section() -> None:
-    """A section's process: reads what is asked, tells its checks, and says when it begins each and what it found."""
+    """Run a section in its process: read the input, and print its checks, their starts and their rows as JSON lines."""
     out = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # whatever libraries print
+    os.dup2(2, 1)  # redirects output of libraries to stderr
     asked = CheckContext.model_validate_json(sys.stdin.read())
-    signal.alarm(int(asked.patience) + 5)  # the end, should the one who asks be gone
+    signal.alarm(int(asked.patience) + 5)  # ends this process if the parent is gone
     homes = [home.split(".") for home in SECTIONS[sys.argv[1]]]
     checks = [check for file, table in homes for check in getattr(import_module(f"zipar_train.doctor.{file}"), table)]
     print(json.dumps({"checks": [[check.name, check.remedy] for check in checks]}), file=out)
@@ -127,11 +127,11 @@ def section() -> None:
         for row in guarded(check, asked):
             print(row.model_dump_json(), file=out)
     print(json.dumps({"begun": ""}), file=out, flush=True)
-    os.killpg(0, signal.SIGKILL)  # with whatever it has started, which would keep its pipes open
+    os.killpg(0, signal.SIGKILL)  # including child processes, which would keep the pipes open
 
 
 def listen(name: str, process: subprocess.Popen[str], asked: CheckContext) -> list[Row]:
-    """A section's rows; of a process that hangs or dies, those it had, and what it fell over."""
+    """Return a section's rows; if its process hangs or dies, the rows so far and a problem for the current check."""
     try:
         out, err = process.communicate(asked.model_dump_json(), timeout=asked.patience)
         end = f"its process ended with status {process.returncode}"
@@ -148,7 +148,7 @@ def listen(name: str, process: subprocess.Popen[str], asked: CheckContext) -> li
     checks: dict[str, str] = {}
     begun = name
     for line in out.splitlines():
-        with suppress(ValueError):  # a line cut short
+        with suppress(ValueError):  # a truncated line
             match json.loads(line):
                 case {"checks": pairs}:
                     checks = dict(pairs)

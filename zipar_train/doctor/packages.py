@@ -1,4 +1,4 @@
-"""Python and the packages: in the ranges that zipar-train asks for, and importable."""
+"""Checks of Python and the packages: within zipar-train's version ranges, and importable."""
 
 import platform
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ def python(asked: CheckContext) -> Iterator[Row]:
 
 
 def required() -> list[Requirement]:
-    """What the installed zipar-train asks for, those first that are tried."""
+    """Return the requirements of the installed zipar-train, with the packages in TRIED first."""
     try:
         found = [Requirement(line) for line in requires("zipar-train") or []]
     except PackageNotFoundError:
@@ -39,7 +39,7 @@ def required() -> list[Requirement]:
 
 
 def in_range(asked: CheckContext) -> Iterator[Row]:
-    """A row for each that is tried or wrong, and one for all others."""
+    """Yield a row for each package in TRIED or with a problem, and one row for all others."""
     wanted = required()
     here, others = versions(*(each.name for each in wanted)), 0
     for each in wanted:
@@ -60,7 +60,7 @@ def in_range(asked: CheckContext) -> Iterator[Row]:
 def importable(wanted: Requirement, found: str) -> Row:
     try:
         import_module(wanted.name.replace("-", "_"))
-    except Exception as error:  # anything that a package does as it starts
+    except Exception as error:  # importing a package can raise anything
         together = " torch" if wanted.name == "torchvision" else ""  # they are built for each other
         remedy = f"pip install --force-reinstall '{wanted.name}{wanted.specifier}'{together}"
         return problem(wanted.name, f"{found} does not import. {words(error)}", remedy)

@@ -1,4 +1,4 @@
-"""Recipes: the shipped ones are found and read; of one that is given, whether it could run here."""
+"""Checks of recipes: the shipped ones can be read, and a given one can run on this machine."""
 
 import shutil
 from collections.abc import Iterator
@@ -10,8 +10,13 @@ from zipar_train.doctor.disk import nearest
 from zipar_train.recipe.load import load_recipe, recipe_folder, shipped
 from zipar_train.recipe.schema import Recipe
 
+<<<<<<< HEAD
 NEAR = 0.9  # of a device's memory: allocators and libraries want the rest
 ELSEWHERE = "--set run_dir=FOLDER writes elsewhere"
+=======
+NEAR = 0.9  # usable share of a device's memory; the rest is for allocators and libraries
+ELSEWHERE = "--set run=FOLDER writes elsewhere"
+>>>>>>> engB
 WHOLE = "--set trainer.precision=32-true"
 
 
@@ -35,7 +40,7 @@ def given(asked: CheckContext) -> Recipe:
 
 
 def run_folder(asked: CheckContext) -> Iterator[Row]:
-    """What `fit` would find there, and refuse."""
+    """Check the run folder for anything that `fit` would reject."""
     from zipar_train.models.restore import read
     from zipar_train.run.checkpoints import last_checkpoint
     from zipar_train.training.fit import blocking_changes
@@ -57,7 +62,7 @@ def run_folder(asked: CheckContext) -> Iterator[Row]:
 
 
 def trainer(asked: CheckContext) -> Iterator[Row]:
-    """Lightning's, made as `fit` makes it: it refuses devices that are not here."""
+    """Build Lightning's Trainer as `fit` does; it rejects devices that the machine does not have."""
     from zipar_train.training.trainer import build_trainer
 
     try:

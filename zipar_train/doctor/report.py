@@ -1,4 +1,4 @@
-"""What all checks have found, for people and for programs."""
+"""Report of all checks, as text and as data."""
 
 import textwrap
 
@@ -11,7 +11,7 @@ TITLES = {"ok": "Fine", "note": "Notes", "problem": "PROBLEMS"}
 
 
 class Report(BaseModel):
-    """What was found, by whom and when."""
+    """Rows of all checks, with version, revision and date."""
 
     version: str = __version__
     revision: str
@@ -24,7 +24,7 @@ class Report(BaseModel):
         return [row for row in self.rows if row.status == status]
 
     def lines(self, width: int = 100) -> list[str]:
-        """For people: what is fine as a table, then the notes, and last the problems; a remedy under each."""
+        """Return readable lines: passed checks as a table, then notes, then problems, each with its remedy."""
         shown = {status: self.of(status) for status in TITLES} | {"ok": _joined(self.of("ok"))}
         side, name = (max((len(getattr(row, part)) for rows in shown.values() for row in rows), default=0) + 2
                       for part in ("section", "name"))  # fmt: skip
@@ -44,7 +44,7 @@ class Report(BaseModel):
 
 
 def _joined(rows: list[Row]) -> list[Row]:
-    """Packages that are as they should be in one row."""
+    """Return the rows with all passed package checks joined into one."""
     fine = [row for row in rows if row.section == "packages" and row.status == "ok"]
     if not fine:
         return rows

@@ -1,4 +1,4 @@
-"""The files that a recipe names: here, still on the hub, or missing."""
+"""Checks of the files that a recipe names: present, still on the hub, or missing."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +13,7 @@ Severe = Callable[[str, str, str], Row]
 
 
 def shards(asked: CheckContext) -> Iterator[Row]:
-    """Manifests that suit the model, their files beside them."""
+    """Check that the recipe's manifests exist, fit the model and have their shards beside them."""
     recipe = asked.recipe
     assert recipe is not None
     data, model = recipe.data, recipe.model
@@ -37,7 +37,7 @@ def shards(asked: CheckContext) -> Iterator[Row]:
 
 
 def weights(asked: CheckContext) -> Iterator[Row]:
-    """What training starts from, and what turns codes into pixels and captions into prompts."""
+    """Check the initial weights, the image tokenizer's weights, and the text encoders."""
     assert asked.recipe is not None
     model = asked.recipe.model
     yield source("model.weights", model.weights, problem)
@@ -50,7 +50,7 @@ def weights(asked: CheckContext) -> Iterator[Row]:
 
 
 def scoring(asked: CheckContext) -> Iterator[Row]:
-    """What `evaluate` alone wants: notes."""
+    """Check the files that only `evaluate` needs; missing ones are notes."""
     assert asked.recipe is not None
     settings = asked.recipe.evaluate
     if settings.reference:
@@ -66,11 +66,13 @@ def scoring(asked: CheckContext) -> Iterator[Row]:
 
 
 def source(name: str, given: str | None, severe: Severe, *, ids: bool = False) -> Row:
-    """A row about a path, `owner/repo:file` or `owner/repo:`.
+    """Check a path, `owner/repo:file` or `owner/repo:`.
 
     Args:
-        severe: the row of one that is not here, nor to be fetched.
-        ids: `owner/repo` alone is one on the hub too.
+        name: Name of the row.
+        given: The path or hub id; None: random weights.
+        severe: Makes the row if it is missing and cannot be fetched.
+        ids: Accept `owner/repo` alone as a hub id.
     """
     from huggingface_hub.constants import HF_HUB_OFFLINE
 
@@ -94,7 +96,7 @@ def source(name: str, given: str | None, severe: Severe, *, ids: bool = False) -
 
 
 def on_hub(given: str, *, ids: bool) -> tuple[str, str] | None:
-    """Repository and file, which is empty for all of it; None: it can only be a path."""
+    """Return repository and file (empty: the whole repository) of a hub id, or None if it can only be a path."""
     from zipar_train.models.files import HUB
 
     tables = (".csv", ".tsv", ".txt", ".json")
@@ -103,7 +105,7 @@ def on_hub(given: str, *, ids: bool) -> tuple[str, str] | None:
 
 
 def cached(repo: str, file: str) -> Path | None:
-    """The local copy of a file or, without one, of the repository."""
+    """Return the cached copy of a file, or of the repository if `file` is empty; None if there is none."""
     from huggingface_hub import try_to_load_from_cache
 
     for name in [file] if file else ["config.json", "tokenizer_config.json", "tokenizer.json"]:
@@ -114,7 +116,7 @@ def cached(repo: str, file: str) -> Path | None:
 
 
 def whole(name: str, path: Path, severe: Severe, remedy: str) -> Row:
-    """That a file is not cut short, or a folder has any: by their ends, not by reading them all."""
+    """Check that a file, or the files of a folder, are not truncated, without reading them completely."""
     from zipar_train.models.restore import last_checkpoint
 
     files = [path]
@@ -133,10 +135,10 @@ def whole(name: str, path: Path, severe: Severe, remedy: str) -> Row:
 
 
 def short(file: Path) -> bool:
-    """Whether the end is missing of safetensors, or of an archive: PyTorch's, numpy's.
+    """Return True if a safetensors file or an archive (PyTorch's, numpy's) is truncated.
 
     Raises:
-        OSError: if it cannot be read, or is no regular file.
+        OSError: If it cannot be read, or is not a regular file.
     """
     from safetensors import SafetensorError, safe_open
 

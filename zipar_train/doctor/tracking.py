@@ -1,4 +1,4 @@
-"""Weights & Biases: installed, logged in, reached; as far as runs are to go there."""
+"""Checks of Weights & Biases: installed, logged in, server reachable; as far as runs need it."""
 
 import os
 import threading
@@ -9,19 +9,19 @@ from importlib.metadata import PackageNotFoundError, version
 
 from zipar_train.doctor.checks import Check, CheckContext, Row, note, ok, problem, words
 
-SECONDS = 3  # that the server has to answer
+SECONDS = 3  # time limit for the server's answer
 ONLINE, OFFLINE, DISABLED = "online", "offline", "disabled"
 GO_WITHOUT = "--set log.wandb=offline or disabled"
 
 
 def told() -> str | None:
-    """What WANDB_MODE says, by wandb's own reading; None: it is not set."""
+    """Return WANDB_MODE as wandb interprets it, or None if it is not set."""
     said = os.environ.get("WANDB_MODE")
     return {"dryrun": OFFLINE, "run": ONLINE, "shared": ONLINE}.get(said, said) if said is not None else None
 
 
 def mode(asked: CheckContext) -> str | None:
-    """How the recipe's runs would be logged; without a recipe what WANDB_MODE says, or None."""
+    """Return the W&B mode of the recipe's runs; without a recipe that of WANDB_MODE, or None."""
     recipe = asked.recipe
     if recipe is None or recipe.log.wandb == ONLINE:
         return told() if told() is not None else (ONLINE if recipe else None)
@@ -51,13 +51,13 @@ def installed(asked: CheckContext) -> Iterator[Row]:
 
 
 def login(asked: CheckContext) -> Iterator[Row]:
-    """Whether wandb itself finds a key, which is neither kept nor shown."""
+    """Check that wandb finds an API key; the key is not stored or shown."""
     if mode(asked) not in (None, ONLINE, OFFLINE):
         return
     needed = mode(asked) == ONLINE
     try:
         found = logged_in()
-    except Exception as error:  # a key that none can be
+    except Exception as error:  # a malformed key
         yield (problem if needed else note)("login", words(error), f"wandb login --relogin, or {GO_WITHOUT}")
         return
     if found:
@@ -70,10 +70,10 @@ def login(asked: CheckContext) -> Iterator[Row]:
 
 
 def logged_in() -> bool:
-    """Asks wandb, as if online; without a terminal it asks nobody.
+    """Return True if wandb finds an API key in online mode; without a terminal it does not prompt.
 
     Raises:
-        wandb.errors.AuthenticationError: for a malformed key.
+        wandb.errors.AuthenticationError: If the key is malformed.
     """
     import wandb
 
@@ -91,7 +91,7 @@ def server(asked: CheckContext) -> Iterator[Row]:
         import wandb
 
         address = wandb.setup().settings.base_url
-    except Exception:  # it is told by the rows above
+    except Exception:  # reported by the rows above
         address = os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
     why = unreached(str(address))
     if why:
@@ -102,14 +102,14 @@ def server(asked: CheckContext) -> Iterator[Row]:
 
 
 def unreached(address: str) -> str:
-    """Why the server gives no answer, of any kind, within SECONDS; empty if it does."""
-    why = [f"no answer in {SECONDS} s"]  # looking up a name heeds no timeout, so a thread has one
+    """Return why the server does not answer within SECONDS, or an empty string if it does."""
+    why = [f"no answer in {SECONDS} s"]  # DNS lookups ignore timeouts, so a thread enforces one
 
     def ask() -> None:
         try:
             urllib.request.urlopen(f"{address.rstrip('/')}/healthz", timeout=SECONDS).close()
             why[0] = ""
-        except urllib.error.HTTPError:  # which is an answer
+        except urllib.error.HTTPError:  # an HTTP error is an answer too
             why[0] = ""
         except Exception as error:
             why[0] = str(getattr(error, "reason", error))

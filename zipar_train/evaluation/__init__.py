@@ -1,1 +1,1 @@
-"""How good a checkpoint is at each window: bits per code, generated images, scores, and advice on windows."""
+"""Evaluation of a checkpoint at each window: bits per code, generated images, scores, and advice on windows."""

@@ -1,4 +1,4 @@
-"""What is evaluated: a checkpoint as a generator with a name, and its drawings as the recipe asks for them."""
+"""Candidates of an evaluation: named checkpoints as generators, and their sample sets as the recipe specifies."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,17 +18,17 @@ from zipar_train.recipe.schema import Draw, Recipe
 
 @dataclass(frozen=True)
 class Candidate:
-    name: str  # of its run folder, made unique
+    name: str  # name of its run folder, made unique
     generator: Generator
-    weights: str  # SHA-256 of its file
-    origin: str  # path and checksum, for people
+    weights: str  # SHA-256 of the weights' file
+    origin: str  # readable path and checksum
 
 
 def candidates(recipe: Recipe, paths: Sequence[str | Path], *, device: torch.device) -> list[Candidate]:
-    """Run folders, checkpoints or exports as generators of the recipe's model, each under a name of its own.
+    """Load run folders, checkpoints or exports as generators of the recipe's model, with unique names.
 
     Raises:
-        ValueError: for a checkpoint that cannot be read, or is of another model.
+        ValueError: If a checkpoint cannot be read, or belongs to another model.
     """
     dtype = getattr(torch, recipe.evaluate.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
     found: list[Candidate] = []
@@ -45,14 +45,14 @@ def candidates(recipe: Recipe, paths: Sequence[str | Path], *, device: torch.dev
 
 
 def _checksum(saved: LoadedWeights) -> tuple[str, Path]:
-    """The checksum of the bytes that the weights were read from, and the file or folder that held them."""
+    """Return the SHA-256 of the bytes that the weights were read from, and their file or folder."""
     assert saved.sha256 is not None
     names = ("model.safetensors", "adapter_model.safetensors")
     return saved.sha256, next((saved.path / name for name in names if (saved.path / name).is_file()), saved.path)
 
 
 def expected(recipe: Recipe) -> dict[str, Any]:
-    """What shards of the recipe's model must be, for `read_manifest`."""
+    """Return the arguments of `read_manifest` that check shards against the recipe's model."""
     model = recipe.model
     return {
         "grid": model.raster,
@@ -63,15 +63,20 @@ def expected(recipe: Recipe) -> dict[str, Any]:
 
 
 def scored(recipe: Recipe) -> tuple[int, int] | None:
+<<<<<<< HEAD
     """Height and width in pixels that drawn images are resized to; None: they are scored as drawn."""
     return scaled(recipe.model.grid, recipe.evaluate.resize_to) if recipe.evaluate.resize_to else None
+=======
+    """Return the height and width in pixels that images are resized to before scoring, or None for no resizing."""
+    return scaled(recipe.model.grid, recipe.evaluate.size) if recipe.evaluate.size else None
+>>>>>>> engB
 
 
 def windows_of(recipe: Recipe, windows: Sequence[int] | None) -> list[int]:
-    """The windows asked for and next-token, the widest first.
+    """Return the given windows, by default the recipe's, and next-token, widest first.
 
     Raises:
-        ValueError: for one that does not fit the grid.
+        ValueError: If a window does not fit the grid.
     """
     widest = recipe.model.raster.row_length
     wanted = sorted({*(windows or recipe.evaluate.windows), widest}, reverse=True)
@@ -81,10 +86,10 @@ def windows_of(recipe: Recipe, windows: Sequence[int] | None) -> list[int]:
 
 
 def conditions(recipe: Recipe, *, images: int, seed: int) -> tuple[list[Any], str]:
-    """A class or caption for each image, and where they come from, in words.
+    """Return a class or caption for each image, and a description of their source.
 
     Raises:
-        ValueError: if there are no captions where the recipe says.
+        ValueError: If the recipe's source has no captions.
     """
     if recipe.model.num_classes is not None:
         balanced = recipe.evaluate.classes == "balanced"
@@ -95,10 +100,10 @@ def conditions(recipe: Recipe, *, images: int, seed: int) -> tuple[list[Any], st
 
 
 def check_captions(recipe: Recipe, wanted: Iterable[Any]) -> None:
-    """See that captions fit the model's prompt, before anything is drawn.
+    """Check that captions fit the model's prompt, before any image is generated.
 
     Raises:
-        ValueError: for the first that does not.
+        ValueError: If a caption does not fit; names the first one.
     """
     fitting = fits(recipe.model)
     if fitting is None or fitting.fingerprint is None:
@@ -120,7 +125,7 @@ def sample_set(
     draw: Draw | None = None,
     images: int | None = None,
 ) -> SampleSet:
-    """The recipe's drawing of a subject; `draw` and `images` instead of the recipe's."""
+    """Return the sample set of a candidate by the recipe, optionally with another `draw` or number of images."""
     settings = recipe.evaluate
     wanted, origin = conditions(recipe, images=images or settings.images, seed=seed)
     return SampleSet(

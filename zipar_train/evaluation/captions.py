@@ -1,4 +1,4 @@
-"""Captions to draw: of a text file, a table, a `datasets` data set, or a shard set."""
+"""Captions to generate images for, from a text file, a table, a `datasets` dataset, or a shard set."""
 
 import csv
 import hashlib
@@ -20,14 +20,14 @@ REMEDY = (
 
 
 def captions_of(source: str) -> tuple[list[str], str]:
-    """The captions in their order, and in words where they come from, with a checksum of them all.
+    """Return the captions in order, and a description of their source that includes a checksum.
 
     Args:
-        source: .csv or .tsv with a header (LlamaGen's coco_captions.csv, PartiPrompts.tsv), .txt, a manifest of shards,
-            or a data set's folder or hub id, optionally `id:split`.
+        source: A .csv or .tsv file with a header (LlamaGen's coco_captions.csv, PartiPrompts.tsv), a .txt file, a
+            shard manifest, or a dataset's folder or hub id, optionally `id:split`.
 
     Raises:
-        ValueError: if there are none.
+        ValueError: If there are no captions.
     """
     path = Path(source)
     if path.suffix in (".csv", ".tsv", ".txt") and not is_url(source):
@@ -70,11 +70,11 @@ def _from_shards(source: str) -> list[str]:
 
 
 def _from_datasets(source: str) -> list[str]:
-    """The captions of a data set, of a list of captions the first; rows without one are left out."""
+    """Return the captions of a dataset, the first if a row has several; rows without a caption are left out."""
     name, _, split = (source, "", "") if Path(source).exists() else source.partition(":")
     try:
         table = load_table(name, split or "train")
-    except Exception as error:  # of the hub, its network, the data set's own reader
+    except Exception as error:  # from the hub, the network, the dataset's own reader
         raise ValueError(
             f"evaluate.captions = {source}: `datasets` cannot load it ({reason(error)}). {REMEDY}"
         ) from None

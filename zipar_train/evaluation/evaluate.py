@@ -1,4 +1,4 @@
-"""Checkpoints against windows: draw, score, time, and keep the evidence."""
+"""Evaluation of checkpoints at several windows: generate images, score and time them, and build a report."""
 
 import sys
 from collections.abc import Sequence
@@ -39,14 +39,14 @@ from zipar_train.recipe.schema import Recipe
 from zipar_train.run.provenance import environment
 from zipar_train.run.ranks import process
 
-SHOWN = 10  # images of each drawing, for the report
-LEAST = 1000  # held-out images whose bits are counted, where there are as many
-Case = tuple[str, int, DecodeMode]  # a subject's name, a window, how it is drawn
+SHOWN = 10  # images of each sample set shown in the report
+LEAST = 1000  # held-out images to compute bits for, if there are as many
+Case = tuple[str, int, DecodeMode]  # (candidate's name, window, decode mode)
 
 
 @dataclass
 class Scorer:
-    """What scores drawings: a network's features of a reference, a classifier, a CLIP; each as far as there is one."""
+    """Scorer of sample sets, with what the recipe specifies: features of a reference, a classifier, a CLIP model."""
 
     size: tuple[int, int]  # height and width in pixels
     extractor: Extractor | None = None
@@ -56,7 +56,7 @@ class Scorer:
     clip: Clip | None = None
 
     def scores(self, drawn: SampleSet, words: str) -> dict[str, Score]:
-        """Every score that can be had of a drawing."""
+        """Compute all available scores of a sample set; `words` labels the progress bar."""
         found: dict[str, Score] = {}
         if self.extractor and self.reference:
             features = self.extractor(drawn.pictures(words), spatial=self.reference.spatial is not None)
@@ -75,10 +75,10 @@ class Scorer:
 
 
 def build_scorer(recipe: Recipe, subject: Candidate, *, out: Path, device: torch.device) -> Scorer:
-    """The recipe's networks and reference, read before anything is drawn.
+    """Load the recipe's scoring networks and reference, before any image is generated.
 
     Raises:
-        ValueError: for a reference, weights or shards that do not fit.
+        ValueError: If the reference, weights or shards do not fit.
     """
     settings, model = recipe.evaluate, recipe.model
     tokenizer = subject.generator.drawing.tokenizer
@@ -133,24 +133,26 @@ def evaluate(
     png: bool = False,
     progress: bool = True,
 ) -> tuple[Report, Samples, list[Path]] | None:
-    """Score a checkpoint, and others beside it, at several windows.
+    """Score a checkpoint, and optionally others, at several windows.
 
-    Under torchrun or SLURM, processes share the drawing, and the first of them scores.
+    Under torchrun or SLURM, processes share the generation, and the first of them scores.
 
     Args:
-        checkpoint, compare: run folders, checkpoints or exports of this recipe's model; the first compared one is the
-            baseline that `gap_closed` speaks of.
+        recipe: The recipe of the model.
+        checkpoint, compare: Run folders, checkpoints or exports of this recipe's model. The first of `compare` is the
+            baseline of `gap_closed`.
         windows: None: the recipe's.
-        released: the first compared checkpoint (without one, the checkpoint) also as the released ZipAR code draws.
-        adaptive: every checkpoint also with adaptive windows, these being the smallest.
-        out: a folder; drawings and the classifier are kept there.
-        npz, png: also write the images, for ADM's evaluator or as pictures.
+        released: Also decode the first of `compare` (otherwise the checkpoint) as the released ZipAR code does.
+        adaptive: Also decode every checkpoint with adaptive windows, with these as the smallest.
+        out: A folder for sample sets and the classifier.
+        npz, png: Also write the images, for ADM's evaluator or as PNG files.
+        progress: Show progress bars.
 
     Returns:
-        The report, images to show, and the files and folders of images; None in processes that only draw.
+        The report, images to show, and the files and folders of images; None in processes that only generate.
 
     Raises:
-        ValueError: for a window, checkpoint, reference or shard set that does not fit.
+        ValueError: If a window, checkpoint, reference or shard set does not fit.
     """
     out = Path(out)
     make_folder(out)
@@ -161,7 +163,7 @@ def evaluate(
     judging = build_scorer(recipe, found[0], out=out, device=device) if rank == 0 else None
     if _there(recipe.data.val):
         held_out, trained_on = read_manifest(recipe.data.val, **expected(recipe)), None
-        with suppress(ValueError):  # training shards need not be here
+        with suppress(ValueError):  # training shards may be missing
             trained_on = read_manifest(recipe.data.train) if not is_url(recipe.data.train) else None
         if trained_on is not None:
             same_classes(recipe.data.train, recipe.data.val, (trained_on, held_out))
@@ -265,13 +267,13 @@ def _protocol(recipe: Recipe, judging: Scorer, drawn: SampleSet) -> Protocol:
 
 
 def drawn_size(recipe: Recipe, tokenizer: Tokenizer) -> tuple[int, int]:
-    """Height and width of drawn images in pixels, before they are resized."""
+    """Return the height and width of generated images in pixels, before they are resized."""
     rows, columns = recipe.model.grid
     return rows * tokenizer.stride, columns * tokenizer.stride
 
 
 def _classifier(recipe: Recipe, tokenizer: Tokenizer, out: Path) -> tuple[Classifier, float]:
-    """The small classifier of the recipe's own shards, and its accuracy on the held-out ones."""
+    """Return the small classifier trained on the recipe's training shards, and its accuracy on the held-out ones."""
     model, data = recipe.model, recipe.data
     if model.num_classes is None:
         raise ValueError("evaluate.features=classifier needs classes, and this model has captions: use inception")
@@ -287,9 +289,9 @@ def _classifier(recipe: Recipe, tokenizer: Tokenizer, out: Path) -> tuple[Classi
 
 
 def _bits(recipe: Recipe, cases: Sequence[tuple[Candidate, int, DecodeMode]]) -> dict[Case, float]:
-    """Bits a code of held-out shards, of as many images as are drawn, or a thousand; none if there are no shards.
+    """Return bits per code on held-out shards for the planned cases; empty if there are no shards.
 
-    Planned drawing alone has a mask to tell them by.
+    It uses as many held-out images as are generated, at least 1,000. Other decode modes have no mask for exact bits.
     """
     if not _there(recipe.data.val):
         print(f"no bits a code: data.val = {recipe.data.val} is not there", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Which guidance scale suits a checkpoint: Frechet distances of a subset at several scales and windows."""
+"""Search for the best guidance scale of a checkpoint, by scores of few images at several scales and windows."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ class Tried(BaseModel):
 
 
 class Search(BaseModel):
-    """Every scale at every window, and the scale with the best mean over windows."""
+    """Scores of every scale at every window, and the scale with the best mean over windows."""
 
     checkpoint: str
     score: str  # fid (lower is better), or clip
@@ -40,13 +40,13 @@ def search_guidance(
     out: str | Path,
     progress: bool = True,
 ) -> Search | None:
-    """Score the first `images` images of the first seed at each scale; nothing in a recipe is changed.
+    """Score the first `images` images of the first seed at each guidance scale; the recipe is not changed.
 
     Returns:
-        What was found; None in processes that only draw.
+        The scores; None in processes that only generate.
 
     Raises:
-        ValueError: for a scale below 0, or as `evaluate` does.
+        ValueError: If a scale is outside 0 .. 100, or as in `evaluate`.
     """
     if wrong := [scale for scale in scales if not 0 <= scale <= 100]:
         raise ValueError(f"--search-guidance: {wrong[0]:g} is no guidance scale: use 0 .. 100")
@@ -78,7 +78,7 @@ def search_guidance(
 
 
 def lines(search: Search) -> list[str]:
-    """A row a scale, a column a window, and what to do with it."""
+    """Return the lines of a table, with a row per scale and a column per window, and the best setting."""
     windows = list(dict.fromkeys(t.window for t in search.tried))
     name = "Frechet distance" if search.score == "fid" else "CLIP score"
     said = [f"{search.checkpoint}: {name} from {search.images:,} images, by guidance and window", ""]

@@ -1,4 +1,4 @@
-"""Numbers about a generator that take no set of drawn images: exact bits a code, milliseconds an image."""
+"""Measurements of a generator that need no sample set: exact bits per code, milliseconds per image."""
 
 from collections.abc import Callable, Mapping
 from math import log
@@ -23,10 +23,13 @@ Key = TypeVar("Key")
 
 @torch.inference_mode()
 def bits_per_code(generator: Generator, plan: Plan, loader: ShardLoader, *, images: int | None = None) -> float:
-    """Mean -log2 p(code) of given images under the plan's mask: exact, no sampling, no guidance.
+    """Return the mean -log2 p(code) of given images under the plan's mask: exact, without sampling or guidance.
 
     Args:
-        images: the loader's first, at most; None: all.
+        generator: The generator.
+        plan: The plan that defines the mask.
+        loader: Loader of the images.
+        images: Use at most this many images, the loader's first. None: all.
     """
     family = generator.drawing
     mask, device = dense(plan, device=family.model.device), family.model.device
@@ -43,15 +46,17 @@ def bits_per_code(generator: Generator, plan: Plan, loader: ShardLoader, *, imag
 
 
 def bits_by_drawing(decoder: Decoder, loader: ShardLoader, *, images: int | None = None) -> float:
-    """`bits_per_code` of a decoder that no mask describes: about what drawing as many images costs.
+    """Return the bits per code of a decoder without an equivalent mask, at about the cost of generating the images.
 
-    It draws, and after every pass given codes take the place of what it has drawn.
+    The decoder generates images, and after every pass the given codes replace the generated ones.
 
     Args:
-        images: the loader's first, at most; None: all.
+        decoder: The decoder.
+        loader: Loader of the images.
+        images: Use at most this many images, the loader's first. None: all.
 
     Raises:
-        BatchTooLarge: for more images in a batch of the loader than memory holds.
+        BatchTooLarge: If a batch of the loader does not fit into memory.
     """
     device, total, codes, counted = decoder.family.model.device, 0.0, 0, 0
     for batch in loader:
@@ -73,10 +78,14 @@ def bits_by_drawing(decoder: Decoder, loader: ShardLoader, *, images: int | None
 
 
 def milliseconds(ways: Mapping[Key, Callable[[], Any]], *, rounds: int = 9, seconds: float = 60) -> dict[Key, float]:
-    """Median time of each way of drawing an image.
+    """Return the median time in milliseconds of each function that generates an image.
 
-    Over rounds in which every way has its turn, so that a machine that slows down or speeds up does so for all alike;
-    the first round is not counted. Rounds stop early, though not before the third, when they have taken `seconds`.
+    All functions run once per round, so slowdowns of the machine affect all equally. The first round is not counted.
+
+    Args:
+        ways: The functions, by key.
+        rounds: Number of counted rounds.
+        seconds: Stop early after this time, with at least three counted rounds.
     """
     times: dict[Key, list[float]] = {key: [] for key in ways}
     start = perf_counter()

@@ -1,9 +1,9 @@
-"""Images drawn once, by as many processes as there are, from where the last run stopped.
+"""Sample sets: images generated once, by any number of processes, and resumed after an interruption.
 
-The images of a drawing are numbered and cut into batches; process r of R draws batches r, r + R, ... and writes each,
-as codes, when it is done. What image k is depends on the seed and k alone: its uniform numbers, its class or caption. A
-drawing's folder is named after everything else that its codes depend on, so a finished batch is never drawn again and
-never mistaken for another's.
+The images of a sample set are numbered and split into batches. Process r of R generates batches r, r + R, ... and
+writes the codes of each finished batch. The uniform numbers and the class or caption of image k depend only on the
+seed and k. The folder's name is a hash of everything else that the codes depend on, so a finished batch is never
+generated again or confused with another's.
 """
 
 import hashlib
@@ -33,10 +33,10 @@ from zipar_train.recipe.schema import Draw
 
 
 def classes_of(images: int, classes: int, *, seed: int, balanced: bool) -> list[int]:
-    """The class of each image: 0 .. classes - 1 in turn, or at random, image k's from (seed, k) alone."""
+    """Return the class of each image: 0 .. classes - 1 in turn, or at random, depending only on (seed, k)."""
     if balanced:
         return [k % classes for k in range(images)]
-    streams = (np.random.Philox(key=[seed, k], counter=[0, 0, 0, 1]) for k in range(images))  # not the codes' numbers
+    streams = (np.random.Philox(key=[seed, k], counter=[0, 0, 0, 1]) for k in range(images))  # not the codes' streams
     return [int(np.random.Generator(stream).integers(classes)) for stream in streams]
 
 
@@ -44,6 +44,7 @@ def classes_of(images: int, classes: int, *, seed: int, balanced: bool) -> list[
 class SampleSet:
     """Images of one generator at one window from one seed.
 
+<<<<<<< HEAD
     Args:
         root: the folder that holds drawings.
         weights: the checkpoint's checksum.
@@ -52,6 +53,16 @@ class SampleSet:
         draw: how codes are sampled.
         manner: see `Generator.generate`.
         size: height and width in pixels to resize to; None: as the tokenizer makes them.
+=======
+    Attributes:
+        root: Folder of all sample sets.
+        weights: SHA-256 of the checkpoint.
+        conditions: A class or caption for each image.
+        origin: Description of their source; a longer list from the same source begins with the shorter one.
+        draw: How codes are sampled.
+        manner: See `Generator.draw`.
+        size: Height and width in pixels to resize to. None: no resizing.
+>>>>>>> engB
     """
 
     root: Path
@@ -68,7 +79,7 @@ class SampleSet:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """All that the codes depend on; the number of images aside, which may grow."""
+        """Everything that the codes depend on, except the number of images, which may grow."""
         model = self.generator.recipe.model
         return {
             "weights": self.weights,
@@ -91,7 +102,7 @@ class SampleSet:
 
     @cached_property
     def batches(self) -> list[range]:
-        """Numbers of the images of each batch."""
+        """Image numbers of each batch."""
         images = len(self.conditions)
         return [range(start, min(start + self.batch_size, images)) for start in range(0, images, self.batch_size)]
 
@@ -99,11 +110,11 @@ class SampleSet:
         return self.folder / f"{batch.start:06d}-{batch.stop:06d}.npz"
 
     def make(self, *, rank: int = 0, world: int = 1, progress: bool = True, words: str = "") -> None:
-        """Draw this process's batches that are not there yet.
+        """Generate the missing batches of this process.
 
         Raises:
-            OSError: if one cannot be written.
-            ValueError: for a batch too large for memory.
+            OSError: If a batch cannot be written.
+            ValueError: If a batch does not fit into memory.
         """
         make_folder(self.folder)
         write_atomic(self.folder / "drawing.json", (json.dumps(self.settings, indent=1) + "\n").encode())
@@ -130,7 +141,7 @@ class SampleSet:
             write_atomic(self.folder / "speed.json", json.dumps(speed).encode())
 
     def wait(self, *, every: float = 2.0) -> None:
-        """Until other processes have drawn their batches too."""
+        """Wait until other processes have generated their batches, checking every `every` seconds."""
         missing = [path for path in map(self.path, self.batches) if not path.is_file()]
         if missing:
             print(f"{self.folder}: waiting for {len(missing)} batches of other processes", file=sys.stderr, flush=True)
@@ -140,7 +151,7 @@ class SampleSet:
 
     @property
     def speed(self) -> float | None:
-        """Images a second as this process, or an earlier one, drew them."""
+        """Images per second, as measured by this process or an earlier one; None: not measured."""
         try:
             speed = float(json.loads((self.folder / "speed.json").read_bytes())["images_per_second"])
         except (OSError, ValueError, KeyError, TypeError):
@@ -148,19 +159,19 @@ class SampleSet:
         return speed if 0 < speed < float("inf") else None
 
     def codes(self) -> Iterator[Tensor]:
-        """Batches of codes, int64 (B, H, W).
+        """Yield batches of codes, int64 (B, H, W).
 
         Raises:
-            ValueError: for one that is not there, or damaged.
+            ValueError: If a batch is missing or damaged.
         """
         for codes, _ in self._whole():
             yield codes
 
     def passes(self) -> Tensor:
-        """That each image took, int64.
+        """Return the forward passes of each image, int64 (N,).
 
         Raises:
-            ValueError: for a batch that is not there, or damaged.
+            ValueError: If a batch is missing or damaged.
         """
         return torch.cat([passes for _, passes in self._whole()])
 
@@ -172,7 +183,7 @@ class SampleSet:
             yield found
 
     def pixels(self) -> Iterator[Tensor]:
-        """Blocks of pixels, uint8 (B, 3, height, width), on the CPU."""
+        """Yield blocks of pixels, uint8 (B, 3, height, width), on the CPU."""
         tokenizer = self.generator.drawing.tokenizer
         assert tokenizer is not None
         for codes in self.codes():
@@ -182,14 +193,14 @@ class SampleSet:
         return Pictures(self.pixels, len(self.conditions), words=words)
 
     def write_npz(self) -> Path:
-        """All images as one file for ADM's evaluator, beside the folder."""
+        """Write all images as one file for ADM's evaluator, beside the folder, and return its path."""
         size = self._size()
         path = self.folder.with_name(f"{self.folder.name}-{_named(size)}.npz")
         write_images(path, self.pixels(), count=len(self.conditions), size=size)
         return path
 
     def write_png(self) -> Path:
-        """A folder of these images alone as PNG, `000000.png` and so on, beside the folder."""
+        """Write all images as PNG files, `000000.png` and so on, into a new folder beside the set's, and return it."""
         folder = self.folder.with_name(f"{self.folder.name}-{_named(self._size())}")
         make_folder(folder)
         for older in folder.glob("*.png"):
@@ -205,17 +216,17 @@ class SampleSet:
         return folder
 
     def _size(self) -> tuple[int, int]:
-        """Height and width of the images in pixels."""
+        """Return the height and width of the images in pixels."""
         height, width = next(self.pixels()).shape[-2:]
         return height, width
 
     def _read(self, batch: range) -> tuple[Tensor, Tensor] | None:
-        """A batch's codes and passes, if they are there and whole: the archive holds checksums."""
+        """Return the codes and passes of a batch, or None if it is missing or damaged (the archive has checksums)."""
         grid = self.generator.drawing.grid
         try:
             with np.load(self.path(batch), allow_pickle=False) as file:
                 codes, passes = file["codes"], file["passes"]
-        except Exception:  # damaged bytes fail in a dozen ways, and all have one remedy
+        except Exception:  # damaged files raise many kinds of errors, all with the same remedy
             return None
         if codes.dtype != np.uint16 or codes.shape != (len(batch), grid.height, grid.width):
             return None

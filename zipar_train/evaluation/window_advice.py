@@ -1,8 +1,8 @@
-"""Which window a checkpoint bears, without drawing anything: bits a code, and the attention that each window cuts off.
+"""Window advice for a checkpoint without generating images, from bits per code and the attention each window cuts off.
 
-The paper chooses its windows by where attention lies (arXiv 2412.04062, figure 3: most of it on codes nearby and on the
-same column of the row above). Both measures here are of held-out codes. Bits are under a window's own mask; attention
-is next-token's, its weights summed over the codes that a window would not have drawn yet.
+The paper chooses its windows from attention maps (arXiv 2412.04062, figure 3: most attention is on nearby codes and on
+the same column of the row above). Both measures here use held-out codes. Bits are computed under each window's mask.
+Attention is that of next-token decoding, summed over the codes that would not exist yet at a window.
 """
 
 from collections.abc import Iterator, Sequence
@@ -43,22 +43,22 @@ class Window(BaseModel):
     window: int
     passes: int
     reduction: float
-    bits: float  # a code
-    costs: float  # share of bits above next-token's
-    cut: list[float]  # share of next-token attention that it cuts off, by layer
+    bits: float  # per code
+    costs: float  # bits relative to next-token's, minus 1
+    cut: list[float]  # share of next-token attention that the window cuts off, by layer
 
 
 class Advice(BaseModel):
-    """The smallest window whose bits are within the tolerance, and what that rests on."""
+    """Recommended window: the smallest whose bits are within the tolerance, with the measurements."""
 
     checkpoint: str
     shards: str
-    images: int  # whose bits are counted
+    images: int  # used for bits
     attention_images: int
     tolerance: float
     window: int
     windows: list[Window]
-    attention: list[list[float | None]]  # mean weight by rows above (0 ..) and column offset (-(W-1) .. W-1)
+    attention: list[list[float | None]]  # mean weight by row offset (0 ..) and column offset (-(W-1) .. W-1)
 
 
 def advise(
@@ -72,17 +72,20 @@ def advise(
     attention_images: int = 32,
     progress: bool = True,
 ) -> Advice:
-    """Measure a checkpoint on held-out shards.
+    """Measure a checkpoint on held-out shards and recommend a window.
 
     Args:
-        shards: a manifest.
-        windows: None: every power of two below the row's length, the recipe's, and next-token.
-        tolerance: share of bits more than next-token's that is borne.
-        images: whose bits are counted; None: all of the shards.
-        attention_images: whose attention is looked at.
+        recipe: The recipe of the model.
+        checkpoint: A run folder, checkpoint or export.
+        shards: A shard manifest.
+        windows: None: every power of two below the row length, the recipe's windows, and next-token.
+        tolerance: Accepted increase in bits relative to next-token's.
+        images: Number of images for bits. None: all images of the shards.
+        attention_images: Number of images for attention.
+        progress: Show progress bars.
 
     Raises:
-        ValueError: for a window, checkpoint or shard set that does not fit, or a tolerance below 0.
+        ValueError: If a window, checkpoint or shard set does not fit, or the tolerance is below 0.
     """
     if not tolerance >= 0:
         raise ValueError(f"--tolerance {tolerance:g} must be 0 or more: 0.01 bears one percent more bits")
@@ -129,7 +132,7 @@ def advise(
 
 
 def cut_off(plan: Plan) -> NDArray[np.bool_]:
-    """Bool (N, N): code m precedes code n in raster order, and n is drawn without having seen it."""
+    """Return bool (N, N): True if code m precedes code n in raster order, but n is predicted without seeing it."""
     codes = plan.grid.codes
     queries, keys = _slots(plan)
     seen = np.zeros((codes, codes), dtype=bool)
@@ -138,16 +141,16 @@ def cut_off(plan: Plan) -> NDArray[np.bool_]:
 
 
 def _slots(plan: Plan) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The slots that draw codes 0, 1, ..., and those that feed codes, stand-ins aside."""
+    """Return the slots that predict codes 0, 1, ..., and the slots that feed codes, without stand-ins."""
     drawing = np.flatnonzero(plan.target >= 0)
     return drawing[plan.target[drawing].argsort()], np.flatnonzero((plan.source >= 0) & (plan.expires == NEVER))
 
 
 @torch.inference_mode()
 def attention(family: Any, plan: Plan, batches: Iterator[Any], *, bar: tqdm) -> list[NDArray[np.float64]]:
-    """Next-token attention by layer, (N, N): the weight that drawing code n gives to code m; means of heads and images.
+    """Return next-token attention of each layer, (N, N): mean weight of code m when predicting code n.
 
-    Rows sum to less than 1: the rest is on the prompt.
+    The mean is over heads and images. Rows sum to less than 1; the rest is on the prompt.
     """
     family.model.eval()
     mask = dense(plan, device=family.model.device)
@@ -164,7 +167,7 @@ def attention(family: Any, plan: Plan, batches: Iterator[Any], *, bar: tqdm) -> 
 
 @contextmanager
 def _observed(sums: dict[int, Tensor], plan: Plan) -> Iterator[None]:
-    """Have every layer's attention weights added up on their way through transformers' own attention."""
+    """Add up every layer's attention weights within the `with` block, by wrapping transformers' attention function."""
     stock, codes = ALL_ATTENTION_FUNCTIONS["sdpa"], plan.grid.codes
     drawing, feeding = _slots(plan)
 
@@ -185,11 +188,11 @@ def _observed(sums: dict[int, Tensor], plan: Plan) -> Iterator[None]:
     try:
         yield
     finally:
-        del ALL_ATTENTION_FUNCTIONS["sdpa"]  # transformers' own shows again
+        del ALL_ATTENTION_FUNCTIONS["sdpa"]  # restores transformers' own
 
 
 def _by_offset(weights: NDArray[np.float64], grid: Grid) -> list[list[float | None]]:
-    """Mean weight by rows above and columns to the side, over the pairs that there are; None: no pair."""
+    """Return the mean weight by row and column offset; None where no pair of codes has that offset."""
     height, width = grid.height, grid.width
     row, column = np.divmod(np.arange(grid.codes), width)
     above, side = row[:, None] - row[None], column[None] - column[:, None] + width - 1
@@ -205,7 +208,7 @@ def _by_offset(weights: NDArray[np.float64], grid: Grid) -> list[list[float | No
 
 
 def lines(advice: Advice) -> list[str]:
-    """The table, and the advice."""
+    """Return the lines of the table and the recommendation."""
     said = [
         advice.checkpoint,
         f"{advice.images:,} held-out images of {advice.shards}; attention of {advice.attention_images}",
@@ -228,11 +231,11 @@ def lines(advice: Advice) -> list[str]:
 
 
 def plot(advice: Advice, path: Path) -> None:
-    """Bits by window; attention cut off by layer; where attention lies, as the paper's figure 3.
+    """Plot bits by window, attention cut off by layer, and the attention map, as in the paper's figure 3.
 
     Raises:
-        ValueError: for an ending that is no picture format.
-        OSError: if the file cannot be written.
+        ValueError: If the extension is not a picture format.
+        OSError: If the file cannot be written.
     """
     colours = plt.get_cmap("viridis")(np.linspace(0.05, 0.9, len(advice.windows)))
     with plt.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):

@@ -1,1 +1,1 @@
-"""Weights for others, with a model card."""
+"""Export of weights for other software, with a model card."""

@@ -1,4 +1,4 @@
-"""The model card of an export: what the model is, how to load it, its data, its evaluation, its recipe."""
+"""Model card of an export: description, loading code, training data, evaluation, recipe."""
 
 from zipar_train.models.restore import LoadedWeights
 from zipar_train.recipe.load import dump
@@ -6,10 +6,10 @@ from zipar_train.recipe.schema import Recipe
 
 
 def evaluation(saved: LoadedWeights) -> list[str]:
-    """The evaluation of exactly these weights, if their run folder holds one: a table in Markdown and its evidence.
+    """Return the Markdown lines of the evaluation of exactly these weights, or an empty list if there is none.
 
     Args:
-        saved: the weights, read with their checksum.
+        saved: The weights, read with their checksum; the report is looked for in their run folder.
     """
     file = saved.path.parent.parent / "evaluation" / "report.json"
     if saved.path.suffix != ".ckpt" or not file.is_file() or saved.sha256 is None:
@@ -20,7 +20,7 @@ def evaluation(saved: LoadedWeights) -> list[str]:
     try:
         report = Report.model_validate_json(file.read_bytes())
     except ValueError:
-        return []  # of another version, or damaged: no evidence
+        return []  # written by another version, or damaged
     made_of = f"sha256 {saved.sha256[:8]}"
     if not any(made_of in origin for origin in report.checkpoints.values()):
         return []
@@ -51,7 +51,14 @@ images = load("this folder").generate([3, 5], window=4, seed=0)
 
 
 def model_card(recipe: Recipe, saved: LoadedWeights, table: list[str], to: str) -> str:
-    """What the model is, how to load it, what it was trained on, how it was evaluated, and its recipe."""
+    """Return the model card as Markdown, with YAML front matter.
+
+    Args:
+        recipe: The recipe of the weights.
+        saved: The weights.
+        table: Lines of the evaluation, see `evaluation`.
+        to: Format of the export.
+    """
     windows = ", ".join(f"{window} (weight {weight:g})" for window, weight in recipe.zipar.windows.items())
     rows, columns = recipe.model.grid
     what = (

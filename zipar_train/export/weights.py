@@ -1,4 +1,4 @@
-"""Weights out: a folder for transformers, a `.pt` for the original LlamaGen and ZipAR scripts, adapters alone."""
+"""Export of weights: a transformers folder, a `.pt` file for the original LlamaGen and ZipAR scripts, or adapters."""
 
 import os
 import shutil
@@ -23,18 +23,21 @@ Target = Literal["hf", "llamagen", "adapter"]
 
 
 def export(checkpoint: str | Path | Recipe, out: str | Path, *, to: Target = "hf") -> Path:
-    """Write weights, as the type they have, with a model card.
+    """Write weights in their own dtype, with a model card.
 
     Args:
-        checkpoint: a run folder, a checkpoint or an export; or a recipe, for the weights that it starts from.
-        out: a new folder; for "llamagen" a new `.pt` file, its card `.md` beside it.
-        to: "hf": a folder that `from_pretrained(out, trust_remote_code=True)` loads with transformers alone, and
-            `zipar_train.load(out)` with its recipe, low-rank adapters merged. "llamagen": a file that the original
-            LlamaGen and ZipAR scripts load, adapters merged. "adapter": a PEFT folder, the adapters alone.
+        checkpoint: A run folder, a checkpoint or an export; or a recipe, for the weights that it starts from.
+        out: A new folder; for "llamagen" a new `.pt` file, with its card as `.md` beside it.
+        to: "hf": a folder for `from_pretrained(out, trust_remote_code=True)`, which needs only transformers, or for
+            `zipar_train.load(out)`; adapters are merged. "llamagen": a file for the original LlamaGen and ZipAR
+            scripts; adapters are merged. "adapter": a PEFT folder with only the adapters.
+
+    Returns:
+        The path `out`.
 
     Raises:
-        ValueError: if there is nothing to export, or `out` is not free.
-        OSError: if it cannot be written.
+        ValueError: If there is nothing to export, or `out` already exists.
+        OSError: If it cannot be written.
     """
     out = Path(out)
     if to == "llamagen" and out.suffix != ".pt":
@@ -54,7 +57,7 @@ def export(checkpoint: str | Path | Recipe, out: str | Path, *, to: Target = "hf
         write_atomic(out.with_suffix(".md"), card)
 
         def save(aside: Path) -> None:
-            with open(aside, "wb") as file:  # a file of Python's, whose errors tell the reason
+            with open(aside, "wb") as file:  # a Python file, whose errors name the reason
                 torch.save({"model": published(recipe, saved)}, file)
 
         try:
@@ -68,17 +71,21 @@ def export(checkpoint: str | Path | Recipe, out: str | Path, *, to: Target = "hf
         make_folder(aside)
         if to == "adapter":
             assert recipe.tune.lora is not None
-            load_family(recipe.model, saved, dtype=None)  # else nobody could read the export
+            load_family(recipe.model, saved, dtype=None)  # check that the adapters load
             family = load_family(recipe.model, initial_weights(recipe.model), dtype=None)
             peft = lora.wrapped(family.model, recipe.tune.lora, saved.state, where=saved.path)
             peft.peft_config["default"].base_model_name_or_path = recipe.model.weights
             peft.save_pretrained(aside, save_embedding_layers=False)
-            if made_on := saved.extra.get("base"):  # fingerprint of the weights that they belong to
+            if made_on := saved.extra.get("base"):  # fingerprint of the base weights
                 (aside / "base").write_text(made_on)
         else:
             family, source = load_family(recipe.model, saved, dtype=None), recipe.model.weights
             family.published(source).save_pretrained(aside)
+<<<<<<< HEAD
             if recipe.model.token_prompt:  # what its tokenizer of text and its processor are
+=======
+            if recipe.model.words:  # files of the text tokenizer and processor
+>>>>>>> engB
                 kinds = (".json", ".model", ".txt", ".jinja")
                 for file in find(str(source)).glob("*"):
                     if file.suffix in kinds and "index" not in file.name and not (aside / file.name).exists():
@@ -93,7 +100,7 @@ def export(checkpoint: str | Path | Recipe, out: str | Path, *, to: Target = "hf
 
 
 def published(recipe: Recipe, saved: LoadedWeights) -> dict[str, torch.Tensor]:
-    """Saved weights by LlamaGen's names, in the type they have."""
+    """Return saved weights under LlamaGen's names, in their own dtype."""
     model = load_family(recipe.model, saved, dtype=None).model
     return layout.to_published(
         model.state_dict(), heads=model.config.num_attention_heads, codes=recipe.model.codebook_size
@@ -119,10 +126,10 @@ def _source(checkpoint: str | Path | Recipe) -> tuple[Recipe, LoadedWeights]:
 
 
 def _whole(out: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` make a file or a folder beside its place, and rename it there.
+    """Let `write` create a file or folder under a temporary name, and rename it to `out`.
 
     Raises:
-        OSError: naming it; nothing is left behind.
+        OSError: If it cannot be written; names it, and nothing is left behind.
     """
     aside = out.with_name(f".{out.name}.{os.getpid()}")
     transformers_logging.disable_progress_bar()
@@ -130,7 +137,7 @@ def _whole(out: Path, write: Callable[[Path], Any]) -> None:
         make_folder(out.parent)
         write(aside)
         os.replace(aside, out)
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch's and safetensors' writers on a full disk
+    except (OSError, RuntimeError, SafetensorError) as error:  # raised by torch and safetensors on a full disk
         reason = error if isinstance(error, OSError) else error.__context__ or error
         raise OSError(f"cannot write {out}: {getattr(reason, 'strerror', None) or reason}") from error
     finally:

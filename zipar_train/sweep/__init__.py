@@ -1,1 +1,1 @@
-"""Sweeps without a server: trials from W&B's syntax, run here, and their results."""
+"""Sweeps without a server: trials from W&B's sweep syntax, run locally, and their results."""

@@ -1,4 +1,4 @@
-"""What a sweep has found: its trials, the best first, as a table and as a plot of bits against passes."""
+"""Results of a sweep: its trials, best first, as a table and as a plot of bits against passes."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -9,37 +9,37 @@ from pydantic import BaseModel
 from zipar_train.plan.table import Plan
 from zipar_train.recipe.schema import Recipe
 
-BEST = 7  # trials with a colour of their own
+BEST = 7  # number of trials plotted in colour
 
 
 class Trial(BaseModel):
     number: int
-    values: dict[str, Any]  # recipe path: value
-    seconds: float  # of its last run, if it was killed before
-    metrics: dict[str, float]  # of the last validation; without those that have become infinite or no numbers
-    passes: dict[int, int] = {}  # window that it tells bits at: passes of an image
+    values: dict[str, Any]  # values by recipe key
+    seconds: float  # duration; of the last run only, if it was resumed
+    metrics: dict[str, float]  # of the last validation, without infinite values and NaN
+    passes: dict[int, int] = {}  # forward passes of an image by window, for the windows in metrics
 
     def words(self, *keys: str) -> str:
-        """Its number, and its values of these recipe paths."""
+        """Return the trial's number, and its values of the given recipe keys, as text."""
         values = ", ".join(f"{_short(key, keys)} {_told(self.values[key])}" for key in keys if key in self.values)
         return f"{self.number:03d}  {values}" if values else f"{self.number:03d}"
 
     def told(self, name: str) -> str:
-        """One of its numbers."""
+        """Return a metric as text, or "-" if it is missing."""
         return f"{self.metrics[name]:.4f}" if name in self.metrics else "-"
 
 
 class SweepResult(BaseModel):
-    """Of the trials that have ended well, the best first."""
+    """Result of a sweep: its successful trials, best first, and its failures."""
 
-    sweep: str  # the file's name
+    sweep: str  # name of the sweep file
     metric: str
     goal: Literal["minimize", "maximize"]
     trials: list[Trial]
-    failed: list[str] = []  # in words
+    failed: list[str] = []  # error messages
 
     def lines(self) -> list[str]:
-        """A table for people: what the trials differ in, what they tell, and below it what they share."""
+        """Return the lines of a table with the values that differ, the metrics, and below it the shared values."""
         keys = varied([trial.values for trial in self.trials])
         names = sorted({name for trial in self.trials for name in trial.metrics}, key=self._order)
         head = ["trial", *(_short(key, keys) for key in keys), *(_window(name) for name in names), "minutes"]
@@ -55,23 +55,26 @@ class SweepResult(BaseModel):
         return [*table, *told]
 
     def _order(self, name: str) -> tuple[bool, bool, int]:
-        """The metric first, then the windows, widest first."""
+        """Return a sort key that puts the sweep's metric first, then the windows, widest first."""
         window = _window(name).removeprefix("w")
         return name != self.metric, not window.isdecimal(), -int(window) if window.isdecimal() else 0
 
 
 def passes(recipe: Recipe, metrics: Iterable[str]) -> dict[int, int]:
-    """Of an image, at each window that a trial tells bits at."""
+    """Return the forward passes of an image at each window in a trial's metrics."""
     windows = sorted(int(text) for text in (_window(name).removeprefix("w") for name in metrics) if text.isdecimal())
     model, rule = recipe.model, recipe.zipar.rule
     return {w: Plan.zipar(model.raster, window=w, prompt=model.prompt, **rule).passes for w in windows}
 
 
 def gathered(folder: Path, *, file: str, metric: str, goal: Literal["minimize", "maximize"]) -> SweepResult:
-    """The results that a sweep's folder holds.
+    """Collect the results in a sweep's folder, best first.
 
     Args:
-        file: the sweep's, for its name.
+        folder: The sweep's folder.
+        file: Name of the sweep file.
+        metric: Metric to sort by.
+        goal: "minimize" or "maximize".
     """
     files = [path for path in sorted(folder.glob("[0-9]*/result.json")) if path.is_file()]
     trials = [Trial.model_validate_json(path.read_bytes()) for path in files]
@@ -81,14 +84,14 @@ def gathered(folder: Path, *, file: str, metric: str, goal: Literal["minimize", 
 
 
 def varied(trials: Sequence[dict[str, Any]]) -> list[str]:
-    """The recipe paths in which trials differ; of a single trial, all."""
+    """Return the recipe keys in which trials differ, or all keys if there are no differences."""
     keys = list(dict.fromkeys(key for values in trials for key in values))
     found = [key for key in keys if any(values.get(key) != trials[0].get(key) for values in trials)]
     return found or keys
 
 
 def draw(outcome: SweepResult, path: Path) -> None:
-    """Each trial's held-out bits over the passes that its windows take; the best in colours, the others in grey."""
+    """Plot each trial's held-out bits over the passes of its windows; the best in colour, the others in grey."""
     from zipar_train.io.figures import plt, write_figure
 
     keys = varied([trial.values for trial in outcome.trials])
@@ -108,7 +111,7 @@ def draw(outcome: SweepResult, path: Path) -> None:
         axes.set_xticks(list(ticks), [f"{count:,}\nwindow {window}" for count, window in ticks.items()])
         axes.minorticks_off()
         heights = sorted(y for trial in outcome.trials for y in trial.metrics.values())
-        if heights and heights[-1] > 2 * heights[len(heights) // 2]:  # trials that have failed to learn
+        if heights and heights[-1] > 2 * heights[len(heights) // 2]:  # trials that did not learn
             axes.set_ylim(top=2 * heights[len(heights) // 2])
         axes.grid(alpha=0.2)
         axes.set(xlabel="forward passes an image", ylabel="held-out bits a code (lower is better)",
@@ -119,7 +122,7 @@ def draw(outcome: SweepResult, path: Path) -> None:
 
 
 def lines(outcome: SweepResult, folder: Path) -> Iterable[str]:
-    """What a person reads at the end."""
+    """Yield the lines printed at the end of a sweep."""
     yield from outcome.lines()
     yield ""
     yield from outcome.failed
@@ -128,7 +131,7 @@ def lines(outcome: SweepResult, folder: Path) -> Iterable[str]:
 
 
 def _short(key: str, keys: Sequence[str]) -> str:
-    """The last part of a recipe path, if that tells it from the others."""
+    """Return the last part of a recipe key if it is unique among `keys`, otherwise the key."""
     last = key.rpartition(".")[2]
     return last if [other.rpartition(".")[2] for other in keys].count(last) == 1 else key
 
@@ -138,5 +141,5 @@ def _told(value: Any) -> str:
 
 
 def _window(name: str) -> str:
-    """`w8` of val/bits_w8; any other number's name as it is."""
+    """Return `w8` for val/bits_w8; return other metric names unchanged."""
     return name.removeprefix("val/bits_") if name.removeprefix("val/bits_w").isdecimal() else name

@@ -1,4 +1,4 @@
-"""A sweep, run here without a server: each trial a `fit` in a process and a folder of its own, kept when it is done."""
+"""Local runner of sweeps, without a server: each trial is a `fit` in its own process and folder."""
 
 import json
 import os
@@ -38,24 +38,25 @@ def run(
     gpus: Sequence[str] = (),
     progress: bool = True,
 ) -> tuple[SweepResult, Path]:
-    """Run what is not done yet of a sweep, and gather all of it.
+    """Run the unfinished trials of a sweep, and collect the results of all.
 
     Args:
-        recipe: name or path.
-        file: in W&B's sweep syntax, see `trials`.
-        out: the sweep's folder, a folder a trial inside; None: beside the recipe's run.
-        overrides: of the recipe, for all trials.
-        count, seed: see `trials.trials_of`.
-        jobs: trials at once.
-        gpus: numbers or ids of GPUs, a trial on each at once, instead of `jobs`.
+        recipe: Name or path of a recipe.
+        file: A file in W&B's sweep syntax, see `spec`.
+        out: The sweep's folder, with a folder per trial. None: beside the recipe's run.
+        overrides: Overrides of the recipe for all trials.
+        count, seed: See `spec.trials_of`.
+        jobs: Number of trials to run in parallel.
+        gpus: Numbers or ids of GPUs, to run one trial on each in parallel, instead of `jobs`.
+        progress: Show a progress bar.
 
     Returns:
-        The outcome, and the folder.
+        The result, and the folder.
 
     Raises:
-        ValueError: for a file or recipe with mistakes, before anything is run; or a folder of another sweep,
-            or in which another process is at work.
-        Stopped: if a signal has come; the trials have kept checkpoints.
+        ValueError: If the file or a recipe has errors (before any trial is run), or the folder belongs to another sweep
+            or is in use by another process.
+        Stopped: If a signal was received; the trials have written checkpoints.
     """
     sweep, base = read_sweep(file), load_recipe(recipe, overrides)
     folder = Path(out or f"{base.run_dir}-{Path(file).stem}")
@@ -65,7 +66,7 @@ def run(
         own = [*overrides, *overrides_of(values), override("run_dir", str(_name(folder, number))),
                override("log.group", (folder.name or base.name)[:128]),
                override("log.name", f"{base.name}-{number:03d}")]  # fmt: skip
-        recipes.append(load_recipe(recipe, own))  # mistakes show before anything is run
+        recipes.append(load_recipe(recipe, own))  # errors are raised before any trial is run
         commands.append(["fit", "--recipe", recipe, *(part for o in own for part in ("--set", o)), "--resume"])
     sweep = sweep._replace(metric=_metric(sweep, recipes, file))
     with folder_lock(folder):
@@ -96,13 +97,17 @@ def _run(
     """Run the trials that have no result yet.
 
     Args:
-        slots: a GPU, or None, for each trial that runs at once.
+        folder: The sweep's folder.
+        commands, found, recipes: Command line, values and recipe of each trial.
+        metric: Metric shown for finished trials.
+        slots: A GPU, or None, for each trial that runs in parallel.
+        progress: Show a progress bar.
 
     Returns:
-        Why trials have failed, a line each.
+        An error message for each failed trial.
 
     Raises:
-        Stopped: if a signal has come; the trials have kept checkpoints.
+        Stopped: If a signal was received; the trials have written checkpoints.
     """
     free: queue.Queue[str | None] = queue.Queue()
     for slot in slots:
@@ -127,7 +132,7 @@ def _run(
             free.put(slot)
             bar.update()
 
-    with bar, noted() as heard:  # an exception out of a handler could come while the bar holds its lock
+    with bar, noted() as heard:  # a signal handler must not raise while the bar holds its lock
         running = Running(heard)
         with ThreadPoolExecutor(len(slots)) as pool:
             futures = [pool.submit(work, number) for number in waiting]
@@ -143,7 +148,7 @@ def _run(
 
 
 class Running:
-    """The trials' processes; none is left behind when a signal stops the sweep."""
+    """Processes of the running trials; all are stopped when a signal stops the sweep."""
 
     def __init__(self, heard: Heard) -> None:
         self.lock, self.processes, self.heard = threading.Lock(), set[subprocess.Popen](), heard
@@ -153,7 +158,7 @@ class Running:
         return self.heard.signum is not None
 
     def to_its_end(self, command: list[str], **options: Any) -> int:
-        """Run a process; its status, 143 if the sweep has been stopped before it began."""
+        """Run a process and return its exit status, or 143 if the sweep was stopped before."""
         with self.lock:
             if self.stopped:
                 return 128 + signal.SIGTERM
@@ -166,7 +171,7 @@ class Running:
                 self.processes.discard(process)
 
     def stop(self) -> None:
-        """Have each finish its step and keep a checkpoint. A terminal's signal may have reached it too."""
+        """Send SIGTERM to each process, which finishes its step and writes a checkpoint."""
         with self.lock:
             for process in self.processes:
                 process.terminate()
@@ -181,10 +186,10 @@ def _one(
     gpu: str | None,
     running: Running,
 ) -> Trial:
-    """Run a trial to its end.
+    """Run a trial to its end and return its result.
 
     Raises:
-        ValueError: if it fails, or has nothing to show; names its log.
+        ValueError: If it fails, or was never validated; names its log file.
     """
     make_folder(place)
     start = time.monotonic()
@@ -196,7 +201,7 @@ def _one(
         last = (place / "log.txt").read_text(errors="replace").strip().split("\n")[-1]
         raise ValueError(f"trial {number:03d} ended with status {status}: {last}. See {place / 'log.txt'}")
     metrics = {name: number for numbers in validations(place).values() for name, number in numbers.items()}
-    if not metrics:  # of one that has diverged, they are there and are no numbers
+    if not metrics:  # a diverged trial has metrics, but they are not finite
         raise ValueError(f"trial {number:03d} was never validated: nothing to compare. See {place / 'log.txt'}")
     metrics = {name: number for name, number in metrics.items() if isfinite(number)}
     trial = Trial(number=number, values=values, seconds=time.monotonic() - start, metrics=metrics,
@@ -206,10 +211,10 @@ def _one(
 
 
 def _metric(sweep: Sweep, recipes: Sequence[Recipe], file: str | Path) -> str:
-    """What trials are compared by: the file's metric, or the bits at the smallest window that all of them tell.
+    """Return the metric to compare trials by: the file's, or the bits at the smallest window that all trials report.
 
     Raises:
-        ValueError: if not all will tell it.
+        ValueError: If not all trials report the file's metric.
     """
     told = [recipe.data.val_windows or {*recipe.zipar.windows, recipe.model.raster.row_length} for recipe in recipes]
     shared = sorted(set.intersection(*map(set, told)))
@@ -229,10 +234,10 @@ def _name(folder: Path, number: int) -> Path:
 
 
 def _begin(folder: Path, base: Recipe, trials: list[dict[str, Any]]) -> None:
-    """Note the sweep in its folder, or check that the one there is the same: as many trials, its first ones, or more.
+    """Write the sweep's recipe and trials to its folder, or check that those in it agree; either may have more trials.
 
     Raises:
-        ValueError: if it holds others, or is damaged.
+        ValueError: If the folder has another recipe or other trials, or its file is damaged.
     """
     file, ours = folder / "sweep.json", {"recipe": dump(base), "trials": json.loads(json.dumps(trials))}
     if file.is_file():

@@ -1,8 +1,8 @@
-"""What a file in W&B's sweep syntax asks for: its trials, for a grid the very same that W&B hands out, in its order.
+"""Sweep files in W&B's syntax, and their trials: for a grid the same trials as W&B's, in the same order.
 
-docs.wandb.ai/guides/sweeps: `method`, `metric`, `parameters` with `value`, `values`, `min` and `max`, `distribution`;
-nested `parameters`. Keys are recipe paths. What W&B's server and agents alone read (`program`, `command`,
-`early_terminate`, ...) is left to them.
+Syntax (docs.wandb.ai/guides/sweeps): `method`, `metric`, `parameters` with `value`, `values`, `min` and `max`,
+`distribution`, and nested `parameters`. Keys are recipe keys. Entries that only W&B's server and agents read
+(`program`, `command`, `early_terminate`, ...) are ignored.
 """
 
 import ast
@@ -19,23 +19,23 @@ import yaml
 from zipar_train.io import safe_yaml as plain
 from zipar_train.io.errors import did_you_mean, safe_repr, truncate
 
-MOST = 10_000  # trials, and values of a parameter of a grid
+MOST = 10_000  # largest number of trials, and of values of a grid's parameter
 PARAMETERS = 100
-EXPONENTS = {"log_uniform": 300, "inv_log_uniform": 300, "log_normal": 30}  # farthest a number may be from 0, else 1e15
+EXPONENTS = {"log_uniform": 300, "inv_log_uniform": 300, "log_normal": 30}  # largest absolute value, otherwise 1e15
 Parts = dict[str, float | None]
 UNIFORM: Parts = {"min": None, "max": None}
 NORMAL: Parts = {"mu": 0.0, "sigma": 1.0}
 BETA: Parts = {"a": 1.0, "b": 1.0}
-SPREADS: dict[str, Parts] = {  # distribution: what it has, and W&B's default; None: it needs it
+SPREADS: dict[str, Parts] = {  # entries of each distribution, with W&B's defaults; None: required
     "constant": {"value": None},
     "categorical": {"values": None},
     "categorical_w_probabilities": {"values": None, "probabilities": None},
     "int_uniform": UNIFORM,
     "uniform": UNIFORM,
     "q_uniform": UNIFORM | {"q": 1.0},
-    "log_uniform": UNIFORM,  # of the exponent of e
+    "log_uniform": UNIFORM,  # bounds of the exponent of e
     "q_log_uniform": UNIFORM | {"q": 1.0},
-    "inv_log_uniform": UNIFORM,  # of the exponent of 1 / e
+    "inv_log_uniform": UNIFORM,  # bounds of the exponent of 1 / e
     "log_uniform_values": UNIFORM,
     "q_log_uniform_values": UNIFORM | {"q": 1.0},
     "inv_log_uniform_values": UNIFORM,  # the same as log_uniform_values
@@ -46,26 +46,26 @@ SPREADS: dict[str, Parts] = {  # distribution: what it has, and W&B's default; N
     "beta": BETA,
     "q_beta": BETA | {"q": 1.0},
 }
-UNSAID = {"value": "constant", "values": "categorical", "min": "uniform"}  # what W&B takes it for if it is not said
+UNSAID = {"value": "constant", "values": "categorical", "min": "uniform"}  # W&B's default distributions
 KEYS = ("method", "metric", "parameters", "run_cap", "program", "command", "name", "project", "entity", "description",
         "early_terminate", "apiVersion", "kind", "controller", "job", "image_uri", "metrics", "scheduler")  # fmt: skip
 
 
 class Sweep(NamedTuple):
-    """A sweep file, checked."""
+    """Checked content of a sweep file."""
 
     method: Literal["grid", "random"]
-    metric: str | None  # by which trials are ordered
+    metric: str | None  # metric to sort trials by
     goal: Literal["minimize", "maximize"]
-    parameters: dict[str, dict[str, Any]]  # recipe path: `distribution` and what it has, in W&B's order
-    cap: int | None  # most trials
+    parameters: dict[str, dict[str, Any]]  # recipe key: `distribution` and its entries, in W&B's order
+    cap: int | None  # largest number of trials
 
 
 def read_sweep(path: str | Path) -> Sweep:
-    """Read a sweep file.
+    """Read and check a sweep file.
 
     Raises:
-        ValueError: naming the file, the key, the value and the remedy.
+        ValueError: If the file is not valid; names the file, the key, the value and the remedy.
     """
     path = Path(path)
     raw = plain.read(path)
@@ -95,14 +95,15 @@ def read_sweep(path: str | Path) -> Sweep:
 
 
 def trials_of(sweep: Sweep, *, count: int | None = None, seed: int = 0) -> list[dict[str, Any]]:
-    """The trials, each a value for every recipe path.
+    """Return the trials of a sweep, each with a value for every recipe key.
 
     Args:
-        count: of a random sweep's trials, and the most of a grid's; None: the file's run_cap.
-        seed: of a random sweep's draws.
+        sweep: The sweep.
+        count: Number of trials of a random sweep, largest number of a grid's. None: the file's run_cap.
+        seed: Seed of a random sweep.
 
     Raises:
-        ValueError: if a random sweep has no end, or there are more than `MOST` trials.
+        ValueError: If a random sweep has no count, or there are more than `MOST` trials.
     """
     count = count or sweep.cap
     if count is not None and count > MOST:
@@ -123,10 +124,10 @@ def trials_of(sweep: Sweep, *, count: int | None = None, seed: int = 0) -> list[
 
 
 def overrides_of(values: Mapping[str, Any]) -> list[str]:
-    """A trial's values as the recipe's overrides, `key.path=value`.
+    """Return a trial's values as recipe overrides, `key.path=value`.
 
-    A mapping sets the keys below its own and leaves their neighbours, as nested `parameters` do: an agent's command
-    line does not tell them apart. A text is YAML: "{8: 1}" is a mapping.
+    A mapping sets only the keys it contains, like nested `parameters`; an agent's command line does not distinguish
+    the two. Strings are parsed as YAML: "{8: 1}" is a mapping.
     """
     found = []
     for key, value in values.items():
@@ -141,33 +142,33 @@ def overrides_of(values: Mapping[str, Any]) -> list[str]:
 
 
 def overrides_of_agent(arguments: list[str]) -> list[str]:
-    """What a W&B agent writes on a command line, `key.path=value` with the value as Python prints it, as overrides.
+    """Return recipe overrides from a W&B agent's arguments, `key.path=value` with the value as a Python literal.
 
-    wandb/sdk/launch/sweeps/utils.py, create_sweep_command_args.
+    Format: wandb/sdk/launch/sweeps/utils.py, create_sweep_command_args.
     """
     found = []
     for argument in arguments:
         key, equals, text = argument.partition("=")
         try:
             found += overrides_of({key: ast.literal_eval(text)})
-        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError, yaml.YAMLError):  # for the recipe
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError, yaml.YAMLError):  # left to the recipe
             found.append(argument)
     return found
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The small print
+# Checks of parameters, grid values, and sampling
 
 
 def _numbered(value: Any) -> Any:
-    """With whole numbers for keys that are written so: on their way through JSON windows become texts."""
+    """Return the value with numeric keys as integers, because JSON turns windows, which are keys, into strings."""
     if isinstance(value, dict):
         return {int(k) if isinstance(k, str) and k.isdecimal() else k: _numbered(v) for k, v in value.items()}
     return [_numbered(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def _flat(parameters: dict[str, Any], path: Path, before: str = "") -> list[tuple[str, Any]]:
-    """Sorted at each depth, as W&B goes through them."""
+    """Flatten nested parameters to (recipe key, entries) pairs, sorted at each level in W&B's order."""
     found: list[tuple[str, Any]] = []
     for key, spread in sorted(parameters.items(), key=lambda item: str(item[0])):
         name = f"{before}{truncate(key, length=60)}"
@@ -189,7 +190,7 @@ _PATH = re.compile(r"\w[\w-]{0,59}(\.\w[\w-]{0,59}){0,9}", re.ASCII)
 
 
 def _spread(key: str, given: dict[str, Any], method: str, path: Path) -> dict[str, Any]:
-    """A parameter with its distribution and all that this has; as W&B has it where it is not said."""
+    """Check a parameter and return it with its distribution and all of its entries, with W&B's defaults."""
     where, kind = f"{path}: parameters.{key}", given.get("distribution")
     if kind is None:
         kind = next((UNSAID[part] for part in UNSAID if part in given), None)
@@ -233,7 +234,7 @@ def _spread(key: str, given: dict[str, Any], method: str, path: Path) -> dict[st
 
 
 def _check_number(where: str, kind: str, part: str, value: Any) -> None:
-    """A spread's number is one, and leaves the numbers drawn finite."""
+    """Check that an entry of a distribution is a number, and keeps the sampled values finite."""
     if not _number(value):
         raise ValueError(f"{where}: {part} = {safe_repr(value)} is no number (write 1.0e-4, not 1e-4)")
     most = EXPONENTS.get(kind.removeprefix("q_"), 1e15)
@@ -246,7 +247,7 @@ def _check_number(where: str, kind: str, part: str, value: Any) -> None:
 
 
 def _strange(value: Any) -> list[Any]:
-    """What JSON cannot say."""
+    """Return the parts of a value that JSON cannot represent."""
     if isinstance(value, list | dict):
         keys = [key for key in value if not isinstance(key, str | int)] if isinstance(value, dict) else []
         inside = value.values() if isinstance(value, dict) else value
@@ -257,7 +258,7 @@ def _strange(value: Any) -> list[Any]:
 
 
 def _many(spread: dict[str, Any]) -> int:
-    """Values of a grid's parameter, at most."""
+    """Return an upper bound on the number of values of a grid's parameter."""
     match spread["distribution"]:
         case "constant":
             return 1
@@ -273,7 +274,7 @@ def _number(value: Any) -> bool:
 
 
 def _grid(spread: dict[str, Any]) -> Sequence[Any]:
-    """A parameter's values; of those that W&B takes for one, as 1 and 1.0, the last, in the place of the first."""
+    """Return a parameter's values; of values that W&B considers equal (1 and 1.0), the last, at the first's place."""
     match spread["distribution"]:
         case "constant":
             return [spread["value"]]
@@ -285,7 +286,7 @@ def _grid(spread: dict[str, Any]) -> Sequence[Any]:
 
 
 def _same(value: Any) -> str:
-    """Equal for values that W&B takes for one: sweeps/grid_search.py, yaml_hash."""
+    """Return a key that is equal for values that W&B considers equal: sweeps/grid_search.py, yaml_hash."""
     return yaml.safe_dump(int(value) if isinstance(value, float) and value.is_integer() else value, sort_keys=True)
 
 

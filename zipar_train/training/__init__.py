@@ -1,1 +1,1 @@
-"""Fine-tuning: the training objective, the trainer, checkpoints, and the estimate of memory."""
+"""Fine-tuning: the training objective, the trainer, checkpoints, and the memory estimate."""

@@ -1,4 +1,4 @@
-"""The CSV log of a run: rows are whole, each once, and wait while the file cannot be written."""
+"""CSV log of a run: rows are written completely and once, and kept in memory while the file cannot be written."""
 
 import csv
 import io
@@ -17,20 +17,20 @@ from zipar_train.io.files import write_atomic
 
 
 class Rows(ExperimentWriter):
-    """Lightning's rows of a CSV file, written whole or not at all."""
+    """Lightning's writer of CSV rows, changed to write all rows or none."""
 
     def save(self) -> None:
-        """Write the rows that wait.
+        """Write the pending rows.
 
         Raises:
-            OSError: if they cannot be written; the file is as it was, and they wait for the next call.
+            OSError: If they cannot be written; the file is unchanged, and they stay pending.
         """
         if not self.metrics:
             return
         path, keys = Path(self.metrics_file_path), sorted({*self.metrics_keys, *set().union(*self.metrics)})
         if keys == self.metrics_keys and path.is_file():
             _append(path, _text(keys, self.metrics).encode())
-        else:  # the header grows: the file is written anew
+        else:  # the header grows: rewrite the file
             before: list[dict[str, Any]] = []
             if path.is_file():
                 with path.open(newline="") as file:
@@ -40,7 +40,7 @@ class Rows(ExperimentWriter):
 
 
 class Log(CSVLogger):
-    """Lightning's CSV log, which keeps its rows for a later try where they cannot be written, and says so."""
+    """Lightning's CSV logger; rows that cannot be written are kept for a later attempt, with a warning."""
 
     told = False
 
@@ -63,7 +63,7 @@ class Log(CSVLogger):
 
     @rank_zero_only
     def close(self) -> None:
-        """Write what waits, or tell how much is lost."""
+        """Write the pending rows, or print how many are lost."""
         self.save()
         if self._experiment is not None and self._experiment.metrics:
             rows, file = len(self._experiment.metrics), self._experiment.metrics_file_path
@@ -77,10 +77,10 @@ def _text(keys: Sequence[str], rows: Iterable[dict[str, Any]]) -> str:
 
 
 def _append(path: Path, data: bytes) -> None:
-    """Append to a file, all or nothing.
+    """Append all data to a file, or none.
 
     Raises:
-        OSError: naming the file, which is as it was.
+        OSError: If it cannot be written; names the file, which is unchanged.
     """
     try:
         with open(path, "r+b", buffering=0) as file:

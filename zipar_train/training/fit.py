@@ -1,4 +1,4 @@
-"""A recipe's training from start to end: its run folder claimed, what is there continued, a checkpoint left behind."""
+"""Training of a recipe from start to end: locking the run folder, resuming, training, and the final checkpoint."""
 
 import logging
 import signal
@@ -28,6 +28,7 @@ from zipar_train.training.resumable import Resumable, check_fits
 from zipar_train.training.trainer import build_datamodule, build_module, build_trainer
 from zipar_train.training.wandb_run import tracked
 
+<<<<<<< HEAD
 HARMLESS = (  # keys that may differ on resuming: no loss depends on them
     *("description", "run_dir", "checkpoint_every", "checkpoint_keep", "checkpoint_monitor", "draw", "evaluate", "log"),
     "health",
@@ -40,21 +41,31 @@ SHARED = (
 )  # nor on these, where optim.global_batch_size is given
 MOVED = ("model.weights", "model.weights_entry")  # where weights are, not what they are
 FIXED = ("model", "tune.lora")  # keys that must not: the weights would not fit
+=======
+HARMLESS = (  # keys that may differ on resuming: the losses do not depend on them
+    *("about", "run", "checkpoint_every", "checkpoint_keep", "checkpoint_best", "draw", "evaluate", "log", "health"),
+    *("trainer.log_every_n_steps", "trainer.enable_progress_bar", "trainer.enable_model_summary", "data.workers"),
+)
+SHARED = ("data.batch_size", "trainer.devices", "trainer.num_nodes")  # may differ too if optim.batch is given
+MOVED = ("model.weights", "model.weights_entry")  # the weights' location, not their content
+FIXED = ("model", "tune.lora")  # keys that must not differ: the weights would not fit
+>>>>>>> engB
 
 
 def fit(recipe: Recipe, *, resume: bool = False, allow: Sequence[str] = ()) -> Path | None:
     """Train a recipe into its run folder.
 
     Args:
-        resume: continue from the folder's newest whole checkpoint if it has one.
-        allow: keys in which the recipe may differ from the one that the folder was made by.
+        recipe: The recipe to train.
+        resume: Continue from the newest intact checkpoint of the run folder, if there is one.
+        allow: Keys in which the recipe may differ from the one that started the run.
 
     Returns:
-        The checkpoint; None after a trial run, `trainer.fast_dev_run`, which leaves nothing.
+        Path of the last checkpoint; None after a trial run (`trainer.fast_dev_run`), which writes nothing.
 
     Raises:
-        ValueError: for anything wrong with the recipe, its data, its weights or its run folder.
-        Stopped: when a signal ended the run; the checkpoint is whole.
+        ValueError: If the recipe, its data, its weights or its run folder cannot be used.
+        Stopped: If a signal ended the run; the checkpoint is complete.
     """
     silence_warnings()
     if recipe.trainer.get("fast_dev_run"):
@@ -71,7 +82,7 @@ def fit(recipe: Recipe, *, resume: bool = False, allow: Sequence[str] = ()) -> P
         with folder_lock(folder(run)):
             return _fit(recipe, run, resume=resume, allow=allow)
     finally:
-        with suppress(OSError):  # folders of a run that did not begin are empty; all others stay
+        with suppress(OSError):  # removes only empty folders: those of a run that did not start
             for place in made:
                 place.rmdir()
 
@@ -84,9 +95,15 @@ def _fit(recipe: Recipe, run: Path, *, resume: bool, allow: Sequence[str]) -> Pa
     checkpoint, step = to_continue(recipe, run, allow)
     L.seed_everything(recipe.seed, workers=True, verbose=False)
     train, val = build_datamodule(
+<<<<<<< HEAD
         recipe, world=recipe.optim.global_batch_size or 1
     ).manifests  # looked at before anything is loaded
     if recipe.data.on_bad_sample == "stop" and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+=======
+        recipe, world=recipe.optim.batch or 1
+    ).manifests  # checked before anything else is loaded
+    if recipe.data.damaged == "stop" and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+>>>>>>> engB
         check_captions(recipe.model, {recipe.data.train: train, recipe.data.val: val})
     described = {
         "trained on": f"{train.samples:,} images, {train.source} (views: {train.views})",
@@ -115,12 +132,12 @@ def _fit(recipe: Recipe, run: Path, *, resume: bool, allow: Sequence[str]) -> Pa
     rank_zero_print(f"A step is {' x '.join(shares)}.")
     with tracked(trainer, recipe, resume=resume):
         try:
-            with noted() if trainer.world_size > 1 else raised() as heard:  # processes stop together, after a step
+            with noted() if trainer.world_size > 1 else raised() as heard:  # all processes stop after the same step
                 checkpoint_of(trainer).heard = heard
                 trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
         except MisconfigurationException as error:
             raise ValueError(f"trainer: Lightning refuses the recipe's arguments: {_first_line(error)}") from error
-        except SIGTERMException:  # of Lightning's own handler, should it come before ours
+        except SIGTERMException:  # from Lightning's own handler, if it ran before ours
             raise Stopped(signal.SIGTERM, "the last checkpoint is whole") from None
         except (RuntimeError, MemoryError) as error:
             if not is_oom(error):
@@ -137,14 +154,16 @@ def _fit(recipe: Recipe, run: Path, *, resume: bool, allow: Sequence[str]) -> Pa
 
 
 def check_shards(saved: LoadedWeights, recipe: Recipe, shards: dict[str, str], allow: Sequence[str]) -> None:
-    """Check that a run goes on with the codes it has been trained on.
+    """Check that a resumed run uses the shards that it was trained on.
 
     Args:
-        shards: the checksums of the manifests now, by recipe key.
-        allow: keys whose shards may differ, or the sections that these are in.
+        saved: The checkpoint.
+        recipe: The current recipe.
+        shards: Current checksums of the manifests, by recipe key.
+        allow: Keys whose shards may differ, or their sections.
 
     Raises:
-        ValueError: naming the manifest, if it lists other shards than when the checkpoint was written.
+        ValueError: If a manifest lists other shards than when the checkpoint was written; names the manifest.
     """
     before = saved.extra.get("shards") or {}
     for key, checksum in shards.items():
@@ -161,16 +180,18 @@ def checkpoint_of(trainer: L.Trainer) -> Checkpoint:
 
 
 def how_it_ended(trainer: L.Trainer, recipe: Recipe, begun: int | None) -> None:
-    """Say why a run has ended before the end of its schedule, if it has.
+    """Print why a run ended before the end of its schedule, if it did.
 
     Args:
-        begun: the step that the run was resumed from.
+        trainer: The trainer after `fit`.
+        recipe: The recipe of the run.
+        begun: Step that the run was resumed from, if it was.
 
     Raises:
-        ValueError: if nothing was trained, although something is left to train.
+        ValueError: If nothing was trained although the run is not finished.
     """
     step, epoch = trainer.global_step, trainer.current_epoch
-    if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):  # in a notebook, forks have trained
+    if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):  # in a notebook, forked processes trained
         saved = read(checkpoint_of(trainer).path).extra
         step, epoch = saved["global_step"], saved["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
     steps, epochs = trainer.max_steps, trainer.max_epochs
@@ -195,17 +216,22 @@ def _first_line(error: Exception) -> str:
 
 
 def blocking_changes(made_by: Recipe, recipe: Recipe, allow: Sequence[str] = ()) -> list[str]:
+<<<<<<< HEAD
     """What keeps a recipe from continuing a run that another one made, in words."""
     harmless = HARMLESS + (SHARED if recipe.optim.global_batch_size and made_by.optim.global_batch_size else ())
+=======
+    """Return the differences that keep a recipe from continuing the run of another one, as text."""
+    harmless = HARMLESS + (SHARED if recipe.optim.batch and made_by.optim.batch else ())
+>>>>>>> engB
     meant = [key for key in allow if key in MOVED or not key.startswith(FIXED)]
     return differences(made_by, recipe, ignore=(*harmless, *meant))
 
 
 def to_continue(recipe: Recipe, run: Path, allow: Sequence[str]) -> tuple[Path | None, int | None]:
-    """The newest whole checkpoint of a run folder and its step, if it has any; says what it found.
+    """Return the newest intact checkpoint of a run folder and its step, or (None, None), and print what was found.
 
     Raises:
-        ValueError: if it was made by another recipe, or none is whole.
+        ValueError: If it belongs to another recipe, or all checkpoints are damaged.
     """
     found, wrong = newest_first(run), {}
     for path in found:
@@ -221,7 +247,7 @@ def to_continue(recipe: Recipe, run: Path, allow: Sequence[str]) -> tuple[Path |
             continue
         if saved.recipe is None:
             raise ValueError(f"{path} carries no recipe: it is no run of zipar-train. Choose another run folder")
-        moved = MOVED if saved.extra.get("base") else ()  # the fingerprint says whether these are the same weights
+        moved = MOVED if saved.extra.get("base") else ()  # the fingerprint tells if the weights are the same
         if changed := blocking_changes(saved.recipe, recipe, (*allow, *moved)):
             fixed = [words for words in changed if words.startswith(FIXED) and words.partition(":")[0] not in MOVED]
             how = " ".join(f"--allow-change {words.partition(':')[0]}" for words in changed)
@@ -247,10 +273,10 @@ def rank_zero_print(line: str, file: Any = None) -> None:
 
 
 def write_folder(run: Path) -> None:
-    """Make the run folder, and see that it can be written.
+    """Create the run folder and check that it can be written to.
 
     Raises:
-        ValueError: if it cannot.
+        ValueError: If it cannot be created or written to.
     """
     try:
         make_folder(folder(run))
@@ -267,8 +293,8 @@ def write_recipe(run: Path, recipe: Recipe) -> None:
 
 
 def silence_warnings() -> None:
-    """Leave to Lightning the warnings that a user can act on."""
+    """Silence those Lightning warnings that a user cannot act on."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-    warnings.filterwarnings("ignore", message=".*overrides the configure_model.*")  # ours does nothing without FSDP
+    warnings.filterwarnings("ignore", message=".*overrides the configure_model.*")  # it does nothing without FSDP

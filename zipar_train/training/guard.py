@@ -1,4 +1,4 @@
-"""What becomes of a step that would harm the weights: a gradient that is not finite, a loss that leaps."""
+"""Step guard: the policy for steps that would harm the weights, with non-finite gradients or loss spikes."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -7,18 +7,18 @@ from statistics import median
 from typing import Any, Literal
 
 Policy = Literal["stop", "skip"]
-RECENT = 100  # losses that a leap is told against
-LEAST = 20  # of them
+RECENT = 100  # losses in the spike baseline
+LEAST = 20  # losses before a spike can be detected
 
 
 class Guard:
-    """Looks at each step before the optimizer takes it.
+    """Check of each training step before the optimizer takes it.
 
     Args:
-        gradients: what to do about a gradient or loss that is not finite: stop, or skip the step.
-        spike: a loss of so many times the median of the last 100 is a leap; None: none is.
-        on_spike: what to do about one.
-        most: skipped steps in a row after which the run stops all the same: it learns nothing any more.
+        gradients: Policy for a gradient or loss that is not finite: "stop" the run, or "skip" the step.
+        spike: A loss above this multiple of the median of the last 100 losses is a spike. None: no check.
+        on_spike: Policy for a spike.
+        most: Number of consecutive skipped steps after which the run stops anyway.
     """
 
     def __init__(
@@ -29,11 +29,11 @@ class Guard:
         self.skipped = self.in_a_row = 0
 
     def verdict(self, loss: float, norm: float) -> tuple[Policy, str] | None:
-        """What to do about a step, and why; None: it is taken.
+        """Return the policy for a step and the reason, or None if the step is fine.
 
         Args:
-            loss: of the step, over all devices, nats.
-            norm: of its gradient.
+            loss: Loss of the step over all devices, nats.
+            norm: Norm of its gradient.
         """
         what: tuple[Policy, str] | None = None
         usual = median(self.losses) if len(self.losses) >= LEAST else inf
@@ -59,6 +59,6 @@ class Guard:
 
 
 def format_keys(keys: Sequence[str], *, most: int = 8) -> str:
-    """The samples of a batch, in words."""
+    """Return the keys of a batch's samples as text, at most `most` of them."""
     rest = f" and {len(keys) - most} more" if len(keys) > most else ""
     return ", ".join(keys[:most]) + rest if keys else "unknown to their loader"

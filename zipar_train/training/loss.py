@@ -1,7 +1,7 @@
-"""What predictions of codes are worth, some at a time: all codes' logits at once would be gigabytes.
+"""Losses of predicted codes, computed in chunks: the logits of all codes at once would take gigabytes.
 
-A 720 px image of Emu3 has 8,100 codes out of 32,768: their log-probabilities are 1 GB in float32, and training keeps
-several such tensors. So the head is applied to parts, each once more in the backward pass.
+A 720 px image of Emu3 has 8,100 codes from a codebook of 32,768. Their log-probabilities take 1 GB in float32, and
+training keeps several such tensors. The head is therefore applied in chunks, which the backward pass recomputes.
 """
 
 from collections.abc import Callable
@@ -25,15 +25,15 @@ def losses(
     teacher: tuple[Head, Tensor] | None = None,
     at_once: int = AT_ONCE,
 ) -> tuple[Tensor, Tensor | None]:
-    """Means over codes, in nats: the negative log-likelihood; and KL(teacher || ours) if there is a teacher.
+    """Return the mean negative log-likelihood of codes, and the mean KL(teacher || model) or None, in nats per code.
 
     Args:
-        head: hidden states (M, D) to logits (M, V).
-        hidden: that predict the codes, (B, N, D).
+        head: Maps hidden states (M, D) to logits (M, V).
+        hidden: Hidden states that predict the codes, (B, N, D).
         codes: int64 (B, N).
-        size: of the codebook, V.
-        teacher: its head and its hidden states, (B, N, D').
-        at_once: most logits made at a time.
+        size: Codebook size, V.
+        teacher: The teacher's head and hidden states, (B, N, D').
+        at_once: Largest number of logits computed at a time.
     """
     codes, most = codes.flatten(), max(1, at_once // size)
     states = (hidden.flatten(0, 1), teacher[1].flatten(0, 1) if teacher else None)
@@ -64,5 +64,5 @@ def _part(
 
 
 def _log_probabilities(logits: Tensor) -> Tensor:
-    """Float32 or better."""
+    """Return log-probabilities in float32 or better."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)

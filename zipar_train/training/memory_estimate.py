@@ -1,7 +1,7 @@
-"""The memory a recipe takes of a device, told from shapes alone: a training step on tensors that hold nothing.
+"""Estimate of the device memory of a recipe, from shapes alone: a training step on tensors without data.
 
-The step is the real one under PyTorch's FakeTensorMode, and what is alive at each moment is counted. What allocators
-waste and the device's own libraries take is not in it, nor what torch.compile and FlexAttention spare.
+The estimate runs the real step under PyTorch's FakeTensorMode and counts the live bytes at each moment. It does not
+include allocator overhead, device libraries, or the savings of torch.compile and FlexAttention.
 """
 
 import weakref
@@ -30,27 +30,27 @@ GIB = 2**30
 
 
 class Memory(BaseModel):
-    """Bytes on each device."""
+    """Memory in bytes on each device."""
 
-    images: int  # at once
+    images: int  # per batch
     weights: int
-    optimizer: int = 0  # its state
-    average: int = 0  # of the weights, beside them
+    optimizer: int = 0  # optimizer state
+    average: int = 0  # averaged weights
     teacher: int = 0
-    gradients: int = 0  # once all are there
+    gradients: int = 0  # all gradients together
     cache: int = 0  # keys and values
-    activations: int  # at the forward pass's end
-    total: int  # the most at any moment; the loss's backward pass has more alive than either end
+    activations: int  # at the end of the forward pass
+    total: int  # peak; it may occur within the backward pass
 
 
 class Prediction(BaseModel):
-    parameters: int  # numbers
-    trained: int  # of these
+    parameters: int  # number of parameters
+    trained: int  # number of trained parameters
     train: Memory
     draw: Memory
 
     def lines(self) -> list[str]:
-        """A table for people."""
+        """Return a readable table, in GiB."""
         rows = [f"{'images at once':20}{self.train.images:12,}{self.draw.images:12,}"]
         for part in PARTS:
             sizes = [getattr(memory, part) for memory in (self.train, self.draw)]
@@ -66,7 +66,7 @@ class Prediction(BaseModel):
 
 
 def predict(recipe: Recipe) -> Prediction:
-    """Memory of a training step under the smallest window, and of drawing `evaluate.batch_size` images."""
+    """Estimate the memory of a training step at the smallest window, and of generating `evaluate.batch_size` images."""
     family = build(recipe.model, device="meta", empty=True)
     parameters = sum(p.numel() for p in family.model.parameters())
     draw = drawing(recipe, family)
@@ -75,10 +75,11 @@ def predict(recipe: Recipe) -> Prediction:
 
 
 def drawing(recipe: Recipe, family: Family) -> Memory:
-    """As evaluation draws on a GPU.
+    """Estimate the memory of generation as in evaluation on a GPU.
 
     Args:
-        family: on the meta device.
+        recipe: The recipe.
+        family: The generator, on the meta device; its dtype is changed.
     """
     dtype = torch.float32 if recipe.evaluate.dtype == "float32" else torch.bfloat16
     family.model.to(dtype=dtype)  # type: ignore[call-arg]
@@ -93,12 +94,13 @@ def drawing(recipe: Recipe, family: Family) -> Memory:
 
 
 def training(recipe: Recipe, family: Family) -> tuple[Memory, int]:
-    """Of a step, and the number of parameters it trains.
+    """Estimate the memory of a training step, and return it with the number of trained parameters.
 
-    Under FSDP devices have their share, and the unit at work whole, with its gradients.
+    Under FSDP each device holds its shard, and the current unit unsharded with its gradients.
 
     Args:
-        family: on the meta device; it is used up.
+        recipe: The recipe.
+        family: The generator, on the meta device; it cannot be used afterwards.
     """
     tune = recipe.tune.model_copy(update={"compile": False, "attention": "sdpa"})
     recipe = recipe.model_copy(update={"tune": tune})
@@ -125,7 +127,7 @@ def training(recipe: Recipe, family: Family) -> tuple[Memory, int]:
             alive.add([*teacher.model.parameters(), *teacher.model.buffers()])
         beside = alive.now - weights
         with alive:
-            for parameter in trained:  # a first step, so that the optimizer has its state
+            for parameter in trained:  # a first step, to allocate the optimizer state
                 parameter.grad = torch.zeros_like(parameter)
             optimizer.step()
             optimizer.zero_grad()
@@ -159,7 +161,7 @@ def training(recipe: Recipe, family: Family) -> tuple[Memory, int]:
 
 
 def advice(recipe: Recipe, found: Prediction, room: float) -> list[str]:
-    """What to change so that it fits into `room` bytes; empty if it does."""
+    """Return the recipe changes that make training and generation fit into `room` bytes; empty if they fit."""
     told = []
     train, draw = found.train, found.draw
     if train.total > room:
@@ -196,12 +198,12 @@ def advice(recipe: Recipe, found: Prediction, room: float) -> list[str]:
 
 
 def room_here() -> float | None:
-    """Bytes of this machine's first GPU; None: it has none."""
+    """Return the memory of this machine's first GPU in bytes, or None without a GPU."""
     return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of tensors that exist, `now` and at `most`, and of parameters' gradients among the latter."""
+    """Counter of live tensor bytes: current (`now`), peak (`most`), and parameter gradients at the peak."""
 
     def __init__(self, parameters: Iterable[Tensor] = ()) -> None:
         super().__init__()
@@ -234,14 +236,14 @@ def _bytes(model: nn.Module) -> int:
 
 
 def _repeated(condition: Any, images: int) -> Any:
-    """The condition of one image as that of many, of no memory."""
+    """Return the condition of one image repeated for many, as fake tensors."""
     if isinstance(condition, Tensor):
         return torch.zeros((images, *condition.shape[1:]), dtype=condition.dtype)
     return type(condition)(*(_repeated(part, images) for part in condition))
 
 
 def _hold_nothing(model: nn.Module, fake: FakeTensorMode) -> None:
-    """Put tensors of no memory, but of a device that computes, in the place of those of the meta device."""
+    """Replace a model's meta tensors by fake tensors, which take no memory but have a device to compute on."""
     with fake:
         for part in model.modules():
             for name, parameter in part._parameters.items():

@@ -1,4 +1,4 @@
-"""The training step: next-token cross-entropy under the plan of one of a mix of windows."""
+"""The training module: next-token cross-entropy, optionally with distillation, under one of a mix of windows."""
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,7 +34,7 @@ def rank_zero_tell(words: str) -> None:
 
 
 class Teacher:
-    """A frozen family beside the module: neither saved, nor trained, nor copied with it (weight averaging copies)."""
+    """Frozen family beside the module; it is not saved, trained, or copied with the module by weight averaging."""
 
     def __init__(self, family: Family):
         family.model.requires_grad_(False)
@@ -45,9 +45,9 @@ class Teacher:
 
 
 def fsdp_units(model: PreTrainedModel) -> list[nn.Module]:
-    """What FSDP shares as one: the layers of the body and the other parts that have weights.
+    """Return the modules that FSDP shards as units: the layers of the body and the other parts with weights.
 
-    Not the body, as embeddings are taken from it before it is called.
+    The body itself is not a unit, because its embeddings are used before it is called.
     """
     body: Any = model.base_model
     parts = [*body.layers, *(part for part in body.children() if part is not body.layers)]
@@ -56,31 +56,33 @@ def fsdp_units(model: PreTrainedModel) -> list[nn.Module]:
 
 
 class ZipARModule(L.LightningModule):
-    """Fine-tunes a family, all its weights or its adapters, under ZipAR masks.
+    """Lightning module that fine-tunes a family, all weights or adapters only, under ZipAR masks.
 
-    Usable with any Lightning Trainer and any loader of `Batch`es.
+    It works with any Lightning Trainer and any loader of `Batch` objects.
 
-    Each step trains one window of the mix. The sequence of windows is a golden-ratio walk over the weights, so that
-    even a short run sees them in their shares; it and label dropout depend on (seed, epoch, step) alone, so that a
-    resumed run repeats an uninterrupted one, and several devices one.
+    Each step trains one window of the mix. The windows follow a golden-ratio sequence over their weights, so even a
+    short run has them in the right shares. Windows and label dropout depend only on (seed, epoch, step), so a resumed
+    run repeats an uninterrupted one, and several devices repeat a single one.
 
     Args:
-        family: the generator; its `model` is trained.
-        windows: weight of each window in the mix; the grid's row length means next-token.
-        val_windows: that validation tells bits a code at; None: those of the mix, and next-token.
-        rule: what plans are made by beside their windows, see `Plan.zipar`.
-        teacher: the untouched model, for distillation: it is neither trained nor saved. None for adapters, as without
-            them the family is its own.
-        distill: share of the loss that is KL(teacher's next-token distribution || ours), 0 .. 1; the rest is the
-            cross-entropy with the codes.
-        label_dropout: share of conditions replaced by the null condition.
-        warmup: share of all steps over which the learning rate rises.
-        schedule: "cosine" (to zero) or "constant" after that.
-        attention: the mask's form: dense for "sdpa", a BlockMask for "flex_attention" (GPU only).
-        guard: looks at each step before it is taken; None: nobody does.
+        family: The generator; its `model` is trained.
+        windows: Weight of each window in the mix; the grid's row length means next-token.
+        val_windows: Windows at which validation reports bits per code. None: those of the mix, and next-token.
+        rule: Arguments of `Plan.zipar` other than the window.
+        teacher: The original model, for distillation; it is not trained or saved. None for adapters: the family
+            without its adapters is the teacher.
+        distill: Weight of KL(teacher's next-token distribution || model) in the loss, 0 .. 1; the rest is the
+            cross-entropy of the codes.
+        label_dropout: Share of conditions replaced by the null condition.
+        seed: Seed of windows and label dropout.
+        lr, betas, weight_decay: See `build_optimizer`.
+        warmup: Share of all steps over which the learning rate rises.
+        schedule: "cosine" (to zero) or "constant" after the warmup.
+        attention: Attention and form of the mask: dense for "sdpa", a BlockMask for "flex_attention" (GPU only).
+        guard: Check of each step before the optimizer takes it. None: no check.
 
     Raises:
-        ValueError: if a window does not fit the grid, or a choice is unknown.
+        ValueError: If a window does not fit the grid, or an option is unknown.
     """
 
     def __init__(
@@ -120,18 +122,18 @@ class ZipARModule(L.LightningModule):
         self.label_dropout, self.seed = label_dropout, seed
         self.lr, self.betas, self.weight_decay, self.warmup, self.schedule = lr, betas, weight_decay, warmup, schedule
         self.attention, self.guard = attention, guard
-        self.parts: list[Tensor] = []  # losses of the batches of a step
-        self.keys: list[str] = []  # of their images
+        self.parts: list[Tensor] = []  # losses of the batches of the current step
+        self.keys: list[str] = []  # sample keys of the current step
         self.window, self.loss = 0, nan  # of the last step, over all devices
-        self.norm = torch.tensor(0.0)  # of its gradient
-        self.told: dict[str, float] = {}  # of it, for logs
-        self.metered = False  # a `ThroughputLogger` writes it into them
+        self.norm = torch.tensor(0.0)  # gradient norm of the last step
+        self.told: dict[str, float] = {}  # metrics of the last step
+        self.metered = False  # True if a `ThroughputLogger` logs them
         self.masks: dict[tuple[int, torch.device], Any] = {}
         self.sharded = False
         self.base: str | None = None  # fingerprint of the weights that adapters or distillation started from
 
     def mask(self, window: int) -> Any:
-        """The window's mask on the model's device, made once."""
+        """Return the mask of a window on the model's device; it is cached."""
         key = (window, self.device)
         if key not in self.masks:
             make = block if self.attention == "flex_attention" else dense
@@ -139,7 +141,7 @@ class ZipARModule(L.LightningModule):
         return self.masks[key]
 
     def configure_model(self) -> None:
-        """Under FSDP, share the weights among devices: each part that is called as one is a unit."""
+        """Shard the weights among devices under FSDP, by `fsdp_units`; otherwise do nothing."""
         if self._trainer is None or not isinstance(self._trainer.strategy, ModelParallelStrategy) or self.sharded:
             return
         from torch.distributed.fsdp import fully_shard, share_comm_ctx
@@ -148,7 +150,7 @@ class ZipARModule(L.LightningModule):
         shared = fsdp_units(self.model)
         for unit in shared:
             fully_shard(unit, mesh=self.device_mesh["data_parallel"], reshard_after_forward=True)
-        share_comm_ctx(shared)  # type: ignore[arg-type]  # one unit's gradients whole at a time, not all of them
+        share_comm_ctx(shared)  # type: ignore[arg-type]  # only one unit's gradients are unsharded at a time
         self.strict_loading = all(p.requires_grad for p in self.model.parameters())  # see `frozen`; `fit` checks names
         self.sharded = True
 
@@ -159,20 +161,20 @@ class ZipARModule(L.LightningModule):
             raise ValueError(f"tune.attention = flex_attention has no backward pass on {self.device}: use sdpa there")
 
     def sample_window(self, epoch: int, step: int) -> int:
-        """The window that a training step uses."""
+        """Return the window of a training step."""
         start = np.random.default_rng([self.seed, epoch]).random()
         shares = np.cumsum(list(self.windows.values()))
         return list(self.windows)[int(np.searchsorted(shares, (start + step * GOLDEN) % 1 * shares[-1], side="right"))]
 
     def draw_dropout(self, epoch: int, step: int, places: range) -> Tensor:
-        """Which images of a step lose their condition, by their places in it, bool (B,)."""
+        """Return which images of a step lose their condition, bool (B,), by their places in the step."""
         rng = np.random.default_rng([self.seed, epoch, step])
         return torch.from_numpy(rng.random(places.stop)[places.start :] < self.label_dropout)
 
     def places(self, batch_idx: int, images: int) -> tuple[int, range]:
-        """The step of its epoch that a batch belongs to, and the places that its images have there.
+        """Return the step within the epoch that a batch belongs to, and the places of its images in that step.
 
-        So the same image is treated alike, whatever the number of devices and of batches a step.
+        Places make the treatment of an image independent of the number of devices and of accumulated batches.
         """
         step, part = divmod(batch_idx, self.trainer.accumulate_grad_batches)
         start = (self.global_rank * self.trainer.accumulate_grad_batches + part) * images
@@ -180,7 +182,7 @@ class ZipARModule(L.LightningModule):
 
     @contextmanager
     def teacher_model(self) -> Iterator[Family]:
-        """The family that training starts from, for distillation."""
+        """Yield the family with the weights that training started from, for distillation."""
         if self.teacher:
             yield self.teacher.family
         else:
@@ -190,11 +192,13 @@ class ZipARModule(L.LightningModule):
     def losses(
         self, batch: Batch, condition: Any, window: int, *, taught: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """Means over the codes of B images under a window's plan, nats, see `loss.losses`; None if not taught.
+        """Return the losses of B images under a window's plan, nats per code, see `loss.losses`.
 
         Args:
-            condition: of the images, checked.
-            taught: by the untouched family, which predicts next tokens, whatever the window.
+            batch: Codes of B images.
+            condition: Checked conditions of the images.
+            window: The window.
+            taught: Also return the KL divergence from the teacher's next-token distribution; otherwise None.
         """
 
         def states(family: Family, window: int) -> Tensor:
@@ -214,7 +218,7 @@ class ZipARModule(L.LightningModule):
         epoch, (step, places) = self.current_epoch, self.places(batch_idx, len(batch.codes))
         self.window = self.sample_window(epoch, step)
         drop = self.draw_dropout(epoch, step, places).to(self.device)
-        # the dropout of adapters draws from torch's own generator: the same after a resume, another on each rank
+        # dropout of adapters uses torch's global generator: reproducible after a resume, different on each rank
         torch.manual_seed(
             int(np.random.default_rng([self.seed, epoch, batch_idx, self.global_rank, 1]).integers(2**63))
         )
@@ -229,15 +233,15 @@ class ZipARModule(L.LightningModule):
         return loss
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Activation checkpointing runs layers again here, and attention chooses its kernel in each forward pass."""
+        """Run the backward pass with the same attention kernels, because activation checkpointing recomputes layers."""
         with attention_kernels(self.device):
             super().backward(loss, *args, **kwargs)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Tell of the step over all devices; let the guard keep it from the weights."""
+        """Log the step's metrics over all devices, and let the guard stop the run or skip the step."""
         mean = self.trainer.strategy.reduce(torch.stack(self.parts).mean(dim=0), reduce_op="mean")
         if getattr(optimizer, "_step_supports_amp_scaling", False) and (scaler := self._scaler()):
-            scaler.unscale_(optimizer)  # Lightning leaves it to fused optimizers, whose step would come after clipping
+            scaler.unscale_(optimizer)  # Lightning leaves this to fused optimizers, which unscale after clipping
         total = gradient_norm(parameters_of(optimizer))
         self.norm = total.full_tensor() if isinstance(total, DTensor) else total
         self.loss, *others, norm = [float(value) for value in torch.cat([mean.flatten(), self.norm.flatten()])]
@@ -257,15 +261,15 @@ class ZipARModule(L.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip as the Trainer's arguments say, by the norm that `on_before_optimizer_step` has computed.
+        """Clip gradients by the Trainer's arguments, with the norm computed in `on_before_optimizer_step`.
 
-        Lightning's own clipping computes the norm again, and refuses fused optimizers under mixed precision.
+        Lightning's own clipping computes the norm again, and rejects fused optimizers under mixed precision.
         """
         algorithm: Any = gradient_clip_algorithm or "norm"
         clip_gradients(parameters_of(optimizer), self.norm, gradient_clip_val, algorithm)
 
     def _scaler(self) -> torch.amp.GradScaler | None:
-        """The loss scaler of 16-mixed precision."""
+        """Return the loss scaler of 16-mixed precision, or None."""
         return getattr(self.trainer.precision_plugin, "scaler", None)
 
     def _guarded(self, guard: Guard, norm: float, keys: list[str]) -> None:
@@ -286,7 +290,7 @@ class ZipARModule(L.LightningModule):
                 "data, or let such steps be left out: health.on_nonfinite, health.on_spike = skip"
             )
         for parameter in self.model.parameters():
-            parameter.grad = None  # which the optimizer passes over, its averages and decay too
+            parameter.grad = None  # the optimizer skips these parameters, including averages and decay
         rank_zero_tell(f"skipped: {words} ({guard.skipped:,} steps so far)")
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -297,7 +301,7 @@ class ZipARModule(L.LightningModule):
 
     @property
     def frozen(self) -> dict[str, Tensor]:
-        """Tensors that adapters leave as they are; checkpoints do without them."""
+        """Tensors that adapter training leaves unchanged; checkpoints omit them."""
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         adapted = any(not parameter.requires_grad for parameter in self.parameters())
         return {name: t for name, t in self.state_dict().items() if name not in trained} if adapted else {}
@@ -305,7 +309,7 @@ class ZipARModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         frozen, checkpoint["base"] = self.frozen, self.base
         checkpoint["guard"] = self.guard.state_dict() if self.guard else None
-        for part in {"state_dict", "current_model_state"} & checkpoint.keys():  # averaged weights, and today's
+        for part in {"state_dict", "current_model_state"} & checkpoint.keys():  # averaged and current weights
             checkpoint[part] = {name: tensor for name, tensor in checkpoint[part].items() if name not in frozen}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

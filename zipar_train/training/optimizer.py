@@ -1,4 +1,4 @@
-"""The optimizer that `fit` and `bench --train` share, and its gradient clipping."""
+"""Optimizer and gradient clipping, shared by `fit` and `bench --train`."""
 
 from collections.abc import Iterable
 from typing import Literal
@@ -10,10 +10,10 @@ from torch.optim import AdamW
 
 
 def fused(device: torch.device) -> bool | None:
-    """Whether AdamW runs as one kernel on a device: on CUDA alone.
+    """Return the value of AdamW's `fused` for a device: True on CUDA, otherwise None (PyTorch's default).
 
-    The fused kernel rounds otherwise than the loop over tensors, which stays on CPUs, so that their runs repeat bit by
-    bit. None leaves the choice of the loop to PyTorch.
+    The fused kernel rounds differently. CPUs keep the loop over tensors, so that runs there stay reproducible bit by
+    bit.
     """
     return True if device.type == "cuda" else None
 
@@ -21,16 +21,16 @@ def fused(device: torch.device) -> bool | None:
 def build_optimizer(
     model: nn.Module, *, lr: float, betas: tuple[float, float] = (0.9, 0.95), weight_decay: float = 0.05
 ) -> AdamW:
-    """AdamW over the trained parameters of a model, fused on CUDA.
+    """Build AdamW over the trained parameters of a model, fused on CUDA.
 
-    Weight decay applies to the weights of linear layers and embeddings. Biases and norms do not decay; some norms have
-    a row for each head.
+    Weight decay applies to the weights of linear layers and embeddings, not to biases and norms (some norms are
+    matrices, with a row for each head).
 
     Args:
-        model: on the device that it trains on. Parameters without `requires_grad` are left out.
-        lr: learning rate.
-        betas: decay of the averages of gradients and of their squares.
-        weight_decay: share of the learning rate that a weight loses in a step.
+        model: A model on its training device. Parameters without `requires_grad` are left out.
+        lr: Learning rate.
+        betas: Decay rates of the averages of gradients and of their squares.
+        weight_decay: AdamW's coefficient: each step scales a weight by 1 - lr * weight_decay.
     """
     matrices = {part.weight for part in model.modules() if isinstance(part, nn.Linear | nn.Embedding)}
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -42,12 +42,12 @@ def build_optimizer(
 
 
 def parameters_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
-    """The parameters of all groups, in the order in which norms are summed."""
+    """Return the parameters of all groups, in the order in which norms are summed."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """The 2-norm of all gradients together, a scalar; a DTensor where gradients are sharded."""
+    """Return the 2-norm of all gradients together, a scalar; a DTensor if gradients are sharded."""
     return get_total_norm([p.grad for p in parameters if p.grad is not None])
 
 
@@ -60,8 +60,9 @@ def clip_gradients(
     """Clip gradients in place, as `torch.nn.utils.clip_grad_norm_` or `clip_grad_value_` does.
 
     Args:
-        norm: of the gradients, from `gradient_norm`; it is not computed again.
-        max_norm: the largest norm, or the largest absolute value under "value"; None or 0: nothing is clipped.
+        parameters: Parameters whose gradients are clipped.
+        norm: Norm of the gradients from `gradient_norm`; it is not computed again.
+        max_norm: Largest norm, or largest absolute value under "value". None or 0: no clipping.
         algorithm: "norm" multiplies all gradients by min(1, max_norm / (norm + 1e-6)); "value" clamps each number.
     """
     if max_norm is None or max_norm <= 0:

@@ -1,4 +1,4 @@
-"""The entries that a resumed run reads from its checkpoint, for Lightning and for this project, checked beforehand."""
+"""Schema of the checkpoint entries that a resumed run reads, Lightning's and the project's, checked before loading."""
 
 from typing import Annotated, Any, Literal
 
@@ -11,7 +11,7 @@ from zipar_train.run.checkpoints import REMEDY, Count, Fingerprint, Kept, Part
 from zipar_train.training.module import ZipARModule
 
 Plain = dict[str, Any]
-AVERAGES = {"step", "exp_avg", "exp_avg_sq"}  # AdamW's, of each parameter
+AVERAGES = {"step", "exp_avg", "exp_avg_sq"}  # AdamW's state of each parameter
 
 
 class Ready(Part):
@@ -65,7 +65,7 @@ class Stepped(Part):
 
 
 class Fit(Part):
-    """Lightning's loop of epochs, the loop of steps in it, and the validation in that."""
+    """State of Lightning's fit loop: epochs, the steps within them, and validation."""
 
     state_dict: Plain
     epoch_progress: Progress
@@ -93,7 +93,7 @@ class Loops(Part):
 
 
 class Group(Part):
-    """What is not the recipe's: betas, weight decay, the rate and the kernel are set anew."""
+    """Optimizer parameter group; betas, weight decay, learning rate and kernel are set from the recipe instead."""
 
     lr: float
     params: list[int | str]
@@ -106,7 +106,7 @@ class Group(Part):
 
 
 class Averages(Part):
-    """AdamW's: a mean of gradients and of their squares for each parameter."""
+    """AdamW state: averages of the gradients and of their squares for each parameter."""
 
     state: dict[int | str, Plain]
     param_groups: Annotated[list[Group], Field(min_length=1)]
@@ -143,7 +143,7 @@ class Averaged(Part):
 
 
 class Resumable(Kept):
-    """What a resumed run reads, Lightning and this project together."""
+    """Checkpoint entries that a resumed run reads, Lightning's and the project's."""
 
     epoch: Count
     global_step: Count
@@ -157,15 +157,15 @@ class Resumable(Kept):
     guard: Guarded | None
     least: float | None
     batches_a_step: Annotated[int, Field(ge=1)]
-    current_model_state: Plain | None = None  # where weights are averaged
+    current_model_state: Plain | None = None  # only with averaged weights
     averaging_state: Averaged | None = None
 
 
 def check_fits(saved: LoadedWeights, module: ZipARModule) -> None:
-    """Check that the weights and averages of a checkpoint are those of the module that it is to continue.
+    """Check that the weights and optimizer state of a checkpoint fit the module that continues from it.
 
     Raises:
-        ValueError: naming the file, the entry and the tensor.
+        ValueError: If they do not fit; names the file, the entry and the tensor.
     """
     frozen, wanted = module.frozen, {}
     for name, tensor in module.state_dict().items():
@@ -194,7 +194,7 @@ def check_fits(saved: LoadedWeights, module: ZipARModule) -> None:
             f"{[len(group) for group in groups]}. {REMEDY}"
         )
     parameters: dict[int | str, nn.Parameter] = {}
-    for theirs, ours in zip(states["param_groups"], groups, strict=True):  # FSDP numbers them otherwise
+    for theirs, ours in zip(states["param_groups"], groups, strict=True):  # FSDP uses other keys
         parameters |= dict(zip(theirs["params"], ours, strict=True))
     for key, averages in states["state"].items():
         where = f"{saved.path}: its entry optimizer_states.0.state.{key}"

@@ -1,4 +1,4 @@
-"""A recipe, run: its model, data and Lightning Trainer, put together."""
+"""Construction of a recipe's training module, data module and Lightning Trainer."""
 
 import sys
 import warnings
@@ -25,10 +25,11 @@ from zipar_train.training.module import ZipARModule
 
 
 def build_module(recipe: Recipe, *, weights: bool = True) -> ZipARModule:
-    """The recipe's model, ready to train.
+    """Build the training module of a recipe.
 
     Args:
-        weights: load them; a checkpoint that holds them all brings its own.
+        recipe: The recipe.
+        weights: Load the initial weights. False if a checkpoint with all weights is loaded afterwards.
     """
     model, tune = recipe.model, recipe.tune
     saved = None
@@ -43,17 +44,22 @@ def build_module(recipe: Recipe, *, weights: bool = True) -> ZipARModule:
 
 
 def module_of(recipe: Recipe, family: Family, teacher: Family | None = None) -> ZipARModule:
-    """The recipe's training of a family that has its weights."""
+    """Build the training module of a recipe around a family that has its weights."""
     tune, optim = recipe.tune, recipe.optim
     if tune.lora:
         lora.adapt(family.model, tune.lora)
+<<<<<<< HEAD
     if tune.activation_checkpointing:
         with warnings.catch_warnings():  # ours to mend at transformers 6
+=======
+    if tune.recompute:
+        with warnings.catch_warnings():  # deprecated; to be replaced for transformers 6
+>>>>>>> engB
             warnings.filterwarnings("ignore", message=".*gradient_checkpointing_enable.*")
             family.model.gradient_checkpointing_enable({"use_reentrant": False})
     for each in (family, teacher):
         if each and tune.compile:
-            compile_layers(each.model.model)  # before FSDP shares the layers: its hooks run around compiled code
+            compile_layers(each.model.model)  # before FSDP shards the layers: its hooks run around compiled code
     return ZipARModule(
         family,
         teacher=teacher,
@@ -76,10 +82,10 @@ def module_of(recipe: Recipe, family: Family, teacher: Family | None = None) -> 
 
 
 def weights_dtype(recipe: Recipe) -> torch.dtype:
-    """Of the weights in training: float32, or what trainer.precision makes of them.
+    """Return the dtype of the weights in training: float32, or as `trainer.precision` demands.
 
-    Under adapters and bf16-mixed precision bfloat16, as large models are published and drawn from: half the memory, and
-    sums between layers are rounded to it too.
+    With adapters and bf16-mixed precision the weights are bfloat16, as large models are published and used. This halves
+    their memory; the residual stream is rounded to bfloat16 too.
     """
     kind = precision(recipe)
     if kind == "bf16-true" or (recipe.tune.lora and kind == "bf16-mixed"):
@@ -88,19 +94,19 @@ def weights_dtype(recipe: Recipe) -> torch.dtype:
 
 
 def precision(recipe: Recipe) -> str:
-    """trainer.precision by Lightning's full names."""
+    """Return `trainer.precision` as Lightning's full name, for example "bf16-mixed"."""
     kind = str(recipe.trainer.get("precision") or "32-true")
     return {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "64": "64-true"}.get(kind, kind)
 
 
 def build_datamodule(recipe: Recipe, *, world: int = 1) -> ShardDataModule:
-    """The recipe's shards, checked against its model, for a number of devices.
+    """Build the data module of a recipe for `world` devices, with its shards checked against its model.
 
     Raises:
-        ValueError: if the shards do not fit, or the devices cannot share a step.
+        ValueError: If the shards do not fit, or a step cannot be split among the devices.
     """
     data, model, (batch_size, accumulated) = recipe.data, recipe.model, split_batch(recipe, world)
-    fitting = fits(model)  # where damage stops a run, `fit` has looked at every caption before
+    fitting = fits(model)  # with data.damaged = stop, `fit` has checked every caption before
     return ShardDataModule(
         data.train,
         data.val,
@@ -120,10 +126,10 @@ def build_datamodule(recipe: Recipe, *, world: int = 1) -> ShardDataModule:
 
 
 def split_batch(recipe: Recipe, world: int) -> tuple[int, int]:
-    """How a step is dealt among `world` devices: images of a batch, and batches that each device accumulates.
+    """Split a step among `world` devices: return images per batch and batches that each device accumulates.
 
     Raises:
-        ValueError: if it cannot be; names numbers that would do.
+        ValueError: If the step cannot be split evenly; names numbers that work.
     """
     most, step = recipe.data.micro_batch_size, recipe.optim.global_batch_size
     if step is None:
@@ -146,15 +152,16 @@ def build_trainer(
     shards: dict[str, str] | None = None,
     step: int | None = None,
 ) -> L.Trainer:
-    """Lightning's Trainer as the recipe's `trainer` section says, with a CSV log and our checkpoints.
+    """Build Lightning's Trainer from the recipe's `trainer` section, with the package's CSV log and checkpoints.
 
     Args:
-        data: what is trained on and held out, in words; checkpoints keep it for model cards.
-        shards: checksums of the manifests by recipe key; checkpoints keep them for comparison on resuming.
-        step: of the checkpoint that the run continues from.
+        recipe: The recipe.
+        data: Description of training and held-out data; checkpoints store it for model cards.
+        shards: Checksums of the manifests by recipe key; checkpoints store them for comparison on resuming.
+        step: Step of the checkpoint that the run continues from.
 
     Raises:
-        ValueError: if Lightning refuses an argument, or a step cannot be dealt among the devices; says which.
+        ValueError: If Lightning rejects an argument, or a step cannot be split among the devices; says which.
     """
     watched = sys.stderr.isatty() and recipe.trainer.get("enable_progress_bar", True)
     callbacks: list[L.Callback] = [TQDMProgressBar() if watched else EpochPrinter()]
@@ -164,8 +171,13 @@ def build_trainer(
     arguments: dict[str, Any] = {"enable_model_summary": False, **recipe.trainer}
     if (most := arguments.pop("max_time", None)) is not None:
         callbacks.append(Limit(most))
+<<<<<<< HEAD
     callbacks += [ThroughputLogger(), checkpoint]  # last: it saves what the others have done
     arguments |= {"enable_checkpointing": False, "default_root_dir": recipe.run_dir, "callbacks": callbacks}
+=======
+    callbacks += [ThroughputLogger(), checkpoint]  # checkpoint last: it saves the state of the others
+    arguments |= {"enable_checkpointing": False, "default_root_dir": recipe.run, "callbacks": callbacks}
+>>>>>>> engB
     arguments["enable_progress_bar"] = watched
     plugins: list[Any] = [checkpoint.io]
     if (environment := launched()) is not None:
@@ -175,14 +187,19 @@ def build_trainer(
             arguments["strategy"] = ModelParallelStrategy(
                 data_parallel_size=devices(recipe), tensor_parallel_size=1, save_distributed_checkpoint=False
             )
+<<<<<<< HEAD
         trainer = L.Trainer(**arguments, plugins=plugins, logger=Log(recipe.run_dir, name="logs"))
     except Exception as error:  # of Lightning, its plugins, and packages that an accelerator asks for
+=======
+        trainer = L.Trainer(**arguments, plugins=plugins, logger=Log(recipe.run, name="logs"))
+    except Exception as error:  # from Lightning, its plugins, and packages that an accelerator needs
+>>>>>>> engB
         raise ValueError(f"trainer: Lightning refuses the recipe's arguments: {error}") from error
     trainer.accumulate_grad_batches = split_batch(recipe, trainer.world_size)[1]
     return trainer
 
 
 def devices(recipe: Recipe) -> int:
-    """That weights are shared among under FSDP, over all nodes."""
+    """Return the number of devices, over all nodes, that FSDP shards the weights among."""
     asked = recipe.trainer["devices"]
     return (len(asked) if isinstance(asked, list) else asked) * recipe.trainer.get("num_nodes", 1)

@@ -1,7 +1,7 @@
-"""Runs in W&B: one for a run folder, through all its resumes; training neither waits for W&B nor ends with it.
+"""W&B logging: one W&B run per run folder, across resumes; training never waits for W&B or fails because of it.
 
-W&B's own process (wandb-core) writes what is logged into the run folder and uploads it from there: `wandb sync` uploads
-later what it has not. Of the processes that train together the first alone has a run.
+W&B's own process (wandb-core) writes logged data into the run folder and uploads it from there; `wandb sync` uploads
+the rest later. Of several training processes, only the first has a W&B run.
 """
 
 import json
@@ -30,24 +30,24 @@ from zipar_train.run.provenance import environment
 from zipar_train.run.signals import Stopped
 from zipar_train.training.callbacks.samples import Samples
 
-FLUSH, HEADER = 2, 7  # seconds in which W&B's file is more than its header, and that in bytes
-DEFAULTS = {  # of W&B's own settings: what the environment says already stands
-    "WANDB_SILENT": "true",  # one line of ours instead of its dozen, and no questions on a terminal
-    "WANDB_INIT_TIMEOUT": "20",  # seconds after which its server is taken to be out of reach
-    "WANDB_HTTP_TIMEOUT": "10",  # seconds for an answer of it
+FLUSH, HEADER = 2, 7  # seconds until W&B's file exceeds its header, and the header's bytes
+DEFAULTS = {  # W&B settings; values already in the environment take precedence
+    "WANDB_SILENT": "true",  # the package prints one line instead, and wandb asks no questions on a terminal
+    "WANDB_INIT_TIMEOUT": "20",  # seconds until its server counts as unreachable
+    "WANDB_HTTP_TIMEOUT": "10",  # seconds per request
     "WANDB_FINISH_TIMEOUT_RAISES": "true",
-    "WANDB_ERROR_REPORTING": "false",  # offline is offline
-    "WANDB__TRANSACTION_LOG_FLUSH_INTERVAL": str(FLUSH),  # seconds; what is not on disk dies with W&B's process
+    "WANDB_ERROR_REPORTING": "false",  # offline means no network traffic
+    "WANDB__TRANSACTION_LOG_FLUSH_INTERVAL": str(FLUSH),  # seconds; data not on disk is lost with W&B's process
 }
-STAGING = "WANDB_DATA_DIR"  # where tables wait for `wandb sync`: in the run folder, or at home if nobody says
-FINISHING = 60  # seconds for what is not uploaded yet at a run's end, if WANDB_FINISH_TIMEOUT does not say
-STOPPING = 20  # seconds where a signal or a failure has ended it: clusters do not wait for long
-UPLOAD = 10e6  # bytes a second of an artifact, for which more time is given
-LEAST = 3  # seconds in which all is on disk
+STAGING = "WANDB_DATA_DIR"  # folder of tables for `wandb sync`: set to the run folder, by default in the home folder
+FINISHING = 60  # seconds for the remaining uploads at a run's end, unless WANDB_FINISH_TIMEOUT is set
+STOPPING = 20  # seconds after a signal or a failure: clusters do not wait for long
+UPLOAD = 10e6  # bytes per second assumed for artifacts, to extend that time
+LEAST = 3  # seconds to write everything to disk
 
 
 class Run(WandbLogger):
-    """Lightning's logger of a started W&B run. If W&B fails, it says so once and logs no more."""
+    """Lightning logger of a started W&B run; if W&B fails, it prints one message and stops logging."""
 
     def __init__(self, run: Any, folder: Path):
         super().__init__(experiment=run, save_dir=str(folder))
@@ -56,7 +56,7 @@ class Run(WandbLogger):
         self.ask(run.define_metric, "*", step_metric="trainer/global_step", step_sync=True)
 
     def ask(self, work: Callable[..., Any], *arguments: Any, **options: Any) -> None:
-        """Whatever is asked of W&B, which is another process and may have died."""
+        """Call a W&B function, unless W&B has failed before; its process may have died."""
         if self.failed:
             return
         try:
@@ -72,7 +72,7 @@ class Run(WandbLogger):
         self.ask(super().log_metrics, metrics, step)
 
     def show(self, name: str, pictures: list[Image.Image], captions: list[str], step: int) -> None:
-        """Log pictures, a caption each."""
+        """Log pictures, each with a caption."""
         self.ask(self.log_image, name, pictures, step, caption=captions)
 
     def table(self, name: str, columns: list[str | int], rows: list[list[Any]]) -> None:
@@ -81,10 +81,10 @@ class Run(WandbLogger):
         self.run.log({name: wandb.Table(columns, rows)})
 
     def tables(self, passes: Mapping[int, int]) -> None:
-        """Log the folder's held-out bits: of every validation, and those of the last against the passes they take.
+        """Log the run folder's held-out bits per code: a table of all validations, and a plot of the last over passes.
 
         Args:
-            passes: of an image at each window.
+            passes: Forward passes of an image at each window.
         """
         import wandb
 
@@ -103,30 +103,30 @@ class Run(WandbLogger):
                       "bits against passes": wandb.plot.line(last, "passes", "bits", title=title)})  # fmt: skip
 
     def keep(self, checkpoint: Path, name: str) -> None:
-        """Log a checkpoint as an artifact: a further version of the run's. It is uploaded as it is now.
+        """Log the current content of a checkpoint as an artifact, as a new version of the run's artifact.
 
-        The run folder keeps another name for it beside the run's files, as it may be uploaded after it is replaced.
+        A hard link beside the W&B run's files keeps the content, as the upload may come after the file is replaced.
         """
         import wandb
 
         place = Path(self.run.dir).parent / checkpoint.name
         try:
-            os.link(checkpoint, place)  # takes no room
+            os.link(checkpoint, place)  # takes no space
         except OSError:  # a file system without links
             shutil.copyfile(checkpoint, place)
         artifact = wandb.Artifact(f"{name}-{self.run.id}", type="model")
-        artifact.add_file(str(place), checkpoint.name, policy="immutable")  # the file itself, not a copy at home
+        artifact.add_file(str(place), checkpoint.name, policy="immutable")  # no copy in the home folder
         self.run.log_artifact(artifact)
 
     def finish(
         self, *, status: int = 0, seconds: float = FINISHING, last: Mapping[str, Callable[[], None]] | None = None
     ) -> None:
-        """End the run, in bounded time, and say how to upload what is not.
+        """Finish the run in bounded time, and print how to upload the rest.
 
         Args:
-            status: of the process: not 0, and W&B calls the run failed.
-            seconds: that it may take; WANDB_FINISH_TIMEOUT stands instead if it is set, 0 for without end.
-            last: what is logged before: tables and artifacts, for which W&B asks its server a question.
+            status: Exit status of the process; W&B marks the run as failed unless it is 0.
+            seconds: Time limit. WANDB_FINISH_TIMEOUT replaces it if set; 0 means no limit.
+            last: Functions by name that log tables and artifacts first; W&B needs its server for these.
         """
         limit, begun = float(os.environ.get("WANDB_FINISH_TIMEOUT") or seconds), time.monotonic()
         errors: list[Exception] = []
@@ -149,7 +149,7 @@ class Run(WandbLogger):
             if last and not self.failed:
                 _within(limit / 2 if limit else None, before)
             ended = _within(max(LEAST, limit - (time.monotonic() - begun)) if limit else None, end) and not errors
-        finally:  # a signal may have ended the waiting
+        finally:  # also after a signal
             if not ended:
                 _end_service()
             if os.environ.get(STAGING) == _staging(self.folder):
@@ -162,13 +162,15 @@ class Run(WandbLogger):
 
 @contextmanager
 def tracked(trainer: L.Trainer, recipe: Recipe, *, resume: bool = False) -> Iterator[None]:
-    """What the trainer logs in this block goes to W&B too, as the recipe's `log` section says.
+    """Log to W&B whatever the trainer logs within the `with` block, by the recipe's `log` section.
 
     Args:
-        resume: go on with the W&B run that the run folder has.
+        trainer: The trainer; a logger and callbacks are added.
+        recipe: The recipe of the run.
+        resume: Continue the W&B run of the run folder.
 
     Raises:
-        ValueError: if wandb is not installed.
+        ValueError: If wandb is not installed.
     """
     run = None
     if trainer.is_global_zero:
@@ -179,11 +181,11 @@ def tracked(trainer: L.Trainer, recipe: Recipe, *, resume: bool = False) -> Iter
         return
     trainer.loggers = [*trainer.loggers, run]
     if recipe.log.images:
-        trainer.callbacks.insert(0, Samples(recipe, run.show))  # type: ignore[attr-defined]  # see there why first
+        trainer.callbacks.insert(0, Samples(recipe, run.show))  # type: ignore[attr-defined]  # first: see `Samples`
     passes = _passes(recipe)
     status, seconds, last = 1, float(STOPPING), {}
     try:
-        with suppress(Exception):  # W&B asks its server for leave at the first table, and keeps it for those at the end
+        with suppress(Exception):  # the first table needs W&B's server; later ones reuse its answer
             run.table("passes", ["window", "passes"], [list(item) for item in passes.items()])
         yield
         status, seconds, last["tables"] = 0, FINISHING, partial(run.tables, passes)
@@ -199,21 +201,22 @@ def tracked(trainer: L.Trainer, recipe: Recipe, *, resume: bool = False) -> Iter
 
 
 def start(recipe: Recipe, job: str, *, id: str | None = None, config: Mapping[str, Any] | None = None) -> Run | None:
-    """Start a W&B run, its files in the run folder; the caller finishes it. None: it is disabled.
+    """Start a W&B run with its files in the run folder; the caller finishes it. Return None if W&B is disabled.
 
-    Out of reach, it goes on offline; if W&B does not start at all, without a run. Both are said.
+    If the server is unreachable, the run is offline; if W&B does not start, the result is None. Both print a message.
 
     Args:
-        job: what the run does.
-        id: of a run to go on with.
-        config: beside the recipe.
+        recipe: The recipe of the run.
+        job: Job type, for example "fit".
+        id: Id of a W&B run to continue.
+        config: Configuration to log beside the recipe.
 
     Raises:
-        ValueError: if wandb is not installed.
+        ValueError: If wandb is not installed.
     """
     if _disabled(recipe):
         return None
-    if not os.environ.get("WANDB_MODE", "set"):  # wandb refuses an empty one
+    if not os.environ.get("WANDB_MODE", "set"):  # wandb rejects an empty value
         del os.environ["WANDB_MODE"]
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
@@ -225,7 +228,7 @@ def start(recipe: Recipe, job: str, *, id: str | None = None, config: Mapping[st
         raise ValueError(
             f"log.wandb = {recipe.log.wandb}: wandb is not installed. pip install wandb, or --set log.wandb=disabled"
         ) from error
-    log, agent = recipe.log, "WANDB_SWEEP_ID" in os.environ  # whose runs W&B names itself
+    log, agent = recipe.log, "WANDB_SWEEP_ID" in os.environ  # W&B names an agent's runs itself
     arguments: dict[str, Any] = {
         "id": None if agent else id,
         "name": None if agent else log.name or f"{recipe.name}-{job}",
@@ -256,7 +259,7 @@ def start(recipe: Recipe, job: str, *, id: str | None = None, config: Mapping[st
 
 
 def _passes(recipe: Recipe) -> dict[int, int]:
-    """Of an image, at each window that validation may tell bits of."""
+    """Return the forward passes of an image at each window that validation may report."""
     model, zipar = recipe.model, recipe.zipar
     windows = sorted({*zipar.windows, *(recipe.data.val_windows or ()), model.raster.row_length}, reverse=True)
     return {
@@ -265,7 +268,7 @@ def _passes(recipe: Recipe) -> dict[int, int]:
 
 
 def _within(seconds: float | None, work: Callable[[], None]) -> bool:
-    """Whether it ends in that time; this thread can hear signals meanwhile."""
+    """Run work in a thread and return True if it ends in time; this thread can receive signals meanwhile."""
     worker = threading.Thread(target=work, daemon=True)
     worker.start()
     worker.join(seconds)
@@ -273,19 +276,19 @@ def _within(seconds: float | None, work: Callable[[], None]) -> bool:
 
 
 def _end_service() -> None:
-    """End wandb-core, whatever it is waiting for; what is logged is in its file."""
+    """Kill wandb-core, whatever it is waiting for; logged data is in its file."""
     import wandb
 
     for child in psutil.Process().children():
         with suppress(psutil.Error):
             if child.name().startswith("wandb-core"):
                 child.kill()
-    with suppress(Exception, SystemExit):  # it would end this process with wandb-core's status
-        wandb.teardown()  # so that Python does not wait for it when it ends
+    with suppress(Exception, SystemExit):  # teardown would exit this process with wandb-core's status
+        wandb.teardown()  # otherwise Python waits for it at exit
 
 
 def _remove_empty(run: Path) -> None:
-    """Remove what a kill in the beginning has left: `wandb sync` uploads nothing at all if one of many is empty."""
+    """Remove empty W&B runs left by an early kill, because `wandb sync` uploads nothing if one run is empty."""
     for file in (run / "wandb").glob("*run-*/*.wandb"):
         with suppress(OSError):
             found = file.stat()
@@ -298,11 +301,16 @@ def _staging(run: Path) -> str:
 
 
 def _id(recipe: Recipe, *, resume: bool) -> str:
+<<<<<<< HEAD
     """Of the W&B run that the run folder has, to be resumed, or that it gets."""
     file, found = (
         Path(recipe.run_dir) / "wandb.json",
         os.environ.get("WANDB_RUN_ID"),
     )  # W&B's agents give each run its own
+=======
+    """Return the id of the run folder's W&B run, to be resumed, or a new id."""
+    file, found = Path(recipe.run) / "wandb.json", os.environ.get("WANDB_RUN_ID")  # set by W&B's agents for each run
+>>>>>>> engB
     if resume and not found:
         with suppress(OSError, ValueError, KeyError, TypeError):
             return str(json.loads(file.read_bytes())["id"])
@@ -317,5 +325,5 @@ def _disabled(recipe: Recipe) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """The last line that an error says."""
+    """Return the last line of an error's message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[-1]

@@ -1,13 +1,13 @@
-"""Drawing images with an adaptive window: a row opens once its first code is found to need no more of the row above.
+"""Generation with an adaptive window: a row starts once its first code passes verification.
 
-ZipAR's published version (He et al., PMLR 267, 2025; its code is not released, and its formulas are taken from accounts
-of it) tries a row's first code x as soon as `window` codes of the row above exist, and looks again in the next pass,
-which sees one code more: with probabilities p' there, p before, x is accepted with probability min(1, p'(x) / p(x)), as
-in speculative sampling; otherwise x is drawn anew from max(0, p' - p), and the pass after that looks again. A row's
-first code is settled at the latest when the row above is whole. So settled codes are not draws from any one law: what
-the first look leaves, accepted or not, is a draw from p', but only the accepted part stays.
+This is ZipAR's published version (He et al., PMLR 267, 2025). Its code is not released; the formulas are taken from
+accounts of it. A row's first code x is sampled as soon as `window` codes of the row above exist. The next pass sees
+one more code of that row. With probabilities p before and p' now, it accepts x with probability min(1, p'(x) / p(x)),
+as in speculative sampling. Otherwise it resamples x from max(0, p' - p), and the pass after that verifies again. A
+row's first code is final at the latest when the row above is complete. Final codes therefore do not follow a single
+distribution: after one verification x follows p', but only accepted codes stay.
 
-Each image goes its own way, and the host looks after every pass: no CUDA graphs here.
+Each image has its own schedule, and the host reads the result of every pass, so CUDA graphs cannot be used.
 """
 
 from typing import Any
@@ -32,15 +32,15 @@ from zipar_train.recipe.schema import Draw
 
 
 class AdaptiveDecoder:
-    """Draws images from a family, each along a plan that comes about with it.
+    """Decoder with adaptive windows: the plan of each image is determined while it is generated.
 
     Args:
-        family: on its device, in its dtype; put into eval mode.
-        window: the smallest.
-        stand_in, seen, first_row: as `Plan.zipar` has them.
+        family: The generator, on its device and in its dtype; it is put into eval mode.
+        window: The smallest window, in codes.
+        stand_in, seen, first_row: See `Plan.zipar`.
 
     Raises:
-        ValueError: for a window that does not fit.
+        ValueError: If the window does not fit the grid.
     """
 
     def __init__(
@@ -58,41 +58,41 @@ class AdaptiveDecoder:
             "grid": family.grid, "window": window, "stand_in": stand_in, "seen": seen, "first_row": first_row,
             "prompt": family.prompt_length,
         }  # fmt: skip
-        self.plan = Plan.zipar(**self.rule)  # of the smallest window: what an image takes at least
+        self.plan = Plan.zipar(**self.rule)  # of the smallest window: the fewest passes
 
     def passes(self, images: int) -> list[int]:
-        """That each of the images drawn last took."""
+        """Return the number of forward passes of each image in the last batch."""
         return [rows.passes for rows in self.drawn[:images]]
 
     @property
     def numbers(self) -> int:
-        """Uniform numbers that an image takes: one a code, as everywhere; and two for every look at a first code."""
+        """Uniform numbers per image: one for each code, and two for each verification of a first code."""
         return 3 * self.family.grid.codes
 
     def plans(self, images: int) -> list[Plan]:
-        """What each of the images drawn last was drawn along."""
+        """Return the plan of each image in the last batch."""
         return [rows.plan() for rows in self.drawn[:images]]
 
     def release(self) -> None:
-        """Nothing is held between batches."""
+        """Do nothing: no memory is kept between batches."""
 
     @torch.inference_mode()
     def __call__(self, condition: Any, uniforms: Tensor, draw: Draw, *, observe: Observer | None = None) -> Tensor:
-        """Draw B images.
+        """Generate B images.
 
         Args:
-            condition: of B images.
+            condition: Conditions of B images.
             uniforms: (B, 3 N), see `sampling.uniforms`.
-            draw: how codes are sampled.
-            observe: called with places (B, K) and logits (B, K, V) of every pass, (2 B, K, V) under guidance. Place p
-                is slot p of the image's plan, a place beyond its last slot none. For tests: what the decoder saw.
+            draw: How codes are sampled.
+            observe: Called in every pass with places (B, K) and logits (B, K, V), (2 B, K, V) under guidance. Place p
+                is slot p of the image's plan; a place beyond its last slot is padding. For tests.
 
         Returns:
             Codes, int64 (B, H, W).
 
         Raises:
-            ValueError: for a condition the family does not know.
-            BatchTooLarge: for more images than memory holds; names how many it does.
+            ValueError: If the family does not support the condition.
+            BatchTooLarge: If the batch does not fit into memory; names the largest that does.
         """
         with drawing_on(self.family.model.device):
             return self._drawn(condition, uniforms, draw, observe)
@@ -116,7 +116,7 @@ class AdaptiveDecoder:
 
 
 class _AdaptiveState:
-    """What a batch is drawn on: codes, keys and values, and which slots each image has written, in its plan's order."""
+    """State of a batch: codes, keys and values, and the slots that each image has written, in its plan's order."""
 
     def __init__(self, family: Family, plan: Plan, condition: Any, uniforms: Tensor, draw: Draw):
         images, device, grid = len(uniforms), family.model.device, family.grid
@@ -129,14 +129,14 @@ class _AdaptiveState:
         slots = self.most + 1 + -(self.most + 1) % self.aligned
         check_memory(family, plan, images, rows=self.copies * images, slots=slots)
         self.tokens = torch.full((images, grid.codes + 2), ROW_END, device=device)  # codes, the row end, and no code
-        self.before: Tensor | None = None  # what the codes that are looked at were drawn from, (B, V)
+        self.before: Tensor | None = None  # (B, V), the codes to verify were sampled from it
         self.written = np.zeros(images, dtype=np.int64)
         self.position = np.zeros((images, slots), dtype=np.int64)
         self.expires = np.zeros((images, slots), dtype=np.int64)  # 0: not written
         self.cache = SlotCache(family.model, rows=self.copies * images, slots=slots)
 
     def forward(self, step: int, feeds: list[list[SlotInput]], observe: Observer | None) -> NDArray[np.bool_]:
-        """A pass; says of each image whether the code that it looked at is accepted."""
+        """Run a forward pass and return, for each image, whether its verified code was accepted, bool (B,)."""
         family, codes, device = self.family, self.family.grid.codes, self.tokens.device
         images, widest = len(feeds), max(map(len, feeds))
         source, position, target, place = (np.full((images, widest), x) for x in (0, -1, codes + 1, self.most))
@@ -164,7 +164,7 @@ class _AdaptiveState:
         bias = torch.zeros_like(mask, dtype=embeddings.dtype).masked_fill(~mask, -torch.inf)
         self.cache.begin_pass(places.repeat(self.copies, 1), seen)
         hidden = family.hidden(embeddings, positions.repeat(self.copies, 1), bias, self.cache)
-        if step == 0:  # of a prompt, the last token draws
+        if step == 0:  # only the last prompt token predicts a code
             hidden, targets, places = hidden[:, -1:], targets[:, -1:], places[:, -1:]
         logits = family.head(hidden)
         if observe:
@@ -179,7 +179,7 @@ class _AdaptiveState:
         return accepted
 
     def _look(self, feeds: list[list[SlotInput]], p: Tensor, drawn: Tensor) -> NDArray[np.bool_]:
-        """Look at the first codes of rows: those tried before are accepted, or drawn anew into `drawn`."""
+        """Verify the first codes of rows: accept those sampled before, or resample them into `drawn`."""
         grid, accepted = self.family.grid, np.zeros(len(feeds), dtype=np.bool_)
         looks = [(k, each[-1]) for k, each in enumerate(feeds) if each and each[-1].task in ("try", "settle")]
         if not looks:

@@ -1,8 +1,8 @@
-"""The rows of one image under an adaptive window: which are open, what the next pass feeds, the plan it comes to.
+"""Row schedule of one image under an adaptive window: open rows, slots of the next pass, and the resulting plan.
 
-A row is tried as soon as `window` tokens of the row above exist, at least one of them a code: its first code is drawn,
-and nothing is drawn from it yet. Each pass after that tries again, with one code more of the row above to be seen,
-until that code is settled; it is at the latest when the row above is whole.
+A row is tried as soon as `window` tokens of the row above exist, at least one of them a code: its first code is sampled
+but not fed yet. Each following pass sees one more code of the row above and verifies the first code, until it is
+accepted, or at the latest until the row above is complete.
 """
 
 from typing import Literal, NamedTuple
@@ -13,43 +13,48 @@ from zipar_train.plan.table import NEVER, PROMPT, ROW_END, Plan
 
 
 class SlotInput(NamedTuple):
-    """A slot of the next pass."""
+    """One slot of the next forward pass."""
 
     source: int  # code, or ROW_END
     position: int
     target: int = -1  # the code that its logits predict, -1: none
     expires: int = NEVER
-    task: Literal["none", "draw", "try", "settle"] = "none"  # what is done about the target
-    tried: int = 0  # times before
+    task: Literal["none", "draw", "try", "settle"] = "none"  # how the target is handled
+    tried: int = 0  # earlier tries
 
 
 class RowSchedule:
-    """One image's.
+    """Schedule of one image's rows under an adaptive window.
 
     Args:
-        grid, stand_in, seen, first_row, prompt: as `Plan.zipar` has them.
-        window: the smallest.
+        grid, stand_in, seen, first_row, prompt: See `Plan.zipar`.
+        window: The smallest window, in codes.
     """
 
     def __init__(self, grid: Grid, *, window: int, stand_in: StandIn, seen: Seen, first_row: FirstRow, prompt: int):
         self.grid, self.window, self.stand_in, self.seen, self.prompt = grid, window, stand_in, seen, prompt
+<<<<<<< HEAD
         self.alone = first_row == "complete" and not grid.row_end
         self.opens = [0]  # of the rows that are open, the pass that drew the first code
+=======
+        self.alone = first_row == "alone" and not grid.row_end
+        self.opens = [0]  # for each open row, the pass that predicted its first code
+>>>>>>> engB
         self.tries = [0] * grid.height
 
     @property
     def last(self) -> int | None:
-        """The pass that draws the image's last code, once that is known."""
+        """Pass that predicts the image's last code; None until all rows are open."""
         return self.opens[-1] + self.grid.width - 1 if len(self.opens) == self.grid.height else None
 
     def feeds(self, step: int) -> list[SlotInput]:
-        """What pass `step` feeds, by position; pass 0 the prompt."""
+        """Return the slots that pass `step` feeds, sorted by position; pass 0 feeds the prompt."""
         grid, found = self.grid, []
         if step == 0:
             prompt = [SlotInput(PROMPT, at) for at in range(-self.prompt, 0)]
             return [*prompt[:-1], prompt[-1]._replace(target=0, task="draw")]
         for row, opened in enumerate(self.opens):
-            column = step - opened - 1  # drawn in the pass before
+            column = step - opened - 1  # predicted in the previous pass
             code = grid.code(row, min(column, grid.width - 1))
             if column < grid.width - 1:
                 found.append(SlotInput(code, grid.position(row, column), code + 1, task="draw"))
@@ -58,7 +63,7 @@ class RowSchedule:
         return found if self.last is not None else [*found[:-1], *self._start(step, found[-1])]
 
     def _start(self, step: int, above: SlotInput) -> list[SlotInput]:
-        """What is fed for the first code of the first row that is not open, beside the latest code of the row above."""
+        """Return the slots for the first code of the next row to open, including the latest code of the row above."""
         grid, row = self.grid, len(self.opens) - 1
         drawn = [min(step - opened, grid.width) for opened in self.opens]
         code, tried = grid.code(row + 1, 0), self.tries[row + 1]
@@ -75,7 +80,7 @@ class RowSchedule:
         return [above, SlotInput(source, position, code, step + 1, task, tried)]
 
     def settle(self, step: int, feed: SlotInput, accepted: bool) -> int:
-        """Take in what has become of a try; returns the pass in which its key expires."""
+        """Record the result of a try and return the pass in which its key expires."""
         row = self.grid.row(feed.target)
         if not accepted:
             self.tries[row] += 1
@@ -87,12 +92,12 @@ class RowSchedule:
 
     @property
     def passes(self) -> int:
-        """That the image took."""
+        """Number of forward passes of the image."""
         assert self.last is not None
         return self.last + 1
 
     def plan(self) -> Plan:
-        """What the image was drawn along."""
+        """Return the plan that the image was generated with."""
         assert self.last is not None
         return Plan.opened(self.grid, self.opens, window=self.window, tries=self.tries, stand_in=self.stand_in,
                            seen=self.seen, prompt=self.prompt)  # fmt: skip

@@ -1,1 +1,1 @@
-"""The report of an evaluation: its schema, tables, plots and page."""
+"""The report of an evaluation: its schema, tables, plots and HTML page."""

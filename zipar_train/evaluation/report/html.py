@@ -1,4 +1,4 @@
-"""An evaluation as one HTML file that needs no network: table, plots, samples; light and dark."""
+"""HTML report of an evaluation: one file without network access, with table, plots and samples, light and dark."""
 
 import base64
 import io
@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 
 from zipar_train.evaluation.report.schema import Report
 
-PLAIN = "#000000"  # matplotlib's colour of words and axes, which becomes the page's
+PLAIN = "#000000"  # matplotlib's colour of text and axes, replaced by the page's
 
 
 def html(
@@ -29,13 +29,14 @@ def html(
     findings: Sequence[str],
     reading: Sequence[str],
 ) -> str:
-    """The page's text.
+    """Render the page and return its HTML.
 
     Args:
+        report: The report.
         samples: uint8 (B, 3, height, width) by checkpoint and window.
-        figure: closed when done.
-        table: heading, then rows.
-        findings, reading: sentences, with **bold** in Markdown.
+        figure: The plot; it is closed afterwards.
+        table: The heading, then the rows.
+        findings, reading: Sentences, with **bold** in Markdown.
     """
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
@@ -74,7 +75,7 @@ def _bold(line: str) -> Markup:
 
 
 def _svg(figure: Figure) -> str:
-    """The figure as an SVG element whose words and axes take the page's colour."""
+    """Return the figure as an SVG element whose text and axes use the page's colour."""
     buffer = io.StringIO()
     with plt.rc_context({"svg.hashsalt": "zipar-train"}):
         figure.savefig(buffer, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None})
@@ -86,8 +87,8 @@ def _svg(figure: Figure) -> str:
 
 
 def _strip(pixels: Tensor) -> str:
-    """Images side by side as a PNG in base64, with nothing between them."""
-    opaque = pad(pixels, (0, 0, 0, 0, 0, 1), value=255)  # a fourth channel
+    """Return images side by side as a base64 PNG, with transparent lines between them."""
+    opaque = pad(pixels, (0, 0, 0, 0, 0, 1), value=255)  # alpha channel
     row = pad(opaque, (0, 1), value=0).permute(2, 0, 3, 1).flatten(1, 2)[:, :-1]
     buffer = io.BytesIO()
     Image.fromarray(row.contiguous().numpy()).save(buffer, "png", optimize=True)

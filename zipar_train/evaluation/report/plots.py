@@ -1,4 +1,4 @@
-"""An evaluation's pictures: quality against cost, and the same draws at every window."""
+"""Plots of an evaluation: quality against cost, and the same samples at every window."""
 
 from collections.abc import Mapping
 from itertools import cycle
@@ -23,11 +23,12 @@ BETTER = {"fid": "lower is better", "clip": "higher is better", "bits": "lower i
 
 
 def pareto(report: Report, *, paper: Mapping[str, list[tuple[float, float]]] | None = None) -> Figure:
-    """Quality against passes and against milliseconds, a line a checkpoint, a point a window.
+    """Plot quality against passes and milliseconds, with a line per checkpoint and a point per window.
 
     Args:
-        paper: published (passes, score) by quality: open points, in the first column alone, as other machines' times
-            say nothing here.
+        report: The report.
+        paper: Published (passes, score) by quality, shown as open points over passes only, because times of other
+            machines are not comparable.
     """
     names = list(dict.fromkeys(row.name for row in report.rows))
     shown = [quality for quality in QUALITIES if report.measured(quality)]
@@ -81,7 +82,7 @@ def pareto(report: Report, *, paper: Mapping[str, list[tuple[float, float]]] | N
 
 
 def _apart(ticks: list[int]) -> list[int]:
-    """Those of the ticks that do not write over each other on a logarithmic axis."""
+    """Return the ticks whose labels do not overlap on a logarithmic axis."""
     kept: list[int] = []
     for tick in ticks:
         if not kept or tick > 1.15 * kept[-1]:
@@ -90,7 +91,7 @@ def _apart(ticks: list[int]) -> list[int]:
 
 
 def sheet(samples: Mapping[tuple[str, int], Tensor], name: str) -> Tensor:
-    """The images of one checkpoint, a row a window, a column an image number: uint8 (h, w, 3), white lines between."""
+    """Return one checkpoint's images as uint8 (h, w, 3), a row per window, a column per image, white lines between."""
     tiles = [
         torch.nn.functional.pad(pixels, (0, 1, 0, 1), value=255) for (n, _), pixels in samples.items() if n == name
     ]
@@ -98,14 +99,14 @@ def sheet(samples: Mapping[tuple[str, int], Tensor], name: str) -> Tensor:
 
 
 def plot_samples(samples: Mapping[tuple[str, int], Tensor], path: Path) -> None:
-    """A block a checkpoint, a row a window, a column an image number: the same draws in every row."""
+    """Plot samples to a file: a block per checkpoint, a row per window, a column per image, the same in every row."""
     names = list(dict.fromkeys(name for name, _ in samples))
     images = len(next(iter(samples.values())))
     rows = {name: [window for n, window in samples if n == name] for name in names}
     heights = [len(windows) for windows in rows.values()]
     height, width = (side + 1 for side in next(iter(samples.values())).shape[-2:])
     small = max(height, width) < 65
-    wide = 0.62 if small else 1.3  # inches an image
+    wide = 0.62 if small else 1.3  # inches per image
     high = wide * height / width
     with plt.rc_context({"font.size": 9}):
         figure, axes = plt.subplots(

@@ -1,4 +1,4 @@
-"""How a score was measured, and in what that departs from how a published one was."""
+"""Measurement protocol of a score, and its differences from that of published scores."""
 
 from pydantic import BaseModel
 
@@ -6,17 +6,17 @@ from zipar_train.recipe.published import Paper
 
 
 class Protocol(BaseModel):
-    """All that two scores must share to stand in one column."""
+    """Protocol that two scores must share to be comparable."""
 
-    images: int  # drawn, for each seed
+    images: int  # generated per seed
     seeds: list[int]
     conditions: str  # random classes | classes in turn | captions of ...
-    size: int | tuple[int, int]  # pixels each way, or height and width, as scored
-    drawn: int | tuple[int, int]  # the same, as drawn
-    reference: str | None  # None: nothing to compare with
+    size: int | tuple[int, int]  # pixels as scored: side length, or height and width
+    drawn: int | tuple[int, int]  # pixels as generated, before resizing
+    reference: str | None  # None: no reference
     reference_checksum: str | None
     reference_images: int | None
-    validation: bool  # whether the reference is a validation set
+    validation: bool  # True if the reference is a validation set
     guidance: float
     temperature: float
     top_k: int
@@ -28,17 +28,17 @@ class Protocol(BaseModel):
 
 
 def one_or_two(size: tuple[int, int]) -> int | tuple[int, int]:
-    """Pixels each way, or height and width of what is not square."""
+    """Return the side length of a square size, otherwise height and width, in pixels."""
     return size[0] if size[0] == size[1] else size
 
 
 def in_pixels(size: int | tuple[int, int]) -> str:
-    """A size in words: `256 px`, `192 x 256 px`."""
+    """Return a size as text: `256 px`, `192 x 256 px`."""
     return f"{size} px" if isinstance(size, int) else f"{size[0]} x {size[1]} px"
 
 
 def warnings(protocol: Protocol) -> list[str]:
-    """What makes these scores incomparable with most published ones, in sentences."""
+    """Return sentences on why these scores are not comparable with most published ones."""
     said = []
     if protocol.validation and protocol.features == "inception":
         said.append(
@@ -59,7 +59,7 @@ def warnings(protocol: Protocol) -> list[str]:
 
 
 def departures(protocol: Protocol, paper: Paper) -> list[str]:
-    """In what our measurement differs from the published one, in the published one's order."""
+    """Return the differences between this protocol and the published one, as text."""
     known = paper.protocol
     pairs = [
         ("images", protocol.images, known.images),
@@ -82,4 +82,4 @@ def departures(protocol: Protocol, paper: Paper) -> list[str]:
 
 
 def _same(ours: object, theirs: object) -> bool:
-    return ours == theirs or str(ours).lower().startswith(f"{theirs}, ".lower())  # a file, and what is taken of it
+    return ours == theirs or str(ours).lower().startswith(f"{theirs}, ".lower())  # a file name, followed by details

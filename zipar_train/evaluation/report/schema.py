@@ -1,4 +1,4 @@
-"""What an evaluation found, with what it takes to believe and repeat it."""
+"""Schema of an evaluation's report: results, and everything needed to check and repeat them."""
 
 from typing import Any
 
@@ -9,13 +9,14 @@ from zipar_train.decoding.generator import DecodeMode
 from zipar_train.evaluation.report.protocol import Protocol
 from zipar_train.evaluation.scores.scores import Score
 
-Samples = dict[tuple[str, int], Tensor]  # by Row.name and window: uint8 (images, 3, height, width)
+Samples = dict[tuple[str, int], Tensor]  # uint8 (images, 3, height, width) by Row.name and window
 
 
 class Row(BaseModel):
-    """One checkpoint at one window. None: not measured, for want of a reference, held-out codes or a second batch."""
+    """Result of one checkpoint at one window; None: not measured, without reference, held-out codes or second batch."""
 
     checkpoint: str
+<<<<<<< HEAD
     manner: DecodeMode  # of drawing, see `Generator.generate`
     window: int  # of an adaptive one the smallest
     passes: float  # of an adaptive window the mean over images
@@ -25,6 +26,17 @@ class Row(BaseModel):
     window_costs: float | None  # share of bits more than this checkpoint's own next-token bits
     gap_closed: float | None  # of bits, see Report
     milliseconds: float  # an image, drawn alone
+=======
+    manner: DecodeMode  # see `Generator.draw`
+    window: int  # for adaptive windows the smallest
+    passes: float  # for adaptive windows the mean over images
+    reduction: float  # share of the next-token passes saved
+    width: int | None  # slots of the widest pass; None for adaptive windows
+    bits: float | None  # exact bits per code, on held-out images under this window's mask
+    window_costs: float | None  # bits relative to this checkpoint's next-token bits, minus 1
+    gap_closed: float | None  # see Report
+    milliseconds: float  # per image, at batch size 1
+>>>>>>> engB
     images_per_second: float | None  # at the recipe's batch size, one process
     fid: Score | None = None
     sfid: Score | None = None
@@ -32,7 +44,7 @@ class Row(BaseModel):
     isc: Score | None = None
     precision: Score | None = None
     recall: Score | None = None
-    agreement: Score | None = None  # share of drawn images that the classifier names as their class
+    agreement: Score | None = None  # share of images that the classifier assigns to their class
     clip: Score | None = None
 
     @property
@@ -44,19 +56,19 @@ SCORES = ("fid", "sfid", "kid", "isc", "precision", "recall", "agreement", "clip
 
 
 class Report(BaseModel):
-    """Every row, and how it was measured.
+    """Report of an evaluation: all rows, and how they were measured.
 
-    `gap_closed` of a checkpoint and window: of the bits that the first compared checkpoint loses at that window
-    against its own next-token bits, the share this checkpoint does not lose. None where nothing (below 0.5 %) is lost.
+    `gap_closed` at a window: the gap is the baseline's bits at that window minus its own next-token bits. The value is
+    the share of the gap that this checkpoint closes. None if the gap is below 0.5 % of the next-token bits.
     """
 
     rows: list[Row]
     baseline: str | None
     protocol: Protocol
     warnings: list[str]
-    departures: list[str]  # from how the recipe's published scores were measured
-    features_accuracy: float | None  # of the classifier, on held-out images
-    held_out: str | None  # whose bits are counted
+    departures: list[str]  # differences from the protocol of the published scores
+    features_accuracy: float | None  # accuracy of the classifier on held-out images
+    held_out: str | None  # description of the images for bits
     checkpoints: dict[str, str]  # name: path and hash
     recipe: dict[str, Any]
     environment: dict[str, str]
@@ -66,5 +78,5 @@ class Report(BaseModel):
         return next(row for row in self.rows if (row.checkpoint, row.window, row.manner) == wanted)
 
     def measured(self, score: str) -> bool:
-        """Whether any row has the score."""
+        """Return True if any row has the score."""
         return any(getattr(row, score) is not None for row in self.rows)

@@ -1,4 +1,4 @@
-"""An evaluation in words: columns, sentences, Markdown; and its files, `report.html` the one to read."""
+"""Text of an evaluation's report: table columns, sentences, Markdown, and the report files (mainly `report.html`)."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -19,10 +19,10 @@ NEXT_TOKEN = "next-token"
 
 
 def write_report(report: Report, samples: Samples, out: str | Path) -> list[Path]:
-    """Write the five files; returns their paths.
+    """Write the five report files and return their paths.
 
     Raises:
-        OSError: if one cannot be written.
+        OSError: If a file cannot be written.
     """
     out = Path(out)
     make_folder(out)
@@ -42,7 +42,7 @@ def paper_of(report: Report) -> Paper | None:
 
 
 def published_points(report: Report) -> dict[str, list[tuple[float, float]]]:
-    """The recipe's published (passes, score) by quality."""
+    """Return the recipe's published (passes, score) pairs by quality."""
     paper = paper_of(report)
     rows = paper.rows if paper else []
     return {
@@ -52,7 +52,7 @@ def published_points(report: Report) -> dict[str, list[tuple[float, float]]]:
 
 
 def frechet_name(report: Report) -> str:
-    """FID if it is Inception's, with the number of images where that is not 50,000, and what it is against."""
+    """Return the column name of the Frechet distance: FID only with Inception features, else FD."""
     protocol = report.protocol
     if protocol.features != "inception":
         return "FD"
@@ -61,7 +61,7 @@ def frechet_name(report: Report) -> str:
 
 
 def columns(report: Report) -> list[tuple[str, Callable[[Row], str]]]:
-    """Heading and text of every column that has something in it."""
+    """Return the heading and the text function of every column that is not empty."""
     few = {"fid": frechet_name(report), "sfid": "s" + frechet_name(report), "kid": "KID x1000", "isc": "IS",
            "precision": "precision", "recall": "recall", "agreement": "agreement", "clip": "CLIP"}  # fmt: skip
     scales = {"kid": (1000, 1), "agreement": (100, 1), "clip": (1, 4), "precision": (1, 3), "recall": (1, 3)}
@@ -96,9 +96,9 @@ def _pm(score: Score, scale: float, digits: int) -> str:
 
 
 def table(report: Report) -> list[list[str]]:
-    """The heading, our rows, and the recipe's published ones; a † marks those that ours are not comparable with.
+    """Return the heading, the report's rows, and the published rows of the recipe; † marks incomparable ones.
 
-    A published FID never stands in a column of another network's distances.
+    A published FID is never put into a column of distances from another network.
     """
     found = columns(report)
     names = [name for name, _ in found]
@@ -125,7 +125,7 @@ def table(report: Report) -> list[list[str]]:
 
 
 def findings(report: Report) -> list[str]:
-    """What the numbers say, in sentences that are computed and can come out otherwise."""
+    """Return sentences that compare each checkpoint with the baseline, computed from the rows."""
     if report.baseline is None:
         return []
     widest = report.rows[0].window
@@ -152,7 +152,7 @@ def findings(report: Report) -> list[str]:
 
 
 def reading(report: Report) -> list[str]:
-    """How to read the table, and with what it was made."""
+    """Return sentences on how to read the table and how it was measured."""
     protocol = report.protocol
     environment = ", ".join(f"{key} {value}" for key, value in report.environment.items())
     drawn = in_pixels(protocol.drawn).removesuffix(" px")
@@ -218,7 +218,7 @@ def markdown_table(report: Report) -> list[str]:
 
 
 def markdown(report: Report) -> str:
-    """The report as Markdown."""
+    """Return the report as Markdown."""
     return "\n".join(
         [
             f"# {report.recipe['name']}: windows and what they cost",
@@ -240,7 +240,7 @@ def markdown(report: Report) -> str:
 
 
 def log_to_wandb(report: Report, pictures: Iterable[Path]) -> None:
-    """One W&B run with the table and the pictures, online or offline as the recipe says."""
+    """Log the table and pictures as one W&B run, online or offline by the recipe's `log` section."""
     from zipar_train.recipe.load import parse
     from zipar_train.training.wandb_run import start
 
@@ -257,7 +257,7 @@ def log_to_wandb(report: Report, pictures: Iterable[Path]) -> None:
 
 
 def _flat(row: Row) -> dict[str, float | str | None]:
-    """A row as numbers, a score as its mean and its standard deviation."""
+    """Return a row as a flat dictionary, with each score split into mean and standard deviation."""
     flat: dict[str, float | str | None] = {}
     for key, value in row.model_dump().items():
         mean, std = (value["mean"], value["std"]) if isinstance(value, dict) else (value, None)

@@ -1,8 +1,8 @@
-"""The `.npz` files of ADM's evaluator (openai/guided-diffusion, evaluations/): a reference read, drawn images written.
+"""The `.npz` files of ADM's evaluator (openai/guided-diffusion, evaluations/): reading references, writing images.
 
-A file holds images, `arr_0` uint8 (N, height, width, 3), and a reference also their statistics over a whole data set:
-`mu` (2048,) and `sigma` (2048, 2048) of Inception's pooled features, `mu_s` (2023,) and `sigma_s` of its spatial ones.
-Nothing is kept in memory but the block of images in hand.
+A file contains images, `arr_0` uint8 (N, height, width, 3). A reference also contains statistics over a whole dataset:
+`mu` (2048,) and `sigma` (2048, 2048) of Inception's pooled features, `mu_s` (2023,) and `sigma_s` (2023, 2023) of its
+spatial features. Only one block of images is in memory at a time.
 """
 
 import os
@@ -32,23 +32,24 @@ REMEDY = "Give ADM's VIRTUAL_imagenet256_labeled.npz, a folder of pictures, or t
 
 @dataclass(frozen=True)
 class Reference:
-    """A checked file.
+    """Checked reference file of ADM's format.
 
-    images: how many pictures it holds; 0: statistics alone.
-    size: height and width in pixels; None without pictures.
-    pooled, spatial: {"mu", "sigma"} in float64; None where the file has none.
+    Attributes:
+        images: Number of images; 0: only statistics.
+        size: Height and width in pixels; None without images.
+        pooled, spatial: {"mu", "sigma"} in float64; None if the file has none.
     """
 
     path: Path
-    sha256: str  # of the bytes that all of this is read from
-    archive: zipfile.ZipFile  # open: a file renamed to its place meanwhile is another one
+    sha256: str  # checksum of the file
+    archive: zipfile.ZipFile  # kept open, in case the file is replaced meanwhile
     images: int
     size: tuple[int, int] | None
     pooled: Statistics | None
     spatial: Statistics | None
 
     def blocks(self, count: int) -> Iterator[Tensor]:
-        """Its pictures, uint8 (count or fewer, 3, height, width), in their order."""
+        """Yield the images in order, in blocks uint8 (count or fewer, 3, height, width)."""
         with self.archive.open("arr_0.npy") as file:
             shape, _ = _header(file, self.path)
             one = int(np.prod(shape[1:]))
@@ -68,7 +69,7 @@ def read_reference(path: Path) -> Reference:
     """Open and check a file of ADM's format.
 
     Raises:
-        ValueError: for a file, key, shape or dtype that is not of the format; names it and the remedy.
+        ValueError: If the file, a key, a shape or a dtype does not fit the format; names it and the remedy.
     """
     with ExitStack() as stack:
         try:
@@ -91,7 +92,7 @@ def read_reference(path: Path) -> Reference:
 
 
 def _checked(archive: zipfile.ZipFile, path: Path) -> tuple[tuple[int, ...] | None, dict[str, NDArray[np.float64]]]:
-    """The shape of the images, if there are some, and the statistics."""
+    """Return the shape of the images, or None without images, and the statistics."""
     members = archive.namelist()
     names = {name.removesuffix(".npy") for name in members}
     if unknown := names - SHAPES.keys() - {"arr_0"}:
@@ -113,14 +114,16 @@ def _checked(archive: zipfile.ZipFile, path: Path) -> tuple[tuple[int, ...] | No
 
 
 def write_images(path: Path, images: Iterable[Tensor], *, count: int, size: tuple[int, int]) -> None:
-    """Write `arr_0` block by block: the file appears whole or not at all.
+    """Write images as `arr_0` block by block; the file appears complete or not at all.
 
     Args:
-        images: blocks uint8 (B, 3, height, width), `count` images in all.
-        size: height and width in pixels.
+        path: The file.
+        images: Blocks, uint8 (B, 3, height, width), `count` images in total.
+        count: Number of images.
+        size: Height and width in pixels.
 
     Raises:
-        OSError: naming the file; nothing is left behind.
+        OSError: If the file cannot be written; names it, and nothing is left behind.
     """
     aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     header = {"descr": "|u1", "fortran_order": False, "shape": (count, *size, 3)}
@@ -151,14 +154,14 @@ def _header(file: IO[bytes], path: Path, name: str = "arr_0") -> tuple[tuple[int
         shape, fortran, dtype = read(file)
     except Exception as error:  # numpy's parser of damaged headers
         raise ValueError(f"{path} is damaged: {name} has no header ({error}). Fetch it again") from None
-    if fortran and len(shape) > 2:  # a covariance is the same both ways
+    if fortran and len(shape) > 2:  # a covariance is symmetric
         raise ValueError(f"{path}: {name} lies column by column. {REMEDY}")
     return shape, dtype
 
 
 def _numbers(archive: zipfile.ZipFile, name: str, path: Path) -> NDArray[np.float64]:
     with archive.open(f"{name}.npy") as file:
-        shape, dtype = _header(file, path, name)  # before memory is taken for what it claims
+        shape, dtype = _header(file, path, name)  # check the shape before allocating memory for it
     if shape != SHAPES[name] or dtype not in (np.float32, np.float64):
         raise ValueError(f"{path}: {name} is {dtype} {shape}, not floats {SHAPES[name]}. {REMEDY}")
     with archive.open(f"{name}.npy") as file:

@@ -1,4 +1,4 @@
-"""A small image classifier trained on a recipe's own shards: feature network and judge where Inception is too large."""
+"""Small image classifier trained on a recipe's own shards, for features and agreement where Inception is too large."""
 
 import hashlib
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ LOGITS = "logits"
 
 
 class Classifier(nn.Module):
-    """Three convolutions, means over the image's quarters, one hidden layer."""
+    """Classifier with three convolutions, average pooling to 2 x 2, and one hidden layer."""
 
     def __init__(self, classes: int):
         super().__init__()
@@ -37,17 +37,17 @@ class Classifier(nn.Module):
             nn.Flatten(),
             nn.Linear(4 * FEATURES, FEATURES),
             nn.GELU(),
-            nn.LayerNorm(FEATURES, elementwise_affine=False),  # features of one length, so that distances have a scale
+            nn.LayerNorm(FEATURES, elementwise_affine=False),  # features of equal norm, to fix the scale of distances
         )
         self.head = nn.Linear(FEATURES, classes)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (B, 64) and logits (B, classes) of uint8 pixels (B, 3, px, px)."""
+        """Return features (B, 64) and logits (B, classes) of pixels, uint8 (B, 3, height, width)."""
         features = self.body(pixels.float() / 127.5 - 1)
         return features, self.head(features)
 
     def accuracy(self, images: Iterator[tuple[Tensor, Tensor]]) -> float:
-        """Share of (pixels, labels) batches named rightly."""
+        """Return the accuracy over batches of (pixels, labels)."""
         with torch.inference_mode():
             hits = [self(pixels)[1].argmax(-1) == labels for pixels, labels in images]
         return torch.cat(hits).float().mean().item()
@@ -56,7 +56,7 @@ class Classifier(nn.Module):
 def pixels_of(
     loader: ShardLoader, tokenizer: Tokenizer, grid: tuple[int, int], *, size: tuple[int, int] | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of (pixels uint8 (B, 3, height, width), labels (B,)) of a shard set; resized to `size`."""
+    """Yield batches of pixels, uint8 (B, 3, height, width), resized to `size`, and labels (B,) of a shard set."""
     for batch in loader:
         yield tokenizer.decode(batch.codes.view(-1, *grid), size=size), batch.condition
 
@@ -64,14 +64,17 @@ def pixels_of(
 def trained(
     path: Path, loader: ShardLoader, tokenizer: Tokenizer, *, size: tuple[int, int] | None = None, epochs: int = 20
 ) -> Classifier:
-    """The classifier of a shard set: read from `path` if it was trained on the same shards, else trained and written.
+    """Return the classifier of a shard set: read from `path` if trained on the same shards, else train and write it.
 
     Args:
-        path: a .safetensors file; `.shards` beside it names the shards it was trained on.
-        size: height and width in pixels that images are resized to.
+        path: A .safetensors file; the `.shards` file beside it identifies the shards.
+        loader: Loader of the shard set.
+        tokenizer: Decodes codes to pixels.
+        size: Height and width in pixels that images are resized to.
+        epochs: Epochs of training.
 
     Raises:
-        OSError: if it cannot be written.
+        OSError: If it cannot be written.
     """
     manifest = loader.manifest
     assert manifest.classes is not None
@@ -102,7 +105,7 @@ def trained(
 
 
 def register(classifier: Classifier) -> Extractor:
-    """Make the classifier known to torch-fidelity, by a name that holds a hash of its weights."""
+    """Register the classifier with torch-fidelity under a name with a hash of its weights, and return its extractor."""
     weights = hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in classifier.state_dict().values()))
     name = f"classifier-{weights.hexdigest()[:8]}"
     if name not in FEATURE_EXTRACTORS_REGISTRY:

@@ -1,4 +1,4 @@
-"""CLIP score: how well a picture and its caption agree, as LlamaGen and the paper measure it (ViT-B/32)."""
+"""CLIP score: the similarity of an image and its caption, as LlamaGen and the paper measure it (ViT-B/32)."""
 
 from collections.abc import Sequence
 
@@ -10,13 +10,14 @@ from zipar_train.models.pretrained import pretrained
 
 
 class Clip:
-    """A CLIP of transformers.
+    """CLIP model of transformers, for CLIP scores.
 
     Args:
-        source: hub id or folder, `openai/clip-vit-base-patch32` say.
+        source: A hub id or folder, for example `openai/clip-vit-base-patch32`.
+        device: Device of the model.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: If there is no such model.
     """
 
     def __init__(self, source: str, *, device: torch.device):
@@ -35,10 +36,13 @@ class Clip:
 
     @torch.inference_mode()
     def __call__(self, pixels: Tensor, captions: Sequence[str]) -> Tensor:
-        """Cosine of picture and caption, float32 (B,), on the CPU; the paper's 0.287 is their mean.
+        """Return the cosine similarity of each image and its caption, float32 (B,), on the CPU.
+
+        The CLIP score is their mean (0.287 in the paper).
 
         Args:
-            pixels: uint8 (B, 3, px, px).
+            pixels: uint8 (B, 3, height, width).
+            captions: A caption for each image.
         """
         text = self.processor(
             text=list(captions), padding=True, truncation=True, max_length=self.longest, return_tensors="pt"

@@ -1,7 +1,7 @@
-"""Pictures to features, by a network that torch-fidelity knows.
+"""Features of images, computed by a network registered with torch-fidelity.
 
-Inception is torch-fidelity's port of the TensorFlow graph that ADM's evaluator runs; its weights are downloaded by
-torch-fidelity, or read from a path.
+Inception is torch-fidelity's port of the TensorFlow graph that ADM's evaluator runs. Its weights are downloaded from
+torch-fidelity's address, or read from a path.
 """
 
 import io
@@ -27,15 +27,16 @@ from zipar_train.models.files import Checksums, read_file, tensors
 from zipar_train.models.filling import check_numbers
 
 INCEPTION = "inception-v3-compat"
-SPATIAL = 7  # channels of `mixed_6/conv:0` that sFID is of (guided-diffusion, evaluations/evaluator.py)
+SPATIAL = 7  # channels of `mixed_6/conv:0` used by sFID (guided-diffusion, evaluations/evaluator.py)
 
 
 class Pictures(Dataset):
-    """Pictures in blocks that are read when they are come to: one block in memory, read in order.
+    """Dataset of images in blocks that are read lazily and in order, with one block in memory.
 
     Args:
-        blocks: opens the blocks, uint8 (b, 3, px, px), from the first one on.
-        count: pictures in all.
+        blocks: Returns an iterator over all blocks, uint8 (b, 3, height, width).
+        count: Total number of images.
+        words: Label of the progress bar.
     """
 
     def __init__(self, blocks: Callable[[], Iterable[Tensor]], count: int, *, words: str = ""):
@@ -60,7 +61,7 @@ class Pictures(Dataset):
 
 @dataclass
 class Moments:
-    """Sums of features in float64: mean and covariance of however many, in the memory of one matrix."""
+    """Running sums of features in float64, for mean and covariance in the memory of one matrix."""
 
     count: int = 0
     total: Any = 0.0
@@ -79,7 +80,7 @@ class Moments:
 
 @dataclass
 class Features:
-    """Of N pictures: float (N, .) by torch-fidelity's names of layers; the spatial ones as moments."""
+    """Features of N images: float (N, .) by torch-fidelity's layer names, and moments of the spatial features."""
 
     layers: dict[str, Tensor]
     spatial: Moments | None = None
@@ -90,15 +91,15 @@ class Features:
 
 @dataclass
 class Extractor:
-    """A network with its weights' checksum, asked for the features that FID, KID, IS, precision and recall are of."""
+    """Feature network with its weights' checksum, for FID, KID, IS, precision and recall."""
 
-    name: str  # torch-fidelity's
+    name: str  # in torch-fidelity's registry
     weights: str  # SHA-256
-    state: dict[str, Tensor] | None = None  # those weights, of Inception; others bring their own
+    state: dict[str, Tensor] | None = None  # Inception's weights; other networks have their own
     device: torch.device = torch.device("cpu")
 
     def layer(self, score: str) -> str:
-        """The layer that a score is of: fid, kid, isc or prc."""
+        """Return the layer used by a score: fid, kid, isc or prc."""
         return FEATURE_EXTRACTORS_REGISTRY[self.name].get_default_feature_layer_for_metric(score)
 
     @property
@@ -106,7 +107,7 @@ class Extractor:
         return self.name == INCEPTION
 
     def network(self, layers: list[str], *, cuda: bool) -> FeatureExtractorBase:
-        """The network that computes layers. torch-fidelity would load anything from a path; it is given a copy."""
+        """Build the network for given layers, from a copy of the checked weights in memory instead of a path."""
         options = {}
         if self.state is not None:
             copy = io.BytesIO()
@@ -116,10 +117,12 @@ class Extractor:
         return create_feature_extractor(self.name, layers, cuda=cuda, verbose=False, **options)
 
     def __call__(self, pictures: Pictures, *, spatial: bool = False, batch_size: int = 64) -> Features:
-        """Features of pictures.
+        """Compute the features of images.
 
         Args:
-            spatial: of Inception, sFID's too.
+            pictures: The images.
+            spatial: Also collect sFID's spatial features (Inception only).
+            batch_size: Images per forward pass.
         """
         layers = list(dict.fromkeys(self.layer(score) for score in ("fid", "kid", "isc", "prc")))
         cuda = self.device.type == "cuda"
@@ -139,7 +142,7 @@ class Extractor:
 
 
 def _observed(network: nn.Module, moments: Moments) -> Any:
-    """Collect sFID's features: the first channels of the first branch of mixed_6, 17 x 17 x 7 numbers."""
+    """Register a hook that collects sFID's features: 7 channels of the first branch of mixed_6, 17 x 17 x 7 values."""
 
     def keep(module: nn.Module, inputs: Any, output: Tensor) -> None:
         moments.add(output[:, :SPATIAL].permute(0, 2, 3, 1).flatten(1))
@@ -148,10 +151,10 @@ def _observed(network: nn.Module, moments: Moments) -> Any:
 
 
 def inception(weights: str | None, *, device: torch.device) -> Extractor:
-    """Inception with weights at a path, or downloaded.
+    """Return the Inception extractor, with weights from a path, or downloaded if `weights` is None.
 
     Raises:
-        ValueError: if there are none, or the file is something else.
+        ValueError: If the weights are missing, or the file is not Inception's.
     """
     cached = Path(get_dir()) / "checkpoints" / URL_INCEPTION_V3.rpartition("/")[2]
     path = Path(weights) if weights is not None else cached

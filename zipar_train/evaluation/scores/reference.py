@@ -1,4 +1,4 @@
-"""What drawn images are compared with: a folder of pictures, a shard set, or a file of ADM's evaluator."""
+"""Reference images for scores: a folder of images, a shard set, or a file of ADM's evaluator."""
 
 import hashlib
 import re
@@ -25,18 +25,18 @@ from zipar_train.io.remote import is_url
 from zipar_train.models.tokenizers.base import Tokenizer
 from zipar_train.plan.grid import Grid
 
-BLOCK = 64  # pictures in memory
-LEAST = 10  # pictures of a reference
+BLOCK = 64  # images in memory
+LEAST = 10  # smallest number of reference images
 VALIDATION = re.compile(r"(^|[^a-z])(val|valid|validation)([^a-z]|$)|ILSVRC2012_val", re.IGNORECASE)
 
 
 @dataclass
 class Reference:
-    """Features and statistics of the pictures that drawn ones are compared with.
+    """Features and statistics of the reference images.
 
-    words: what it is. checksum: of the file, the shard set, or a folder's names and sizes.
-    images: that statistics are over; None: a file does not say. features: None if it holds statistics alone.
-    validation: whether it is, by its name, a validation set, which published FIDs are not against.
+    `words` describes the reference. `checksum` is that of the file, of the shard set, or of a folder's names and sizes.
+    `images` counts the images of the statistics (None: unknown). `features` is None if there are only statistics.
+    `validation` is True if it is a validation set by its name; published FIDs do not use one.
     """
 
     words: str
@@ -58,17 +58,19 @@ def open_reference(
     grid: Grid | None = None,
     codes: int | None = None,
 ) -> Reference:
-    """Read a reference and take its features.
+    """Read a reference and compute its features.
 
     Args:
-        source: a folder of pictures, the manifest (.json) of a shard set, or an .npz file of ADM's evaluator.
-        tokenizer: of a shard set's codes.
-        size: height and width of the drawn images in pixels; larger pictures of a folder are cropped as ADM crops,
-            shards' resized as drawn images are.
-        grid, codes: that a shard set's must be.
+        source: A folder of images, the manifest (.json) of a shard set, or an .npz file of ADM's evaluator.
+        extractor: The feature network.
+        tokenizer: Decodes the codes of a shard set.
+        size: Height and width of the generated images in pixels. Larger images of a folder are cropped as ADM does;
+            images of shards are resized like generated ones.
+        batch_size: Images decoded at a time, for a shard set.
+        grid, codes: Required grid and codebook size of a shard set.
 
     Raises:
-        ValueError: if it is none of these, is damaged or of another size; names it and the remedy.
+        ValueError: If the source is none of these, is damaged or has another size; names it and the remedy.
     """
     path = Path(source)
     if path.suffix == ".npz":
@@ -117,7 +119,7 @@ def _from_adm(path: Path, extractor: Extractor, *, size: tuple[int, int]) -> Ref
 def _from_shards(
     source: str, extractor: Extractor, tokenizer: Tokenizer, *, size: tuple[int, int], batch_size: int
 ) -> Reference:
-    loader = ShardLoader(source, batch_size=batch_size)  # one: the manifest that is told is the one that is read
+    loader = ShardLoader(source, batch_size=batch_size)  # a single loader, so the described manifest is the one read
     manifest = loader.manifest
     _enough(source, manifest.samples)
     if manifest.tokenizer is not None and tokenizer.sha256 != manifest.tokenizer:

@@ -1,8 +1,8 @@
-"""Scores of drawn pictures from features, by torch-fidelity's own functions, each with its uncertainty.
+"""Scores of generated images from features, by torch-fidelity's own functions, each with its uncertainty.
 
-One seed says how far a score would move with other random numbers only through the images themselves: FID by leaving
-out each tenth of the drawn images in turn (jackknife), KID from the spread of its subsets, IS from its ten splits,
-shares of images (precision, recall, agreement) binomially, means (CLIP) by their standard error, sFID not at all.
+From a single seed the uncertainty is estimated from the images: for FID by a jackknife over tenths of the images, for
+KID from the spread of its subsets, for IS from its ten splits, for shares of images (precision, recall, agreement) by
+the binomial formula, and for means (CLIP) by the standard error. For sFID it is not estimated.
 """
 
 from math import sqrt
@@ -24,19 +24,19 @@ from zipar_train.evaluation.scores.features import Extractor, Features, Moments
 from zipar_train.evaluation.scores.reference import Reference
 
 GROUPS = 10
-SUBSETS, SUBSET = 100, 1000  # of KID; torch-fidelity's numbers
-DISTANCES = 2**24  # of precision and recall, in memory at once
+SUBSETS, SUBSET = 100, 1000  # number and size of KID's subsets, torch-fidelity's defaults
+DISTANCES = 2**24  # pairwise distances in memory at once, for precision and recall
 
 
 class Score(BaseModel):
-    """A score and its standard deviation: over seeds, or, from one, as this file's first lines say."""
+    """Score with its standard deviation over seeds, or, from one seed, its estimated uncertainty."""
 
     mean: float
     std: float | None  # None: not estimated
 
 
 def over_seeds(scores: list[Score]) -> Score:
-    """One score from those of several seeds."""
+    """Combine the scores of several seeds into their mean and standard deviation."""
     if len(scores) == 1:
         return scores[0]
     values = [score.mean for score in scores]
@@ -44,10 +44,13 @@ def over_seeds(scores: list[Score]) -> Score:
 
 
 def fidelity(drawn: Features, reference: Reference, extractor: Extractor, *, kid: bool = True) -> dict[str, Score]:
-    """FID, KID, IS, precision, recall, and sFID, as far as the reference holds what they need.
+    """Compute FID, KID, IS, precision, recall and sFID, as far as the reference allows.
 
     Args:
-        kid: False: without KID, whose 100 subsets take seconds on a CPU.
+        drawn: Features of the generated images.
+        reference: The reference.
+        extractor: The feature network.
+        kid: False: skip KID, whose 100 subsets take seconds on a CPU.
     """
     features = {score: drawn.layers[extractor.layer(score)] for score in ("fid", "kid", "isc", "prc")}
     inception_score = isc_features_to_metric(features["isc"])
@@ -78,28 +81,28 @@ def fidelity(drawn: Features, reference: Reference, extractor: Extractor, *, kid
 
 
 def subset_size(drawn: int, real: int) -> int:
-    """Pictures in each of KID's subsets: 1000, or half of what there is, so that subsets differ."""
+    """Return the size of KID's subsets: 1000, or half of the images if there are fewer, so that subsets differ."""
     return min(SUBSET, (min(drawn, real) + 1) // 2)
 
 
 def share(value: float, count: int) -> Score:
-    """A share of `count` pictures."""
+    """Return the score of a share of `count` images, with its binomial standard error."""
     return Score(mean=value, std=sqrt(value * (1 - value) / count))
 
 
 def average(values: Tensor) -> Score:
-    """The mean of a number for each picture."""
+    """Return the mean of one value per image, with its standard error."""
     numbers = values.double().tolist()
     return Score(mean=fmean(numbers), std=stdev(numbers) / sqrt(len(numbers)))
 
 
 def frechet(a: Statistics, b: Statistics) -> float:
-    """The Frechet distance of two normal distributions, by torch-fidelity."""
+    """Return the Frechet distance of two normal distributions, by torch-fidelity."""
     return fid_statistics_to_metric(a, b, verbose=False)[KEY_METRIC_FID]
 
 
 def _fid(features: Tensor, reference: Statistics) -> Score:
-    order = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))  # classes may come in turn
+    order = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))  # images may be ordered by class
     parts = [Moments() for _ in range(GROUPS)]
     for number, part in enumerate(parts):
         part.add(features[order[number::GROUPS]])
@@ -118,12 +121,12 @@ def _fid(features: Tensor, reference: Statistics) -> Score:
 
 
 def _root(matrix: NDArray[Any]) -> Tensor:
-    """The square root of a covariance."""
+    """Return the symmetric square root of a covariance matrix."""
     values, vectors = torch.linalg.eigh(torch.from_numpy(matrix))
     return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
 
 
 def _distance(a: Statistics, b: Statistics, root: Tensor) -> float:
-    """`frechet` by symmetric matrices alone, ten times as fast at 2048 features; `root` of b's covariance."""
+    """Return `frechet(a, b)`, ten times as fast at 2048 features; `root` is the square root of b's covariance."""
     middle = torch.linalg.eigvalsh(root @ torch.from_numpy(a["sigma"]) @ root).clamp(min=0).sqrt().sum().item()
     return float(((a["mu"] - b["mu"]) ** 2).sum() + np.trace(a["sigma"]) + np.trace(b["sigma"]) - 2 * middle)

@@ -1,1 +1,1 @@
-"""What happens beside the steps: checkpoints, throughput, weight averages, sample images."""
+"""Lightning callbacks: checkpoints, throughput, weight averaging, sample images."""

@@ -1,4 +1,4 @@
-"""The average of the weights that a run keeps beside them."""
+"""Callback for averaged weights."""
 
 from typing import Any
 
@@ -7,10 +7,10 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 
 
 class Average(EMAWeightAveraging):
-    """An exponential moving average of the weights, on the device that trains them.
+    """Exponential moving average of the weights, kept on the training device.
 
-    Lightning makes the average in `setup`, before the strategy moves the model to its device, and where the model is
-    then: on the CPU. Every step would copy all weights there and average them there.
+    Lightning creates the average in `setup`, before the strategy moves the model to its device, so it would stay on the
+    CPU, and every step would copy all weights there.
     """
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str, **kwargs: Any) -> None:

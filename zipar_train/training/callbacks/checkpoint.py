@@ -1,4 +1,4 @@
-"""What a run leaves behind while it goes on: checkpoints, and lines in a log."""
+"""Callbacks that write checkpoints and progress lines during a run."""
 
 import os
 import signal
@@ -23,9 +23,11 @@ from zipar_train.training.optimizer import fused
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes checkpoints aside and renames them: a file is whole at any moment, and a failed write leaves it as it was.
+    """Checkpoint writer that writes to a temporary file and renames it, so a failed write keeps the old file intact.
 
-    A failure is kept in `failure` and not raised: other processes wait for this one, and training can go on.
+    Attributes:
+        failure: Message of the last failed write, or None. It is not raised: other processes wait for this one, and
+            training can continue.
     """
 
     failure: str | None = None
@@ -39,7 +41,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(aside, path)
-        except (OSError, RuntimeError) as error:  # torch says RuntimeError where a disk is full
+        except (OSError, RuntimeError) as error:  # torch raises RuntimeError if the disk is full
             with suppress(OSError):
                 aside.unlink()
             reason = error if isinstance(error, OSError) else error.__context__ or error
@@ -47,7 +49,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class Limit(Timer):
-    """Lightning's timer of `trainer.max_time`, which begins anew when a run is resumed."""
+    """Lightning's timer for `trainer.max_time`; it restarts when a run is resumed."""
 
     def __init__(self, duration: Any):
         super().__init__(duration, verbose=False)
@@ -56,23 +58,24 @@ class Limit(Timer):
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The time that earlier processes took is not counted."""
+        """Ignore the saved state, so that the time of earlier processes is not counted."""
 
 
 class Checkpoint(L.Callback):
-    """Keeps the checkpoints of a run folder, the recipe inside each; see `zipar_train.run.checkpoints`.
+    """Callback that writes the checkpoints of a run folder, each with its recipe; see `zipar_train.run.checkpoints`.
 
-    After a signal the step in progress is finished, a checkpoint is written and `Stopped` is raised, on all processes
-    at the same step. A validation in progress is left, and made from its beginning when the run is resumed. What the
-    logs hold is written before each checkpoint: no step before a checkpoint is missing from them.
+    After a signal, the current step is finished, a checkpoint is written and `Stopped` is raised, on all processes at
+    the same step. A validation in progress is aborted and starts again when the run is resumed. Logs are flushed before
+    each checkpoint, so they contain every step before it.
 
     Args:
-        data: what is trained on and held out, in words, for model cards.
-        shards: checksums of the manifests by recipe key, which a resumed run compares.
-        step: of the checkpoint that the run continues from.
+        recipe: The recipe of the run.
+        data: Description of training and held-out data, for model cards.
+        shards: Checksums of the manifests by recipe key, which a resumed run compares.
+        step: Step of the checkpoint that the run continues from.
 
     Attributes:
-        heard: the signals that have come; `fit` gives its own.
+        heard: Signals received so far; set by `fit`.
     """
 
     def __init__(
@@ -90,16 +93,16 @@ class Checkpoint(L.Callback):
         self.io = AtomicCheckpointIO()
         self.heard = Heard()
         self.stepped_to = -1
-        self.least: float | None = None  # of the best validation
+        self.least: float | None = None  # best validation value so far
 
     def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.heard.listen()  # Lightning has installed a handler of SIGTERM, which would end the run with status 0
+        self.heard.listen()  # replaces Lightning's SIGTERM handler, which would end the run with status 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.heard.listen()
-        self.heard.raising = False  # from here on there are steps to finish and to keep
+        self.heard.raising = False  # from here on, finish the step and save before stopping
         self.stepped_to = trainer.global_step
-        if self.saved is not None:  # the rate of the schedule as it is; of an unchanged recipe's the same
+        if self.saved is not None:  # learning rate of the current recipe; unchanged if the recipe is
             for schedule in (config.scheduler for config in trainer.lr_scheduler_configs):
                 assert isinstance(schedule, LambdaLR)
                 groups = schedule.optimizer.param_groups
@@ -114,7 +117,7 @@ class Checkpoint(L.Callback):
         over = trainer.global_step == trainer.max_steps or (trainer.should_stop and loop._can_stop_early)
         stop = self._asked(trainer)
         if stop and (trainer.is_last_batch or loop.epoch_loop._should_check_val_fx(loop._data_fetcher)):  # type: ignore[arg-type]
-            stop = False  # in the validation or at the epoch's end, which follow: a resume would leave them out
+            stop = False  # stop in the validation or at the epoch's end instead: a resumed run would skip them
         if stop or over or (self.every and trainer.global_step % self.every == 0):
             self._save(trainer)
         if stop:
@@ -125,15 +128,15 @@ class Checkpoint(L.Callback):
             return
         if not trainer.sanity_checking:
             for average in (each for each in trainer.callbacks if isinstance(each, Average)):  # type: ignore[attr-defined]
-                average.on_validation_epoch_end(trainer, pl_module)  # puts the weights in training back
+                average.on_validation_epoch_end(trainer, pl_module)  # restores the training weights
             progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress
             progress.reset()
-            progress.total.ready = progress.total.started = 1  # type: ignore[attr-defined]  # to Lightning a validation that was cut short
+            progress.total.ready = progress.total.started = 1  # type: ignore[attr-defined]  # an interrupted validation for Lightning
             self._save(trainer)
         raise self._stopped()
 
     def _asked(self, trainer: L.Trainer) -> bool:
-        """Whether any process has been asked to stop."""
+        """Return True if any process has been asked to stop."""
         return trainer.strategy.reduce_boolean_decision(self.heard.signum is not None, all=False)
 
     def _stopped(self) -> Stopped:
@@ -143,14 +146,14 @@ class Checkpoint(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.best is None or trainer.sanity_checking or trainer.global_step == 0 or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        bits = float(trainer.callback_metrics[self.best])  # over all devices
+        bits = float(trainer.callback_metrics[self.best])  # mean over all devices
         if self.least is None or bits < self.least:
             self.least = bits
             trainer.save_checkpoint(self.folder / "best.ckpt")
             self._told()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.is_last_batch or self.saved != trainer.global_step:  # else max_time or max_steps has cut it
+        if trainer.is_last_batch or self.saved != trainer.global_step:  # else max_time or max_steps ended it
             self._save(trainer)
         if self._asked(trainer) and not trainer.fit_loop.done:
             raise self._stopped()
@@ -164,7 +167,7 @@ class Checkpoint(L.Callback):
             return
         for logger in trainer.loggers:
             logger.save()
-        aside = self.folder / "next.ckpt"  # under its name when it is known to be whole, on every node
+        aside = self.folder / "next.ckpt"  # renamed once it is complete on every node
         trainer.save_checkpoint(aside)
         if not trainer.is_global_zero:
             self.saved = trainer.global_step
@@ -172,8 +175,13 @@ class Checkpoint(L.Callback):
             return
         try:
             if self.keep > 1 and self.saved not in (None, trainer.global_step) and self.path.is_file():
+<<<<<<< HEAD
                 place = numbered(self.recipe.run_dir, self.saved)  # type: ignore[arg-type]
                 if not place.exists():  # else the run goes on from it, because the last one is damaged
+=======
+                place = numbered(self.recipe.run, self.saved)  # type: ignore[arg-type]
+                if not place.exists():  # otherwise the run continues from it, because the last one is damaged
+>>>>>>> engB
                     os.replace(self.path, place)
             os.replace(aside, self.path)
             for extra in filter(Path.is_file, older(self.recipe.run_dir)[self.keep - 1 :]):
@@ -185,7 +193,7 @@ class Checkpoint(L.Callback):
             self.saved = trainer.global_step
 
     def _told(self) -> bool:
-        """Say that a write failed, if one did."""
+        """Print a warning and return True if the last write failed."""
         if not self.io.failure:
             return False
         whole = "none is there yet" if self.saved is None else f"that of step {self.saved:,} is as it was"
@@ -198,16 +206,16 @@ class Checkpoint(L.Callback):
         checkpoint["least"], checkpoint["batches_a_step"] = self.least, trainer.accumulate_grad_batches
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """What was saved by the recipe as it was, made to fit the recipe as it is."""
+        """Adapt the loaded state to the current recipe: batch counts, betas, weight decay and learning rates."""
         self.least = checkpoint["least"]
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         theirs, ours = checkpoint["batches_a_step"], trainer.accumulate_grad_batches
-        for counts in (progress["total"], progress["current"]):  # batches of a device; the last is not all counted yet
+        for counts in (progress["total"], progress["current"]):  # batches per device; the last is partly counted
             steps, begun = counts["ready"] // theirs, counts["ready"]
             for what, count in counts.items():
                 counts[what] = steps * ours - (begun - count)
         groups = pl_module.optimizer().param_groups
-        kernel = fused(trainer.strategy.root_device)  # where the weights will be, whatever device saved them
+        kernel = fused(trainer.strategy.root_device)  # for the current device, not the one that saved them
         for state in checkpoint["optimizer_states"]:
             for saved, group in zip(state["param_groups"], groups, strict=True):
                 saved |= {"betas": group["betas"], "weight_decay": group["weight_decay"], "initial_lr": group["lr"]}
@@ -217,7 +225,7 @@ class Checkpoint(L.Callback):
 
 
 class EpochPrinter(L.Callback):
-    """Progress for logs that are no terminal: a line at every epoch's end, with bits where it validated."""
+    """Progress printer for output that is not a terminal: one line per epoch, with validation bits if available."""
 
     validated = False
 

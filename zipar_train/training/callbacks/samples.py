@@ -1,4 +1,4 @@
-"""Images drawn at every validation from the weights as they are: the same draws each time, and nothing disturbed."""
+"""Callback that generates the same images from the current weights at every validation."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,18 +18,29 @@ from zipar_train.plan.table import Plan
 from zipar_train.recipe.schema import Recipe
 from zipar_train.training.module import ZipARModule
 
-Show = Callable[[str, list[Image.Image], list[str], int], None]  # a name, pictures, their captions, the step of the log
-LEAST = 96  # pixels each way that small pictures are enlarged to
+Show = Callable[[str, list[Image.Image], list[str], int], None]  # (name, pictures, captions, log step)
+LEAST = 96  # pixels; smaller pictures are enlarged to about this size
 
 
 class Samples(L.Callback):
-    """Draws the recipe's `log.images` at its smallest trained window and next-token, and hands them to `show`.
+    """Callback that generates `log.images` images, at the smallest trained window and next-token, for `show`.
 
+<<<<<<< HEAD
     They are those that `zipar-train generate --seed 0` would draw: of classes in even steps, or of the first held-out
     captions. They come from averaged weights if there are some, which needs the callback to stand before the one that
     averages. Random states are left as they were, and a GPU that has no room for it draws none.
+=======
+    They equal those of `zipar-train draw --seed 0`, for evenly spaced classes or the first held-out captions. They use
+    averaged weights if there are any; the callback must precede the averaging one. Random states are preserved. If
+    memory runs out, no more images are generated.
+>>>>>>> engB
 
-    For one process: the others wait for it at the next step. Under FSDP no process has the weights.
+    Only one process may have this callback; the others wait for it at the next step. It does not support FSDP, where
+    no process has all weights.
+
+    Args:
+        recipe: The recipe of the run; its `log.images` must be set.
+        show: Called with a name, pictures, their captions and the log step.
     """
 
     def __init__(self, recipe: Recipe, show: Show):
@@ -40,7 +51,7 @@ class Samples(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         with isolate_rng():
-            _ = _family(pl_module).tokenizer  # its file may be missing: now is the time to say so
+            _ = _family(pl_module).tokenizer  # fail early if its file is missing
 
     def on_validation_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -52,7 +63,7 @@ class Samples(L.Callback):
         if trainer.sanity_checking or self.given_up:
             return
         family = _family(pl_module)
-        # compiled layers would be compiled once more for each pass, and CUDA graphs do not bear a loader's threads
+        # eager: compiled layers would recompile for each pass, and CUDA graphs do not tolerate a loader's threads
         with isolate_rng(), torch.compiler.set_stance("force_eager"):
             try:
                 for window in sorted({min(self.recipe.zipar.windows), family.grid.row_length}):

@@ -1,7 +1,7 @@
-"""What a run's log says of its steps, its speed and each window, at the log's own cadence.
+"""Callback that logs steps, throughput and the loss of each window, every `log_every_n_steps` steps.
 
-Lightning writes what a step logs only after the step's last hook, in which checkpoints are saved: a kill would lose the
-line of a step that the checkpoint holds. So these lines are written here, before.
+Lightning writes a step's metrics only after its last hook, in which checkpoints are saved. A kill in between would lose
+the log line of a step that the checkpoint contains, so this callback writes the lines earlier.
 """
 
 from collections import defaultdict
@@ -22,7 +22,7 @@ GIB = 2**30
 
 
 def forward(family: Family, plan: Plan) -> tuple[float, float]:
-    """Operations of a forward pass over one image: products of weights, and attention over all S x S pairs."""
+    """Return the FLOPs of a forward pass over one image: of weight products, and of attention over all S x S pairs."""
     body, head = (
         sum(part.weight.numel() for part in module.modules() if isinstance(part, nn.Linear))
         for module in (family.model.base_model, family.model.get_output_embeddings())
@@ -35,18 +35,20 @@ def forward(family: Family, plan: Plan) -> tuple[float, float]:
 
 
 def flops(family: Family, plan: Plan, *, trained: float = 1.0, teacher: Plan | None = None) -> float:
-    """Of a training step on one image; what is recomputed is not counted.
+    """Return the FLOPs of a training step on one image, without recomputed activations.
 
     Args:
-        trained: share of the weights that get gradients.
-        teacher: the plan of the teacher's forward pass, if there is one.
+        family: The generator.
+        plan: The plan of the training step.
+        trained: Share of the weights that get gradients.
+        teacher: The plan of the teacher's forward pass, if there is a teacher.
     """
     products, attention = forward(family, plan)
     return (2 + trained) * products + 3 * attention + (sum(forward(family, teacher)) if teacher else 0)
 
 
 class ThroughputLogger(L.Callback):
-    """Logs the step, images a second, their share of the devices' peak, memory, waiting, each window's mean loss."""
+    """Logger of step metrics, images per second, MFU, memory (GiB), waiting share, and each window's mean loss."""
 
     def __init__(self) -> None:
         self.images, self.since, self.waited, self.paused = 0, 0.0, 0.0, 0.0
@@ -96,7 +98,7 @@ class ThroughputLogger(L.Callback):
             told["memory_gib"] = psutil.Process().memory_info().rss / GIB
         loader = getattr(getattr(trainer, "datamodule", None), "loader", None)
         if loader is not None:
-            told["waiting"] = (loader.waited - self.waited) / seconds  # share of the time without a batch
+            told["waiting"] = (loader.waited - self.waited) / seconds  # share of the time spent waiting for a batch
             told["damaged"] = sum(loader.damaged.values())
             self.waited = loader.waited
         return told
