@@ -1,13 +1,8 @@
 """Fine-tuning of autoregressive image generators under ZipAR masks, and parallel decoding of image rows.
 
-<<<<<<< HEAD
-from zipar_train import load
-images = load("runs/digits").generate([3, 5], window=4, seed=0)
-=======
 Example:
     from zipar_train import load
-    images = load("runs/digits").draw([3, 5], window=4, seed=0)
->>>>>>> engB
+    images = load("runs/digits").generate([3, 5], window=4, seed=0)
 """
 
 from importlib import import_module

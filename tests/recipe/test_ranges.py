@@ -127,7 +127,9 @@ def test_key_heads_and_vocabularies_fit():
     small = ["model.size=null", "model.num_layers=1", "model.num_heads=4", "model.hidden_size=16"]
     with pytest.raises(ValueError, match="num_kv_heads 3: 4 heads cannot share them evenly"):
         load_recipe("emu3-gen", [*small, "model.num_kv_heads=3"])
-    with pytest.raises(ValueError, match="codebook_size 32768: token_prompt.vocabulary 32775 cannot hold them and 8 ids more"):
+    with pytest.raises(
+        ValueError, match="codebook_size 32768: token_prompt.vocabulary 32775 cannot hold them and 8 ids more"
+    ):
         load_recipe("emu3-gen", [*small, "model.token_prompt.vocabulary=32775"])
     load_recipe("emu3-gen", [*small, "model.num_kv_heads=2", "model.token_prompt.vocabulary=32776"])
     with pytest.raises(ValueError, match="size already fixes"):

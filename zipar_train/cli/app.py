@@ -257,15 +257,9 @@ def fit(
 
     overrides = [*overrides, *overrides_of_agent(more)]
     loaded = load_recipe(recipe, overrides)
-<<<<<<< HEAD
-    if "WANDB_SWEEP_ID" in os.environ and "WANDB_RUN_ID" in os.environ:  # a W&B agent's: a folder for each of its runs
+    if "WANDB_SWEEP_ID" in os.environ and "WANDB_RUN_ID" in os.environ:  # a W&B agent: a folder for each of its runs
         own = f"{loaded.run_dir}-{os.environ['WANDB_SWEEP_ID']}/{os.environ['WANDB_RUN_ID']}"
         overrides.append(override("run_dir", own))
-=======
-    if "WANDB_SWEEP_ID" in os.environ and "WANDB_RUN_ID" in os.environ:  # a W&B agent: a folder for each of its runs
-        own = f"{loaded.run}-{os.environ['WANDB_SWEEP_ID']}/{os.environ['WANDB_RUN_ID']}"
-        overrides.append(override("run", own))
->>>>>>> engB
         if loaded.log.wandb == "offline" and not os.environ.get("WANDB_MODE"):
             overrides.append("log.wandb=online")  # the sweep's server needs the metrics
         loaded, resume = load_recipe(recipe, overrides), True  # the agent may run it again

@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""A trained model as a person wants it: `load(...)`, `.generate(labels)`, a picture."""
-=======
-"""User-facing generation: `load(...)`, then `.draw(labels)`, which returns images."""
->>>>>>> engB
+"""User-facing generation: `load(...)`, then `.generate(labels)`, which returns images."""
 
 import io
 from collections.abc import Sequence
@@ -30,13 +26,8 @@ from zipar_train.plan.table import Plan
 from zipar_train.recipe.load import differences, explain, load_recipe, overridden, shipped
 from zipar_train.recipe.schema import Draw, Recipe
 
-<<<<<<< HEAD
-MOVED = ("model.weights", "model.weights_entry")  # may be set beside adapters: where their base is now
-DecodeMode = Literal["planned", "released", "adaptive"]  # see `Generator.generate`
-=======
 MOVED = ("model.weights", "model.weights_entry")  # may be overridden beside adapters: where their base weights are now
-DecodeMode = Literal["planned", "released", "adaptive"]  # see `Generator.draw`
->>>>>>> engB
+DecodeMode = Literal["planned", "released", "adaptive"]  # see `Generator.generate`
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,8 @@ from zipar_train.doctor.disk import nearest
 from zipar_train.recipe.load import load_recipe, recipe_folder, shipped
 from zipar_train.recipe.schema import Recipe
 
-<<<<<<< HEAD
-NEAR = 0.9  # of a device's memory: allocators and libraries want the rest
-ELSEWHERE = "--set run_dir=FOLDER writes elsewhere"
-=======
 NEAR = 0.9  # usable share of a device's memory; the rest is for allocators and libraries
-ELSEWHERE = "--set run=FOLDER writes elsewhere"
->>>>>>> engB
+ELSEWHERE = "--set run_dir=FOLDER writes elsewhere"
 WHOLE = "--set trainer.precision=32-true"
 
 

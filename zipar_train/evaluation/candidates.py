@@ -63,13 +63,8 @@ def expected(recipe: Recipe) -> dict[str, Any]:
 
 
 def scored(recipe: Recipe) -> tuple[int, int] | None:
-<<<<<<< HEAD
-    """Height and width in pixels that drawn images are resized to; None: they are scored as drawn."""
-    return scaled(recipe.model.grid, recipe.evaluate.resize_to) if recipe.evaluate.resize_to else None
-=======
     """Return the height and width in pixels that images are resized to before scoring, or None for no resizing."""
-    return scaled(recipe.model.grid, recipe.evaluate.size) if recipe.evaluate.size else None
->>>>>>> engB
+    return scaled(recipe.model.grid, recipe.evaluate.resize_to) if recipe.evaluate.resize_to else None
 
 
 def windows_of(recipe: Recipe, windows: Sequence[int] | None) -> list[int]:

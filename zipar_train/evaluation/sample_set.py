@@ -44,25 +44,14 @@ def classes_of(images: int, classes: int, *, seed: int, balanced: bool) -> list[
 class SampleSet:
     """Images of one generator at one window from one seed.
 
-<<<<<<< HEAD
-    Args:
-        root: the folder that holds drawings.
-        weights: the checkpoint's checksum.
-        conditions: a class or caption for each image.
-        origin: where these come from, in words; a longer list from there begins with the shorter one.
-        draw: how codes are sampled.
-        manner: see `Generator.generate`.
-        size: height and width in pixels to resize to; None: as the tokenizer makes them.
-=======
     Attributes:
         root: Folder of all sample sets.
         weights: SHA-256 of the checkpoint.
         conditions: A class or caption for each image.
         origin: Description of their source; a longer list from the same source begins with the shorter one.
         draw: How codes are sampled.
-        manner: See `Generator.draw`.
+        manner: See `Generator.generate`.
         size: Height and width in pixels to resize to. None: no resizing.
->>>>>>> engB
     """
 
     root: Path

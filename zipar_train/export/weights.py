@@ -81,11 +81,7 @@ def export(checkpoint: str | Path | Recipe, out: str | Path, *, to: Target = "hf
         else:
             family, source = load_family(recipe.model, saved, dtype=None), recipe.model.weights
             family.published(source).save_pretrained(aside)
-<<<<<<< HEAD
-            if recipe.model.token_prompt:  # what its tokenizer of text and its processor are
-=======
-            if recipe.model.words:  # files of the text tokenizer and processor
->>>>>>> engB
+            if recipe.model.token_prompt:  # files of the text tokenizer and processor
                 kinds = (".json", ".model", ".txt", ".jinja")
                 for file in find(str(source)).glob("*"):
                     if file.suffix in kinds and "index" not in file.name and not (aside / file.name).exists():

@@ -110,11 +110,7 @@ def _still(path: Path, file: IO[str]) -> bool:
 def regular(path: Path) -> Path:
     """Return the path unchanged if it leads to a regular file, which can be read without waiting for another program.
 
-<<<<<<< HEAD
-    A pipe that a shell hands over, as in `--file <(command)`, is taken too: the command ends it.
-=======
     A pipe that a shell passes, as in `--grid <(command)`, is also accepted, because the command closes it.
->>>>>>> engA
 
     Raises:
         OSError: If the path is missing, a folder, any other pipe, a socket or a device; names the file.

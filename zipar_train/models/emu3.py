@@ -50,11 +50,7 @@ class Emu3(Captioned):
     whole, hub = Emu3ForConditionalGeneration, "BAAI/Emu3-Gen-hf:"
 
     def __init__(self, model: Model):
-<<<<<<< HEAD
-        assert model.token_prompt  # the recipe has checked it
-=======
-        assert model.words  # checked by the recipe
->>>>>>> engA
+        assert model.token_prompt  # checked by the recipe
         if model.size:
             depth, heads, keys, width, feed_forward = SIZES[model.size]
         else:

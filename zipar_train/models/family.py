@@ -134,17 +134,10 @@ def build(
 
 
 def fits(model: Model) -> Fits | None:
-<<<<<<< HEAD
-    """What tells whether captions fit the recipe's model, without its weights; None: it is prompted by classes."""
+    """Return the caption check of the recipe's model, built without weights; None if it is prompted by classes."""
     if model.t5_features is not None:
         return Width(model.t5_features)
     if model.token_prompt is None:
-=======
-    """Return the caption check of the recipe's model, built without weights; None if it is prompted by classes."""
-    if model.text is not None:
-        return Width(model.text)
-    if model.words is None:
->>>>>>> engA
         return None
     module, name = FAMILIES[model.family]
     with torch.device("meta"):
@@ -189,18 +182,10 @@ def _tables(plan: Plan, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def conditions(model: Model, images: int) -> Any:
-<<<<<<< HEAD
-    """B conditions that mean nothing, for measurements: classes in turn, or captions at random."""
+    """Return placeholder conditions for benchmarks: classes in turn, or random captions."""
     if model.t5_features:
         return [torch.randn(model.t5_features.tokens, model.t5_features.features) for _ in range(images)]
     if model.token_prompt:
         ids = torch.randint(model.token_prompt.vocabulary or 1000, (images, model.token_prompt.tokens))
-=======
-    """Return placeholder conditions for benchmarks: classes in turn, or random captions."""
-    if model.text:
-        return [torch.randn(model.text.tokens, model.text.features) for _ in range(images)]
-    if model.words:
-        ids = torch.randint(model.words.vocabulary or 1000, (images, model.words.tokens))
->>>>>>> engA
         return Prompts(ids, torch.zeros_like(ids, dtype=torch.bool))
     return [k % (model.num_classes or 1) for k in range(images)]

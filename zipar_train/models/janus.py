@@ -60,15 +60,9 @@ class Janus(Captioned):
         depth, heads, width, feed_forward = SIZES[model.size] if model.size else (
             model.num_layers, model.num_heads, model.hidden_size, model.ffn_size
         )  # fmt: skip
-<<<<<<< HEAD
-        assert model.token_prompt and depth and heads and width  # the recipe has checked it
+        assert model.token_prompt and depth and heads and width  # checked by the recipe
         self.section, self.grid, self.codes = model, model.raster, model.codebook_size
         self.prompt_length, self.words = model.prompt, Prompter(model.token_prompt, ask=ASK, keep=(START,))
-=======
-        assert model.words and depth and heads and width  # checked by the recipe
-        self.section, self.grid, self.codes = model, model.raster, model.codes
-        self.prompt_length, self.words = model.prompt, Prompter(model.words, ask=ASK, keep=(START,))
->>>>>>> engA
         self.model = JanusImages(
             JanusImagesConfig(
                 codes=model.codebook_size,

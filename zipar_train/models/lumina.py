@@ -68,13 +68,8 @@ class Lumina(Captioned):
         depth, heads, width, feed_forward = SIZES[model.size] if model.size else (
             model.num_layers, model.num_heads, model.hidden_size, model.ffn_size
         )  # fmt: skip
-<<<<<<< HEAD
-        assert model.token_prompt and depth and heads and width  # the recipe has checked it
+        assert model.token_prompt and depth and heads and width  # checked by the recipe
         self.section, self.grid, self.codes = model, model.raster, model.codebook_size
-=======
-        assert model.words and depth and heads and width  # checked by the recipe
-        self.section, self.grid, self.codes = model, model.raster, model.codes
->>>>>>> engA
         self.prompt_length, self.heads = model.prompt, heads
         rows, columns = model.grid
         after = FIRST + model.codebook_size

@@ -57,13 +57,8 @@ class TextEncoder:
                 "model.t5_features.encoder is null, so captions cannot be read: set it to a T5 (google/flan-t5-xl, or a "
                 "folder), or use shards that hold features"
             )
-<<<<<<< HEAD
-        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16  # as LlamaGen runs it
-        named = {"key": "model.t5_features.encoder", "what": "no T5 encoder"}
-=======
         dtype = torch.float32 if device.type == "cpu" else torch.bfloat16  # as in LlamaGen
-        named = {"key": "model.text.encoder", "what": "no T5 encoder"}
->>>>>>> engA
+        named = {"key": "model.t5_features.encoder", "what": "no T5 encoder"}
         tokenizer = pretrained(AutoTokenizer, source, **named)
         model = pretrained(T5EncoderModel, source, dtype=dtype, **named).eval().requires_grad_(False)
         width, tokens = model.config.d_model, model.config.vocab_size

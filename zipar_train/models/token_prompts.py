@@ -108,13 +108,8 @@ class Prompter:
         return Prompts(ids.to(device), padding.to(device))
 
     def misfit(self, caption: str, features: Any = None) -> str:
-<<<<<<< HEAD
-        """Why a caption does not fit into the prompt; empty: it does."""
-        whole = caption.strip() + self.text.prompt_suffix
-=======
         """Return why a caption does not fit into the prompt; empty if it does."""
-        whole = caption.strip() + self.text.positive
->>>>>>> engA
+        whole = caption.strip() + self.text.prompt_suffix
         tokens = len(self._ids(whole))
         return self._too_long(whole, tokens) if tokens > self.text.tokens else ""
 
@@ -149,12 +144,7 @@ class Prompter:
         return Prompts(prompts.ids, prompts.padding | (where[:, None] & words))
 
     def negative_prompt(self, prompts: Prompts, where: Tensor) -> Prompts:
-<<<<<<< HEAD
-        """The images `where` with the negative caption in place of theirs."""
-        null = self.framed([self.text.negative_prompt], prompts.ids.device)
-=======
         """Replace the captions of the images `where`, bool (B,), by the negative prompt."""
-        null = self.framed([self.text.negative], prompts.ids.device)
->>>>>>> engA
+        null = self.framed([self.text.negative_prompt], prompts.ids.device)
         at = where[:, None]
         return Prompts(torch.where(at, null.ids, prompts.ids), torch.where(at, null.padding, prompts.padding))

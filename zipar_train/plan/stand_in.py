@@ -6,13 +6,8 @@ from typing import Literal
 from zipar_train.plan.grid import Grid
 
 StandIn = Literal["completed", "nearest", "latest", "above", "released"]  # see `stand_in_of`
-<<<<<<< HEAD
-Seen = Literal["until_replaced", "by_itself"]  # by whom its key is, see `Plan.zipar`
-FirstRow = Literal["complete", "overlapping"]  # whether row 1 waits for the whole of row 0
-=======
 Seen = Literal["until_replaced", "by_itself"]  # which slots attend to its key, see `Plan.zipar`
-FirstRow = Literal["alone", "overlapping"]  # whether row 1 waits for the whole of row 0
->>>>>>> engA
+FirstRow = Literal["complete", "overlapping"]  # whether row 1 waits for the whole of row 0
 
 
 def stand_in_of(grid: Grid, drawn: Sequence[int], rule: StandIn) -> int:

@@ -31,21 +31,12 @@ STEP = 2**28  # most codes per optimizer step, which are in memory together
 LOGITS = 2**35  # most logits per forward pass on a device: 2,048 images of 24 x 24 codes, codebook size 16,384
 
 
-<<<<<<< HEAD
-CONDITIONS = {  # family: what it is prompted by, and its sizes
+CONDITIONS = {  # family: key of its condition, and its sizes
     "llamagen": ("num_classes", ("B", "L", "XL", "XXL", "3B")),
     "llamagen-t2i": ("t5_features", ("B", "L", "XL", "XXL", "3B")),
     "janus": ("token_prompt", ("1B", "7B")),
     "lumina": ("token_prompt", ("7B",)),
     "emu3": ("token_prompt", ("8B",)),
-=======
-CONDITIONS = {  # family: key of its condition, and its sizes
-    "llamagen": ("classes", ("B", "L", "XL", "XXL", "3B")),
-    "llamagen-t2i": ("text", ("B", "L", "XL", "XXL", "3B")),
-    "janus": ("words", ("1B", "7B")),
-    "lumina": ("words", ("7B",)),
-    "emu3": ("words", ("8B",)),
->>>>>>> engA
 }
 ROW_ENDS = ("emu3", "lumina")  # families whose rows end with a token
 EMU3_CONTEXT = 9216  # tokens that Emu3 was trained on: Emu3TextConfig
@@ -67,54 +58,30 @@ class Text(Section):
 class Words(Section):
     """The prompt format of captions as token ids of a text model, left-padded."""
 
-<<<<<<< HEAD
-    encoder: Source  # the published checkpoint's tokenizer of text, hub id or folder
-    tokens: Tokens  # the prompt's length, with what the model's format puts around a caption
-    prompt_suffix: Annotated[str, Field(max_length=4096)] = ""  # put after every caption
-    negative_prompt: Annotated[str, Field(max_length=4096)] = ""  # what guidance leads away from; empty: no caption
-    vocabulary: Vocabulary | None = None  # of the text model; null: the published
-=======
     encoder: Source  # the published checkpoint's text tokenizer, hub id or folder
     tokens: Tokens  # prompt length, including the prompt template
-    positive: Annotated[str, Field(max_length=4096)] = ""  # appended to every caption
-    negative: Annotated[str, Field(max_length=4096)] = ""  # negative prompt of guidance; empty: no caption
+    prompt_suffix: Annotated[str, Field(max_length=4096)] = ""  # appended to every caption
+    negative_prompt: Annotated[str, Field(max_length=4096)] = ""  # negative prompt of guidance; empty: no caption
     vocabulary: Vocabulary | None = None  # vocabulary size of the text model; null: the published model's
->>>>>>> engA
 
 
 class Model(Section):
     """The generator: a family at a size, its grid of codes, and the source of its weights."""
 
     family: Literal["llamagen", "llamagen-t2i", "janus", "lumina", "emu3"]
-<<<<<<< HEAD
-    size: Literal["B", "L", "XL", "XXL", "3B", "1B", "7B", "8B"] | None = None  # or num_layers, num_heads, hidden_size
+    size: Literal["B", "L", "XL", "XXL", "3B", "1B", "7B", "8B"] | None = None  # or depth, heads and width
     num_layers: Annotated[int, Field(ge=1, le=128)] | None = None  # layers
     num_heads: Heads | None = None
     hidden_size: Annotated[int, Field(ge=1, le=2**16)] | None = None
-    num_kv_heads: Heads | None = None  # heads of keys and values, where queries share them; null: heads
+    num_kv_heads: Heads | None = None  # key-value heads, for grouped-query attention; null: heads
     ffn_size: Annotated[int, Field(ge=1, le=2**20)] | None = (
-        None  # hidden width of the feed-forward; null: the family's rule
-    )
-    grid: Annotated[list[Side], Field(min_length=2, max_length=2)]  # rows, columns of codes
-    codebook_size: Annotated[int, Field(ge=2, le=65536)]  # codebook size (shards store uint16)
-    num_classes: Vocabulary | None = None  # of a class-conditional family
-    t5_features: Text | None = None  # of a text-conditional one whose prompts are features
-    token_prompt: Words | None = None  # of one whose prompts are token ids
-=======
-    size: Literal["B", "L", "XL", "XXL", "3B", "1B", "7B", "8B"] | None = None  # or depth, heads and width
-    depth: Annotated[int, Field(ge=1, le=128)] | None = None  # layers
-    heads: Heads | None = None
-    width: Annotated[int, Field(ge=1, le=2**16)] | None = None
-    key_heads: Heads | None = None  # key-value heads, for grouped-query attention; null: heads
-    feed_forward: Annotated[int, Field(ge=1, le=2**20)] | None = (
         None  # intermediate size of the feed-forward; null: the family's rule
     )
     grid: Annotated[list[Side], Field(min_length=2, max_length=2)]  # rows, columns of codes
-    codes: Annotated[int, Field(ge=2, le=65536)]  # codebook size (shards store uint16)
-    classes: Vocabulary | None = None  # number of classes, for class-conditional families
-    text: Text | None = None  # for text-conditional families whose prompts are features
-    words: Words | None = None  # for text-conditional families whose prompts are token ids
->>>>>>> engA
+    codebook_size: Annotated[int, Field(ge=2, le=65536)]  # codebook size (shards store uint16)
+    num_classes: Vocabulary | None = None  # number of classes, for class-conditional families
+    t5_features: Text | None = None  # for text-conditional families whose prompts are features
+    token_prompt: Words | None = None  # for text-conditional families whose prompts are token ids
     tokenizer: Literal["palette", "vq16", "chameleon", "emu3"] | None = None  # codes <-> pixels; null: codes only
     tokenizer_weights: Source | None = None  # a published file or folder, or owner/repo:file on the hub; null: random
     weights: Source | None = None  # run folder, checkpoint, export, published file or owner/repo:file; null: random
@@ -126,7 +93,9 @@ class Model(Section):
         if self.size is None and None in shape:
             raise ValueError("give either size, or num_layers, num_heads and hidden_size")
         if self.size is not None and {*shape, *rest} != {None}:
-            raise ValueError("size already fixes num_layers, num_heads, hidden_size, num_kv_heads and ffn_size: drop these or it")
+            raise ValueError(
+                "size already fixes num_layers, num_heads, hidden_size, num_kv_heads and ffn_size: drop these or it"
+            )
         if (
             self.hidden_size
             and self.num_heads
@@ -136,7 +105,9 @@ class Model(Section):
                 f"hidden_size {self.hidden_size} over {self.num_heads} heads: a head's size must be a multiple of 4"
             )
         if self.num_kv_heads and self.family not in BESIDE:
-            raise ValueError(f"num_kv_heads {self.num_kv_heads}: family {self.family} has a key for every query. Drop it")
+            raise ValueError(
+                f"num_kv_heads {self.num_kv_heads}: family {self.family} has a key for every query. Drop it"
+            )
         if self.num_kv_heads and self.num_heads and self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_kv_heads {self.num_kv_heads}: {self.num_heads} heads cannot share them evenly")
         if (parameters := self._parameters()) > PARAMETERS:
@@ -172,13 +143,8 @@ class Model(Section):
         return ""
 
     def _parameters(self) -> int:
-<<<<<<< HEAD
-        """Of a model given by its shape, roughly; 0 if it is given by its size."""
-        if self.num_layers is None or self.hidden_size is None:
-=======
         """Return the approximate parameter count of a model given by its shape; 0 if it is given by its size."""
-        if self.depth is None or self.width is None:
->>>>>>> engA
+        if self.num_layers is None or self.hidden_size is None:
             return 0
         words = (self.num_classes or 0) + (self.t5_features.features if self.t5_features else 0)
         words += (self.token_prompt.vocabulary or BESIDE.get(self.family, (0, 102400))[1]) if self.token_prompt else 0
@@ -191,24 +157,14 @@ class Model(Section):
 
     @property
     def prompt(self) -> int:
-<<<<<<< HEAD
-        """Tokens before the first code."""
-        captions = self.t5_features or self.token_prompt
-=======
         """Return the prompt length in tokens."""
-        captions = self.text or self.words
->>>>>>> engA
+        captions = self.t5_features or self.token_prompt
         return captions.tokens if captions else 1
 
     @property
     def captions(self) -> bool:
-<<<<<<< HEAD
-        """Whether it is prompted by captions, not by classes."""
-        return self.num_classes is None
-=======
         """Return True if the model is prompted by captions, not by classes."""
-        return self.classes is None
->>>>>>> engA
+        return self.num_classes is None
 
 
 class LoRA(Section):
@@ -226,28 +182,17 @@ class Tune(Section):
     lora: LoRA | None = None  # null: all weights
     distill: Share = 0.0  # weight of distillation from the frozen next-token model in the loss; 0: none
     attention: Literal["sdpa", "flex_attention"] = "sdpa"  # flex_attention on a GPU
-<<<<<<< HEAD
-    activation_checkpointing: bool = False  # activations in the backward pass: a third more time, far less memory
-    compile: bool = False  # torch.compile the model's body
-=======
-    recompute: bool = False  # activation checkpointing: a third more time, far less memory
+    activation_checkpointing: bool = False  # activation checkpointing: a third more time, far less memory
     compile: bool = False  # torch.compile of the model's layers
->>>>>>> engA
 
 
 class ZipAR(Section):
     """The training windows, and the rule for stand-ins."""
 
     windows: Annotated[dict[Window, Weight], Field(min_length=1, max_length=128)]  # window: weight in the mix
-<<<<<<< HEAD
-    stand_in: StandIn = "completed"  # which drawn code
-    seen: Seen = "until_replaced"  # by whom a stand-in is
-    first_row: FirstRow = "complete"  # whether row 1 waits for all of row 0
-=======
     stand_in: StandIn = "completed"  # the generated code that stands in, see `stand_in_of`
     seen: Seen = "until_replaced"  # slots that may attend to a stand-in
-    first_row: FirstRow = "alone"  # whether row 1 waits for all of row 0
->>>>>>> engA
+    first_row: FirstRow = "complete"  # whether row 1 waits for all of row 0
 
     @property
     def rule(self) -> dict[str, Any]:
@@ -258,62 +203,35 @@ class ZipAR(Section):
 class Data(Section):
     train: Source  # a manifest of shards, .json: a path or a URL
     val: Source
-<<<<<<< HEAD
-    micro_batch_size: Batch  # images on a device at once; at most, where optim.global_batch_size is given
-    workers: Annotated[int, Field(ge=0, le=256)] = 0  # loader processes per device
-    shuffle: Annotated[int, Field(ge=1, le=10**7)] = 10000  # samples in the shuffle buffer
-    label_dropout: Share = 0.1  # share of labels or captions replaced by none, for guidance
-    on_bad_sample: Literal["stop", "skip"] = "stop"  # what to do about shards and samples that cannot be read
-    val_windows: Windows | None = None  # of held-out bits; null: those trained
-=======
-    batch_size: Batch  # images per device and forward pass; the most, if optim.batch is given
+    micro_batch_size: Batch  # images per device and forward pass; the most, if optim.global_batch_size is given
     workers: Annotated[int, Field(ge=0, le=256)] = 0  # loader processes per device
     shuffle: Annotated[int, Field(ge=1, le=10**7)] = 10000  # samples in the shuffle buffer
     label_dropout: Share = 0.1  # share of labels or captions dropped, for classifier-free guidance
-    damaged: Literal["stop", "skip"] = "stop"  # action for shards and samples that cannot be read
+    on_bad_sample: Literal["stop", "skip"] = "stop"  # action for shards and samples that cannot be read
     val_windows: Windows | None = None  # windows of validation; null: the training windows and next-token
->>>>>>> engA
 
 
 class Optim(Section):
     lr: Annotated[float, Field(gt=0, le=10)]  # peak learning rate
-<<<<<<< HEAD
     global_batch_size: Annotated[int, Field(ge=1, le=2**20)] | None = (
-        None  # images a step on all devices; null: data.micro_batch_size each
-=======
-    batch: Annotated[int, Field(ge=1, le=2**20)] | None = (
-        None  # images per optimizer step over all devices; null: data.batch_size per device
->>>>>>> engA
+        None  # images per optimizer step over all devices; null: data.micro_batch_size per device
     )
     betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = [0.9, 0.95]
     weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.05  # for matrices only
     warmup: Share = 0.02  # fraction of all steps
     schedule: Literal["cosine", "constant"] = "cosine"
-<<<<<<< HEAD
-    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None  # decay of the averaged weights
-=======
-    ema: Annotated[float, Field(gt=0, lt=1)] | None = None  # decay of the averaged weights; null: none
->>>>>>> engA
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None  # decay of the averaged weights; null: none
 
 
 class Health(Section):
     """The actions for training steps that would harm a run; skipped steps are counted and reported."""
 
-<<<<<<< HEAD
-    on_nonfinite: Literal["stop", "skip"] = "stop"  # that are not finite, or a loss that is not
+    on_nonfinite: Literal["stop", "skip"] = "stop"  # action for gradients or losses that are not finite
     loss_spike_factor: Annotated[float, Field(gt=1, le=1e6)] | None = (
-        None  # a loss so many times the recent median; null: none
+        None  # loss spike, as a multiple of the recent median
     )
     on_spike: Literal["stop", "skip"] = "stop"
-    stall_warning_s: Annotated[float, Field(gt=0, le=86400)] | None = (
-        60.0  # seconds without a batch before that is told
-    )
-=======
-    gradients: Literal["stop", "skip"] = "stop"  # action for gradients or losses that are not finite
-    spike: Annotated[float, Field(gt=1, le=1e6)] | None = None  # loss spike, as a multiple of the recent median
-    on_spike: Literal["stop", "skip"] = "stop"
-    stalled: Annotated[float, Field(gt=0, le=86400)] | None = 60.0  # seconds without a batch before a warning
->>>>>>> engA
+    stall_warning_s: Annotated[float, Field(gt=0, le=86400)] | None = 60.0  # seconds without a batch before a warning
 
 
 def _temperature(value: float) -> float:
@@ -340,11 +258,9 @@ class Evaluate(Section):
     batch_size: Batch = 64  # images generated together
     classes: Literal["random", "balanced"] = "random"  # class of each image: at random, or in turn
     captions: Source | None = None  # a .csv, .tsv or .txt file, or a `datasets` id; null: those of data.val
-<<<<<<< HEAD
-    resize_to: Annotated[int, Field(ge=8, le=2048)] | None = None  # pixels of the shorter side, bicubic; null: as drawn
-=======
-    size: Annotated[int, Field(ge=8, le=2048)] | None = None  # resize the shorter side to pixels, bicubic; null: no
->>>>>>> engA
+    resize_to: Annotated[int, Field(ge=8, le=2048)] | None = (
+        None  # resize the shorter side to pixels, bicubic; null: no
+    )
     dtype: Literal["float32", "bfloat16"] | None = None  # null: bfloat16 on a GPU, float32 on a CPU
     features: Literal["inception", "classifier"] = "inception"  # classifier: a small one, trained on data.train
     features_weights: Source | None = None  # path of Inception's weights; null: torch-fidelity downloads them
@@ -374,13 +290,8 @@ class Recipe(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     run_dir: Source  # the folder this run writes
     checkpoint_every: Positive | None = None  # optimizer steps between checkpoints; null: epoch ends only
-<<<<<<< HEAD
-    checkpoint_keep: Annotated[int, Field(ge=1, le=1000)] = 1  # newest checkpoints that stay
-    checkpoint_monitor: str | None = None  # val/bits_w8, say: best.ckpt is that of its least value; null: none
-=======
     checkpoint_keep: Annotated[int, Field(ge=1, le=1000)] = 1  # number of newest checkpoints to keep
-    checkpoint_best: str | None = None  # metric such as val/bits_w8; best.ckpt has its lowest value; null: none
->>>>>>> engA
+    checkpoint_monitor: str | None = None  # metric such as val/bits_w8; best.ckpt has its lowest value; null: none
     model: Model
     zipar: ZipAR
     data: Data

@@ -28,28 +28,15 @@ from zipar_train.training.resumable import Resumable, check_fits
 from zipar_train.training.trainer import build_datamodule, build_module, build_trainer
 from zipar_train.training.wandb_run import tracked
 
-<<<<<<< HEAD
-HARMLESS = (  # keys that may differ on resuming: no loss depends on them
+HARMLESS = (  # keys that may differ on resuming: the losses do not depend on them
     *("description", "run_dir", "checkpoint_every", "checkpoint_keep", "checkpoint_monitor", "draw", "evaluate", "log"),
     "health",
     *("trainer.log_every_n_steps", "trainer.enable_progress_bar", "trainer.enable_model_summary", "data.workers"),
 )
-SHARED = (
-    "data.micro_batch_size",
-    "trainer.devices",
-    "trainer.num_nodes",
-)  # nor on these, where optim.global_batch_size is given
-MOVED = ("model.weights", "model.weights_entry")  # where weights are, not what they are
-FIXED = ("model", "tune.lora")  # keys that must not: the weights would not fit
-=======
-HARMLESS = (  # keys that may differ on resuming: the losses do not depend on them
-    *("about", "run", "checkpoint_every", "checkpoint_keep", "checkpoint_best", "draw", "evaluate", "log", "health"),
-    *("trainer.log_every_n_steps", "trainer.enable_progress_bar", "trainer.enable_model_summary", "data.workers"),
-)
-SHARED = ("data.batch_size", "trainer.devices", "trainer.num_nodes")  # may differ too if optim.batch is given
+# may differ too if optim.global_batch_size is given
+SHARED = ("data.micro_batch_size", "trainer.devices", "trainer.num_nodes")
 MOVED = ("model.weights", "model.weights_entry")  # the weights' location, not their content
 FIXED = ("model", "tune.lora")  # keys that must not differ: the weights would not fit
->>>>>>> engB
 
 
 def fit(recipe: Recipe, *, resume: bool = False, allow: Sequence[str] = ()) -> Path | None:
@@ -95,15 +82,9 @@ def _fit(recipe: Recipe, run: Path, *, resume: bool, allow: Sequence[str]) -> Pa
     checkpoint, step = to_continue(recipe, run, allow)
     L.seed_everything(recipe.seed, workers=True, verbose=False)
     train, val = build_datamodule(
-<<<<<<< HEAD
         recipe, world=recipe.optim.global_batch_size or 1
-    ).manifests  # looked at before anything is loaded
-    if recipe.data.on_bad_sample == "stop" and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
-=======
-        recipe, world=recipe.optim.batch or 1
     ).manifests  # checked before anything else is loaded
-    if recipe.data.damaged == "stop" and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
->>>>>>> engB
+    if recipe.data.on_bad_sample == "stop" and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
         check_captions(recipe.model, {recipe.data.train: train, recipe.data.val: val})
     described = {
         "trained on": f"{train.samples:,} images, {train.source} (views: {train.views})",
@@ -216,13 +197,8 @@ def _first_line(error: Exception) -> str:
 
 
 def blocking_changes(made_by: Recipe, recipe: Recipe, allow: Sequence[str] = ()) -> list[str]:
-<<<<<<< HEAD
-    """What keeps a recipe from continuing a run that another one made, in words."""
-    harmless = HARMLESS + (SHARED if recipe.optim.global_batch_size and made_by.optim.global_batch_size else ())
-=======
     """Return the differences that keep a recipe from continuing the run of another one, as text."""
-    harmless = HARMLESS + (SHARED if recipe.optim.batch and made_by.optim.batch else ())
->>>>>>> engB
+    harmless = HARMLESS + (SHARED if recipe.optim.global_batch_size and made_by.optim.global_batch_size else ())
     meant = [key for key in allow if key in MOVED or not key.startswith(FIXED)]
     return differences(made_by, recipe, ignore=(*harmless, *meant))
 

@@ -48,13 +48,8 @@ def module_of(recipe: Recipe, family: Family, teacher: Family | None = None) -> 
     tune, optim = recipe.tune, recipe.optim
     if tune.lora:
         lora.adapt(family.model, tune.lora)
-<<<<<<< HEAD
     if tune.activation_checkpointing:
-        with warnings.catch_warnings():  # ours to mend at transformers 6
-=======
-    if tune.recompute:
         with warnings.catch_warnings():  # deprecated; to be replaced for transformers 6
->>>>>>> engB
             warnings.filterwarnings("ignore", message=".*gradient_checkpointing_enable.*")
             family.model.gradient_checkpointing_enable({"use_reentrant": False})
     for each in (family, teacher):
@@ -106,7 +101,7 @@ def build_datamodule(recipe: Recipe, *, world: int = 1) -> ShardDataModule:
         ValueError: If the shards do not fit, or a step cannot be split among the devices.
     """
     data, model, (batch_size, accumulated) = recipe.data, recipe.model, split_batch(recipe, world)
-    fitting = fits(model)  # with data.damaged = stop, `fit` has checked every caption before
+    fitting = fits(model)  # with data.on_bad_sample = stop, `fit` has checked every caption before
     return ShardDataModule(
         data.train,
         data.val,
@@ -171,13 +166,8 @@ def build_trainer(
     arguments: dict[str, Any] = {"enable_model_summary": False, **recipe.trainer}
     if (most := arguments.pop("max_time", None)) is not None:
         callbacks.append(Limit(most))
-<<<<<<< HEAD
-    callbacks += [ThroughputLogger(), checkpoint]  # last: it saves what the others have done
-    arguments |= {"enable_checkpointing": False, "default_root_dir": recipe.run_dir, "callbacks": callbacks}
-=======
     callbacks += [ThroughputLogger(), checkpoint]  # checkpoint last: it saves the state of the others
-    arguments |= {"enable_checkpointing": False, "default_root_dir": recipe.run, "callbacks": callbacks}
->>>>>>> engB
+    arguments |= {"enable_checkpointing": False, "default_root_dir": recipe.run_dir, "callbacks": callbacks}
     arguments["enable_progress_bar"] = watched
     plugins: list[Any] = [checkpoint.io]
     if (environment := launched()) is not None:
@@ -187,13 +177,8 @@ def build_trainer(
             arguments["strategy"] = ModelParallelStrategy(
                 data_parallel_size=devices(recipe), tensor_parallel_size=1, save_distributed_checkpoint=False
             )
-<<<<<<< HEAD
         trainer = L.Trainer(**arguments, plugins=plugins, logger=Log(recipe.run_dir, name="logs"))
-    except Exception as error:  # of Lightning, its plugins, and packages that an accelerator asks for
-=======
-        trainer = L.Trainer(**arguments, plugins=plugins, logger=Log(recipe.run, name="logs"))
     except Exception as error:  # from Lightning, its plugins, and packages that an accelerator needs
->>>>>>> engB
         raise ValueError(f"trainer: Lightning refuses the recipe's arguments: {error}") from error
     trainer.accumulate_grad_batches = split_batch(recipe, trainer.world_size)[1]
     return trainer

@@ -301,16 +301,11 @@ def _staging(run: Path) -> str:
 
 
 def _id(recipe: Recipe, *, resume: bool) -> str:
-<<<<<<< HEAD
-    """Of the W&B run that the run folder has, to be resumed, or that it gets."""
+    """Return the id of the run folder's W&B run, to be resumed, or a new id."""
     file, found = (
         Path(recipe.run_dir) / "wandb.json",
         os.environ.get("WANDB_RUN_ID"),
-    )  # W&B's agents give each run its own
-=======
-    """Return the id of the run folder's W&B run, to be resumed, or a new id."""
-    file, found = Path(recipe.run) / "wandb.json", os.environ.get("WANDB_RUN_ID")  # set by W&B's agents for each run
->>>>>>> engB
+    )  # set by W&B's agents for each run
     if resume and not found:
         with suppress(OSError, ValueError, KeyError, TypeError):
             return str(json.loads(file.read_bytes())["id"])

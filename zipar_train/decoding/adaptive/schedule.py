@@ -33,13 +33,8 @@ class RowSchedule:
 
     def __init__(self, grid: Grid, *, window: int, stand_in: StandIn, seen: Seen, first_row: FirstRow, prompt: int):
         self.grid, self.window, self.stand_in, self.seen, self.prompt = grid, window, stand_in, seen, prompt
-<<<<<<< HEAD
         self.alone = first_row == "complete" and not grid.row_end
-        self.opens = [0]  # of the rows that are open, the pass that drew the first code
-=======
-        self.alone = first_row == "alone" and not grid.row_end
         self.opens = [0]  # for each open row, the pass that predicted its first code
->>>>>>> engB
         self.tries = [0] * grid.height
 
     @property

@@ -16,18 +16,7 @@ class Row(BaseModel):
     """Result of one checkpoint at one window; None: not measured, without reference, held-out codes or second batch."""
 
     checkpoint: str
-<<<<<<< HEAD
-    manner: DecodeMode  # of drawing, see `Generator.generate`
-    window: int  # of an adaptive one the smallest
-    passes: float  # of an adaptive window the mean over images
-    reduction: float  # share of next-token's passes saved
-    width: int | None  # most slots a pass; None: each image its own
-    bits: float | None  # a code, on held-out images under this window's mask; exact
-    window_costs: float | None  # share of bits more than this checkpoint's own next-token bits
-    gap_closed: float | None  # of bits, see Report
-    milliseconds: float  # an image, drawn alone
-=======
-    manner: DecodeMode  # see `Generator.draw`
+    manner: DecodeMode  # see `Generator.generate`
     window: int  # for adaptive windows the smallest
     passes: float  # for adaptive windows the mean over images
     reduction: float  # share of the next-token passes saved
@@ -36,7 +25,6 @@ class Row(BaseModel):
     window_costs: float | None  # bits relative to this checkpoint's next-token bits, minus 1
     gap_closed: float | None  # see Report
     milliseconds: float  # per image, at batch size 1
->>>>>>> engB
     images_per_second: float | None  # at the recipe's batch size, one process
     fid: Score | None = None
     sfid: Score | None = None

@@ -31,22 +31,16 @@ class LlamaGen:
     model: Any  # a transformers model
 
     def __init__(self, model: Model):
-<<<<<<< HEAD
         depth, heads, width = (
             SIZES[model.size] if model.size else (model.num_layers, model.num_heads, model.hidden_size)
         )
-        assert depth and heads and width  # the recipe has checked it
+        assert depth and heads and width  # checked by the recipe
         self.section, self.grid, self.codes, self.classes = (
             model,
             model.raster,
             model.codebook_size,
             model.num_classes or 0,
         )
-=======
-        depth, heads, width = SIZES[model.size] if model.size else (model.depth, model.heads, model.width)
-        assert depth and heads and width  # checked by the recipe
-        self.section, self.grid, self.codes, self.classes = model, model.raster, model.codes, model.classes or 0
->>>>>>> engA
         self.prompt_length = model.prompt
         self.model = LlamaGenForCausalLM(
             LlamaGenConfig(
@@ -125,17 +119,12 @@ class LlamaGenT2I(LlamaGen):
         return TextEncoder(self.section.t5_features)
 
     def check(self, condition: Any) -> Any:
-<<<<<<< HEAD
-        """Captions as str, features (n, F), or what this has returned before."""
-        text, device = self.section.t5_features, self.model.device
-=======
         """Convert captions (str, features (n, F), or an earlier result) to left-padded features on the device.
 
         Raises:
             ValueError: If the condition is neither, or the features have another dimension.
         """
-        text, device = self.section.text, self.model.device
->>>>>>> engA
+        text, device = self.section.t5_features, self.model.device
         assert text
         if isinstance(condition, Captions):
             return Captions(*(part.to(device) for part in condition))

@@ -175,13 +175,8 @@ class Checkpoint(L.Callback):
             return
         try:
             if self.keep > 1 and self.saved not in (None, trainer.global_step) and self.path.is_file():
-<<<<<<< HEAD
                 place = numbered(self.recipe.run_dir, self.saved)  # type: ignore[arg-type]
-                if not place.exists():  # else the run goes on from it, because the last one is damaged
-=======
-                place = numbered(self.recipe.run, self.saved)  # type: ignore[arg-type]
                 if not place.exists():  # otherwise the run continues from it, because the last one is damaged
->>>>>>> engB
                     os.replace(self.path, place)
             os.replace(aside, self.path)
             for extra in filter(Path.is_file, older(self.recipe.run_dir)[self.keep - 1 :]):

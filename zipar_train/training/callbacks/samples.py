@@ -25,15 +25,9 @@ LEAST = 96  # pixels; smaller pictures are enlarged to about this size
 class Samples(L.Callback):
     """Callback that generates `log.images` images, at the smallest trained window and next-token, for `show`.
 
-<<<<<<< HEAD
-    They are those that `zipar-train generate --seed 0` would draw: of classes in even steps, or of the first held-out
-    captions. They come from averaged weights if there are some, which needs the callback to stand before the one that
-    averages. Random states are left as they were, and a GPU that has no room for it draws none.
-=======
-    They equal those of `zipar-train draw --seed 0`, for evenly spaced classes or the first held-out captions. They use
+    They equal those of `zipar-train generate --seed 0`, for evenly spaced classes or the first held-out captions. They use
     averaged weights if there are any; the callback must precede the averaging one. Random states are preserved. If
     memory runs out, no more images are generated.
->>>>>>> engB
 
     Only one process may have this callback; the others wait for it at the next step. It does not support FSDP, where
     no process has all weights.
