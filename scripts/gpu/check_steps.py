@@ -117,55 +117,218 @@ def checks(work: Path, sizes: Sizes) -> list[list[Step]]:
                    "summary": lambda log: speed(run)}  # fmt: skip
     return [
         # 15 s
-        [Step("data", "random weights and shards", script("synthetic_data.py", str(work), *sizes.small, *overrides),
-              limit=60)],
+        [
+            Step(
+                "data",
+                "random weights and shards",
+                script("synthetic_data.py", str(work), *sizes.small, *overrides),
+                limit=60,
+            )
+        ],
         # 25 s
-        [Step("probe", "kernels of a pass and of a training step",
-              script("probe.py", *sizes.small, "--json", str(json / "probe.json")), 60, 15, json / "probe.json")],
+        [
+            Step(
+                "probe",
+                "kernels of a pass and of a training step",
+                script("probe.py", *sizes.small, "--json", str(json / "probe.json")),
+                60,
+                15,
+                json / "probe.json",
+            )
+        ],
         # 90 s for the three; the last two fill the compilers' caches for what is timed below
-        [Step("tests", "tests that need a GPU", ("-m", "pytest", "-m", "gpu", "-vv", "-rA", "-n", str(sizes.processes),
-              "--timeout=140", "-p", "no:cacheprovider", *gpu_tests()), 150, 40, summary=test_outcomes),
-         Step("warm-train", "compile training steps", verb("bench", "--train", "--repeats", "1", "--batch-sizes", batch,
-              *overrides), 150, 60),
-         Step("warm-decode", "compile passes", verb("bench", "--no-baselines", "--compiled", "--repeats", "1", "--windows",
-              sizes.wide_and_paper, *overrides), 150, 60)],
+        [
+            Step(
+                "tests",
+                "tests that need a GPU",
+                (
+                    "-m",
+                    "pytest",
+                    "-m",
+                    "gpu",
+                    "-vv",
+                    "-rA",
+                    "-n",
+                    str(sizes.processes),
+                    "--timeout=140",
+                    "-p",
+                    "no:cacheprovider",
+                    *gpu_tests(),
+                ),
+                150,
+                40,
+                summary=test_outcomes,
+            ),
+            Step(
+                "warm-train",
+                "compile training steps",
+                verb("bench", "--train", "--repeats", "1", "--batch-sizes", batch, *overrides),
+                150,
+                60,
+            ),
+            Step(
+                "warm-decode",
+                "compile passes",
+                verb(
+                    "bench",
+                    "--no-baselines",
+                    "--compiled",
+                    "--repeats",
+                    "1",
+                    "--windows",
+                    sizes.wide_and_paper,
+                    *overrides,
+                ),
+                150,
+                60,
+            ),
+        ],
         # 30 s
         [drawing("decode-l", "LlamaGen-L, one image", "--windows", sizes.windows, limit=90, least=20)],
         # 45 s: 10 to load, 15 to compile from the cache, 10 for 20 steps and a validation, 10 for a checkpoint
         [Step("fit", "20 training steps, killed while it writes a checkpoint", fit, 120, 35, **interrupted)],
         # as long, if the one before has left no checkpoint
-        [Step("fit-uncompiled", "the same without torch.compile", (*fit, "--set", "tune.compile=false"), 90, 35,
-              unless=last, **interrupted)],
+        [
+            Step(
+                "fit-uncompiled",
+                "the same without torch.compile",
+                (*fit, "--set", "tune.compile=false"),
+                90,
+                35,
+                unless=last,
+                **interrupted,
+            )
+        ],
         # 45 s
-        [Step("resume", "the killed run to its end",
-              (*fit, "--resume", "--allow-change", "tune.compile", "--set", "checkpoint_every=null"), 100, 30,
-              needs=(last,), before=lambda: lose_newest(run))],
+        [
+            Step(
+                "resume",
+                "the killed run to its end",
+                (*fit, "--resume", "--allow-change", "tune.compile", "--set", "checkpoint_every=null"),
+                100,
+                30,
+                needs=(last,),
+                before=lambda: lose_newest(run),
+            )
+        ],
         # 1 s
-        [Step("continuity", "losses of the steps that were made twice",
-              script("interrupted_run.py", str(run), "--tolerance", str(sizes.tolerance), "--json",
-                     str(json / "continuity.json")), 10, 1, json / "continuity.json", needs=(last,))],
+        [
+            Step(
+                "continuity",
+                "losses of the steps that were made twice",
+                script(
+                    "interrupted_run.py",
+                    str(run),
+                    "--tolerance",
+                    str(sizes.tolerance),
+                    "--json",
+                    str(json / "continuity.json"),
+                ),
+                10,
+                1,
+                json / "continuity.json",
+                needs=(last,),
+            )
+        ],
         # 30 s
-        [Step("generate", "codes and pixels of the trained run",
-              script("generate_timing.py", str(run), "--window", sizes.window, "--batch", str(sizes.draw_batch),
-                     "--images", str(sizes.images), "--json", str(json / "generate.json"),
-                     "--png", str(work / "generated.png")), 60, 20, json / "generate.json", needs=(last,))],
+        [
+            Step(
+                "generate",
+                "codes and pixels of the trained run",
+                script(
+                    "generate_timing.py",
+                    str(run),
+                    "--window",
+                    sizes.window,
+                    "--batch",
+                    str(sizes.draw_batch),
+                    "--images",
+                    str(sizes.images),
+                    "--json",
+                    str(json / "generate.json"),
+                    "--png",
+                    str(work / "generated.png"),
+                ),
+                60,
+                20,
+                json / "generate.json",
+                needs=(last,),
+            )
+        ],
         # 45 s
-        [drawing("decode-l-compiled", "LlamaGen-L, one image, torch.compile", "--compiled", "--windows",
-                 sizes.wide_and_paper, limit=90, least=25)],
+        [
+            drawing(
+                "decode-l-compiled",
+                "LlamaGen-L, one image, torch.compile",
+                "--compiled",
+                "--windows",
+                sizes.wide_and_paper,
+                limit=90,
+                least=25,
+            )
+        ],
         # 35 s
-        [drawing("decode-l-many", "LlamaGen-L, many images at once", "--windows", sizes.window, "--batch-sizes",
-                 str(sizes.many), limit=70, least=25)],
+        [
+            drawing(
+                "decode-l-many",
+                "LlamaGen-L, many images at once",
+                "--windows",
+                sizes.window,
+                "--batch-sizes",
+                str(sizes.many),
+                limit=70,
+                least=25,
+            )
+        ],
         # 35 s
-        [drawing("decode-xl", "LlamaGen-XL, one image", "--windows", sizes.wide_and_paper, limit=70, least=25,
-                 recipe="llamagen-xl")],
+        [
+            drawing(
+                "decode-xl",
+                "LlamaGen-XL, one image",
+                "--windows",
+                sizes.wide_and_paper,
+                limit=70,
+                least=25,
+                recipe="llamagen-xl",
+            )
+        ],
         # 60 s
-        [timed("train", "training steps without a teacher", "--train", "--batch-sizes", batch, "--repeats",
-               str(sizes.rounds), limit=110, least=30)],
+        [
+            timed(
+                "train",
+                "training steps without a teacher",
+                "--train",
+                "--batch-sizes",
+                batch,
+                "--repeats",
+                str(sizes.rounds),
+                limit=110,
+                least=30,
+            )
+        ],
         # 25 s
-        [Step("advise", "bits and attention at every window",
-              verb("advise", *settings, "--checkpoint", str(run), "--json", str(json / "advise.json")), 50, 20,
-              json / "advise.json", needs=(last,))],
+        [
+            Step(
+                "advise",
+                "bits and attention at every window",
+                verb("advise", *settings, "--checkpoint", str(run), "--json", str(json / "advise.json")),
+                50,
+                20,
+                json / "advise.json",
+                needs=(last,),
+            )
+        ],
         # 80 s
-        [timed("baselines", "LlamaGen-L beside other ways of drawing", "--windows", sizes.wide_and_paper, "--repeats",
-               "1", limit=150, least=45)],
-    ]  # fmt: skip
+        [
+            timed(
+                "baselines",
+                "LlamaGen-L beside other ways of drawing",
+                "--windows",
+                sizes.wide_and_paper,
+                "--repeats",
+                "1",
+                limit=150,
+                least=45,
+            )
+        ],
+    ]

@@ -41,13 +41,35 @@ def settings(encoder, tmp_path):
     """Overrides of Janus-Pro's recipe: tiny, prompts of 12 tokens, codes that are colours."""
     train, val = (f"data.{split}={tmp_path}/{split}.json" for split in ("train", "val"))
     small = ["model.size=null", "model.num_layers=1", "model.num_heads=2", "model.hidden_size=16", "model.ffn_size=24"]
-    return [*small, "model.codebook_size=24", "model.grid=[3,3]", "model.tokenizer=palette", "model.tokenizer_weights=null",
-            f"model.token_prompt={{encoder: {encoder}, tokens: 12, vocabulary: 20}}", "model.weights=null", "tune.lora=null",
-            "zipar.windows={3: 1, 1: 1}", "evaluate.windows=[3,1]", "data.workers=0", train, val, "tune.distill=0",
-            f"run_dir={tmp_path}/run", "trainer.accelerator=cpu", "trainer.precision=32-true", "tune.compile=false",
-            "data.micro_batch_size=4", "optim.global_batch_size=4", "checkpoint_every=null", "trainer.val_check_interval=1.0",
-            "log.wandb=disabled", "trainer.max_epochs=1", "tune.activation_checkpointing=false",
-            "evaluate.clip=null", "evaluate.captions=null"]  # fmt: skip
+    return [
+        *small,
+        "model.codebook_size=24",
+        "model.grid=[3,3]",
+        "model.tokenizer=palette",
+        "model.tokenizer_weights=null",
+        f"model.token_prompt={{encoder: {encoder}, tokens: 12, vocabulary: 20}}",
+        "model.weights=null",
+        "tune.lora=null",
+        "zipar.windows={3: 1, 1: 1}",
+        "evaluate.windows=[3,1]",
+        "data.workers=0",
+        train,
+        val,
+        "tune.distill=0",
+        f"run_dir={tmp_path}/run",
+        "trainer.accelerator=cpu",
+        "trainer.precision=32-true",
+        "tune.compile=false",
+        "data.micro_batch_size=4",
+        "optim.global_batch_size=4",
+        "checkpoint_every=null",
+        "trainer.val_check_interval=1.0",
+        "log.wandb=disabled",
+        "trainer.max_epochs=1",
+        "tune.activation_checkpointing=false",
+        "evaluate.clip=null",
+        "evaluate.captions=null",
+    ]
 
 
 def captioned(tmp_path, *, long=(5,), name="train", count=12):

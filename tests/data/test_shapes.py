@@ -107,10 +107,23 @@ def test_a_recipe_of_a_wide_grid_is_evaluated_against_pictures(tmp_path, run):
     for k in range(30):
         (tmp_path / "p" / f"class{k % 3}").mkdir(parents=True, exist_ok=True)
         picture(k, size=(8, 6)).save(tmp_path / "p" / f"class{k % 3}" / f"{k}.png")
-    settings = sets([*WIDE, "model.num_classes=3", f"data.train={tmp_path}/s/train.json", f"run_dir={tmp_path}/run",
-                     f"data.val={tmp_path}/s/train.json", "trainer.max_epochs=1", "data.micro_batch_size=8", "optim.global_batch_size=8",
-                     "trainer.limit_train_batches=1", "evaluate.windows=[8]", "zipar.windows={8: 1}",
-                     "trainer.check_val_every_n_epoch=1", f"evaluate.reference={tmp_path}/p"])  # fmt: skip
+    settings = sets(
+        [
+            *WIDE,
+            "model.num_classes=3",
+            f"data.train={tmp_path}/s/train.json",
+            f"run_dir={tmp_path}/run",
+            f"data.val={tmp_path}/s/train.json",
+            "trainer.max_epochs=1",
+            "data.micro_batch_size=8",
+            "optim.global_batch_size=8",
+            "trainer.limit_train_batches=1",
+            "evaluate.windows=[8]",
+            "zipar.windows={8: 1}",
+            "trainer.check_val_every_n_epoch=1",
+            f"evaluate.reference={tmp_path}/p",
+        ]
+    )
     common = ["--recipe", "digits-base", *settings]
     for command in (
         ["tokenize", *common, "--images", tmp_path / "p", "--out", tmp_path / "s"],

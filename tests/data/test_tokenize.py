@@ -26,8 +26,16 @@ from zipar_train.recipe.load import load_recipe
 
 
 def overrides(vq, *more):
-    return ["model.codebook_size=24", "model.num_classes=3", "model.grid=[2,2]", f"model.tokenizer_weights={vq}", "data.workers=0",
-            "zipar.windows={2: 1}", "evaluate.windows=[2]", *more]  # fmt: skip
+    return [
+        "model.codebook_size=24",
+        "model.num_classes=3",
+        "model.grid=[2,2]",
+        f"model.tokenizer_weights={vq}",
+        "data.workers=0",
+        "zipar.windows={2: 1}",
+        "evaluate.windows=[2]",
+        *more,
+    ]
 
 
 @pytest.fixture
@@ -285,9 +293,19 @@ def test_loader_processes_crop_and_the_time_waited_is_told(folder, tmp_path, vq)
 
 
 def text_overrides(vq, t5):
-    return ["model.size=null", "model.num_layers=1", "model.num_heads=2", "model.hidden_size=16", "model.codebook_size=24", "model.grid=[2,2]",
-            f"model.t5_features={{encoder: {t5}, tokens: 4, features: 6}}", f"model.tokenizer_weights={vq}", "data.workers=0",
-            "zipar.windows={2: 1}", "evaluate.windows=[2]"]  # fmt: skip
+    return [
+        "model.size=null",
+        "model.num_layers=1",
+        "model.num_heads=2",
+        "model.hidden_size=16",
+        "model.codebook_size=24",
+        "model.grid=[2,2]",
+        f"model.t5_features={{encoder: {t5}, tokens: 4, features: 6}}",
+        f"model.tokenizer_weights={vq}",
+        "data.workers=0",
+        "zipar.windows={2: 1}",
+        "evaluate.windows=[2]",
+    ]
 
 
 def test_captions_with_and_without_their_features(tmp_path, vq, t5):

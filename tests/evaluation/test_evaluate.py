@@ -236,8 +236,10 @@ def test_the_gap_is_the_baselines_and_closed_against_its_next_token_bits():
     assert _closed(bits, None, ("tuned", 1, "planned"), 8) is None
 
 
-PAPER = ("published_results={source: 'a paper, table 1', protocol: {images: 50000, conditions: random classes, guidance: 1.5, "
-         "features: inception}, rows: [{window: 8, passes: 64, seconds: 2.5, fid: 3.16}]}")  # fmt: skip
+PAPER = (
+    "published_results={source: 'a paper, table 1', protocol: {images: 50000, conditions: random classes, guidance: "
+    "1.5, features: inception}, rows: [{window: 8, passes: 64, seconds: 2.5, fid: 3.16}]}"
+)
 
 
 def test_the_protocol_is_guarded(tiny, tmp_path, run, kept_classifier):

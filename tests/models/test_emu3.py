@@ -13,7 +13,8 @@ from zipar_train.decoding.decoder import Decoder
 from zipar_train.models.family import build
 from zipar_train.models.restore import load_family, read
 from zipar_train.recipe.load import load_recipe
-from zipar_train.recipe.schema import Draw, Model, Words
+from zipar_train.recipe.model import Model, Words
+from zipar_train.recipe.schema import Draw
 
 HEIGHT, WIDTH, CODES = 4, 3, 10
 WORDS = ["<pad>", "<bos>", "<eos>", "<unk>", "<|image start|>", "<|image token|>", "4*3", "a", "blue", "red", "car",
@@ -59,8 +60,19 @@ def section(checkpoint) -> Model:
     words = Words(
         encoder=str(checkpoint), tokens=12, vocabulary=len(TOKENS), prompt_suffix=" fine", negative_prompt="bad blurry"
     )
-    return Model(family="emu3", num_layers=2, num_heads=4, num_kv_heads=2, hidden_size=16, ffn_size=24, grid=[HEIGHT, WIDTH],
-                 codebook_size=CODES, tokenizer="emu3", tokenizer_weights=str(checkpoint), token_prompt=words)  # fmt: skip
+    return Model(
+        family="emu3",
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+        hidden_size=16,
+        ffn_size=24,
+        grid=[HEIGHT, WIDTH],
+        codebook_size=CODES,
+        tokenizer="emu3",
+        tokenizer_weights=str(checkpoint),
+        token_prompt=words,
+    )
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
@@ -145,10 +157,19 @@ def test_an_export_is_for_plain_transformers(checkpoint, tmp_path):
 
 
 def test_from_pictures_to_a_checkpoint_for_transformers(checkpoint, clip, tmp_path, run):
-    words = f"{{encoder: {checkpoint}, tokens: 12, vocabulary: {len(TOKENS)}, prompt_suffix: ' fine', negative_prompt: bad}}"
-    model = ["model.size=null", "model.num_layers=2", "model.num_heads=4", "model.num_kv_heads=2", "model.hidden_size=16",
-             "model.ffn_size=24", f"model.codebook_size={CODES}", f"model.grid=[{HEIGHT},{WIDTH}]",
-             f"model.token_prompt={words}"]  # fmt: skip
+    words = f"{{encoder: {checkpoint}, tokens: 12, vocabulary: {len(TOKENS)}, "
+    words += "prompt_suffix: ' fine', negative_prompt: bad}"
+    model = [
+        "model.size=null",
+        "model.num_layers=2",
+        "model.num_heads=4",
+        "model.num_kv_heads=2",
+        "model.hidden_size=16",
+        "model.ffn_size=24",
+        f"model.codebook_size={CODES}",
+        f"model.grid=[{HEIGHT},{WIDTH}]",
+        f"model.token_prompt={words}",
+    ]
     every_verb(run, tmp_path, "emu3-gen", model, checkpoint=checkpoint, clip=clip, windows=[4, 3, 2])
     before, after = (Emu3ForConditionalGeneration.from_pretrained(f) for f in (checkpoint, tmp_path / "hf"))
     changed = [n for n, t in after.state_dict().items() if not torch.equal(t, before.state_dict()[n])]

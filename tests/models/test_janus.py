@@ -14,7 +14,8 @@ from zipar_train.decoding.decoder import Decoder
 from zipar_train.models.family import build
 from zipar_train.models.restore import load_family, read
 from zipar_train.models.token_prompts import Prompts
-from zipar_train.recipe.schema import Draw, Model, Words
+from zipar_train.recipe.model import Model, Words
+from zipar_train.recipe.schema import Draw
 
 TEXT = {"vocab_size": 20, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
         "num_key_value_heads": 2, "rms_norm_eps": 1e-6, "max_position_embeddings": 64,
@@ -52,9 +53,18 @@ def checkpoint(tmp_path_factory) -> Path:
 
 
 def section(checkpoint, *, tokens=12) -> Model:
-    return Model(family="janus", num_layers=2, num_heads=2, hidden_size=16, ffn_size=24, grid=[3, 3], codebook_size=24, tokenizer="vq16",
-                 tokenizer_weights=str(checkpoint), token_prompt=Words(encoder=str(checkpoint), tokens=tokens,
-                                                                         vocabulary=20))  # fmt: skip
+    return Model(
+        family="janus",
+        num_layers=2,
+        num_heads=2,
+        hidden_size=16,
+        ffn_size=24,
+        grid=[3, 3],
+        codebook_size=24,
+        tokenizer="vq16",
+        tokenizer_weights=str(checkpoint),
+        token_prompt=Words(encoder=str(checkpoint), tokens=tokens, vocabulary=20),
+    )
 
 
 CAPTIONS = ["a blue car", "a small red house", "car"]

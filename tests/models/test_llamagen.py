@@ -12,7 +12,7 @@ from zipar_train.models.llamagen.family import SIZES
 from zipar_train.models.llamagen.rope import Rope2D
 from zipar_train.models.restore import LoadedWeights, load_family
 from zipar_train.recipe.load import load_recipe
-from zipar_train.recipe.schema import Model
+from zipar_train.recipe.model import Model
 
 
 def original_rotation(x, *, columns, prompt, base=10000.0):

@@ -19,7 +19,8 @@ from zipar_train.models.family import build
 from zipar_train.models.restore import load_family, read
 from zipar_train.models.tokenizers.chameleon import VQGAN, load_chameleon_vq
 from zipar_train.recipe.load import load_recipe
-from zipar_train.recipe.schema import Draw, Model, Words
+from zipar_train.recipe.model import Model, Words
+from zipar_train.recipe.schema import Draw
 
 HEIGHT, WIDTH, CODES = 4, 6, 10
 END = 4 + CODES
@@ -92,8 +93,18 @@ def checkpoint(tmp_path_factory) -> Path:
 
 def section(checkpoint) -> Model:
     words = Words(encoder=str(checkpoint), tokens=24, vocabulary=SIZE)
-    return Model(family="lumina", num_layers=2, num_heads=4, hidden_size=16, ffn_size=24, grid=[HEIGHT, WIDTH], codebook_size=CODES,
-                 tokenizer="chameleon", tokenizer_weights=str(checkpoint), token_prompt=words)  # fmt: skip
+    return Model(
+        family="lumina",
+        num_layers=2,
+        num_heads=4,
+        hidden_size=16,
+        ffn_size=24,
+        grid=[HEIGHT, WIDTH],
+        codebook_size=CODES,
+        tokenizer="chameleon",
+        tokenizer_weights=str(checkpoint),
+        token_prompt=words,
+    )
 
 
 def banless(checkpoint) -> ChameleonForConditionalGeneration:
@@ -253,8 +264,16 @@ def test_a_tokenizer_of_another_vocabulary_is_refused(checkpoint):
 
 def test_from_pictures_to_a_checkpoint_for_transformers(checkpoint, clip, tmp_path, run):
     words = f"{{encoder: {checkpoint}, tokens: 24, vocabulary: {SIZE}}}"
-    model = ["model.size=null", "model.num_layers=2", "model.num_heads=4", "model.hidden_size=16", "model.ffn_size=24",
-             f"model.codebook_size={CODES}", f"model.grid=[{HEIGHT},{WIDTH}]", f"model.token_prompt={words}"]  # fmt: skip
+    model = [
+        "model.size=null",
+        "model.num_layers=2",
+        "model.num_heads=4",
+        "model.hidden_size=16",
+        "model.ffn_size=24",
+        f"model.codebook_size={CODES}",
+        f"model.grid=[{HEIGHT},{WIDTH}]",
+        f"model.token_prompt={words}",
+    ]
     every_verb(run, tmp_path, "lumina-mgpt-7b-768", model, checkpoint=checkpoint, clip=clip, windows=[7, 3, 2])
     before = banless(checkpoint).state_dict()
     after = ChameleonForConditionalGeneration.from_pretrained(tmp_path / "hf").state_dict()

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from zipar_train.evaluation.scores.clip import Clip
 from zipar_train.models.t5_features import TextEncoder
 from zipar_train.models.token_prompts import Prompter
-from zipar_train.recipe.schema import Text, Words
+from zipar_train.recipe.model import Text, Words
 
 CPU = torch.device("cpu")
 

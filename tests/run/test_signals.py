@@ -225,8 +225,13 @@ def test_fit_says_how_to_go_on_with_paths_that_need_quotes(run, tiny, monkeypatc
 # ---------------------------------------------------------------------------------------------------------------------
 # Training
 
-OFTEN = ["data.micro_batch_size=16", "optim.ema_decay=0.9", "trainer.val_check_interval=15", "trainer.limit_train_batches=45",
-         "checkpoint_monitor=val/bits_w2"]  # fmt: skip
+OFTEN = [
+    "data.micro_batch_size=16",
+    "optim.ema_decay=0.9",
+    "trainer.val_check_interval=15",
+    "trainer.limit_train_batches=45",
+    "checkpoint_monitor=val/bits_w2",
+]
 
 
 @pytest.fixture(scope="module")

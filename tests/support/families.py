@@ -7,7 +7,7 @@ from zipar_train.models.cache_argument import cache_arguments
 from zipar_train.models.family import build
 from zipar_train.plan.grid import Grid
 from zipar_train.plan.table import ROW_END
-from zipar_train.recipe.schema import Model, Text
+from zipar_train.recipe.model import Model, Text
 
 
 class StockLlama:

@@ -6,7 +6,7 @@ from zipar_train.data.loader import Batch
 from zipar_train.models.family import build
 from zipar_train.models.t5_features import Captions
 from zipar_train.models.token_prompts import Prompts
-from zipar_train.recipe.schema import Model, Text, Words
+from zipar_train.recipe.model import Model, Text, Words
 
 
 def family(kind, depth):

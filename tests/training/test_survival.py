@@ -27,9 +27,17 @@ from zipar_train.training.fit import fit
 from zipar_train.training.guard import Guard
 from zipar_train.training.module import ZipARModule
 
-SHORT = ["data.micro_batch_size=4", "trainer.limit_train_batches=40", "trainer.check_val_every_n_epoch=1", "optim.ema_decay=0.9",
-         "trainer.val_check_interval=8", "trainer.limit_val_batches=4", "checkpoint_every=2", "checkpoint_keep=2",
-         "checkpoint_monitor=val/bits_w2"]  # fmt: skip
+SHORT = [
+    "data.micro_batch_size=4",
+    "trainer.limit_train_batches=40",
+    "trainer.check_val_every_n_epoch=1",
+    "optim.ema_decay=0.9",
+    "trainer.val_check_interval=8",
+    "trainer.limit_val_batches=4",
+    "checkpoint_every=2",
+    "checkpoint_keep=2",
+    "checkpoint_monitor=val/bits_w2",
+]
 
 
 def same_end(a: Path, b: Path) -> None:
@@ -207,8 +215,11 @@ def test_differences_that_are_meant_are_named_and_take_effect(tiny, tmp_path, mo
     overrides = quick(tiny, tmp_path, "run", *SHORT, "trainer.max_epochs=1")
     fit(load_recipe("digits-base", overrides))
     other = [*overrides, "trainer.max_epochs=2", "optim.lr=0.05", "optim.weight_decay=0.2"]
-    with pytest.raises(ValueError, match="say that you mean it with --allow-change optim.lr --allow-change optim.weight_decay "
-                                         "--allow-change trainer.max_epochs"):  # fmt: skip
+    with pytest.raises(
+        ValueError,
+        match="say that you mean it with --allow-change optim.lr --allow-change optim.weight_decay "
+        "--allow-change trainer.max_epochs",
+    ):
         fit(load_recipe("digits-base", other), resume=True, allow=["data.shuffle"])
     with pytest.raises(
         ValueError, match=r"model.hidden_size: 16 -> 32. Resume with the recipe it was made by, or write"
@@ -320,8 +331,17 @@ def hurt(path: Path, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["deleted", "truncated", "flipped"])
 def test_a_shard_damaged_in_mid_run_is_named_and_stops_or_is_skipped(tiny, many, tmp_path, monkeypatch, how, capsys):
-    overrides = quick(tiny, tmp_path, "run", f"data.train={many}/train.json", "data.micro_batch_size=4", "data.shuffle=10",
-                      "trainer.max_epochs=1", "optim.global_batch_size=4", "trainer.limit_val_batches=1")  # fmt: skip
+    overrides = quick(
+        tiny,
+        tmp_path,
+        "run",
+        f"data.train={many}/train.json",
+        "data.micro_batch_size=4",
+        "data.shuffle=10",
+        "trainer.max_epochs=1",
+        "optim.global_batch_size=4",
+        "trainer.limit_val_batches=1",
+    )
     steps = ZipARModule.training_step
 
     def hurting(module, batch, batch_idx):

@@ -7,7 +7,8 @@ import torch
 
 from zipar_train.models.family import Family, build
 from zipar_train.models.token_prompts import Prompter
-from zipar_train.recipe.schema import Model, Recipe
+from zipar_train.recipe.model import Model
+from zipar_train.recipe.schema import Recipe
 
 
 class Ids(NamedTuple):

@@ -206,7 +206,8 @@ def _notes(recipe: Recipe, *, compiled: bool) -> list[str]:
     if recipe.optim.ema_decay is not None:
         found.append(f"without the averaged weights of optim.ema_decay = {recipe.optim.ema_decay:g}")
     found.append(
-        "a step is one batch and one update; fit takes one update for several batches where optim.global_batch_size says so"
+        "a step is one batch and one update; fit takes one update for several batches where optim.global_batch_size "
+        "says so"
     )
     if compiled:
         found.append("each kind of step is compiled for its own length, then timed by itself: they did not take turns")

@@ -56,8 +56,9 @@ class ShardDataModule(L.LightningDataModule):
         same_classes(train, val, self.manifests)
         if step and step > self.manifests[0].samples:
             raise ValueError(
-                f"{train} has {self.manifests[0].samples:,} images, and a step takes {step:,}: lower optim.global_batch_size, or "
-                "data.micro_batch_size, trainer.accumulate_grad_batches or the number of devices, whose product it is"
+                f"{train} has {self.manifests[0].samples:,} images, and a step takes {step:,}: lower "
+                "optim.global_batch_size, or data.micro_batch_size, trainer.accumulate_grad_batches or the number of "
+                "devices, whose product it is"
             )
 
     def train_dataloader(self) -> ShardLoader:

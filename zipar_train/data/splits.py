@@ -7,7 +7,7 @@ from pathlib import Path
 from zipar_train.data.labels import Classes, Names, assign
 from zipar_train.data.shards import Manifest
 from zipar_train.data.source import Source
-from zipar_train.recipe.schema import Model
+from zipar_train.recipe.model import Model
 
 
 def class_numbers(model: Model, sources: Mapping[str, Source], out: str | Path) -> dict[str, Classes]:

@@ -6,24 +6,20 @@ writes the manifest. The result does not depend on the number of processes; a ki
 """
 
 import json
-import multiprocessing
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from itertools import groupby
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
 
-import numpy as np
-import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from zipar_train.data.crops import Views, views
+from zipar_train.data.crops import Views
+from zipar_train.data.encoding import LABEL, Waiting, Work, encoded, fitting_rows, loader_context
 from zipar_train.data.image_sources import Source, open_source
-from zipar_train.data.labels import Classes, LabelError, caption
 from zipar_train.data.loader import ignore_signals
 from zipar_train.data.shards import (
     LATER,
@@ -39,14 +35,12 @@ from zipar_train.data.shards import (
 from zipar_train.data.splits import class_numbers
 from zipar_train.io.errors import printable
 from zipar_train.io.files import folder_lock, write_atomic
-from zipar_train.models.family import Fits, fits
+from zipar_train.models.family import fits
 from zipar_train.models.t5_features import TextEncoder
-from zipar_train.models.tokenizers.base import Tokenizer, build_tokenizer
+from zipar_train.models.tokenizers.base import build_tokenizer
 from zipar_train.recipe.schema import Recipe
 from zipar_train.run.ranks import process
-from zipar_train.run.signals import Heard, held, noted
-
-LABEL = "label error: "  # prefix of reasons that concern labels or captions, not images
+from zipar_train.run.signals import noted
 
 
 class Tokenized(NamedTuple):
@@ -111,10 +105,17 @@ def tokenize(
         print(f"caption lengths are not checked: {error}", file=sys.stderr, flush=True)
         fitting = None
     layout = Layout(
-        source=printable(source.name), grid=(model.grid[0], model.grid[1]), codes=model.codebook_size, classes=model.num_classes,
-        views=kind, tokenizer=tokenizer.sha256, features=features, images=len(source.keys),
-        class_names=classes and classes.names, prompt=fitting.fingerprint if fitting else None,
-    )  # fmt: skip
+        source=printable(source.name),
+        grid=(model.grid[0], model.grid[1]),
+        codes=model.codebook_size,
+        classes=model.num_classes,
+        views=kind,
+        tokenizer=tokenizer.sha256,
+        features=features,
+        images=len(source.keys),
+        class_names=classes and classes.names,
+        prompt=fitting.fingerprint if fitting else None,
+    )
     manifest, notes = Path(out) / f"{split}.json", Path(out) / f".{split}"
     settings = {**layout.model_dump(mode="json"), "per_shard": per_shard}
     if finished := _finished(manifest, layout):
@@ -129,16 +130,16 @@ def tokenize(
         mine = [part for part in range(rank, len(parts), world) if not (notes / f"{part}.json").is_file()]
         encoder = TextEncoder(model.t5_features) if features and model.t5_features else None
 
-        work = _Work(source, [i for part in mine for i in parts[part]], tokenizer.stride, kind, layout, classes)
+        work = Work(source, [i for part in mine for i in parts[part]], tokenizer.stride, kind, layout, classes)
         bar = tqdm(total=len(work), desc=f"{split} images", unit=" images", disable=not progress or rank != 0,
                    mininterval=0.1 if sys.stderr.isatty() else 20)  # fmt: skip
-        start, waiting = perf_counter(), _Waiting(
+        start, waiting = perf_counter(), Waiting(
             DataLoader(work, batch_size=max(1, batch_size // work.views), num_workers=recipe.data.workers,
                        collate_fn=list, worker_init_fn=ignore_signals,
-                       multiprocessing_context=_fork(recipe.data.workers))
+                       multiprocessing_context=loader_context(recipe.data.workers))
         )  # fmt: skip
         with noted() as heard, bar:
-            rows = _encoded(_fitting(waiting, fitting), tokenizer, encoder, device, bar, heard)
+            rows = encoded(fitting_rows(waiting, fitting), tokenizer, encoder, device, bar, heard)
             for part, group in groupby(rows, key=lambda row: row.number // per_shard):
                 found = list(group)
                 samples = [Sample(r.key, r.codes, r.condition, r.features) for r in found if r.codes is not None]
@@ -164,116 +165,6 @@ def left_out(done: Tokenized, listing: Path) -> str:
     why = f", {wrong:,} of them for their labels or captions" if wrong else ""
     told = f"{done.manifest.skipped:,} files or pictures were not read{why}: {listing} says which and why"
     return f"{told}. The first, {key}: {reason}"
-
-
-class _Row(NamedTuple):
-    """An image in the pipeline: with `pixels` from the loader, then `codes`; with neither if it could not be read."""
-
-    number: int
-    key: str
-    condition: Any = None
-    pixels: Tensor | None = None  # uint8 (A, 3, px, px)
-    codes: Any = None  # (A, H, W)
-    features: Any = None
-    reason: str = ""
-
-
-class _Work(Dataset):
-    """The cropped images of one process; errors of reading are stored in the row, not raised."""
-
-    def __init__(self, source: Source, numbers: list[int], stride: int, kind: Views, layout: Layout,
-                 classes: Classes | None):  # fmt: skip
-        self.source, self.numbers, self.kind, self.layout, self.classes = source, numbers, kind, layout, classes
-        self.height, self.width = (side * stride for side in layout.grid)
-        self.views = {"one": 1, "flip": 2, "ten": 20}[kind]
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def __getitem__(self, index: int) -> _Row:
-        number = self.numbers[index]
-        key = self.source.keys[number]
-        try:
-            image, label = self.source.read(number)
-            condition = self._condition(label)
-            return _Row(number, key, condition, views(image, self.height, self.width, self.kind))
-        except LabelError as error:
-            return _Row(number, key, reason=f"{LABEL}{error}")
-        except Exception as error:  # decoders raise many kinds of errors, and one image must not stop the rest
-            return _Row(number, key, reason=f"{type(error).__name__}: {error}")
-
-    def _condition(self, label: Any) -> int | str:
-        if self.classes is None or self.layout.classes is None:
-            return caption(label)
-        found = self.classes.number(label)
-        if not 0 <= found < self.layout.classes:
-            raise LabelError(f"label {found} is outside 0 .. {self.layout.classes - 1}")
-        return found
-
-
-class _Waiting:
-    """An iterable over the batches of a loader that measures the seconds spent waiting for them."""
-
-    def __init__(self, loader: DataLoader):
-        self.loader, self.seconds = loader, 0.0
-
-    def __iter__(self) -> Iterator[list[_Row]]:
-        with held():
-            batches = iter(self.loader)
-        try:
-            while True:
-                start = perf_counter()
-                batch = next(batches, None)
-                self.seconds += perf_counter() - start
-                if batch is None:
-                    return
-                yield batch
-        finally:
-            del batches  # ends the loader processes, which a traceback would keep alive
-
-
-def _fitting(batches: Iterable[list[_Row]], fitting: Fits | None) -> Iterator[list[_Row]]:
-    """Yield the batches without the pixels of images whose captions do not fit the model's prompt."""
-    for batch in batches:
-        reasons = [fitting.misfit(row.condition) if fitting and row.pixels is not None else "" for row in batch]
-        yield [
-            row._replace(pixels=None, reason=LABEL + reason) if reason else row
-            for row, reason in zip(batch, reasons, strict=True)
-        ]
-
-
-def _encoded(
-    batches: Iterable[list[_Row]],
-    tokenizer: Tokenizer,
-    encoder: TextEncoder | None,
-    device: torch.device,
-    bar: tqdm,
-    heard: Heard,
-) -> Iterator[_Row]:
-    """Yield the rows in order, with pixels encoded to codes and, if there is an encoder, captions to features.
-
-    Raises:
-        Stopped: Between two batches, if a signal has been received.
-    """
-    for batch in batches:
-        heard.check()
-        good = [row for row in batch if row.pixels is not None]
-        codes = iter(())
-        if good:
-            pixels = torch.cat([row.pixels for row in good if row.pixels is not None]).to(device)
-            codes = iter(tokenizer.encode(pixels).unflatten(0, (len(good), -1)).cpu().numpy().astype(np.uint16))
-        features = iter(encoder([row.condition for row in good], device)) if encoder and good else None
-        for row in batch:
-            if row.pixels is not None:
-                feature = next(features).half().cpu().numpy() if features else None
-                row = row._replace(pixels=None, codes=next(codes), features=feature)
-            yield row
-        bar.update(len(batch))
-
-
-def _fork(workers: int) -> str | None:
-    """Return "fork" if loader processes can be forked, which does not require sources to be picklable; else None."""
-    return "fork" if workers and "fork" in multiprocessing.get_all_start_methods() else None
 
 
 def _finished(manifest: Path, layout: Layout) -> Manifest | None:

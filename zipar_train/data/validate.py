@@ -10,7 +10,7 @@ import numpy as np
 from zipar_train.data.labels import listed
 from zipar_train.data.shards import Manifest, Misfit, Shard, read_manifest, read_shard
 from zipar_train.models.family import fits
-from zipar_train.recipe.schema import Model
+from zipar_train.recipe.model import Model
 
 
 class ShardReport(NamedTuple):

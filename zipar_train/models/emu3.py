@@ -13,7 +13,7 @@ from transformers import Emu3ForConditionalGeneration, LlamaConfig, LlamaForCaus
 from zipar_train.models.text_to_image import Captioned
 from zipar_train.models.token_prompts import Prompter, Prompts
 from zipar_train.plan.table import ROW_END
-from zipar_train.recipe.schema import Model
+from zipar_train.recipe.model import Model
 
 SIZES = {"8B": (32, 32, 8, 4096, 14336)}  # layers, heads, key-value heads, hidden and feed-forward size: Emu3TextConfig
 VOCABULARY = 184622

@@ -23,7 +23,7 @@ from zipar_train.models.tokenizers.base import Tokenizer
 from zipar_train.plan.grid import Grid
 from zipar_train.plan.masks import mask_padding
 from zipar_train.plan.table import ROW_END, Plan
-from zipar_train.recipe.schema import Model
+from zipar_train.recipe.model import Model
 
 FAMILIES = {  # name: module and class, imported on demand
     "llamagen": ("zipar_train.models.llamagen.family", "LlamaGen"),

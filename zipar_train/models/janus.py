@@ -14,7 +14,7 @@ from transformers.models.janus.modeling_janus import JanusVQVAEAlignerMLP, Janus
 
 from zipar_train.models.text_to_image import Captioned
 from zipar_train.models.token_prompts import Prompter, Prompts
-from zipar_train.recipe.schema import Model
+from zipar_train.recipe.model import Model
 
 SIZES = {"1B": (24, 16, 2048, 5632), "7B": (30, 32, 4096, 11008)}  # layers, heads, hidden size, feed-forward size
 VOCABULARY = 102400

@@ -18,7 +18,7 @@ from zipar_train.models.text_to_image import Captioned
 from zipar_train.models.token_prompts import Prompter, Prompts
 from zipar_train.models.tokenizers.chameleon import FIRST
 from zipar_train.plan.table import ROW_END
-from zipar_train.recipe.schema import Model
+from zipar_train.recipe.model import Model
 
 SIZES = {"7B": (32, 32, 4096, 11008)}  # layers, heads, hidden size, feed-forward size: ChameleonConfig
 VOCABULARY = 65536

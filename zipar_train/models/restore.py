@@ -16,7 +16,8 @@ from zipar_train.models.files import Checksums, find, peeled, read_file, read_fo
 from zipar_train.models.filling import check_numbers, unaccounted
 from zipar_train.models.llamagen import state_dict as layout
 from zipar_train.recipe.load import load_recipe, parse
-from zipar_train.recipe.schema import Model, Recipe
+from zipar_train.recipe.model import Model
+from zipar_train.recipe.schema import Recipe
 from zipar_train.run.checkpoints import Kept, last_checkpoint
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from zipar_train.models.pretrained import pretrained
-from zipar_train.recipe.schema import Text
+from zipar_train.recipe.model import Text
 
 
 class Captions(NamedTuple):
@@ -54,8 +54,8 @@ class TextEncoder:
         source = self.text.encoder
         if source is None:
             raise ValueError(
-                "model.t5_features.encoder is null, so captions cannot be read: set it to a T5 (google/flan-t5-xl, or a "
-                "folder), or use shards that hold features"
+                "model.t5_features.encoder is null, so captions cannot be read: set it to a T5 (google/flan-t5-xl, or "
+                "a folder), or use shards that hold features"
             )
         dtype = torch.float32 if device.type == "cpu" else torch.bfloat16  # as in LlamaGen
         named = {"key": "model.t5_features.encoder", "what": "no T5 encoder"}
@@ -69,8 +69,8 @@ class TextEncoder:
         if len(tokenizer) > tokens or tokenizer.pad_token_id is None:
             lacks = "no padding token" if tokenizer.pad_token_id is None else f"{len(tokenizer):,} tokens"
             raise ValueError(
-                f"model.t5_features.encoder = {source}: its tokenizer has {lacks}, its model knows {tokens:,} tokens. They do "
-                "not belong together: download the folder again"
+                f"model.t5_features.encoder = {source}: its tokenizer has {lacks}, its model knows {tokens:,} tokens. "
+                "They do not belong together: download the folder again"
             )
         self.tokenizer, self.model = tokenizer, model.to(device)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from zipar_train.models.pretrained import pretrained
-from zipar_train.recipe.schema import Words
+from zipar_train.recipe.model import Words
 
 
 class Prompts(NamedTuple):
@@ -57,8 +57,9 @@ class Prompter:
         for token, wanted in self.ids.items():
             if (found := tokenizer.convert_tokens_to_ids(token)) != wanted:
                 raise ValueError(
-                    f"model.token_prompt.encoder = {source}: {token!r} has the id {found}, the model counts on {wanted}. It "
-                    "is of another model, or model.token_prompt.vocabulary or model.codebook_size is not the checkpoint's"
+                    f"model.token_prompt.encoder = {source}: {token!r} has the id {found}, the model counts on "
+                    f"{wanted}. It is of another model, or model.token_prompt.vocabulary or "
+                    "model.codebook_size is not the checkpoint's"
                 )
         if tokenizer.pad_token_id is None or tokenizer.bos_token_id is None:
             raise ValueError(

@@ -124,8 +124,9 @@ def _fit(recipe: Recipe, run: Path, *, resume: bool, allow: Sequence[str]) -> Pa
             if not is_oom(error):
                 raise
             raise ValueError(
-                f"memory ran out with {data.batch_size} images on a device at once. Lower data.micro_batch_size: optim.global_batch_size "
-                f"keeps a step what it is. `zipar-train plan --recipe {recipe.name}` tells what fits"
+                f"memory ran out with {data.batch_size} images on a device at once. Lower data.micro_batch_size: "
+                f"optim.global_batch_size keeps a step what it is. `zipar-train plan --recipe {recipe.name}` "
+                "reports what fits"
             ) from error
         finally:
             for logger in trainer.loggers:

@@ -133,8 +133,9 @@ def split_batch(recipe: Recipe, world: int) -> tuple[int, int]:
         fewer, more = step // world * world, (step // world + 1) * world
         devices = [n for n in range(1, step + 1) if step % n == 0 and n <= 2 * world][-6:]
         raise ValueError(
-            f"optim.global_batch_size = {step} images cannot be shared by {world} devices. Use {', '.join(map(str, devices))} "
-            f"devices, or --set optim.global_batch_size={more}" + (f" or {fewer}" if fewer else "")
+            f"optim.global_batch_size = {step} images cannot be shared by {world} devices. Use "
+            f"{', '.join(map(str, devices))} devices, or --set optim.global_batch_size={more}"
+            + (f" or {fewer}" if fewer else "")
         )
     batch = max(n for n in range(1, min(most, step // world) + 1) if step // world % n == 0)
     return batch, step // world // batch

@@ -64,8 +64,15 @@ def table() -> list[str]:
             "weights and optimizer, MB", "ms of reading a pass, 500 images"]  # fmt: skip
     rows = ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head))]
     for depth, width, feed_forward in ((6, 512, 1536), (8, 512, 1536), (10, 640, 1792), (12, 640, 1792)):
-        model = load_recipe(recipe, [f"model.num_layers={depth}", f"model.hidden_size={width}", f"model.num_heads={width // 64}",
-                                     f"model.ffn_size={feed_forward}"]).model  # fmt: skip
+        model = load_recipe(
+            recipe,
+            [
+                f"model.num_layers={depth}",
+                f"model.hidden_size={width}",
+                f"model.num_heads={width // 64}",
+                f"model.ffn_size={feed_forward}",
+            ],
+        ).model
         family = build(model, device="meta", empty=True, dtype=torch.float32)
         parameters = sum(parameter.numel() for parameter in family.model.parameters())
         work = flops(family, Plan.zipar(family.grid, window=16, prompt=1))

@@ -14,7 +14,7 @@ from zipar_train.models.llamagen.modeling_llamagen import LlamaGenConfig, LlamaG
 from zipar_train.models.llamagen.state_dict import SIZES
 from zipar_train.models.t5_features import Captions, TextEncoder, left_padded
 from zipar_train.models.tokenizers.base import Tokenizer, build_tokenizer
-from zipar_train.recipe.schema import Model
+from zipar_train.recipe.model import Model
 
 
 def feed_forward(width: int) -> int:

@@ -5,7 +5,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from zipar_train.recipe.schema import Model
+from zipar_train.recipe.model import Model
 
 
 class Tokenizer(Protocol):

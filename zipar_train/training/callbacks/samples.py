@@ -25,8 +25,8 @@ LEAST = 96  # pixels; smaller pictures are enlarged to about this size
 class Samples(L.Callback):
     """Callback that generates `log.images` images, at the smallest trained window and next-token, for `show`.
 
-    They equal those of `zipar-train generate --seed 0`, for evenly spaced classes or the first held-out captions. They use
-    averaged weights if there are any; the callback must precede the averaging one. Random states are preserved. If
+    They equal those of `zipar-train generate --seed 0`, for evenly spaced classes or the first held-out captions. They
+    use averaged weights if there are any; the callback must precede the averaging one. Random states are preserved. If
     memory runs out, no more images are generated.
 
     Only one process may have this callback; the others wait for it at the next step. It does not support FSDP, where

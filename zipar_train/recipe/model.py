@@ -1,0 +1,142 @@
+"""The `model` section of a recipe: a family at a size, its grid, its prompts, and where its weights come from."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from zipar_train.plan.grid import Grid
+from zipar_train.recipe.fields import Heads, Name, Section, Side, Source, Tokens, Vocabulary
+
+CODES = 2**14  # most codes per image: 128 x 128
+PARAMETERS = 10**11  # most parameters of a model given by its shape
+CONDITIONS = {  # family: key of its condition, and its sizes
+    "llamagen": ("num_classes", ("B", "L", "XL", "XXL", "3B")),
+    "llamagen-t2i": ("t5_features", ("B", "L", "XL", "XXL", "3B")),
+    "janus": ("token_prompt", ("1B", "7B")),
+    "lumina": ("token_prompt", ("7B",)),
+    "emu3": ("token_prompt", ("8B",)),
+}
+ROW_ENDS = ("emu3", "lumina")  # families whose rows end with a token
+EMU3_CONTEXT = 9216  # tokens that Emu3 was trained on: Emu3TextConfig
+BESIDE = {"emu3": (8, 184622), "lumina": (612, 65536)}  # least ids besides codes; vocabulary of the published model
+
+
+class Text(Section):
+    """The prompt format of captions as features of a T5 encoder, left-padded."""
+
+    encoder: Source | None = None  # a transformers T5, hub id or folder; null: the shards hold features
+    tokens: Tokens  # prompt length
+    features: Annotated[int, Field(ge=1, le=2**16)]  # dimension of a token's features
+
+
+class Words(Section):
+    """The prompt format of captions as token ids of a text model, left-padded."""
+
+    encoder: Source  # the published checkpoint's text tokenizer, hub id or folder
+    tokens: Tokens  # prompt length, including the prompt template
+    prompt_suffix: Annotated[str, Field(max_length=4096)] = ""  # appended to every caption
+    negative_prompt: Annotated[str, Field(max_length=4096)] = ""  # negative prompt of guidance; empty: no caption
+    vocabulary: Vocabulary | None = None  # vocabulary size of the text model; null: the published model's
+
+
+class Model(Section):
+    """The generator: a family at a size, its grid of codes, and the source of its weights."""
+
+    family: Literal["llamagen", "llamagen-t2i", "janus", "lumina", "emu3"]
+    size: Literal["B", "L", "XL", "XXL", "3B", "1B", "7B", "8B"] | None = None  # or depth, heads and width
+    num_layers: Annotated[int, Field(ge=1, le=128)] | None = None  # layers
+    num_heads: Heads | None = None
+    hidden_size: Annotated[int, Field(ge=1, le=2**16)] | None = None
+    num_kv_heads: Heads | None = None  # key-value heads, for grouped-query attention; null: heads
+    ffn_size: Annotated[int, Field(ge=1, le=2**20)] | None = (
+        None  # intermediate size of the feed-forward; null: the family's rule
+    )
+    grid: Annotated[list[Side], Field(min_length=2, max_length=2)]  # rows, columns of codes
+    codebook_size: Annotated[int, Field(ge=2, le=65536)]  # codebook size (shards store uint16)
+    num_classes: Vocabulary | None = None  # number of classes, for class-conditional families
+    t5_features: Text | None = None  # for text-conditional families whose prompts are features
+    token_prompt: Words | None = None  # for text-conditional families whose prompts are token ids
+    tokenizer: Literal["palette", "vq16", "chameleon", "emu3"] | None = None  # codes <-> pixels; null: codes only
+    tokenizer_weights: Source | None = None  # a published file or folder, or owner/repo:file on the hub; null: random
+    weights: Source | None = None  # run folder, checkpoint, export, published file or owner/repo:file; null: random
+    weights_entry: Name | None = None  # entry of a published .pt, such as `ema`; null: those LlamaGen samples from
+
+    @model_validator(mode="after")
+    def _complete(self) -> "Model":
+        shape, rest = (self.num_layers, self.num_heads, self.hidden_size), (self.num_kv_heads, self.ffn_size)
+        if self.size is None and None in shape:
+            raise ValueError("give either size, or num_layers, num_heads and hidden_size")
+        if self.size is not None and {*shape, *rest} != {None}:
+            raise ValueError(
+                "size already fixes num_layers, num_heads, hidden_size, num_kv_heads and ffn_size: drop these or it"
+            )
+        if (
+            self.hidden_size
+            and self.num_heads
+            and (self.hidden_size % self.num_heads or self.hidden_size // self.num_heads % 4)
+        ):
+            raise ValueError(
+                f"hidden_size {self.hidden_size} over {self.num_heads} heads: a head's size must be a multiple of 4"
+            )
+        if self.num_kv_heads and self.family not in BESIDE:
+            raise ValueError(
+                f"num_kv_heads {self.num_kv_heads}: family {self.family} has a key for every query. Drop it"
+            )
+        if self.num_kv_heads and self.num_heads and self.num_heads % self.num_kv_heads:
+            raise ValueError(f"num_kv_heads {self.num_kv_heads}: {self.num_heads} heads cannot share them evenly")
+        if (parameters := self._parameters()) > PARAMETERS:
+            raise ValueError(f"{parameters:.1e} parameters by its shape, more than {PARAMETERS:.0e}: make it smaller")
+        wanted, sizes = CONDITIONS[self.family]
+        given = [name for name in ("num_classes", "t5_features", "token_prompt") if getattr(self, name) is not None]
+        if given != [wanted]:
+            raise ValueError(f"family {self.family} needs {wanted}, and has {' and '.join(given) or 'none'}")
+        if self.size is not None and self.size not in sizes:
+            raise ValueError(f"family {self.family} has no size {self.size}: use {', '.join(sizes)}")
+        if problem := self._beyond():
+            raise ValueError(f"grid {self.grid}: {problem}")
+        beside, published = BESIDE.get(self.family, (0, 0))
+        ids = (self.token_prompt and self.token_prompt.vocabulary) or published
+        if beside and ids < self.codebook_size + beside:
+            raise ValueError(
+                f"codebook_size {self.codebook_size}: token_prompt.vocabulary {ids} cannot hold them and {beside} ids "
+                "more"
+            )
+        return self
+
+    def _beyond(self) -> str:
+        """Return why the family does not support the grid, with a remedy; empty if it does."""
+        rows, columns = self.grid
+        if rows * columns > CODES:
+            return f"{rows * columns:,} codes, more than {CODES:,}: use a smaller grid"
+        if self.family == "lumina" and (rows % 2 or columns % 2):
+            return "Lumina-mGPT's prompt counts sides in steps of 2 codes, 32 pixels: use even numbers"
+        if self.family == "janus" and self.size and self.grid != [24, 24]:
+            return "Janus-Pro's prompt names no size, and it draws 24 x 24 codes alone: use [24, 24]"
+        tokens = self.prompt + rows * (columns + 1)
+        if self.family == "emu3" and self.size and tokens > EMU3_CONTEXT:
+            return f"{tokens:,} tokens with row ends and prompt, and Emu3 knows {EMU3_CONTEXT:,}: use a smaller grid"
+        return ""
+
+    def _parameters(self) -> int:
+        """Return the approximate parameter count of a model given by its shape; 0 if it is given by its size."""
+        if self.num_layers is None or self.hidden_size is None:
+            return 0
+        words = (self.num_classes or 0) + (self.t5_features.features if self.t5_features else 0)
+        words += (self.token_prompt.vocabulary or BESIDE.get(self.family, (0, 102400))[1]) if self.token_prompt else 0
+        layer = 4 * self.hidden_size + 3 * (self.ffn_size or 4 * self.hidden_size)
+        return self.hidden_size * (self.num_layers * layer + 2 * self.codebook_size + words)
+
+    @property
+    def raster(self) -> Grid:
+        return Grid(self.grid[0], self.grid[1], self.family in ROW_ENDS)
+
+    @property
+    def prompt(self) -> int:
+        """Return the prompt length in tokens."""
+        captions = self.t5_features or self.token_prompt
+        return captions.tokens if captions else 1
+
+    @property
+    def captions(self) -> bool:
+        """Return True if the model is prompted by captions, not by classes."""
+        return self.num_classes is None
