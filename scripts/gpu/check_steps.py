@@ -61,7 +61,7 @@ TINY = Sizes(
 
 def gpu_tests() -> list[str]:
     """The test files with tests that need a GPU; the others may import what the machine lacks."""
-    files = sorted(TESTS.glob("test_*.py"))
+    files = sorted(TESTS.rglob("test_*.py"))
     return [str(file.relative_to(TESTS.parent)) for file in files if re.search(r"mark\.gpu\b", file.read_text())]
 
 

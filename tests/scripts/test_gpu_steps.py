@@ -155,7 +155,7 @@ def test_steps_follow_the_command_line_and_the_recipes(gpu, tmp_path):
             if step.name == "fit":
                 assert loaded.checkpoint_every == 10 and loaded.trainer["max_steps"] > 20
                 assert loaded.tune.compile and loaded.optim.global_batch_size == sizes.train_batch
-    marked = {path.name for path in (HERE / "tests").glob("test_*.py") if "@pytest.mark." + "gpu" in path.read_text()}
+    marked = {path.name for path in (HERE / "tests").rglob("test_*.py") if "@pytest.mark." + "gpu" in path.read_text()}
     assert {Path(name).name for name in module.gpu_tests()} >= marked and len(marked) >= 4
 
 
