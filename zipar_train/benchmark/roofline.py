@@ -1,7 +1,9 @@
 """Roofline floor of a forward pass: its memory traffic and FLOPs at rates measured on this device."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +25,7 @@ class Rates:
     matmul: float
 
 
-def seconds(work, device: torch.device, *, repeat: int = 7) -> list[float]:
+def seconds(work: Callable[[], Any], device: torch.device, *, repeat: int = 7) -> list[float]:
     """Return the seconds of each of `repeat` calls, with device synchronization, after one warm-up call."""
     taken = []
     for _ in range(repeat + 1):

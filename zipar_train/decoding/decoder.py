@@ -63,7 +63,7 @@ class Decoder:
         self.capture = device.type == "cuda" if capture is None else capture
         codes = plan.grid.codes
 
-        def table(vector) -> Tensor:
+        def table(vector: Any) -> Tensor:
             return torch.as_tensor(np.array(vector), device=device)
 
         # columns of the token buffer: every code, then the row-end token

@@ -17,7 +17,7 @@ class Lasting(io.TextIOBase):
     """A text stream that does not raise when writing fails.
 
     While a disk is full, up to `ROOM` bytes of text are buffered. Lines are counted as lost when the reader of a pipe
-    has closed it. Characters that the encoding lacks are written as \\x escapes.
+    has closed it. Characters that the encoding lacks are written as `backslashreplace` escapes.
 
     Args:
         stream: The wrapped stream. If it has no file descriptor, it is written through its own methods.

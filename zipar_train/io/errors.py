@@ -17,7 +17,7 @@ _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 def printable(text: str) -> str:
-    """Return the text as one line of valid Unicode; control characters and undecodable bytes become `\\xe9` escapes."""
+    """Return the text as one line of valid Unicode; control characters and undecodable bytes become escapes."""
 
     def escaped(found: re.Match[str]) -> str:
         code = ord(found[0])

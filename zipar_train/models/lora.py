@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -49,7 +50,7 @@ def without(model: PreTrainedModel) -> Iterator[None]:
             layer.enable_adapters(True)
 
 
-def config(lora: LoRA):
+def config(lora: LoRA) -> Any:
     """Return PEFT's configuration for a recipe's adapters."""
     from peft import LoraConfig
 
@@ -58,7 +59,7 @@ def config(lora: LoRA):
     )
 
 
-def wrapped(model: PreTrainedModel, lora: LoRA, state: dict[str, Tensor], *, where: Path):
+def wrapped(model: PreTrainedModel, lora: LoRA, state: dict[str, Tensor], *, where: Path) -> Any:
     """Return the model as a PeftModel with trained adapters, for saving or merging.
 
     Args:

@@ -190,7 +190,7 @@ class Plan:
         return f"Plan({self.grid}, window {self.window}: {size})"
 
 
-def sees(step, position, expires, q, k):
+def sees(step: Any, position: Any, expires: Any, q: Any, k: Any) -> Any:
     """Return True where slot `q` attends to the key of slot `k`: the visibility rule, for NumPy arrays and tensors."""
     return (step[k] <= step[q]) & (step[q] < expires[k]) & (position[k] <= position[q])
 

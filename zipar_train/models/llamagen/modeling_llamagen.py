@@ -3,6 +3,8 @@
 This file depends on transformers, torch and rope.py only, so that an exported folder can include it and load anywhere.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
@@ -29,7 +31,7 @@ class LlamaGenConfig(LlamaConfig):
         rows: int = 24,
         columns: int = 24,
         prompt: int = 1,
-        **kw,
+        **kw: Any,
     ):
         self.codes, self.classes, self.features = codes, classes, features
         self.rows, self.columns, self.prompt = rows, columns, prompt
@@ -68,7 +70,7 @@ class LlamaGenForCausalLM(LlamaForCausalLM):
             self.caption = CaptionPrompt(config)
         self.post_init()
 
-    def loss_function(self, *, logits, labels, vocab_size=None, **kwargs):
+    def loss_function(self, *, logits: Tensor, labels: Tensor, vocab_size: int | None = None, **kwargs: Any) -> Tensor:
         """Return transformers' causal loss over codes; class tokens in the labels are ignored."""
         labels = labels.masked_fill(labels >= self.config.codes, -100)
         return ForCausalLMLoss(logits=logits, labels=labels, vocab_size=self.config.codes, **kwargs)
