@@ -83,6 +83,24 @@ def test_what_a_batch_needs_is_what_it_takes(generator):
     assert decode_bytes(family, plan, 50, rows=100, slots=slots) > held(generator)
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"batch_size": 0}, "batch_size 0 must be at least 1"),
+        ({"batch_size": -1}, "batch_size -1 must be at least 1"),
+        ({"seed": -1}, "seed -1 and first 0 must be 0 or more"),
+        ({"seed": 2**63}, "below 2"),
+        ({"first": -1}, "first -1 must be 0 or more"),
+        ({"first": 2**63 - 2}, "below 2"),
+        ({"steps": 3}, "generate takes no 'steps': use guidance"),
+        ({"top_p": 0}, "top_p = 0"),
+    ],
+)
+def test_values_out_of_range_are_named(generator, given, message):
+    with pytest.raises(ValueError, match=message):
+        generator.generate([0, 3], **given)
+
+
 def test_a_batch_that_cannot_fit_is_refused_with_the_largest_that_does(generator, monkeypatch):
     plan = generator.plan(2)
     one = decode_bytes(generator.drawing, plan, 1, rows=2, slots=len(plan))

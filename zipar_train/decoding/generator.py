@@ -180,15 +180,17 @@ class Generator:
             draw: guidance, temperature, top_k, top_p; values not given are the recipe's.
 
         Raises:
-            ValueError: If a window, label, seed, manner or sampling value is out of range, or the batch does not fit
+            ValueError: If a window, label, seed, batch size, manner or sampling value is out of range, or the batch does not fit
                 into memory; names the largest that does.
         """
         if manner not in get_args(DecodeMode):
             raise ValueError(f"manner {manner!r} is unknown: use {', '.join(map(repr, get_args(DecodeMode)))}")
         if not len(labels):
             raise ValueError("labels are empty: give at least one class number or caption")
-        if not 0 <= seed < 2**63 or first < 0:
+        if not 0 <= seed < 2**63 or not 0 <= first < 2**63 - len(labels):
             raise ValueError(f"seed {seed} and first {first} must be 0 or more, and below 2**63")
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size {batch_size} must be at least 1")
         tokenizer = self.drawing.tokenizer if pixels else None  # loaded before any work: its file may be missing
         decoder, settings = self.decoder(window, manner=manner), self._settings(draw)
         size = batch_size or self.recipe.evaluate.batch_size
@@ -211,7 +213,7 @@ class Generator:
 
     def _settings(self, changes: dict[str, Any]) -> Draw:
         if unknown := changes.keys() - Draw.model_fields.keys():
-            raise ValueError(f"draw takes no {sorted(unknown)[0]!r}: use {', '.join(Draw.model_fields)}")
+            raise ValueError(f"generate takes no {sorted(unknown)[0]!r}: use {', '.join(Draw.model_fields)}")
         try:
             return Draw.model_validate(self.recipe.draw.model_dump() | changes)
         except ValidationError as error:
