@@ -180,8 +180,8 @@ class Generator:
             draw: guidance, temperature, top_k, top_p; values not given are the recipe's.
 
         Raises:
-            ValueError: If a window, label, seed, batch size, manner or sampling value is out of range, or the batch does not fit
-                into memory; names the largest that does.
+            ValueError: If a window, label, seed, batch size, manner or sampling value is out of range, or the batch
+                does not fit into memory; names the largest that does.
         """
         if manner not in get_args(DecodeMode):
             raise ValueError(f"manner {manner!r} is unknown: use {', '.join(map(repr, get_args(DecodeMode)))}")
