@@ -62,7 +62,7 @@ def speed(run: Path) -> dict[str, Any]:
         values = [numbers[f"train/{name}"] for numbers in steady if f"train/{name}" in numbers]
         return median(values) if values else None
 
-    names = ("images_per_second", "mfu", "memory_gib", "waiting")
+    names = ("images_per_second", "mfu", "memory_gib", "data_wait")
     return {"steps": len(steps)} | {name: middle(name) for name in names} if steps else {}
 
 

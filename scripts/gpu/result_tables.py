@@ -175,7 +175,7 @@ def fitting(name: str, told: Run) -> Iterator[list[str]]:
         mfu, speed = told["mfu"], told["images_per_second"]
         yield [
             PLANNED[name].replace("20", str(told["steps"])),
-            f"{speed:.4g} images a second, {told['memory_gib']:.3g} GiB, {told['waiting']:.1%} of the time no batch",
+            f"{speed:.4g} images a second, {told['memory_gib']:.3g} GiB, {told['data_wait']:.1%} of the time no batch",
             *([f"{mfu:.1%}", f"{1 / mfu:.2f}"] if mfu else []),
         ]
 

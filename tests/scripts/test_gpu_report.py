@@ -33,7 +33,7 @@ def made_by_hand(device: str = MACHINE["device"]) -> dict:
              "spread": 0.03, "image_ms": 710.8, "images_per_second": 1.4, "memory": None, "floor_ms": 0.24,
              "times_floor": 5.14, "agreement": 0.991}  # fmt: skip
     failed = {"method": decode.OURS, "grid": [24, 24], "window": 4, "batch": 1, "error": "no room | here\nat all"}
-    speed = {"steps": 20, "images_per_second": 123.4, "mfu": 0.4, "memory_gib": 33.3, "waiting": 0.01}
+    speed = {"steps": 20, "images_per_second": 123.4, "mfu": 0.4, "memory_gib": 33.3, "data_wait": 0.01}
     return {
         "machine": MACHINE | {"device": device}, "revision": "abc1234", "tiny": False, "seconds": 500.0,
         "steps": [step("decode-l"), step("decode-xl", "timed out", "after 70 s"), step("fit"),

@@ -183,7 +183,7 @@ def logs(run: Path, *starts: dict[int, float], validated: bool = True) -> None:
         folder.mkdir(parents=True)
         rows = [f"{step - 1},{loss},{step * 10.0},0.4,1.5,0.0," for step, loss in losses.items()]
         rows += ["9,,,,,,7.5"] * validated
-        head = "step,train/loss,train/images_per_second,train/mfu,train/memory_gib,train/waiting,val/bits_w2"
+        head = "step,train/loss,train/images_per_second,train/mfu,train/memory_gib,train/data_wait,val/bits_w2"
         (folder / "metrics.csv").write_text("\n".join([head, *rows]) + "\n")
 
 

@@ -251,7 +251,7 @@ def test_the_loss_is_the_mean_over_codes_and_gradients_reach_every_weight():
     module.on_before_optimizer_step(module.optimizer())
     assert logged["train/loss"] == float(loss.detach())
     norm = torch.cat([p.grad.flatten() for p in family.model.parameters()]).norm()
-    assert logged["train/gradient"] == pytest.approx(float(norm), rel=1e-5)
+    assert logged["train/grad_norm"] == pytest.approx(float(norm), rel=1e-5)
 
 
 def test_only_matrices_decay_and_the_schedule_warms_up_and_ends_at_zero(tiny_recipe):

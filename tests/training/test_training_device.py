@@ -197,7 +197,7 @@ def test_a_fused_optimizer_clips_under_mixed_precision(monkeypatch, kind, algori
         class Watch(L.Callback):
             def on_train_batch_end(self, trainer, module, *rest, norms=norms):
                 clipped = [p.grad for p in module.model.parameters()]
-                norms.append((module.told["train/gradient"], float(torch.nn.utils.get_total_norm(clipped))))
+                norms.append((module.metrics["train/grad_norm"], float(torch.nn.utils.get_total_norm(clipped))))
 
         plugin = wise(kind, module)
         fitted(trainer(plugins=[plugin], gradient_clip_val=1e-2, gradient_clip_algorithm=algorithm,

@@ -126,7 +126,7 @@ class ZipARModule(L.LightningModule):
         self.keys: list[str] = []  # sample keys of the current step
         self.window, self.loss = 0, nan  # of the last step, over all devices
         self.norm = torch.tensor(0.0)  # gradient norm of the last step
-        self.told: dict[str, float] = {}  # metrics of the last step
+        self.metrics: dict[str, float] = {}  # metrics of the last step
         self.metered = False  # True if a `ThroughputLogger` logs them
         self.masks: dict[tuple[int, torch.device], Any] = {}
         self.sharded = False
@@ -246,13 +246,13 @@ class ZipARModule(L.LightningModule):
         self.norm = total.full_tensor() if isinstance(total, DTensor) else total
         self.loss, *others, norm = [float(value) for value in torch.cat([mean.flatten(), self.norm.flatten()])]
         keys, self.parts, self.keys = self.keys, [], []
-        told = {"loss": self.loss, **dict(zip(("cross_entropy", "divergence"), others, strict=False)), "gradient": norm,
+        metrics = {"loss": self.loss, **dict(zip(("cross_entropy", "kl"), others, strict=False)), "grad_norm": norm,
                 "window": float(self.window), "lr": optimizer.param_groups[0]["lr"]}  # fmt: skip
-        self.told = {f"train/{name}": value for name, value in told.items()}
+        self.metrics = {f"train/{name}": value for name, value in metrics.items()}
         if self.guard is not None:
             self._guarded(self.guard, norm, keys)
-            self.told["train/skipped"] = float(self.guard.skipped)
-        for name, value in self.told.items():
+            self.metrics["train/skipped"] = float(self.guard.skipped)
+        for name, value in self.metrics.items():
             self.log(name, value, prog_bar=name == "train/loss", logger=not self.metered and bool(self.trainer.loggers))
 
     def configure_gradient_clipping(

@@ -79,26 +79,28 @@ class ThroughputLogger(L.Callback):
         self.losses[pl_module.window].append(pl_module.loss)
         if self.step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return
-        told = pl_module.told | {f"train/{name}": float(value) for name, value in self._told(trainer).items()}
-        told |= {f"train/loss_w{window}": fmean(found) for window, found in self.losses.items()}
+        metrics = pl_module.metrics | {f"train/{name}": float(value) for name, value in self._metrics(trainer).items()}
+        metrics |= {f"train/loss_w{window}": fmean(found) for window, found in self.losses.items()}
         self.losses.clear()
         for logger in trainer.loggers:
-            logger.log_metrics(told | {"epoch": trainer.current_epoch}, step=self.step - 1)  # as Lightning counts
+            logger.log_metrics(metrics | {"epoch": trainer.current_epoch}, step=self.step - 1)  # as Lightning counts
 
-    def _told(self, trainer: L.Trainer) -> dict[str, float]:
+    def _metrics(self, trainer: L.Trainer) -> dict[str, float]:
         now, device = perf_counter(), trainer.strategy.root_device
         seconds, images = max(now - self.since, 1e-9), self.images
         self.since, self.images = now, 0
-        told = {"images_per_second": images / seconds}
+        metrics = {"images_per_second": images / seconds}
         if self.peak is not None:
-            told["mfu"] = images / seconds * self.flops / (self.peak * trainer.world_size)
+            metrics["mfu"] = images / seconds * self.flops / (self.peak * trainer.world_size)
         if device.type == "cuda":
-            told["memory_gib"] = torch.cuda.max_memory_allocated(device) / GIB
+            metrics["memory_gib"] = torch.cuda.max_memory_allocated(device) / GIB
         else:
-            told["memory_gib"] = psutil.Process().memory_info().rss / GIB
+            metrics["memory_gib"] = psutil.Process().memory_info().rss / GIB
         loader = getattr(getattr(trainer, "datamodule", None), "loader", None)
         if loader is not None:
-            told["waiting"] = (loader.waited - self.waited) / seconds  # share of the time spent waiting for a batch
-            told["damaged"] = sum(loader.damaged.values())
+            metrics["data_wait"] = (
+                loader.waited - self.waited
+            ) / seconds  # share of the time spent waiting for a batch
+            metrics["damaged"] = sum(loader.damaged.values())
             self.waited = loader.waited
-        return told
+        return metrics
