@@ -303,8 +303,8 @@ def test_memory_that_runs_out_is_told_with_a_remedy(tiny, monkeypatch):
 def test_a_generator_of_trained_weights_equals_the_trained_module(tiny_recipe):
     """Through the checkpoint and back: the same logits."""
     fit(tiny_recipe.model_copy(update={"trainer": {**tiny_recipe.trainer, "max_epochs": 1}}))
-    saved = read(tiny_recipe.run)
-    first, second = Generator(tiny_recipe, saved), load(tiny_recipe.run)
+    saved = read(tiny_recipe.run_dir)
+    first, second = Generator(tiny_recipe, saved), load(tiny_recipe.run_dir)
     a, b = first.generate([1, 2, 3], window=2), second.generate([1, 2, 3], window=2)
     assert torch.equal(a.codes, b.codes)
     assert torch.equal(a.pixels, b.pixels)
