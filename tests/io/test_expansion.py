@@ -57,7 +57,7 @@ def test_a_recipe_an_override_and_an_option_expand_alike(monkeypatch, tmp_path, 
     monkeypatch.setenv("ZIPAR_RUNS", "")
     assert load_recipe("digits-base").run_dir == "runs/digits-base"
     monkeypatch.setenv("ZIPAR_RUNS", f"{tmp_path}/runs\r")
-    with pytest.raises(ValueError, match=r"run = .*ZIPAR_RUNS.*carriage return"):
+    with pytest.raises(ValueError, match=r"run_dir = .*ZIPAR_RUNS.*carriage return"):
         load_recipe("digits-base")
     status, _, err = run("plan", "--recipe", "digits", "--no-memory", "--json", "${ZIPAR_RUNS}/plan.json")
     assert status == 2 and "--json" in err and "carriage return" in err and "Traceback" not in err

@@ -31,7 +31,7 @@ def _scripts(monkeypatch):
 
 def test_the_tuning_recipe_is_the_base_recipe_with_the_default_tuning():
     base, tuned = (load_recipe(SCRIPTS / f"{name}.yaml") for name in ("tin-base", "tin"))
-    told = differences(base, tuned, ignore=("name", "about", "run"))
+    told = differences(base, tuned, ignore=("name", "description", "run_dir"))
     changed = {".".join(words.partition(":")[0].split(".")[:2]) for words in told}
     trainer = {"trainer.max_epochs", "trainer.limit_val_batches", "trainer.check_val_every_n_epoch"}
     assert changed == {

@@ -182,8 +182,8 @@ def test_captions_are_the_first_held_out_and_no_room_means_no_images(capsys, mon
     family.tokenizer = SimpleNamespace(decode=decode)
     recipe = SimpleNamespace(
         log=SimpleNamespace(images=3), zipar=SimpleNamespace(windows={2: 1}, rule={}),
-        model=SimpleNamespace(captions=True, classes=None), draw=load_recipe("digits").draw,
-        data=SimpleNamespace(batch_size=2), evaluate=SimpleNamespace(batch_size=2),
+        model=SimpleNamespace(captions=True, num_classes=None), draw=load_recipe("digits").draw,
+        data=SimpleNamespace(micro_batch_size=2), evaluate=SimpleNamespace(batch_size=2),
     )  # fmt: skip
     shown = []
     samples, trainer = Samples(recipe, lambda *each: shown.append(each)), SimpleNamespace(sanity_checking=False)
