@@ -222,7 +222,7 @@ def test_folders_are_really_written_to(tmp_path, monkeypatch):
     assert disk.folder("data", barred, "Mend", read_only=True).status == "note"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["barred", "file"]
     monkeypatch.setattr(disk, "LITTLE", 2**80)
-    assert disk.folder("runs", tmp_path, "Mend it").remedy == "Make room, or mend it"
+    assert disk.folder("runs", tmp_path, "Fix it").remedy == "Make room, or fix it"
 
 
 def test_a_run_folder_that_is_a_file(fresh_cli, tmp_path):

@@ -148,7 +148,7 @@ def plan(
     for row in rows:
         print("{window:6}  {passes:6}  {reduction:5.1%}  {width:11}  {slots:5}".format(**row))
     drawn = shown.drawn()
-    print(f"\nThe pass that draws each code at window {shown.window}:\n")
+    print(f"\nThe pass that generates each code at window {shown.window}:\n")
     digits = len(str(shown.passes))
     for line in drawn:
         print(" ".join(f"{t:{digits}}" for t in line))

@@ -236,7 +236,7 @@ def read_manifest(
         if wants is not None and has != wants:
             raise ValueError(
                 f"{path}: {what} {has}, but the recipe's model has {wants}. "
-                "Use shards made by `zipar-train tokenize` with this recipe, or mend the recipe's model section"
+                "Use shards made by `zipar-train tokenize` with this recipe, or fix the recipe's model section"
             )
     for shard in manifest.shards:
         if Path(shard.name).name != shard.name:

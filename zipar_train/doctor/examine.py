@@ -67,7 +67,7 @@ def examine(
     if recipe:
         rows += owned("recipe", guarded(Check("needs", partial(needs, rows=rows), "Report this line"), asked))
     elif broken:
-        rows += owned("recipe", [problem("read", broken, "Mend it; `zipar-train recipes` names complete ones")])
+        rows += owned("recipe", [problem("read", broken, "Fix it; `zipar-train recipes` names complete ones")])
     return Report(revision=revision(), date=today(), seconds=round(time.monotonic() - start, 1),
                   recipe=recipe.name if recipe else None, rows=rows)  # fmt: skip
 
@@ -160,5 +160,5 @@ def listen(name: str, process: subprocess.Popen[str], asked: CheckContext) -> li
         remedy = checks.get(begun, "Make a new environment and pip install zipar-train")
         rows.append(problem(begun, end, f"{remedy}. More time: --timeout 120" if "no answer" in end else remedy))
         left = list(checks)[[*checks, begun].index(begun) + 1 :]
-        rows += [note(check, f"not tried, as {begun} did not end", f"Mend {begun} first") for check in left]
+        rows += [note(check, f"not tried, as {begun} did not end", f"Fix {begun} first") for check in left]
     return owned(name, rows)

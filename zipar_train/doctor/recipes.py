@@ -22,7 +22,7 @@ def every(asked: CheckContext) -> Iterator[Row]:
             load_recipe(name)
         except ValueError as error:
             failed += 1
-            yield problem(name, str(error), "Mend the file, or set the environment variable that it names")
+            yield problem(name, str(error), "Fix the file, or set the environment variable that it names")
     if not names:
         yield problem("shipped", f"none in {recipe_folder()}", "pip install --force-reinstall zipar-train")
     elif not failed:
@@ -124,7 +124,7 @@ def memory(asked: CheckContext) -> Iterator[Row]:
 SHIPPED = (Check("shipped", every, "pip install --force-reinstall zipar-train"),)
 CHECKS = (
     Check("run", run_folder, f"It is damaged, or no run folder: {ELSEWHERE}"),
-    Check("trainer", trainer, "Mend the recipe's section `trainer`"),
+    Check("trainer", trainer, "Fix the recipe's section `trainer`"),
     Check("precision", precisions, WHOLE),
 )
 MEMORY = (Check("memory", memory, "zipar-train plan --recipe NAME tells it too"),)

@@ -21,8 +21,8 @@ def shards(asked: CheckContext) -> Iterator[Row]:
     lost = [name for name, path in named.items() if not is_url(path) and not Path(path).exists()]
     make = f"zipar-train tokenize --recipe {recipe.name} --images IMAGES --out {Path(data.train).parent}"
     if lost:
-        mend = f"{make}, or {' '.join(f'--set {name}=FILE' for name in lost)}"
-        yield problem(", ".join(lost), f"{' and '.join(named[name] for name in lost)}: not there", mend)
+        remedy = f"{make}, or {' '.join(f'--set {name}=FILE' for name in lost)}"
+        yield problem(", ".join(lost), f"{' and '.join(named[name] for name in lost)}: not there", remedy)
     for name, path in named.items():
         if name in lost:
             continue

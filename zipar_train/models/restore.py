@@ -135,7 +135,7 @@ def load_family(
         theirs = build(saved.recipe.model, empty=True, device="meta").model.config.num_attention_heads
         if theirs != heads:  # no tensor's shape depends on it
             raise ValueError(
-                f"{saved.path} has {theirs} attention heads, the model of this recipe {heads}. Mend model.num_heads"
+                f"{saved.path} has {theirs} attention heads, the model of this recipe {heads}. Fix model.num_heads"
             )
     if layout.is_published(state):
         state = layout.from_published(state, heads=heads)
@@ -241,7 +241,7 @@ def _account(saved: LoadedWeights, state: dict[str, Tensor], wanted: dict[str, T
         ValueError: If not; lists the tensors and names the remedy.
     """
     if problems := unaccounted(state, wanted):
-        remedy = "Give a checkpoint of this recipe, or mend the recipe's depth, heads, width and feed_forward"
+        remedy = "Give a checkpoint of this recipe, or fix its num_layers, num_heads, hidden_size and ffn_size"
         if layout.is_published(state):
             remedy = f"The file looks like {layout.looks_like(state)}: use the recipe of that size, or its file"
         raise ValueError(f"{saved.path} does not fit the model of this recipe. {problems}. {remedy}")

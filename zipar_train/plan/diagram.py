@@ -21,7 +21,7 @@ def draw_plan(plan: Plan, path: str | Path) -> None:
     with plt.rc_context({"font.size": 10}):
         figure, (left, right) = plt.subplots(1, 2, figsize=(12, 6), layout="constrained")
         left.imshow(drawn, cmap="viridis")
-        left.set_title(f"the pass that draws each code: {plan.passes} passes, {plan.reduction:.0%} fewer", fontsize=11)
+        left.set_title(f"pass that generates each code: {plan.passes} passes, {plan.reduction:.0%} fewer", fontsize=11)
         left.set(xlabel="column", ylabel="row")
         if drawn.size <= 24 * 24:
             size = min(9, 160 / max(drawn.shape))
@@ -32,7 +32,7 @@ def draw_plan(plan: Plan, path: str | Path) -> None:
         right.imshow(
             visible, cmap=ListedColormap(["#f4f1ea", "#2f6f8f", "#d97b3c"]), vmin=0, vmax=2, interpolation="nearest"
         )
-        right.set_title("who sees whom, in decode order (orange: stand-ins)", fontsize=11)
+        right.set_title("attention mask, in decode order (orange: stand-ins)", fontsize=11)
         right.set(xlabel=f"key: {len(plan)} slots", ylabel="query")
         figure.suptitle(f"{plan.grid} codes, window {plan.window}", fontsize=13)
         write_figure(figure, Path(path))

@@ -212,7 +212,7 @@ class Recipe(Section):
             mistakes.append("evaluate.captions: this model is prompted by classes: set it to null.")
         if self.tune.lora and self.model.weights is None:
             mistakes.append(
-                "tune.lora needs model.weights: adapters of random weights mend nothing. Set one or drop the other."
+                "tune.lora needs model.weights: adapters of random weights are of no use. Set one or drop the other."
             )
         if self.log.images and self.model.tokenizer is None:
             mistakes.append("log.images: codes have no pixels without model.tokenizer. Set it, or log.images to null.")

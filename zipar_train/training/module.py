@@ -286,7 +286,7 @@ class ZipARModule(L.LightningModule):
         words = f"step {self.global_step + 1}: {why}. Its images: {format_keys(keys)}"
         if what == "stop":
             raise ValueError(
-                f"{words}. The weights have not taken it, and the last checkpoint is older. Lower optim.lr, mend the "
+                f"{words}. The weights have not taken it, and the last checkpoint is older. Lower optim.lr, fix the "
                 "data, or let such steps be left out: health.on_nonfinite, health.on_spike = skip"
             )
         for parameter in self.model.parameters():

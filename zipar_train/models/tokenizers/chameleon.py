@@ -101,7 +101,7 @@ def load_chameleon_vq(source: str | None, *, codes: int) -> ChameleonVQ:
     if not len(order) == model.config.num_embeddings == codes:
         raise ValueError(
             f"{path} has a codebook of {model.config.num_embeddings} rows and a vocabulary of {len(order)} codes, the "
-            f"recipe's model {codes}. Give the published folder, or mend model.codebook_size"
+            f"recipe's model {codes}. Give the published folder, or fix model.codebook_size"
         )
     return ChameleonVQ(model, order, sha256=checksums[path / WEIGHTS])
 

@@ -124,7 +124,7 @@ def load_vq16(source: str | None, *, codes: int) -> VQ16:
     if tokenizer.codes != codes:
         raise ValueError(
             f"{path} has a codebook of {tokenizer.codes} codes, the recipe's model one of {codes}. "
-            "Give the tokenizer that the model was trained with, or mend model.codebook_size"
+            "Give the tokenizer that the model was trained with, or fix model.codebook_size"
         )
     return tokenizer
 
