@@ -7,9 +7,9 @@ from pydantic import Field, model_validator
 from zipar_train.plan.grid import Grid
 from zipar_train.recipe.fields import Heads, Name, Section, Side, Source, Tokens, Vocabulary
 
-CODES = 2**14  # most codes per image: 128 x 128
-PARAMETERS = 10**11  # most parameters of a model given by its shape
-CONDITIONS = {  # family: key of its condition, and its sizes
+CODES = 2**14  # maximum codes per image: 128 x 128
+PARAMETERS = 10**11  # maximum parameters of a model defined by its shape
+CONDITIONS = {  # family: key of its prompt format, and its published sizes
     "llamagen": ("num_classes", ("B", "L", "XL", "XXL", "3B")),
     "llamagen-t2i": ("t5_features", ("B", "L", "XL", "XXL", "3B")),
     "janus": ("token_prompt", ("1B", "7B")),
@@ -17,23 +17,23 @@ CONDITIONS = {  # family: key of its condition, and its sizes
     "emu3": ("token_prompt", ("8B",)),
 }
 ROW_ENDS = ("emu3", "lumina")  # families whose rows end with a token
-EMU3_CONTEXT = 9216  # tokens that Emu3 was trained on: Emu3TextConfig
-BESIDE = {"emu3": (8, 184622), "lumina": (612, 65536)}  # least ids besides codes; vocabulary of the published model
+EMU3_CONTEXT = 9216  # context length of Emu3, tokens (Emu3TextConfig)
+BESIDE = {"emu3": (8, 184622), "lumina": (612, 65536)}  # minimum ids other than codes; published vocabulary size
 
 
 class Text(Section):
     """The prompt format of captions as features of a T5 encoder, left-padded."""
 
-    encoder: Source | None = None  # a transformers T5, hub id or folder; null: the shards hold features
-    tokens: Tokens  # prompt length
-    features: Annotated[int, Field(ge=1, le=2**16)]  # dimension of a token's features
+    encoder: Source | None = None  # T5 of transformers, hub id or folder; null: the shards hold features
+    tokens: Tokens  # prompt length in tokens
+    features: Annotated[int, Field(ge=1, le=2**16)]  # dimension of the features of a token
 
 
 class Words(Section):
     """The prompt format of captions as token ids of a text model, left-padded."""
 
-    encoder: Source  # the published checkpoint's text tokenizer, hub id or folder
-    tokens: Tokens  # prompt length, including the prompt template
+    encoder: Source  # text tokenizer of the published checkpoint, hub id or folder
+    tokens: Tokens  # prompt length in tokens, including the prompt template
     prompt_suffix: Annotated[str, Field(max_length=4096)] = ""  # appended to every caption
     negative_prompt: Annotated[str, Field(max_length=4096)] = ""  # negative prompt of guidance; empty: no caption
     vocabulary: Vocabulary | None = None  # vocabulary size of the text model; null: the published model's
@@ -42,24 +42,24 @@ class Words(Section):
 class Model(Section):
     """The generator: a family at a size, its grid of codes, and the source of its weights."""
 
-    family: Literal["llamagen", "llamagen-t2i", "janus", "lumina", "emu3"]
-    size: Literal["B", "L", "XL", "XXL", "3B", "1B", "7B", "8B"] | None = None  # or depth, heads and width
-    num_layers: Annotated[int, Field(ge=1, le=128)] | None = None  # layers
-    num_heads: Heads | None = None
-    hidden_size: Annotated[int, Field(ge=1, le=2**16)] | None = None
-    num_kv_heads: Heads | None = None  # key-value heads, for grouped-query attention; null: heads
+    family: Literal["llamagen", "llamagen-t2i", "janus", "lumina", "emu3"]  # architecture and kind of prompt
+    size: Literal["B", "L", "XL", "XXL", "3B", "1B", "7B", "8B"] | None = None  # published size; null: next five keys
+    num_layers: Annotated[int, Field(ge=1, le=128)] | None = None  # transformer layers
+    num_heads: Heads | None = None  # attention heads per layer
+    hidden_size: Annotated[int, Field(ge=1, le=2**16)] | None = None  # dimension of the hidden states
+    num_kv_heads: Heads | None = None  # key-value heads of grouped-query attention; null: num_heads
     ffn_size: Annotated[int, Field(ge=1, le=2**20)] | None = (
         None  # intermediate size of the feed-forward; null: the family's rule
     )
-    grid: Annotated[list[Side], Field(min_length=2, max_length=2)]  # rows, columns of codes
-    codebook_size: Annotated[int, Field(ge=2, le=65536)]  # codebook size (shards store uint16)
-    num_classes: Vocabulary | None = None  # number of classes, for class-conditional families
-    t5_features: Text | None = None  # for text-conditional families whose prompts are features
-    token_prompt: Words | None = None  # for text-conditional families whose prompts are token ids
-    tokenizer: Literal["palette", "vq16", "chameleon", "emu3"] | None = None  # codes <-> pixels; null: codes only
-    tokenizer_weights: Source | None = None  # a published file or folder, or owner/repo:file on the hub; null: random
-    weights: Source | None = None  # run folder, checkpoint, export, published file or owner/repo:file; null: random
-    weights_entry: Name | None = None  # entry of a published .pt, such as `ema`; null: those LlamaGen samples from
+    grid: Annotated[list[Side], Field(min_length=2, max_length=2)]  # rows and columns of codes
+    codebook_size: Annotated[int, Field(ge=2, le=65536)]  # number of different codes (shards store uint16)
+    num_classes: Vocabulary | None = None  # number of classes, for the family llamagen
+    t5_features: Text | None = None  # prompt format of llamagen-t2i
+    token_prompt: Words | None = None  # prompt format of janus, lumina and emu3
+    tokenizer: Literal["palette", "vq16", "chameleon", "emu3"] | None = None  # image tokenizer; null: codes only
+    tokenizer_weights: Source | None = None  # path, or owner/repo:[file] on the hub; null: random
+    weights: Source | None = None  # run, checkpoint, export, file or owner/repo:[file]; null: random
+    weights_entry: Name | None = None  # entry of a .pt file, e.g. `ema`; null: the one LlamaGen samples from
 
     @model_validator(mode="after")
     def _complete(self) -> "Model":

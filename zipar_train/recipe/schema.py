@@ -21,8 +21,8 @@ from zipar_train.recipe.model import Model
 from zipar_train.recipe.published import Paper
 from zipar_train.recipe.trainer import TrainerArguments, disagreements
 
-STEP = 2**28  # most codes per optimizer step, which are in memory together
-LOGITS = 2**35  # most logits per forward pass on a device: 2,048 images of 24 x 24 codes, codebook size 16,384
+STEP = 2**28  # maximum codes per optimizer step, all in memory at once
+LOGITS = 2**35  # maximum logits per forward pass on one device, e.g. 2,048 images, 24 x 24 codes, codebook size 16,384
 
 
 class RecipeError(ValueError):
@@ -32,28 +32,28 @@ class RecipeError(ValueError):
 class LoRA(Section):
     """Low-rank adapters (PEFT), trained instead of all weights."""
 
-    rank: Annotated[int, Field(ge=1, le=4096)]
+    rank: Annotated[int, Field(ge=1, le=4096)]  # rank of the adapters
     alpha: Annotated[int, Field(ge=1, le=10**6)]  # updates are scaled by alpha / rank
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # dropout probability of the adapters' inputs
     targets: Annotated[list[Name], Field(min_length=1, max_length=128)]  # names of linear layers
 
 
 class Tune(Section):
     """The trained weights, the loss, and options that trade memory against time."""
 
-    lora: LoRA | None = None  # null: all weights
-    distill: Share = 0.0  # weight of distillation from the frozen next-token model in the loss; 0: none
-    attention: Literal["sdpa", "flex_attention"] = "sdpa"  # flex_attention on a GPU
-    activation_checkpointing: bool = False  # activation checkpointing: a third more time, far less memory
+    lora: LoRA | None = None  # low-rank adapters; null: all weights are trained
+    distill: Share = 0.0  # loss weight of distillation from the base; 0: none
+    attention: Literal["sdpa", "flex_attention"] = "sdpa"  # attention kernel; flex_attention: GPU only
+    activation_checkpointing: bool = False  # recompute activations in the backward pass: slower, far less memory
     compile: bool = False  # torch.compile of the model's layers
 
 
 class ZipAR(Section):
     """The training windows, and the rule for stand-ins."""
 
-    windows: Annotated[dict[Window, Weight], Field(min_length=1, max_length=128)]  # window: weight in the mix
-    stand_in: StandIn = "completed"  # the generated code that stands in, see `stand_in_of`
-    seen: Seen = "until_replaced"  # slots that may attend to a stand-in
+    windows: Annotated[dict[Window, Weight], Field(min_length=1, max_length=128)]  # window in tokens: weight in the mix
+    stand_in: StandIn = "completed"  # code that replaces one not generated yet, see `stand_in_of`
+    seen: Seen = "until_replaced"  # slots that attend to a stand-in: all until it is replaced, or itself
     first_row: FirstRow = "complete"  # whether row 1 waits for all of row 0
 
     @property
@@ -63,36 +63,36 @@ class ZipAR(Section):
 
 
 class Data(Section):
-    train: Source  # a manifest of shards, .json: a path or a URL
-    val: Source
-    micro_batch_size: Batch  # images per device and forward pass; the most, if optim.global_batch_size is given
+    train: Source  # manifest (.json) of the training shards, path or URL
+    val: Source  # manifest (.json) of the validation shards, path or URL
+    micro_batch_size: Batch  # images per forward pass on one device; maximum if optim.global_batch_size is set
     workers: Annotated[int, Field(ge=0, le=256)] = 0  # loader processes per device
     shuffle: Annotated[int, Field(ge=1, le=10**7)] = 10000  # samples in the shuffle buffer
     label_dropout: Share = 0.1  # share of labels or captions dropped, for classifier-free guidance
-    on_bad_sample: Literal["stop", "skip"] = "stop"  # action for shards and samples that cannot be read
-    val_windows: Windows | None = None  # windows of validation; null: the training windows and next-token
+    on_bad_sample: Literal["stop", "skip"] = "stop"  # action for unreadable shards and samples
+    val_windows: Windows | None = None  # windows of validation; null: those of zipar.windows and next-token
 
 
 class Optim(Section):
     lr: Annotated[float, Field(gt=0, le=10)]  # peak learning rate
     global_batch_size: Annotated[int, Field(ge=1, le=2**20)] | None = (
-        None  # images per optimizer step over all devices; null: data.micro_batch_size per device
+        None  # images per optimizer step on all devices; null: data.micro_batch_size per device and accumulated batch
     )
     betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = [0.9, 0.95]
-    weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.05  # for matrices only
-    warmup: Share = 0.02  # fraction of all steps
-    schedule: Literal["cosine", "constant"] = "cosine"
-    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None  # decay of the averaged weights; null: none
+    weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.05  # only on linear layers and embeddings
+    warmup: Share = 0.02  # warmup of the learning rate, share of all steps
+    schedule: Literal["cosine", "constant"] = "cosine"  # learning rate after the warmup; cosine: to 0
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None  # decay of the averaged weights (EMA); null: none
 
 
 class Health(Section):
     """The actions for training steps that would harm a run; skipped steps are counted and reported."""
 
-    on_nonfinite: Literal["stop", "skip"] = "stop"  # action for gradients or losses that are not finite
+    on_nonfinite: Literal["stop", "skip"] = "stop"  # action for a loss or gradient that is not finite
     loss_spike_factor: Annotated[float, Field(gt=1, le=1e6)] | None = (
-        None  # loss spike, as a multiple of the recent median
+        None  # a loss above this multiple of the last 100 losses' median is a spike; null: no check
     )
-    on_spike: Literal["stop", "skip"] = "stop"
+    on_spike: Literal["stop", "skip"] = "stop"  # action for a loss spike
     stall_warning_s: Annotated[float, Field(gt=0, le=86400)] | None = 60.0  # seconds without a batch before a warning
 
 
@@ -105,29 +105,29 @@ def _temperature(value: float) -> float:
 class Draw(Section):
     """The sampling parameters, used wherever images are generated."""
 
-    guidance: Annotated[float, Field(ge=0, le=1000)] = 1.0  # classifier-free guidance scale; 1: none
+    guidance: Annotated[float, Field(ge=0, le=1000)] = 1.0  # scale of classifier-free guidance; 1: none
     temperature: Annotated[float, Field(ge=0, le=1000), AfterValidator(_temperature)] = 1.0  # 0: the most probable code
-    top_k: Annotated[int, Field(ge=0, le=65536)] = 0  # 0: off
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0  # 1: off
+    top_k: Annotated[int, Field(ge=0, le=65536)] = 0  # sample from the k most probable codes; 0: from all
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0  # probability of the codes to sample from; 1: all
 
 
 class Evaluate(Section):
     """The images to generate and score, and the reference that they are compared with."""
 
-    windows: Windows
+    windows: Windows  # windows to evaluate; next-token is always included
     images: Annotated[int, Field(ge=10, le=10**6)]  # images per window, checkpoint and seed
     seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**63)]], Field(min_length=1, max_length=1000)] = [0]
     batch_size: Batch = 64  # images generated together
-    classes: Literal["random", "balanced"] = "random"  # class of each image: at random, or in turn
-    captions: Source | None = None  # a .csv, .tsv or .txt file, or a `datasets` id; null: those of data.val
+    classes: Literal["random", "balanced"] = "random"  # classes of the images; balanced: in turn
+    captions: Source | None = None  # .csv, .tsv or .txt file, manifest of shards, or `datasets` id; null: data.val
     resize_to: Annotated[int, Field(ge=8, le=2048)] | None = (
-        None  # resize the shorter side to pixels, bicubic; null: no
+        None  # pixels of the shorter side after bicubic resizing; null: unchanged
     )
-    dtype: Literal["float32", "bfloat16"] | None = None  # null: bfloat16 on a GPU, float32 on a CPU
-    features: Literal["inception", "classifier"] = "inception"  # classifier: a small one, trained on data.train
+    dtype: Literal["float32", "bfloat16"] | None = None  # generation dtype; null: bfloat16 on a GPU, else float32
+    features: Literal["inception", "classifier"] = "inception"  # classifier: small, trained on data.train
     features_weights: Source | None = None  # path of Inception's weights; null: torch-fidelity downloads them
-    reference: Source | None = None  # image folder, manifest of shards, or ADM's .npz; null: data.val
-    clip: Source | None = None  # CLIP model for the CLIP score, hub id or folder; null: none
+    reference: Source | None = None  # folder of images, manifest of shards, or ADM's .npz; null: data.val
+    clip: Source | None = None  # model of the CLIP score, hub id or folder; null: no CLIP score
 
     @model_validator(mode="after")
     def _once(self) -> "Evaluate":
@@ -137,23 +137,23 @@ class Evaluate(Section):
 
 
 class Log(Section):
-    wandb: Literal["online", "offline", "disabled"] = "offline"
-    project: Name = "zipar-train"
+    wandb: Literal["online", "offline", "disabled"] = "offline"  # offline: `wandb sync` uploads later
+    project: Name = "zipar-train"  # W&B project
     name: Name | None = None  # W&B run name; null: the recipe's name and the command
     group: Name | None = None  # W&B group; null: the recipe's name
-    tags: Annotated[list[Name], Field(max_length=100)] = []
-    images: Annotated[int, Field(ge=1, le=1024)] | None = None  # images generated per validation, at two windows
-    artifacts: bool = False  # upload the last checkpoint when fit ends or a signal stops it
+    tags: Annotated[list[Name], Field(max_length=100)] = []  # W&B tags
+    images: Annotated[int, Field(ge=1, le=1024)] | None = None  # images per validation, at two windows; null: none
+    artifacts: bool = False  # upload the last checkpoint to W&B when fit ends or a signal stops it
 
 
 class Recipe(Section):
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
-    description: Annotated[str, Field(max_length=2000)]  # one line for `zipar-train recipes`
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    run_dir: Source  # the folder this run writes
-    checkpoint_every: Positive | None = None  # optimizer steps between checkpoints; null: epoch ends only
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]  # name of the recipe
+    description: Annotated[str, Field(max_length=2000)]  # one line, shown by `zipar-train recipes`
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0  # of new weights, data order, windows and dropout
+    run_dir: Source  # folder of checkpoints, logs and evaluations
+    checkpoint_every: Positive | None = None  # optimizer steps between checkpoints; null: only at the end of each epoch
     checkpoint_keep: Annotated[int, Field(ge=1, le=1000)] = 1  # number of newest checkpoints to keep
-    checkpoint_monitor: str | None = None  # metric such as val/bits_w8; best.ckpt has its lowest value; null: none
+    checkpoint_monitor: str | None = None  # metric, e.g. val/bits_w8; its lowest value is kept as best.ckpt; null: none
     model: Model
     zipar: ZipAR
     data: Data
@@ -163,7 +163,7 @@ class Recipe(Section):
     trainer: TrainerArguments = {}  # any argument of lightning.Trainer
     draw: Draw = Draw()
     evaluate: Evaluate
-    published_results: Paper | None = None
+    published_results: Paper | None = None  # shown next to measured scores; null: none
     log: Log = Log()
 
     @model_validator(mode="after")
