@@ -284,7 +284,7 @@ def test_a_stop_anywhere_keeps_a_checkpoint_and_leaves_no_validation_out(
 
 @pytest.mark.parametrize("step", [20, 45, 50])
 def test_a_run_that_max_time_ends_goes_on_when_resumed(run, tiny, tmp_path, monkeypatch, step, capsys):
-    settings = [o for o in OFTEN if not o.startswith("checkpoint_best")]
+    settings = [o for o in OFTEN if not o.startswith("checkpoint_monitor")]
     overrides = quick(tiny, tmp_path, "run", *settings, "trainer.max_time={hours: 1}")
     fit(load_recipe("digits-base", quick(tiny, tmp_path, "whole", *settings)))
 

@@ -273,7 +273,7 @@ def small_disk(tmp_path):
 @pytest.mark.slow
 def test_a_full_disk_leaves_what_is_there_and_training_goes_on(tiny, tmp_path, small_disk):
     """Filled in mid-run, and emptied again."""
-    short = [o for o in SHORT if not o.startswith("checkpoint_best")]
+    short = [o for o in SHORT if not o.startswith("checkpoint_monitor")]
     overrides = [*quick(tiny, tmp_path, "run", *short), f"run_dir={small_disk}/run", "trainer.max_epochs=6"]
     whole = quick(tiny, tmp_path, "whole", *short, "trainer.max_epochs=6")
     fit(load_recipe("digits-base", whole))

@@ -112,7 +112,9 @@ def plan(
         Path | None,
         typer.Option(parser=user_path, callback=chart_file, metavar="FILE", help="Draw the pass map and the mask."),
     ] = None,
-    memory: Annotated[bool, typer.Option(help="Tell what training and drawing take, in some ten seconds.")] = True,
+    memory: Annotated[
+        bool, typer.Option(help="Estimate the memory of training and generation, in ten seconds.")
+    ] = True,
     gib: Annotated[
         float | None,
         typer.Option(
@@ -292,7 +294,10 @@ def generate(
         bool, typer.Option("--released", help="As the released ZipAR code draws, unwritten slots attended: a baseline.")
     ] = False,
     adaptive: Annotated[
-        bool, typer.Option("--adaptive", help="Each row opens when its first code bears it, at --window the earliest.")
+        bool,
+        typer.Option(
+            "--adaptive", help="A row starts once its first code passes verification, at --window the earliest."
+        ),
     ] = False,
     seed: Annotated[int, typer.Option(help="Image k of a seed is always the same.")] = 0,
     guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance; 1: none.")] = None,

@@ -152,7 +152,7 @@ def advise(
         str | None, typer.Option(help="For example 16,12,8,4; otherwise powers of two and the recipe's.")
     ] = None,
     tolerance: Annotated[
-        float, typer.Option(help="Share of bits above next-token's that is borne; 0.01: one percent.")
+        float, typer.Option(help="Tolerated share of bits above next-token's; 0.01: one percent.")
     ] = 0.01,
     images: Annotated[int | None, typer.Option(help="Images whose bits are counted; otherwise all.")] = None,
     overrides: SetOption = [],  # noqa: B006

@@ -68,7 +68,7 @@ class Plan:
             stand_in: The code that stands in, see `stand_in_of`.
             seen: The slots that attend to a stand-in's key: those that attend to its position, until it expires; or
                 the stand-in alone, so that it only affects the row's first code.
-            first_row: Without row ends: row 1 waits for all of row 0 ("alone"), as in the released code and the
+            first_row: Without row ends: row 1 waits for all of row 0 ("complete"), as in the released code and the
                 paper's pass counts, or starts like the others ("overlapping").
 
         Raises:

@@ -193,7 +193,7 @@ class Recipe(Section):
                 "optim.global_batch_size smaller, or data.micro_batch_size or trainer.accumulate_grad_batches."
             )
         if self.checkpoint_monitor not in (None, *(bits := [f"val/bits_w{window}" for window in self.val_windows])):
-            mistakes.append(f"checkpoint_best = {self.checkpoint_monitor!r}: use one of {', '.join(bits)}, or null.")
+            mistakes.append(f"checkpoint_monitor = {self.checkpoint_monitor!r}: use one of {', '.join(bits)}, or null.")
         if self.optim.global_batch_size and "accumulate_grad_batches" in self.trainer:
             mistakes.append(
                 "trainer.accumulate_grad_batches: optim.global_batch_size says how large a step is. Drop one of them."

@@ -125,7 +125,7 @@ OURS = {
     "callbacks": "In Python, add yours to the trainer that zipar_train.training.trainer.build_trainer returns.",
     "plugins": "They are Python objects; trainer.precision and trainer.strategy choose among Lightning's.",
     "logger": "See log.wandb; a CSV log is always written.",
-    "default_root_dir": "See run.",
+    "default_root_dir": "See run_dir.",
     "enable_checkpointing": "See checkpoint_every.",
 }
 
