@@ -1,0 +1,64 @@
+"""The command `generate`: images."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from zipar_train.cli.options import (
+    EitherCheckpointOption,
+    OrRecipeOption,
+    SetOption,
+    integers,
+    one_of,
+    picture_file,
+    user_path,
+)
+
+
+def generate(
+    out: Annotated[
+        Path, typer.Option(parser=user_path, callback=picture_file, metavar="PATH", help="The picture to write.")
+    ],
+    checkpoint: EitherCheckpointOption = None,
+    recipe: OrRecipeOption = None,
+    overrides: SetOption = [],  # noqa: B006
+    labels: Annotated[str | None, typer.Option(help="Class numbers, for example 3,5: one image each.")] = None,
+    captions: Annotated[
+        list[str], typer.Option("--caption", help="A text-conditional model's prompt: one image each. Repeatable.")
+    ] = [],  # noqa: B006
+    window: Annotated[int | None, typer.Option(help="1 .. the grid's width; next-token if not given.")] = None,
+    released: Annotated[
+        bool, typer.Option("--released", help="As the released ZipAR code draws, unwritten slots attended: a baseline.")
+    ] = False,
+    adaptive: Annotated[
+        bool,
+        typer.Option(
+            "--adaptive", help="A row starts once its first code passes verification, at --window the earliest."
+        ),
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Image k of a seed is always the same.")] = 0,
+    guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance; 1: none.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0: the most probable code.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="0: no cut.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="1: no cut.")] = None,
+) -> None:
+    """Generate images into one picture. Options that are not given default to the recipe's."""
+    if (labels is None) == (not captions):
+        raise ValueError("give either --labels or --caption")
+    if released and adaptive:
+        raise ValueError("--released draws as the released code does, which has no adaptive windows: drop one of them")
+    if adaptive and window is None:
+        raise ValueError("--adaptive needs --window: the smallest that a row may open at")
+    wanted: Any = integers("--labels", labels) if labels is not None else captions
+    source = one_of(checkpoint, recipe, overrides)
+    from zipar_train.decoding.generator import load
+
+    given: dict[str, Any] = {"guidance": guidance, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+    generator = load(source, overrides=overrides)
+    settings = {key: value for key, value in given.items() if value is not None}
+    manner: Any = "released" if released else "adaptive" if adaptive else "planned"
+    images = generator.generate(wanted, window=window, seed=seed, manner=manner, **settings)
+    images.save(out)
+    least, most = int(images.passes.min()), int(images.passes.max())
+    print(f"{out}: {len(images)} images in {least if least == most else f'{least} to {most}'} passes")
