@@ -17,7 +17,8 @@ from choosing import amounts, chosen, drawn, lora, mixes, rates, rules, stand_in
 from models import MNIST, zipar
 from reporting import by_row, headline, windows
 
-from zipar_train.data.shards import Layout, read_manifest, write_manifest
+from zipar_train.data.manifest import Layout
+from zipar_train.data.shards import read_manifest, write_manifest
 
 TRAINED, CHOOSING = 40, 4  # shards of 500 images, from the beginning and from the end of MNIST's own training set
 STEPS = {

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from zipar_train.data.shards import Layout, Sample, write_shards
+from zipar_train.data.manifest import Layout
+from zipar_train.data.shards import Sample, write_shards
 from zipar_train.models.family import build
 from zipar_train.models.llamagen.state_dict import to_published
 from zipar_train.recipe.load import load_recipe

@@ -11,7 +11,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from zipar_train.data.loader import ShardLoader
-from zipar_train.data.shards import Layout, Sample, read_manifest, write_shards
+from zipar_train.data.manifest import Layout
+from zipar_train.data.shards import Sample, read_manifest, write_shards
 from zipar_train.data.tokenize import tokenize
 from zipar_train.data.validate import check_captions, check_shards
 from zipar_train.evaluation.candidates import check_captions as check_wanted

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from zipar_train.data.loader import ShardLoader
-from zipar_train.data.shards import Layout, Sample, read_manifest, read_shard, write_shards
+from zipar_train.data.manifest import Layout
+from zipar_train.data.shards import Sample, read_manifest, read_shard, write_shards
 from zipar_train.data.validate import check_shards
 from zipar_train.models.restore import last_checkpoint, read
 from zipar_train.recipe.load import dump, load_recipe

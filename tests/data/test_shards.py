@@ -19,7 +19,8 @@ from zipar_train.data import loader as loading
 from zipar_train.data.datamodule import ShardDataModule
 from zipar_train.data.epoch_order import Share
 from zipar_train.data.loader import ShardLoader
-from zipar_train.data.shards import Layout, Sample, read_manifest, read_shard, same_classes, write_shards
+from zipar_train.data.manifest import Layout
+from zipar_train.data.shards import Sample, read_manifest, read_shard, same_classes, write_shards
 from zipar_train.plan.grid import Grid
 
 LAYOUT = Layout(source="test", grid=(2, 3), codes=5, classes=3)

@@ -7,7 +7,8 @@ from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
 
-from zipar_train.data.shards import Layout, read_manifest, read_shard, write_shards
+from zipar_train.data.manifest import Layout
+from zipar_train.data.shards import read_manifest, read_shard, write_shards
 from zipar_train.io.files import CLAIM, folder_lock
 from zipar_train.recipe.load import load_recipe
 from zipar_train.training.fit import fit

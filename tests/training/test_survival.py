@@ -16,7 +16,8 @@ from forked import Running, together
 from runs import losses, quick, states_equal
 
 from zipar_train.data.loader import ShardLoader
-from zipar_train.data.shards import Layout, read_manifest, read_shard, write_shards
+from zipar_train.data.manifest import Layout
+from zipar_train.data.shards import read_manifest, read_shard, write_shards
 from zipar_train.models.restore import read
 from zipar_train.recipe.load import load_recipe
 from zipar_train.run.checkpoints import damage, newest_first

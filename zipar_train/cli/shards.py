@@ -27,7 +27,8 @@ def shards_check(
 ) -> None:
     """Read every sample, print a summary, and list all problems. Exit status 1: problems found."""
     from zipar_train.data.labels import listed
-    from zipar_train.data.shards import Manifest, read_manifest, same_classes
+    from zipar_train.data.manifest import Manifest
+    from zipar_train.data.shards import read_manifest, same_classes
     from zipar_train.data.validate import check_shards
     from zipar_train.models.family import fits
     from zipar_train.recipe.load import load_recipe

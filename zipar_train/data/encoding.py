@@ -14,9 +14,7 @@ from tqdm import tqdm
 from zipar_train.data.crops import Views, views
 from zipar_train.data.image_sources import Source
 from zipar_train.data.labels import Classes, LabelError, caption
-from zipar_train.data.shards import (
-    Layout,
-)
+from zipar_train.data.manifest import Layout
 from zipar_train.models.family import Fits
 from zipar_train.models.t5_features import TextEncoder
 from zipar_train.models.tokenizers.base import Tokenizer

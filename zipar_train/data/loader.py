@@ -18,7 +18,8 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from zipar_train.data.epoch_order import Order, Share
-from zipar_train.data.shards import Manifest, Misfit, Sample, read_manifest, read_shard
+from zipar_train.data.manifest import Manifest
+from zipar_train.data.shards import Misfit, Sample, read_manifest, read_shard
 from zipar_train.io.remote import conceal, is_url
 from zipar_train.run.signals import deafen, held
 

@@ -5,7 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from zipar_train.data.labels import Classes, Names, assign
-from zipar_train.data.shards import Manifest
+from zipar_train.data.manifest import Manifest
 from zipar_train.data.source import Source
 from zipar_train.recipe.model import Model
 

@@ -21,17 +21,8 @@ from zipar_train.data.crops import Views
 from zipar_train.data.encoding import LABEL, Waiting, Work, encoded, fitting_rows, loader_context
 from zipar_train.data.image_sources import Source, open_source
 from zipar_train.data.loader import ignore_signals
-from zipar_train.data.shards import (
-    LATER,
-    Layout,
-    Manifest,
-    Sample,
-    Shard,
-    read_manifest,
-    shard_name,
-    write_manifest,
-    write_shard,
-)
+from zipar_train.data.manifest import LATER, Layout, Manifest, Shard
+from zipar_train.data.shards import Sample, read_manifest, shard_name, write_manifest, write_shard
 from zipar_train.data.splits import class_numbers
 from zipar_train.io.errors import printable
 from zipar_train.io.files import folder_lock, write_atomic

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from zipar_train.data.labels import listed
-from zipar_train.data.shards import Manifest, Misfit, Shard, read_manifest, read_shard
+from zipar_train.data.manifest import Manifest, Shard
+from zipar_train.data.shards import Misfit, read_manifest, read_shard
 from zipar_train.models.family import fits
 from zipar_train.recipe.model import Model
 

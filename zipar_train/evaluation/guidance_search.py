@@ -7,7 +7,7 @@ from statistics import fmean
 from pydantic import BaseModel
 
 from zipar_train.evaluation.candidates import candidates, check_captions, conditions, sample_set, windows_of
-from zipar_train.evaluation.evaluate import build_scorer
+from zipar_train.evaluation.scorer import build_scorer
 from zipar_train.evaluation.scores.scores import Score
 from zipar_train.io.files import make_folder
 from zipar_train.recipe.schema import Recipe
