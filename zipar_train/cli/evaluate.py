@@ -36,7 +36,8 @@ def evaluate(
         bool, typer.Option("--released", help="The first compared checkpoint also as the released ZipAR code draws.")
     ] = False,
     adaptive: Annotated[
-        bool, typer.Option("--adaptive", help="Every checkpoint also with adaptive windows, these the smallest.")
+        bool,
+        typer.Option("--adaptive", help="Also with adaptive windows, with these as the smallest."),
     ] = False,
     npz: Annotated[bool, typer.Option("--npz", help="Write the images for ADM's evaluator too.")] = False,
     png: Annotated[bool, typer.Option("--png", help="Write the images as a folder of PNG too.")] = False,
@@ -159,7 +160,10 @@ def advise(
     png: Annotated[
         Path | None,
         typer.Option(
-            parser=user_path, callback=chart_file, metavar="FILE", help="Draw bits, attention cut off, where it lies."
+            parser=user_path,
+            callback=chart_file,
+            metavar="FILE",
+            help="Plot bits and the attention that is cut off.",
         ),
     ] = None,
     json_file: JsonOption = None,

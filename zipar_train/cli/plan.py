@@ -19,7 +19,7 @@ from zipar_train.cli.options import (
 def plan(
     recipe: RecipeOption,
     overrides: SetOption = [],  # noqa: B006
-    window: Annotated[int | None, typer.Option(help="The window to map and draw; the recipe's smallest.")] = None,
+    window: Annotated[int | None, typer.Option(help="The window to show; otherwise the recipe's smallest.")] = None,
     windows: Annotated[str | None, typer.Option(help="Windows of the table, for example 24,16,8.")] = None,
     png: Annotated[
         Path | None,

@@ -6,5 +6,5 @@ def recipes() -> None:
     from zipar_train.recipe.load import load_recipe, recipe_folder, shipped
 
     for name in shipped():
-        print(f"{name:16} {load_recipe(name).description}")
+        print(f"{name:20} {load_recipe(name).description}")
     print(f"\nFiles: {recipe_folder()}. Copy one, change it, and give its path to --recipe.")

@@ -22,7 +22,7 @@ def tokenize(
         typer.Option(
             parser=expanded,
             metavar="SOURCE",
-            help="A folder with a folder a class, tar shards, a `datasets` folder or id, or `digits`.",
+            help="A folder with one folder per class, tar shards, a `datasets` folder or id, or `digits`.",
         ),
     ],
     out: Annotated[
