@@ -105,3 +105,12 @@ def test_recipes_ship_inside_the_wheel(tmp_path):
     for recipe in (PACKAGE.parent / "recipes").glob("*.yaml"):
         assert f"zipar_train/recipes/{recipe.name}" in names
     assert "zipar_train/py.typed" in names
+
+
+def test_docstrings_stand_without_the_names_they_describe():
+    """Ruff checks their form; this, that they do not continue a sentence that the name begins."""
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+                text = ast.get_docstring(node) or "Absent"
+                assert text.split()[0] not in ("Of", "That", "What") and not text[0].islower(), f"{path}: {text[:60]}"
