@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from runs import quick, states_equal
+from short_runs import quick, states_equal
 
 from zipar_train.data.manifest import Layout
 from zipar_train.data.shards import read_manifest, read_shard, write_shards

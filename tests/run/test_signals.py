@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from commands import sets
-from runs import losses, quick, states_equal
+from short_runs import losses, quick, states_equal
 
 from zipar_train.models.restore import read
 from zipar_train.models.tokenizers.base import Palette

@@ -17,7 +17,7 @@ import torch
 from commands import sets
 from families import llamagen
 from forked import Running, together
-from runs import losses, quick, states_equal
+from short_runs import losses, quick, states_equal
 
 from zipar_train import Plan, ShardDataModule, ZipARModule, load
 from zipar_train.data.loader import Batch, ShardLoader

@@ -13,7 +13,7 @@ import pytest
 import torch
 from commands import sets
 from forked import Running, together
-from runs import losses, quick, states_equal
+from short_runs import losses, quick, states_equal
 
 from zipar_train.data.loader import ShardLoader
 from zipar_train.data.manifest import Layout

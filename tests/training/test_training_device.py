@@ -7,7 +7,7 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
-from runs import losses, quick
+from short_runs import losses, quick
 from small import a_batch, family
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim import AdamW

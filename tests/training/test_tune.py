@@ -7,8 +7,8 @@ import shutil
 import pytest
 import torch
 from commands import TINY, sets
-from runs import losses, quick, states_equal
 from safetensors.torch import load_file, save_file
+from short_runs import losses, quick, states_equal
 
 from zipar_train import load
 from zipar_train.data.loader import Batch
