@@ -15,7 +15,7 @@ from zipar_train.models.family import Family, build
 from zipar_train.models.files import Checksums, find, peeled, read_file, read_folder, tensors
 from zipar_train.models.filling import check_numbers, unaccounted
 from zipar_train.models.llamagen import state_dict as layout
-from zipar_train.recipe.load import load_recipe, parse
+from zipar_train.recipe.load import parse_stored
 from zipar_train.recipe.model import Model
 from zipar_train.recipe.schema import Recipe
 from zipar_train.run.checkpoints import Kept, last_checkpoint
@@ -65,9 +65,15 @@ def _read(path: Path, entry: str | None, checksums: Checksums | None) -> LoadedW
                 state = tensors(read_file(path / name, checksums=checksums), where=path / name)
                 state = {_lora_name(key): tensor for key, tensor in state.items()}
                 extra = {"base": _base_of(path / "base")} if os.path.lexists(path / "base") else {}
-                return LoadedWeights(path, load_recipe(path / "recipe.yaml"), state, extra)
+                return LoadedWeights(
+                    path, parse_stored(path / "recipe.yaml", where=str(path / "recipe.yaml")), state, extra
+                )
         if (path / "config.json").is_file():  # transformers' layout: published, or an export of several files
-            recipe = load_recipe(path / "recipe.yaml") if (path / "recipe.yaml").is_file() else None
+            recipe = (
+                parse_stored(path / "recipe.yaml", where=str(path / "recipe.yaml"))
+                if (path / "recipe.yaml").is_file()
+                else None
+            )
             return LoadedWeights(path, recipe, read_folder(path, checksums=checksums), {})
         raise ValueError(
             f"{path} holds neither checkpoints/last.ckpt nor an export (model.safetensors and recipe.yaml). "
@@ -78,9 +84,14 @@ def _read(path: Path, entry: str | None, checksums: Checksums | None) -> LoadedW
         return LoadedWeights(path, None, tensors(content, entry=entry, where=path), {})
     state = {name.removeprefix("model."): t for name, t in tensors(content, entry="state_dict", where=path).items()}
     del content["state_dict"]
-    recipe = parse(content.pop("recipe"), where=f"{path}, its recipe")
+    recipe = parse_stored(content.pop("recipe"), where=f"{path}, its recipe")
     Kept.check(content, where=path)
     return LoadedWeights(path, recipe, state, content)
+
+
+def _recipe_of(folder: Path) -> Recipe:
+    """Return the recipe of an export."""
+    return parse_stored(folder / "recipe.yaml", where=str(folder / "recipe.yaml"))
 
 
 def _base_of(path: Path) -> str:

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 from zipar_train.io import safe_yaml as plain
 from zipar_train.io.errors import did_you_mean, safe_repr, truncate
 from zipar_train.io.expansion import expand
-from zipar_train.recipe.renamed import KEYS
+from zipar_train.recipe.renamed import KEYS, renamed
 from zipar_train.recipe.schema import Recipe, RecipeError
 
 TOLD = 50  # most mistakes in one report
@@ -93,6 +93,24 @@ def parse(raw: dict[str, Any], *, where: str) -> Recipe:
         told = [truncate(mistake) for mistake in mistakes[:TOLD]] + ["and more"] * (len(mistakes) > TOLD)
         raise RecipeError(f"{where}: {len(mistakes)} mistake{'s' * (len(mistakes) > 1)}\n  " + "\n  ".join(told))
     return recipe
+
+
+def parse_stored(raw: Any, *, where: str) -> Recipe:
+    """Check a recipe that a checkpoint, an export or a sweep has stored; keys of earlier versions are renamed.
+
+    Args:
+        raw: Plain data, or the path of a YAML file.
+        where: Origin, for errors.
+
+    Raises:
+        RecipeError: With every mistake found.
+    """
+    if isinstance(raw, Path):
+        try:
+            raw = plain.read(raw, loader=plain.Recipes)
+        except ValueError as error:
+            raise RecipeError(str(error)) from None
+    return parse(renamed(raw) if isinstance(raw, dict) else raw, where=where)
 
 
 def overridden(recipe: Recipe, overrides: Iterable[str], *, where: str) -> Recipe:

@@ -1,4 +1,7 @@
-"""Former names of recipe keys and command-line options, for errors that name the present one."""
+"""Former names of recipe keys and command-line options: renamed in stored recipes, named in errors elsewhere."""
+
+import copy
+from typing import Any
 
 KEYS = {  # keys of version 0.1
     "about": "description",
@@ -34,6 +37,22 @@ OPTIONS = {  # by command: options of version 0.1
     "fit": {"--allow": "--allow-change"},
 }
 COMMANDS = {"draw": "generate"}
+
+
+def renamed(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Return a recipe that an earlier version has stored in a checkpoint, an export or a sweep, by the present keys."""
+    made = copy.deepcopy(recipe)
+    for former, now in KEYS.items():
+        *sections, last = former.split(".")
+        place: Any = made
+        for section in sections:
+            place = place.get(section) if isinstance(place, dict) else None
+        if isinstance(place, dict) and last in place:
+            place[now.rpartition(".")[2]] = place.pop(last)
+    zipar = made.get("zipar")
+    if isinstance(zipar, dict) and zipar.get("first_row") == "alone":
+        zipar["first_row"] = "complete"
+    return made
 
 
 def check_arguments(arguments: list[str]) -> None:

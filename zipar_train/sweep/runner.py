@@ -18,7 +18,7 @@ import yaml
 from tqdm import tqdm
 
 from zipar_train.io.files import folder_lock, make_folder, write_atomic
-from zipar_train.recipe.load import differences, dump, load_recipe, override, parse
+from zipar_train.recipe.load import differences, dump, load_recipe, override, parse_stored
 from zipar_train.recipe.schema import Recipe
 from zipar_train.run.metrics_csv import validations
 from zipar_train.run.signals import Heard, noted
@@ -243,7 +243,7 @@ def _begin(folder: Path, base: Recipe, trials: list[dict[str, Any]]) -> None:
     if file.is_file():
         try:
             theirs = json.loads(file.read_bytes())
-            found, before = theirs["trials"], parse(yaml.safe_load(theirs["recipe"]), where=str(file))
+            found, before = theirs["trials"], parse_stored(yaml.safe_load(theirs["recipe"]), where=str(file))
         except (ValueError, KeyError, TypeError, yaml.YAMLError) as error:
             raise ValueError(f"{file} is damaged: remove the folder {folder} and start again") from error
         changed = differences(before, base, ignore=("description", "log"))
