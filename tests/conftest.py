@@ -15,6 +15,7 @@ import ordered
 import pytest
 from commands import TINY, command
 from forked import completed, end_all
+from hypothesis import settings
 from hypothesis.configuration import set_hypothesis_home_dir
 
 from zipar_train import cli as module
@@ -22,6 +23,9 @@ from zipar_train.recipe.load import load_recipe
 from zipar_train.recipe.schema import Recipe
 
 set_hypothesis_home_dir(Path(__file__).parents[1] / ".hypothesis")  # else it is where pytest was started
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.register_profile("exploring", deadline=None)
+settings.load_profile("exploring" if os.environ.get("ZIPAR_FUZZ") else "repeatable")
 
 
 def pytest_collection_modifyitems(config, items):

@@ -40,7 +40,7 @@ class PaddedLlama(StockLlama):
         return torch.arange(self.prompt_length) < (condition % self.prompt_length)[:, None]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_the_eager_loop_draws_what_the_released_decoder_draws_for_any_grid(data):
     """Row ends, longer prompts, padding, every window: in float64, to the code."""

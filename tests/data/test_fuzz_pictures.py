@@ -1,6 +1,6 @@
 """Small trees of odd image files: each is in the shards or listed with a reason; equal content, equal codes.
 
-`ZIPAR_FUZZ=N pytest tests/test_fuzz_pictures.py` tries N trees, others each time.
+`ZIPAR_FUZZ=N pytest tests/data/test_fuzz_pictures.py` tries N trees, others each time.
 """
 
 import io

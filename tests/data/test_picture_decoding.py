@@ -254,7 +254,7 @@ def test_a_file_cut_short_is_refused_or_whole(kind):
     assert refused > 10
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=300)
 @given(st.sampled_from(sorted(KINDS)), st.binary(max_size=8), st.floats(0, 1))
 def test_spoilt_bytes_give_a_picture_or_one_message(kind, junk, where):
     whole = saved(PICTURE, kind.split()[0], **KINDS[kind])

@@ -200,7 +200,7 @@ def test_long_names_are_shortened_so_that_every_reader_takes_them(folder, tmp_pa
     assert len(list((tmp_path / "unpacked").iterdir())) == 10
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200)
 @given(
     st.lists(
         st.text() | st.binary().map(os.fsdecode) | st.sampled_from(["x" * 300, "x" * 301, "é" * 400, "a.b", "a/b"])
@@ -326,7 +326,7 @@ def noise(width, height, low=0, high=256):
     return Image.fromarray(np.random.default_rng(width).integers(low, high, (height, width, 3)).astype(np.uint8))
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150)
 @given(*[st.integers(1, 200)] * 2, *[st.integers(1, 64)] * 2)
 def test_ordinary_pictures_are_cropped_bit_for_bit_as_before(width, height, rows, columns):
     image = noise(width, height)
@@ -337,7 +337,7 @@ def test_ordinary_pictures_are_cropped_bit_for_bit_as_before(width, height, rows
     assert found.size == (columns, rows)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(st.integers(1, 12), st.integers(400, 3000), *[st.integers(8, 64)] * 2, st.booleans())
 def test_long_pictures_are_cropped_by_the_same_definition(short, long, rows, columns, tall):
     image = noise(*((short, long) if tall else (long, short)), low=70, high=186)  # no value overshoots a byte

@@ -93,7 +93,7 @@ def test_ranks_share_the_order_on_disk_in_even_batches(tmp_path, ranks, batch_si
     count=st.integers(1, 60), per_shard=st.integers(1, 25), ranks=st.integers(1, 4), parts=st.integers(1, 3),
     batch_size=st.integers(1, 4), shuffle=st.integers(2, 40), seed=st.integers(0, 3),
 )  # fmt: skip
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_steps_are_the_same_for_any_number_of_ranks(tmp_path_factory, count, per_shard, ranks, parts, batch_size,
                                                     shuffle, seed):  # fmt: skip
     """What the ranks see of a step, in their order, is what one process sees of it: samples, labels and keys."""

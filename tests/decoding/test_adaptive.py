@@ -68,7 +68,7 @@ def check(family, draw, **rule):
     first_row=st.sampled_from(["complete", "overlapping"]),
     guidance=st.sampled_from([1.0, 2.5]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_theorem(height, width, data, row_end, prompt, stand_in, seen, first_row, guidance):
     grid = Grid(height, width, row_end=row_end)
     family = StockLlama(grid, prompt=prompt)

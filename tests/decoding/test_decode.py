@@ -27,7 +27,7 @@ from zipar_train.recipe.schema import Draw
     by_row=st.booleans(),
     guidance=st.sampled_from([1.0, 2.5]),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_theorem_of_llamagen(height, width, data, stand_in, seen, first_row, by_row, guidance):
     family, one = llamagen(height, width), st.integers(1, width)
     window = data.draw(st.lists(one, min_size=height - 1, max_size=height - 1) if by_row else one)
@@ -43,7 +43,7 @@ def test_theorem_of_llamagen(height, width, data, stand_in, seen, first_row, by_
     data=st.data(),
     guidance=st.sampled_from([1.0, 2.5]),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_theorem_with_row_ends_and_longer_prompts(height, width, row_end, prompt, data, guidance):
     grid = Grid(height, width, row_end=row_end)
     family = StockLlama(grid, prompt=prompt)

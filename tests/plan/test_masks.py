@@ -12,7 +12,7 @@ from zipar_train.plan.masks import block, dense, mask_mod
 
 
 @given(plans())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_dense_is_the_rule_written_out(plan):
     slots = range(len(plan))
     rule = [[bool(plan.step[k] <= plan.step[q] < plan.expires[k] and plan.position[k] <= plan.position[q])

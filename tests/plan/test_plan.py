@@ -68,7 +68,7 @@ def test_released_plan_is_the_released_decoder(size, window):
 
 
 @given(plans())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_every_code_is_drawn_once_and_before_it_is_fed(plan):
     codes = plan.grid.codes
     assert sorted(plan.target[plan.target >= 0]) == list(range(codes))
@@ -81,7 +81,7 @@ def test_every_code_is_drawn_once_and_before_it_is_fed(plan):
 
 
 @given(plans(row_ends=(False,), first_rows=("complete",), by_row=(False,)))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_row_opens_when_window_codes_of_the_row_above_exist(plan):
     drawn = plan.drawn()
     height, width = drawn.shape
@@ -92,7 +92,7 @@ def test_a_row_opens_when_window_codes_of_the_row_above_exist(plan):
 
 
 @given(plans(row_ends=(True,), by_row=(False,)))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_row_ends_open_rows_and_are_fed_once(plan):
     grid, ends = plan.grid, plan.source == ROW_END
     assert plan.passes == grid.width + (grid.height - 1) * (plan.window - 1)
@@ -102,7 +102,7 @@ def test_row_ends_open_rows_and_are_fed_once(plan):
 
 
 @given(plans(row_ends=(False,), stand_ins=("nearest",), seen=("until_replaced",)))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_nothing_drawn_is_nearer_than_the_nearest_stand_in(plan):
     drawn, width = plan.drawn(), plan.grid.width
     for slot in np.flatnonzero(plan.expires != NEVER):
@@ -120,7 +120,7 @@ def test_nothing_drawn_is_nearer_than_the_nearest_stand_in(plan):
 
 
 @given(plans(row_ends=(False,)), st.sampled_from(STAND_INS))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_every_other_stand_in_is_the_one_it_is_said_to_be(plan, rule):
     """From the table of when codes are drawn, for each stand-in anew."""
     height, width = plan.grid.height, plan.grid.width
@@ -142,7 +142,7 @@ def test_every_other_stand_in_is_the_one_it_is_said_to_be(plan, rule):
 
 
 @given(plans(row_ends=(False,), seen=("by_itself",)))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_stand_in_seen_by_itself_is_seen_by_no_other(plan):
     visible = plan.visible()
     other = Plan.opened(plan.grid, plan.drawn()[:, 0].tolist(), window=1, prompt=plan.prompt)
@@ -153,7 +153,7 @@ def test_a_stand_in_seen_by_itself_is_seen_by_no_other(plan):
 
 
 @given(plans(row_ends=(False,), first_rows=("overlapping",), by_row=(False,)))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_rows_that_overlap_from_the_first_on(plan):
     height, width = plan.grid.height, plan.grid.width
     assert plan.passes == width + (height - 1) * plan.window
@@ -171,7 +171,7 @@ def test_windows_by_row():
 
 
 @given(plans())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_each_position_shows_one_key_at_a_time(plan):
     visible = plan.visible()
     for query in range(len(plan)):

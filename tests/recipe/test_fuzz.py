@@ -1,6 +1,6 @@
 """Spoilt recipes and sweeps: one message that names them, or all within its range; never a traceback, nor a hang.
 
-`ZIPAR_FUZZ=5000 pytest tests/test_fuzz.py` tries thousands of each kind.
+`ZIPAR_FUZZ=5000 pytest tests/recipe/test_fuzz.py` tries thousands of each kind.
 """
 
 import contextlib
