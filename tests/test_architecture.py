@@ -9,8 +9,22 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "zipar_train"
-PACKAGES = ["io", "plan", "recipe", "run", "models", "data", "decoding", "training", "evaluation", "benchmark",
-            "export", "sweep", "doctor", "cli"]  # fmt: skip
+PACKAGES = [
+    "io",
+    "plan",
+    "recipe",
+    "run",
+    "models",
+    "data",
+    "decoding",
+    "training",
+    "evaluation",
+    "benchmark",
+    "export",
+    "sweep",
+    "doctor",
+    "cli",
+]
 BESIDE = {"__init__.py", "__main__.py", "py.typed"}  # files that stand beside the packages
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if "recipes" not in p.relative_to(PACKAGE).parts)
 

@@ -39,8 +39,12 @@ def test_a_model_of_ones_own_draws_what_it_was_taught_with():
 
 def test_the_api_page_lists_what_can_be_imported():
     text = (DOCS / "api.md").read_text()
-    listed = {re.split(r"[^A-Za-z_]", word)[0] for line in text.split("\n") if line.startswith("| `")
-              for word in re.findall(r"`([^`]+)`", line.split("|")[1])}  # fmt: skip
+    listed = {
+        re.split(r"[^A-Za-z_]", word)[0]
+        for line in text.split("\n")
+        if line.startswith("| `")
+        for word in re.findall(r"`([^`]+)`", line.split("|")[1])
+    }
     assert listed == set(zipar_train.__all__)
     assert all(getattr(zipar_train, name) is not None for name in listed)
     assert set(zipar_train.__all__) <= set(dir(zipar_train))

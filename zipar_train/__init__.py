@@ -50,9 +50,29 @@ _HOMES = {  # imported on first use, so that `zipar-train --help` needs no torch
     "teacher_forced": "models.family",
     "tokenize": "data.tokenize",
 }
-__all__ = ["AdaptiveDecoder", "Decoder", "Draw", "Family", "Generator", "Grid", "Images", "Plan", "ROW_END", "Recipe",
-           "ShardDataModule", "ShardLoader", "ZipARModule", "block", "dense", "evaluate", "fit", "load", "load_recipe",
-           "teacher_forced", "tokenize"]  # fmt: skip
+__all__ = [
+    "AdaptiveDecoder",
+    "Decoder",
+    "Draw",
+    "Family",
+    "Generator",
+    "Grid",
+    "Images",
+    "Plan",
+    "ROW_END",
+    "Recipe",
+    "ShardDataModule",
+    "ShardLoader",
+    "ZipARModule",
+    "block",
+    "dense",
+    "evaluate",
+    "fit",
+    "load",
+    "load_recipe",
+    "teacher_forced",
+    "tokenize",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -38,8 +38,18 @@ RULES = {  # decoder choices: what stands in, who sees it, whether row 1 waits
 
 def sweep(name: str) -> dict[str, Any]:
     file = OUT / f"{name}.json"
-    zipar("sweep", "--recipe", "mnist", "--file", HERE / f"{name}.yaml", *sets(f"model.weights={base(0)}", *PLAIN),
-          "--out", OUT / name, "--json", file)  # fmt: skip
+    zipar(
+        "sweep",
+        "--recipe",
+        "mnist",
+        "--file",
+        HERE / f"{name}.yaml",
+        *sets(f"model.weights={base(0)}", *PLAIN),
+        "--out",
+        OUT / name,
+        "--json",
+        file,
+    )
     return json.loads(file.read_text())
 
 
@@ -73,13 +83,19 @@ def mixes() -> None:
 
 
 def rates() -> None:
-    of_sweep("rates", ["learning rate", "distillation"],
-             lambda values: [f"{values['optim.lr']:g}", f"{values['tune.distill']:g}"])  # fmt: skip
+    of_sweep(
+        "rates",
+        ["learning rate", "distillation"],
+        lambda values: [f"{values['optim.lr']:g}", f"{values['tune.distill']:g}"],
+    )
 
 
 def chosen() -> None:
-    of_sweep("chosen", ["images a step", "distillation"],
-             lambda values: [str(values["data.micro_batch_size"]), f"{values['tune.distill']:g}"])  # fmt: skip
+    of_sweep(
+        "chosen",
+        ["images a step", "distillation"],
+        lambda values: [str(values["data.micro_batch_size"]), f"{values['tune.distill']:g}"],
+    )
 
 
 def lora() -> None:
@@ -143,17 +159,27 @@ def rules() -> None:
     generator, loader = load(base(0)), ShardLoader(MNIST / "val.json", batch_size=500)
     for name, overrides in RULES.items():
         more = ["--released"] if name == "released" else []
-        found = evaluated("rules", base(0), "--windows", "4,2,1", *more, *sets(*overrides, "evaluate.images=2000"),
-                          "--out", OUT / "rules")  # fmt: skip
+        found = evaluated(
+            "rules",
+            base(0),
+            "--windows",
+            "4,2,1",
+            *more,
+            *sets(*overrides, "evaluate.images=2000"),
+            "--out",
+            OUT / "rules",
+        )
         for manner in ("planned", "released") if more else ("planned",):
             own = {row["window"]: row for row in found if row["manner"] == manner}
             bits = {w: own[w]["bits"] for w in NARROW}
             if manner == "released":
                 bits = {w: bits_by_drawing(generator.decoder(w, manner="released"), loader) for w in NARROW}
             words = name if manner == "planned" else "released, and unwritten slots attended: the released decoder"
-            told = [[f"{bits[w]:.4f}", f"{own[w]['fid']['mean']:.2f}", f"{own[w]['agreement']['mean']:.1%}"]
-                    for w in NARROW]  # fmt: skip
-            rows.append([words, *(cell for column in zip(*told, strict=True) for cell in column),
-                         f"{own[1]['passes']:.0f}"])  # fmt: skip
+            told = [
+                [f"{bits[w]:.4f}", f"{own[w]['fid']['mean']:.2f}", f"{own[w]['agreement']['mean']:.1%}"] for w in NARROW
+            ]
+            rows.append(
+                [words, *(cell for column in zip(*told, strict=True) for cell in column), f"{own[1]['passes']:.0f}"]
+            )
     head = [f"{what} at {w}" for what in ("bits", "FD", "agreement") for w in NARROW]
     write("rules", OUT, table(["what stands in", *head, "passes at 1"], rows))

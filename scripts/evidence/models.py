@@ -50,16 +50,32 @@ def tuned(seed: int) -> Path:
 
 
 def control(seed: int) -> Path:
-    return trained("mnist", RUNS / f"mnist-control-{seed}", f"seed={seed}", f"model.weights={base(seed)}",
-                   "zipar.windows={14: 1}", "tune.distill=0")  # fmt: skip
+    return trained(
+        "mnist",
+        RUNS / f"mnist-control-{seed}",
+        f"seed={seed}",
+        f"model.weights={base(seed)}",
+        "zipar.windows={14: 1}",
+        "tune.distill=0",
+    )
 
 
 @cache
 def bits_of(checkpoint: Path, *overrides: str) -> dict[int, float]:
     """Validation bits at every window, under a rule."""
     file = OUT / "bits.json"
-    zipar("advise", "--recipe", "mnist", "--checkpoint", checkpoint, "--windows", ",".join(map(str, WINDOWS)),
-          *sets(*overrides), "--json", file)  # fmt: skip
+    zipar(
+        "advise",
+        "--recipe",
+        "mnist",
+        "--checkpoint",
+        checkpoint,
+        "--windows",
+        ",".join(map(str, WINDOWS)),
+        *sets(*overrides),
+        "--json",
+        file,
+    )
     return {row["window"]: row["bits"] for row in json.loads(file.read_text())["windows"]}
 
 

@@ -35,8 +35,15 @@ def headline() -> None:
             bits = [pm([row["bits"] for row in rows], 4)]
             gap = [pm([100 * row["gap_closed"] for row in rows if row["gap_closed"] is not None], 1)]
         scores = [pm([row[score]["mean"] for row in rows], 3) for score in ("fid", "precision", "recall")]
-        return [name, str(window), f"{passes:.1f}" if manner == "adaptive" else f"{passes:.0f}", *bits, *gap, *scores,
-                pm([100 * row["agreement"]["mean"] for row in rows], 1)]  # fmt: skip
+        return [
+            name,
+            str(window),
+            f"{passes:.1f}" if manner == "adaptive" else f"{passes:.0f}",
+            *bits,
+            *gap,
+            *scores,
+            pm([100 * row["agreement"]["mean"] for row in rows], 1),
+        ]
 
     head = ["model", "window", "passes", "bits a code", "gap closed, %", "FD", "precision", "recall", "agreement, %"]
     models = [UNTUNED, CONTROL, TUNED]
@@ -64,9 +71,15 @@ def windows() -> None:
     for window in wanted:
         each = list(zip(bits[UNTUNED, 14], bits[UNTUNED, window], bits[TUNED, window], strict=True))
         shares = [share(after, before, whole) for whole, before, after in each]
-        rows.append([str(window), pm(bits[UNTUNED, window], 4), pm(bits[TUNED, window], 4),
-                     *(pm([100 * (value[at] / value[0] - 1) for value in each], 2) for at in (1, 2)),
-                     pm([100 * one for one in shares if one is not None], 0)])  # fmt: skip
+        rows.append(
+            [
+                str(window),
+                pm(bits[UNTUNED, window], 4),
+                pm(bits[TUNED, window], 4),
+                *(pm([100 * (value[at] / value[0] - 1) for value in each], 2) for at in (1, 2)),
+                pm([100 * one for one in shares if one is not None], 0),
+            ]
+        )
     head = ["window", "untuned, bits", "tuned, bits", "untuned, above next-token, %", "tuned, above it, %", "closed, %"]
     write("windows", OUT, table(head, rows))
 

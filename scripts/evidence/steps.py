@@ -22,17 +22,39 @@ from zipar_train.data.shards import read_manifest, write_manifest
 
 TRAINED, CHOOSING = 40, 4  # shards of 500 images, from the beginning and from the end of MNIST's own training set
 STEPS = {
-    "headline": headline, "windows": windows, "mixes": mixes, "rates": rates, "chosen": chosen, "lora": lora,
-    "amounts": amounts, "drawn": drawn, "rules": rules, "stand-ins": stand_ins, "by-row": by_row,
-}  # fmt: skip
+    "headline": headline,
+    "windows": windows,
+    "mixes": mixes,
+    "rates": rates,
+    "chosen": chosen,
+    "lora": lora,
+    "amounts": amounts,
+    "drawn": drawn,
+    "rules": rules,
+    "stand-ins": stand_ins,
+    "by-row": by_row,
+}
 
 
 def data(images: str) -> None:
     """MNIST as shards: of its training set 20,000 images to train on and 2,000 to choose by; its test set to report."""
     whole = MNIST / "whole"
     for split in ("train", "test"):
-        zipar("tokenize", "--recipe", "mnist-base", "--images", images, "--split", split, "--per-shard", 500,
-              "--batch-size", 256, "--out", whole)  # fmt: skip
+        zipar(
+            "tokenize",
+            "--recipe",
+            "mnist-base",
+            "--images",
+            images,
+            "--split",
+            split,
+            "--per-shard",
+            500,
+            "--batch-size",
+            256,
+            "--out",
+            whole,
+        )
     found = {split: read_manifest(whole / f"{split}.json") for split in ("train", "test")}
     shards = found["train"].shards
     for name, manifest, part in (

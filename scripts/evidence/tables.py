@@ -77,9 +77,17 @@ def picture(found: Found) -> None:
                     continue
                 values = [[told(row) for row in each] for each in rows]
                 label = name if manner == "planned" else f"{name}, adaptive"
-                axis.errorbar([mean(row["passes"] for row in each) for each in rows], [mean(v) for v in values],
-                              [stdev(v) if len(v) > 1 else 0 for v in values], fmt=style, color=colour, ms=4,
-                              lw=1.6, capsize=2, label=label)  # fmt: skip
+                axis.errorbar(
+                    [mean(row["passes"] for row in each) for each in rows],
+                    [mean(v) for v in values],
+                    [stdev(v) if len(v) > 1 else 0 for v in values],
+                    fmt=style,
+                    color=colour,
+                    ms=4,
+                    lw=1.6,
+                    capsize=2,
+                    label=label,
+                )
             passes = {w: found[TUNED, "planned", w][0]["passes"] for w in WINDOWS}
             axis.set_xscale("log")
             axis.set_xticks(list(passes.values()), [f"{p:.0f}\n({w})" for w, p in passes.items()])

@@ -113,8 +113,11 @@ def checks(work: Path, sizes: Sizes) -> list[list[Step]]:
 
     batch = str(sizes.train_batch)
     fit = verb("fit", *settings)
-    interrupted: dict[str, Any] = {"needs": (model, shards), "killed_when": lambda: reached(run, 2 * SAVED_EVERY),
-                   "summary": lambda log: speed(run)}  # fmt: skip
+    interrupted: dict[str, Any] = {
+        "needs": (model, shards),
+        "killed_when": lambda: reached(run, 2 * SAVED_EVERY),
+        "summary": lambda log: speed(run),
+    }
     return [
         # 15 s
         [

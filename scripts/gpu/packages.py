@@ -51,10 +51,22 @@ def download(into: Path, *, python_version: str) -> None:
     platforms = [f"manylinux_2_{minor}_x86_64" for minor in GLIBC] + ["manylinux2014_x86_64", "manylinux1_x86_64"]
     wanted = pinned((ROOT / "constraints.txt").read_text())
     subprocess.run(
-        [*pip, "download", "--no-deps", "--only-binary=:all:", "--implementation", "cp", "--dest", into,
-         "--python-version", python_version, *(f"--platform={name}" for name in platforms), *wanted],
+        [
+            *pip,
+            "download",
+            "--no-deps",
+            "--only-binary=:all:",
+            "--implementation",
+            "cp",
+            "--dest",
+            into,
+            "--python-version",
+            python_version,
+            *(f"--platform={name}" for name in platforms),
+            *wanted,
+        ],
         check=True,
-    )  # fmt: skip
+    )
     subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", into, ROOT], check=True)
 
 

@@ -87,9 +87,15 @@ def kernel(name: str, shape: str, work: Callable[[], Any], calls: int, *, bytes:
     taken = timed(work, calls)
     floor = None if bytes is None else bytes / rates.copy * 1e6
     told["kernels"].append(
-        {"kernel": name, "shape": shape, "us": taken, "floor_us": floor,
-         "times_floor": taken / floor if floor else None, **more}
-    )  # fmt: skip
+        {
+            "kernel": name,
+            "shape": shape,
+            "us": taken,
+            "floor_us": floor,
+            "times_floor": taken / floor if floor else None,
+            **more,
+        }
+    )
 
 
 def refused(name: str, shape: str, error: Exception) -> dict[str, Any]:
@@ -115,8 +121,14 @@ def products() -> None:
             for rows in ROWS:
                 x = torch.randn(rows, into, device=DEVICE, dtype=DTYPE)
                 moved = (out * into + rows * (out + into)) * ITEM
-                kernel(f"{size}: {name}", f"{rows} rows", lambda x=x, w=weights: [linear(x, each) for each in w], count,
-                       bytes=moved, rows=rows)  # fmt: skip
+                kernel(
+                    f"{size}: {name}",
+                    f"{rows} rows",
+                    lambda x=x, w=weights: [linear(x, each) for each in w],
+                    count,
+                    bytes=moved,
+                    rows=rows,
+                )
 
 
 def attention() -> None:
@@ -141,8 +153,14 @@ def attention() -> None:
                     attend(caches[0])
                     wait(DEVICE)
                     first = perf_counter() - start
-                    kernel(name, shape, lambda a=attend, c=caches: [a(each) for each in c], count, bytes=moved,
-                           first_call_ms=first * 1000)  # fmt: skip
+                    kernel(
+                        name,
+                        shape,
+                        lambda a=attend, c=caches: [a(each) for each in c],
+                        count,
+                        bytes=moved,
+                        first_call_ms=first * 1000,
+                    )
             except RuntimeError as error:
                 told["kernels"].append(refused(name, shape, error))
 
@@ -175,10 +193,16 @@ def training() -> None:
                 operations = 4 * IMAGES * HEADS * HEAD * slots**2 / 2 * 3.5  # below the diagonal; backward 2.5 times
                 floor = operations / rates.matmul
                 told["training"].append(
-                    {"kernel": name, "shape": shape, "us": median(taken[1:]) * 1e6, "floor_us": floor * 1e6,
-                     "times_floor": median(taken[1:]) / floor, "first_call_ms": taken[0] * 1000,
-                     "finite": all(bool(t.grad.isfinite().all()) for t in (q, k, v))}
-                )  # fmt: skip
+                    {
+                        "kernel": name,
+                        "shape": shape,
+                        "us": median(taken[1:]) * 1e6,
+                        "floor_us": floor * 1e6,
+                        "times_floor": median(taken[1:]) / floor,
+                        "first_call_ms": taken[0] * 1000,
+                        "finite": all(bool(t.grad.isfinite().all()) for t in (q, k, v)),
+                    }
+                )
 
 
 with torch.inference_mode():

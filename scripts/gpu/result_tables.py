@@ -43,21 +43,48 @@ def sections(runs: list[Run]) -> dict[str, list[str]]:
     """
     return {
         "decode": _table(
-            ["model", "drawn by", "window", "images at once", "ms a pass (spread)", "floor, ms", "times the floor",
-             "ms an image", "same codes"],
+            [
+                "model",
+                "drawn by",
+                "window",
+                "images at once",
+                "ms a pass (spread)",
+                "floor, ms",
+                "times the floor",
+                "ms an image",
+                "same codes",
+            ],
             _rows(runs, ["decode-l", "decode-l-many", "decode-l-compiled", "decode-xl", "baselines"], decoding),
         ),
         "generate": _table(
-            ["images", "window", "at once", "codes: ms an image", "times the floor", "pixels add", "same codes twice",
-             "in smaller batches"],
+            [
+                "images",
+                "window",
+                "at once",
+                "codes: ms an image",
+                "times the floor",
+                "pixels add",
+                "same codes twice",
+                "in smaller batches",
+            ],
             _rows(runs, ["generate"], generating),
         ),
         "kernels": _table(
             ["kernel", "shape", "us", "times the floor", "first call, ms", "gradients"], _rows(runs, ["probe"], kernels)
         ),
         "train": _table(
-            ["model", "step", "window", "slots", "images", "ms a step (spread)", "share of the peak",
-             "times the floor", "of causal", "MiB"],
+            [
+                "model",
+                "step",
+                "window",
+                "slots",
+                "images",
+                "ms a step (spread)",
+                "share of the peak",
+                "times the floor",
+                "of causal",
+                "MiB",
+            ],
             _rows(runs, ["train"], training),
         ),
         "fit": _table(
@@ -66,7 +93,7 @@ def sections(runs: list[Run]) -> dict[str, list[str]]:
         ),
         "tests": _table(["what", "passed", "failed", "skipped"], _rows(runs, ["tests"], tested)),
         "steps": _steps(runs),
-    }  # fmt: skip
+    }
 
 
 def measured_on(run: Run) -> str:
@@ -118,10 +145,16 @@ def decoding(name: str, report: Run) -> Iterator[list[str]]:
     for row in report["rows"]:
         agreement = row.get("agreement")
         yield [
-            report["recipe"]["name"], row["method"], str(row["window"]), str(row["batch"]),
-            f"{row['pass_ms']:.3g} ({row['spread']:.0%})", f"{row['floor_ms']:.3g}", f"{row['times_floor']:.2f}",
-            f"{row['image_ms']:.4g}", "" if agreement is None else f"{agreement:.2%}",
-        ]  # fmt: skip
+            report["recipe"]["name"],
+            row["method"],
+            str(row["window"]),
+            str(row["batch"]),
+            f"{row['pass_ms']:.3g} ({row['spread']:.0%})",
+            f"{row['floor_ms']:.3g}",
+            f"{row['times_floor']:.2f}",
+            f"{row['image_ms']:.4g}",
+            "" if agreement is None else f"{agreement:.2%}",
+        ]
     for failed in report.get("failures", []):
         yield [report["recipe"]["name"], failed["method"], str(failed["window"]), str(failed["batch"]), refusal(failed)]
 
@@ -130,10 +163,15 @@ def generating(name: str, told: Run) -> Iterator[list[str]]:
     """Nothing of a step that was ended before its last figure."""
     if "times_floor" in told:
         yield [
-            str(told["images"]), str(told["window"]), str(told["batch"]), f"{told['image_ms']:.4g}",
-            f"{told['times_floor']:.2f}", f"{told['pixels_add']:.0%}", f"{told['same_codes_twice']:.2%}",
+            str(told["images"]),
+            str(told["window"]),
+            str(told["batch"]),
+            f"{told['image_ms']:.4g}",
+            f"{told['times_floor']:.2f}",
+            f"{told['pixels_add']:.0%}",
+            f"{told['same_codes_twice']:.2%}",
             f"{told['same_codes_in_smaller_batches']:.2%}",
-        ]  # fmt: skip
+        ]
 
 
 def kernels(name: str, told: Run) -> Iterator[list[str]]:
@@ -143,23 +181,39 @@ def kernels(name: str, told: Run) -> Iterator[list[str]]:
             continue
         ratio, first, finite = row.get("times_floor"), row.get("first_call_ms"), row.get("finite")
         yield [
-            row["kernel"], row["shape"], f"{row['us']:.4g}", "" if ratio is None else f"{ratio:.2f}",
-            "" if first is None else f"{first:.3g}", "" if finite is None else "finite" if finite else "**not finite**",
-        ]  # fmt: skip
+            row["kernel"],
+            row["shape"],
+            f"{row['us']:.4g}",
+            "" if ratio is None else f"{ratio:.2f}",
+            "" if first is None else f"{first:.3g}",
+            "" if finite is None else "finite" if finite else "**not finite**",
+        ]
 
 
 def training(name: str, report: Run) -> Iterator[list[str]]:
     for row in report["rows"]:
         causal, memory = row.get("against_causal"), row.get("memory")
         yield [
-            report["recipe"]["name"], row["attention"] if row["attention"] == "causal" else f"plan, {row['attention']}",
-            str(row["window"]), str(row["slots"]), str(row["batch"]), f"{row['step_ms']:.4g} ({row['spread']:.0%})",
-            f"{row['utilisation']:.1%}", f"{1 / row['utilisation']:.2f}", "" if causal is None else f"{causal:.2f}",
+            report["recipe"]["name"],
+            row["attention"] if row["attention"] == "causal" else f"plan, {row['attention']}",
+            str(row["window"]),
+            str(row["slots"]),
+            str(row["batch"]),
+            f"{row['step_ms']:.4g} ({row['spread']:.0%})",
+            f"{row['utilisation']:.1%}",
+            f"{1 / row['utilisation']:.2f}",
+            "" if causal is None else f"{causal:.2f}",
             "" if memory is None else f"{memory / 2**20:,.0f}",
-        ]  # fmt: skip
+        ]
     for failed in report.get("failures", []):
-        yield [report["recipe"]["name"], failed["method"], str(failed["window"]), "", str(failed["batch"]),
-               refusal(failed)]  # fmt: skip
+        yield [
+            report["recipe"]["name"],
+            failed["method"],
+            str(failed["window"]),
+            "",
+            str(failed["batch"]),
+            refusal(failed),
+        ]
 
 
 def fitting(name: str, told: Run) -> Iterator[list[str]]:
@@ -188,9 +242,16 @@ def tested(name: str, told: Run) -> Iterator[list[str]]:
 
 def _steps(runs: list[Run]) -> list[str]:
     rows = [
-        [step["name"], step["about"], f"{step['seconds']:.0f} of {step['limit']:.0f}",
-         ended(step), measured_on(run), f"`scripts/gpu/check {step['name']}`"]
-        for run in runs for step in run["steps"]
-    ]  # fmt: skip
+        [
+            step["name"],
+            step["about"],
+            f"{step['seconds']:.0f} of {step['limit']:.0f}",
+            ended(step),
+            measured_on(run),
+            f"`scripts/gpu/check {step['name']}`",
+        ]
+        for run in runs
+        for step in run["steps"]
+    ]
     rows = rows or [["all", "every step of `check`", NOT_YET, NOT_YET, NOT_YET, "`scripts/gpu/check`"]]
     return _table(["step", "what", "seconds", "outcome"], rows)

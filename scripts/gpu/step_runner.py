@@ -113,9 +113,13 @@ def spawned(command: tuple[str, ...], log: Path, env: dict[str, str]) -> subproc
     """A step in a Python of its own."""
     with log.open("ab") as stream:
         return subprocess.Popen(
-            [sys.executable, *command], stdout=stream, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-            start_new_session=True, env=os.environ | env,
-        )  # fmt: skip
+            [sys.executable, *command],
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            env=os.environ | env,
+        )
 
 
 class Runner:
@@ -184,9 +188,16 @@ class Runner:
     def record(self, step: Step, status: str, reason: str, seconds: float) -> None:
         command = step.shown.replace(str(self.work), "$WORK")
         self.done.append(
-            {"name": step.name, "about": step.about, "command": command, "status": status, "reason": reason,
-             "seconds": round(seconds, 1), "limit": step.limit}
-        )  # fmt: skip
+            {
+                "name": step.name,
+                "about": step.about,
+                "command": command,
+                "status": status,
+                "reason": reason,
+                "seconds": round(seconds, 1),
+                "limit": step.limit,
+            }
+        )
         if step.json:
             with suppress(OSError, ValueError):  # not written, or not whole
                 self.results[step.name] = json.loads(step.json.read_text())
@@ -210,8 +221,10 @@ class Runner:
 
     def table(self) -> str:
         """The steps, a line each."""
-        lines = [f"{s['name']:20} {s['status']:11} {s['seconds']:6.1f} s of {s['limit']:4.0f}  {s['reason']}"
-                 for s in self.done]  # fmt: skip
+        lines = [
+            f"{s['name']:20} {s['status']:11} {s['seconds']:6.1f} s of {s['limit']:4.0f}  {s['reason']}"
+            for s in self.done
+        ]
         return "\n".join(["", *lines])
 
     @property

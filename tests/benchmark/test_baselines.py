@@ -61,9 +61,19 @@ def test_the_eager_loop_draws_what_the_released_decoder_draws_for_any_grid(data)
 
 def tiny(name: str, *more: str):
     """Overrides that make a shipped recipe of captions tiny, on a grid of 4 x 6."""
-    shape = ["model.size=null", "model.num_layers=2", "model.num_heads=2", "model.hidden_size=16", "model.ffn_size=24",
-             "model.grid=[4,6]", "model.codebook_size=12", "zipar.windows={6: 1, 2: 1}", "evaluate.windows=[6, 2]",
-             "data.micro_batch_size=2", *more]  # fmt: skip
+    shape = [
+        "model.size=null",
+        "model.num_layers=2",
+        "model.num_heads=2",
+        "model.hidden_size=16",
+        "model.ffn_size=24",
+        "model.grid=[4,6]",
+        "model.codebook_size=12",
+        "zipar.windows={6: 1, 2: 1}",
+        "evaluate.windows=[6, 2]",
+        "data.micro_batch_size=2",
+        *more,
+    ]
     if name == "llamagen-xl-t2i":
         return [*shape, "model.t5_features.tokens=4", "model.t5_features.features=6"]
     return [*shape, "model.token_prompt.tokens=9", "model.token_prompt.vocabulary=900"]
@@ -77,8 +87,9 @@ def test_bench_of_captioned_recipes_from_the_command_line(run, tmp_path, name):
     """With all baselines, and nothing to download: the tokenizer of text is not there either."""
     sets = [part for override in tiny(name) for part in ("--set", override)]
     full = 7 if name in CAPTIONED[:2] else 6
-    status, out, err = run("bench", "--recipe", name, *sets, "--windows", f"{full},2", "--repeats", "1",
-                           "--json", tmp_path / "b.json")  # fmt: skip
+    status, out, err = run(
+        "bench", "--recipe", name, *sets, "--windows", f"{full},2", "--repeats", "1", "--json", tmp_path / "b.json"
+    )
     assert status == 0, err + out
     rows = {(row["method"], row["window"]): row for row in json.loads((tmp_path / "b.json").read_text())["rows"]}
     assert set(rows) == {(way, w) for way in (OURS, PLAIN, EAGER) for w in (full, 2)} | {(STOCK, full)}

@@ -78,8 +78,9 @@ def test_the_floor_is_the_sum_over_passes(row_end):
         drawn = sum(plan.target[q] >= 0 for q in fed)
         pairs = sum(
             plan.step[k] <= step < plan.expires[k] and plan.position[k] <= plan.position[q]
-            for q in fed for k in range(len(plan))
-        )  # fmt: skip
+            for q in fed
+            for k in range(len(plan))
+        )
         moved = size * (work.body + work.head + rows * work.key * sum(plan.step <= step)) / rates.copy
         done = rows * (2 * work.body * len(fed) + 2 * work.head * drawn + work.attention * pairs) / rates.matmul
         kinds.add(moved > done)
@@ -127,8 +128,11 @@ def test_training_steps_hang_together():
     recipe = load_recipe("digits", TINY)
     report = bench_train(recipe, window=2, batches=[2], grids=[8, 4], rounds=2, progress=False, device="cpu")
     assert [(row.attention, row.grid[0], row.slots) for row in report.rows] == [
-        (CAUSAL, 8, 64), (SDPA, 8, 70), (CAUSAL, 4, 16), (SDPA, 4, 18)
-    ]  # fmt: skip
+        (CAUSAL, 8, 64),
+        (SDPA, 8, 70),
+        (CAUSAL, 4, 16),
+        (SDPA, 4, 18),
+    ]
     assert report.choices() == {70: SDPA, 18: SDPA}
     for row in report.rows:
         assert 0 < row.utilisation < 1
@@ -137,8 +141,22 @@ def test_training_steps_hang_together():
 
 def test_bench_from_the_command_line(run, tmp_path):
     sets = [part for override in TINY for part in ("--set", override)]
-    status, out, _ = run("bench", "--recipe", "digits", *sets, "--windows", "8,2", "--repeats", "1", "--batch-sizes",
-                         "1,2", "--json", tmp_path / "b.json", "--png", tmp_path / "b.png")  # fmt: skip
+    status, out, _ = run(
+        "bench",
+        "--recipe",
+        "digits",
+        *sets,
+        "--windows",
+        "8,2",
+        "--repeats",
+        "1",
+        "--batch-sizes",
+        "1,2",
+        "--json",
+        tmp_path / "b.json",
+        "--png",
+        tmp_path / "b.png",
+    )
     assert status == 0
     assert "x floor" in out
     assert "as fast as eager loop, as released" in out
@@ -146,8 +164,19 @@ def test_bench_from_the_command_line(run, tmp_path):
     assert len(report["rows"]) == 9
     assert report["environment"]["torch"].startswith(torch.__version__.split("+")[0])
     assert (tmp_path / "b.png").read_bytes().startswith(b"\x89PNG")
-    status, out, _ = run("bench", "--recipe", "digits", *sets, "--train", "--batch-sizes", "2", "--repeats", "1",
-                         "--json", tmp_path / "t.json")  # fmt: skip
+    status, out, _ = run(
+        "bench",
+        "--recipe",
+        "digits",
+        *sets,
+        "--train",
+        "--batch-sizes",
+        "2",
+        "--repeats",
+        "1",
+        "--json",
+        tmp_path / "t.json",
+    )
     assert "70 slots: --set tune.attention=sdpa, the only one that trains on this device" in out
     assert len(json.loads((tmp_path / "t.json").read_text())["rows"]) == 2
 

@@ -56,8 +56,12 @@ def test_runs_that_set_something_up_are_not_counted():
         ways, rounds=3, device=torch.device("cpu"), after=lambda timed: seen.append(len(timed["is ready"].times))
     )
     assert {name: one.warm_ups for name, one in timed.items()} == {
-        "compiles twice": 3, "captures late": 4, "is ready": 1, "fails": 1, "never settles": MOST_WARM_UPS
-    }  # fmt: skip
+        "compiles twice": 3,
+        "captures late": 4,
+        "is ready": 1,
+        "fails": 1,
+        "never settles": MOST_WARM_UPS,
+    }
     assert [len(one.times) for one in timed.values()] == [3, 3, 3, 1, 0]
     assert timed["fails"].failure.error == "OutOfMemoryError: no memory left"
     assert "raise torch.OutOfMemoryError" in timed["fails"].failure.trace
@@ -77,8 +81,15 @@ def recorder(monkeypatch):
 def test_no_graph_is_captured_in_a_counted_round(monkeypatch, recorder):
     """The prompt's pass occurs once an image: it is captured in the second one."""
     recorded = []
-    report = bench_decode(load_recipe("digits", TINY), windows=[8, 2], batches=[2], rounds=2, baselines=False,
-                          progress=False, save=lambda report: recorded.append(recorder.recorded))  # fmt: skip
+    report = bench_decode(
+        load_recipe("digits", TINY),
+        windows=[8, 2],
+        batches=[2],
+        rounds=2,
+        baselines=False,
+        progress=False,
+        save=lambda report: recorded.append(recorder.recorded),
+    )
     assert recorded[0] > 0 and len(set(recorded)) == 1
     assert [row.warm_ups for row in report.rows] == [2, 2]
 
@@ -99,8 +110,15 @@ def bench_compiled(batches):
     """Batch sizes and windows of which some have passes of one slot, others of several."""
     torch.compiler.reset()
     try:
-        return bench_decode(load_recipe("digits", TINY), windows=[8, 2], batches=batches, rounds=1, baselines=False,
-                            compiled=True, progress=False)  # fmt: skip
+        return bench_decode(
+            load_recipe("digits", TINY),
+            windows=[8, 2],
+            batches=batches,
+            rounds=1,
+            baselines=False,
+            compiled=True,
+            progress=False,
+        )
     finally:
         torch.compiler.reset()
 
@@ -150,15 +168,32 @@ def test_a_way_that_fails_leaves_the_rows_of_others(run, tmp_path, monkeypatch):
 
     monkeypatch.setattr(decode, "eager_loop", scarce)
     sets = [part for override in TINY for part in ("--set", override)]
-    status, out, _ = run("bench", "--recipe", "digits", *sets, "--windows", "8,2", "--repeats", "1", "--batch-sizes",
-                         "1,10000000000", "--json", tmp_path / "b.json")  # fmt: skip
+    status, out, _ = run(
+        "bench",
+        "--recipe",
+        "digits",
+        *sets,
+        "--windows",
+        "8,2",
+        "--repeats",
+        "1",
+        "--batch-sizes",
+        "1,10000000000",
+        "--json",
+        tmp_path / "b.json",
+    )
     assert status == 1
     assert "not measured: eager loop, as released, window 2, batch 1, 8x8: OutOfMemoryError: CUDA out of memory" in out
     assert "not measured: zipar-train, window 8, batch 10000000000, 8x8: 10,000,000,000 images at once need" in out
     report = json.loads((tmp_path / "b.json").read_text())
     assert [(row["method"], row["window"]) for row in report["rows"]] == [
-        (OURS, 8), (PLAIN, 8), (EAGER, 8), (STOCK, 8), (OURS, 2), (PLAIN, 2)
-    ]  # fmt: skip
+        (OURS, 8),
+        (PLAIN, 8),
+        (EAGER, 8),
+        (STOCK, 8),
+        (OURS, 2),
+        (PLAIN, 2),
+    ]
     assert [(f["method"], f["window"]) for f in report["failures"]] == [(EAGER, 2), (OURS, 8), (OURS, 2)]
 
 
@@ -168,8 +203,19 @@ def test_a_step_that_fails_leaves_the_rows_of_others(run, tmp_path, monkeypatch)
 
     monkeypatch.setattr(train.ZipARModule, "losses", scarce)
     sets = [part for override in TINY for part in ("--set", override)]
-    arguments = ["bench", "--train", "--recipe", "digits", *sets, "--batch-sizes", "2", "--repeats", "1",
-                 "--json", tmp_path / "t.json"]  # fmt: skip
+    arguments = [
+        "bench",
+        "--train",
+        "--recipe",
+        "digits",
+        *sets,
+        "--batch-sizes",
+        "2",
+        "--repeats",
+        "1",
+        "--json",
+        tmp_path / "t.json",
+    ]
     status, out, _ = run(*arguments)
     assert status == 1
     assert "not measured: sdpa, window 1, batch 2, 8x8: OutOfMemoryError: CUDA out of memory" in out
@@ -217,9 +263,20 @@ def test_ways_that_do_not_fit_together_take_turns_in_groups(monkeypatch):
 
 def test_a_measured_step_is_a_step_of_fit(tmp_path):
     """The same weights afterwards: the same loss, clipping, decay and optimizer."""
-    recipe = load_recipe("digits", [*TINY, "optim.schedule=constant", "optim.warmup=0", "optim.lr=0.1",
-                                    "optim.weight_decay=0.3", "optim.betas=[0.5, 0.6]", "data.label_dropout=0",
-                                    "trainer.gradient_clip_val=0.01", "trainer.accelerator=cpu"])  # fmt: skip
+    recipe = load_recipe(
+        "digits",
+        [
+            *TINY,
+            "optim.schedule=constant",
+            "optim.warmup=0",
+            "optim.lr=0.1",
+            "optim.weight_decay=0.3",
+            "optim.betas=[0.5, 0.6]",
+            "data.label_dropout=0",
+            "trainer.gradient_clip_val=0.01",
+            "trainer.accelerator=cpu",
+        ],
+    )
     settings = train._settings(recipe, [8, 8], 2, compiled=False)
     made = train._Made(settings, train.Case(SDPA, (8, 8), 2, 3), "32-true", torch.device("cpu"))
     made()
@@ -227,9 +284,17 @@ def test_a_measured_step_is_a_step_of_fit(tmp_path):
     start = {name: tensor.clone() for name, tensor in family.model.state_dict().items()}
     module = module_of(settings, family)
     batch = Batch(made.codes, made.condition, ["a", "b", "c"])
-    trainer = L.Trainer(max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False, barebones=False,
-                        enable_progress_bar=False, enable_model_summary=False, gradient_clip_val=0.01,
-                        default_root_dir=tmp_path)  # fmt: skip
+    trainer = L.Trainer(
+        max_steps=1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        barebones=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        gradient_clip_val=0.01,
+        default_root_dir=tmp_path,
+    )
     trainer.fit(module, DataLoader([batch], batch_size=None))
     for name, tensor in family.model.state_dict().items():
         assert torch.allclose(made.module.model.state_dict()[name], tensor, rtol=1e-5, atol=1e-7), name

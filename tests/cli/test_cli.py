@@ -85,12 +85,26 @@ def test_the_whole_story_through_the_command_line(cli, tmp_path):
         ("tokenize", "--recipe", "digits", "--images", "digits", "--out", "data/digits"),
         ("fit", "--recipe", "digits-base", *small),
         ("fit", "--recipe", "digits", *small),
-        ("evaluate", "--recipe", "digits", *small, "--set", "log.wandb=offline", "--checkpoint", "runs/digits",
-         "--compare", "runs/digits-base", "--windows", "8,2", "--json", "again.json"),
+        (
+            "evaluate",
+            "--recipe",
+            "digits",
+            *small,
+            "--set",
+            "log.wandb=offline",
+            "--checkpoint",
+            "runs/digits",
+            "--compare",
+            "runs/digits-base",
+            "--windows",
+            "8,2",
+            "--json",
+            "again.json",
+        ),
         ("generate", "--checkpoint", "runs/digits", "--labels", "3,5", "--window", "4", "--out", "digits.png"),
         ("export", "--checkpoint", "runs/digits", "--to", "hf", "--out", "exported"),
         ("generate", "--checkpoint", "exported", "--labels", "3,5", "--window", "4", "--out", "again.png"),
-    ]  # fmt: skip
+    ]
     for step in steps:
         done = cli(*step)
         assert done.returncode == 0, (step, done.stderr)
@@ -100,7 +114,11 @@ def test_the_whole_story_through_the_command_line(cli, tmp_path):
     report = json.loads((folder / "report.json").read_text())
     assert report == json.loads((tmp_path / "again.json").read_text()) | {"recipe": report["recipe"]}
     assert [(row["checkpoint"], row["window"], row["passes"]) for row in report["rows"]] == [
-        ("digits-base", 8, 64), ("digits-base", 2, 28), ("digits", 8, 64), ("digits", 2, 28)]  # fmt: skip
+        ("digits-base", 8, 64),
+        ("digits-base", 2, 28),
+        ("digits", 8, 64),
+        ("digits", 2, 28),
+    ]
     for name in ("pareto.png", "samples.png"):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
     words = (folder / "report.md").read_text()
@@ -113,8 +131,23 @@ def test_the_whole_story_through_the_command_line(cli, tmp_path):
 def test_draw_is_what_python_draws(run, trained, tmp_path):
     from zipar_train import load
 
-    status, _, err = run("generate", "--checkpoint", trained, "--labels", "3,5", "--window", "4", "--seed", "1",
-                         "--temperature", "0.9", "--top-k", "5", "--out", "a.png")  # fmt: skip
+    status, _, err = run(
+        "generate",
+        "--checkpoint",
+        trained,
+        "--labels",
+        "3,5",
+        "--window",
+        "4",
+        "--seed",
+        "1",
+        "--temperature",
+        "0.9",
+        "--top-k",
+        "5",
+        "--out",
+        "a.png",
+    )
     assert status == 0, err
     images = load(str(trained)).generate([3, 5], window=4, seed=1, temperature=0.9, top_k=5)
     images.save(tmp_path / "b.png")
@@ -197,8 +230,13 @@ def test_mistakes_are_one_message_and_leave_nothing(run, trained, shards, tmp_pa
     (tmp_path / "DAMAGED.ckpt").write_bytes(whole[: len(whole) // 2])
     torch.save({"state_dict": Evil()}, tmp_path / "PICKLE.ckpt")
     before = sorted(tmp_path.rglob("*"))
-    names = {"RUN": [trained], "TINY": sets(TINY), "DAMAGED": ["DAMAGED.ckpt"], "PICKLE": ["PICKLE.ckpt"],
-             "DATA": sets([f"data.train={shards}/train.json", f"data.val={shards}/val.json"])}  # fmt: skip
+    names = {
+        "RUN": [trained],
+        "TINY": sets(TINY),
+        "DAMAGED": ["DAMAGED.ckpt"],
+        "PICKLE": ["PICKLE.ckpt"],
+        "DATA": sets([f"data.train={shards}/train.json", f"data.val={shards}/val.json"]),
+    }
     status, out, err = run(*[part for a in arguments for part in names.get(a, [a])])
     assert status == 2, (out, err)
     assert message in err

@@ -31,9 +31,12 @@ def encoder(tmp_path_factory):
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", unk_token="<unk>",
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        unk_token="<unk>",
         additional_special_tokens=["<begin_of_image>", "<|User|>", "<|Assistant|>", ":"],
-    ).save_pretrained(folder)  # fmt: skip
+    ).save_pretrained(folder)
     return folder
 
 
@@ -152,8 +155,16 @@ def test_loaders_know_only_what_can_be_skipped(settings, tmp_path):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_features_of_another_width_are_a_fault_of_their_sample(tmp_path, workers):
     text = {"tokens": 4, "features": 6}
-    recipe = load_recipe("llamagen-xl-t2i", [f"model.t5_features={text}", "model.codebook_size=24", "model.grid=[3,3]",
-                                             "zipar.windows={3: 1}", "evaluate.windows=[3]"])  # fmt: skip
+    recipe = load_recipe(
+        "llamagen-xl-t2i",
+        [
+            f"model.t5_features={text}",
+            "model.codebook_size=24",
+            "model.grid=[3,3]",
+            "zipar.windows={3: 1}",
+            "evaluate.windows=[3]",
+        ],
+    )
     samples = [
         Sample(f"s{k}", np.full((1, 3, 3), k), "a car", np.zeros((2, 5 if k == 3 else 6), np.float16)) for k in range(8)
     ]

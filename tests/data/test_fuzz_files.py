@@ -230,8 +230,13 @@ def typed_as(data, kind):
 
 A, B = [("a.codes.npy", GOOD), ("a.cls", b"1")], [("b.codes.npy", GOOD), ("b.cls", b"2")]
 WHOLE = tar(*A, *B)
-SPARSE = {"GNU.sparse.major": "0", "GNU.sparse.minor": "1", "GNU.sparse.size": str(10**13), "GNU.sparse.numblocks": "0",
-          "GNU.sparse.map": "0,0"}  # fmt: skip
+SPARSE = {
+    "GNU.sparse.major": "0",
+    "GNU.sparse.minor": "1",
+    "GNU.sparse.size": str(10**13),
+    "GNU.sparse.numblocks": "0",
+    "GNU.sparse.map": "0,0",
+}
 TARS = {
     "folders": (tar((typed("x/", tarfile.DIRTYPE), b""), *[(f"x/{name}", data) for name, data in [*A, *B]]), None),
     "a way up": (tar(*[(f"../../{name}", data) for name, data in A], *B), None),

@@ -74,11 +74,15 @@ FOLDERS = st.sampled_from(["", "", "", "deeper", "deeper/still", ".hidden", "d" 
 KINDS = ["file"] * 8 + ["fifo", "socket", "broken link", "own link", "link", "loop", "up", "outside", "empty folder"]
 NODES = st.lists(
     st.tuples(
-        st.sampled_from(["a", "a", "b", "b", ""]), FOLDERS, STEMS, st.sampled_from(ENDINGS), st.sampled_from(KINDS),
+        st.sampled_from(["a", "a", "b", "b", ""]),
+        FOLDERS,
+        STEMS,
+        st.sampled_from(ENDINGS),
+        st.sampled_from(KINDS),
         st.sampled_from(CONTENTS) | spoilt_bytes(CONTENTS),
     ),
     max_size=6,
-)  # fmt: skip
+)
 
 
 @pytest.fixture(scope="module")
@@ -117,8 +121,14 @@ def built(root, nodes):
             elif kind == "empty folder":
                 path.mkdir()
             else:
-                to = {"broken link": "nowhere", "own link": path.name, "link": root / "a" / "0000.png", "loop": ".",
-                      "up": "..", "outside": outside}[kind]  # fmt: skip
+                to = {
+                    "broken link": "nowhere",
+                    "own link": path.name,
+                    "link": root / "a" / "0000.png",
+                    "loop": ".",
+                    "up": "..",
+                    "outside": outside,
+                }[kind]
                 path.symlink_to(to)
         except OSError:  # a name that this file system refuses
             continue

@@ -46,8 +46,18 @@ def png(bits, colour, rows, *chunks, width=4, height=None):
 
 def tiff(bits, data, *, width=4, height=1, sample_format=1, photometric=1):
     """An uncompressed grey TIFF by hand, of the lower byte first."""
-    entries = [(256, 4, width), (257, 4, height), (258, 3, bits), (259, 3, 1), (262, 3, photometric), (273, 4, 200),
-               (277, 3, 1), (278, 4, height), (279, 4, len(data)), (339, 3, sample_format)]  # fmt: skip
+    entries = [
+        (256, 4, width),
+        (257, 4, height),
+        (258, 3, bits),
+        (259, 3, 1),
+        (262, 3, photometric),
+        (273, 4, 200),
+        (277, 3, 1),
+        (278, 4, height),
+        (279, 4, len(data)),
+        (339, 3, sample_format),
+    ]
     made = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", tag, kind, 1, v) for tag, kind, v in entries)
     return (b"II\x2a\0\x08\0\0\0" + made + b"\0\0\0\0").ljust(200, b"\0") + data
 
@@ -149,10 +159,15 @@ def test_transparent_pixels_are_white_not_their_hidden_colours():
         (8, 0, b"\1\2\3\4", b"\0\2", [1, 255, 3, 4]),
         (16, 0, struct.pack(">HHHH", 257, 514, 515, 1028), struct.pack(">H", 514), [1, 255, 2, 4]),
         (8, 2, bytes([1] * 3 + [2] * 3 + [3] * 3 + [4] * 3), b"\0\2\0\2\0\2", [1, 255, 3, 4]),
-        (16, 2, struct.pack(">HHH", 514, 514, 514) * 2 + struct.pack(">HHH", 999, 999, 999) * 2,
-         struct.pack(">HHH", 514, 514, 514), [255, 255, 3, 3]),
+        (
+            16,
+            2,
+            struct.pack(">HHH", 514, 514, 514) * 2 + struct.pack(">HHH", 999, 999, 999) * 2,
+            struct.pack(">HHH", 514, 514, 514),
+            [255, 255, 3, 3],
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_pngs_transparent_colour_of_any_depth(bits, colour, row, key, wanted):
     found = np.asarray(decode_image(png(bits, colour, [row], (b"tRNS", key))))
     assert found[0].tolist() == [[value] * 3 for value in wanted]
@@ -191,9 +206,16 @@ def test_of_an_animation_the_first_frame():
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_every_orientation_stands_upright(kind, orientation):
     # as it is stored, so that the value turns it back; by the table of the EXIF standard, not by Pillow
-    stored = {1: lambda a: a, 2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4: lambda a: a[::-1],
-              5: lambda a: a.transpose(1, 0, 2), 6: np.rot90, 7: lambda a: np.rot90(a, 2).transpose(1, 0, 2),
-              8: lambda a: np.rot90(a, 3)}[orientation](GRADIENT)  # fmt: skip
+    stored = {
+        1: lambda a: a,
+        2: lambda a: a[:, ::-1],
+        3: lambda a: a[::-1, ::-1],
+        4: lambda a: a[::-1],
+        5: lambda a: a.transpose(1, 0, 2),
+        6: np.rot90,
+        7: lambda a: np.rot90(a, 2).transpose(1, 0, 2),
+        8: lambda a: np.rot90(a, 3),
+    }[orientation](GRADIENT)
     options = {"jpeg": {"quality": 95}, "mpo": {"quality": 95}, "webp": {"lossless": True}, "avif": {"quality": 95}}
     if kind == "tiff":
         data = saved(Image.fromarray(stored.copy()), kind, tiffinfo={274: orientation})
@@ -226,9 +248,15 @@ def test_orientation_and_transparency_of_16_bits_together():
 KINDS: dict[str, dict] = {
     name: {} for name in ("jpeg", "png", "webp", "avif", "gif", "bmp", "tiff", "ppm", "jpeg2000", "ico", "tga", "qoi")
 } | {
-    "pcx": {}, "sgi": {}, "dds": {}, "jpeg progressive": {"progressive": True}, "tiff lzw": {"compression": "tiff_lzw"},
-    "tiff jpeg": {"compression": "jpeg"}, "tga rle": {"compression": "tga_rle"}, "webp x": {"lossless": True},
-}  # fmt: skip
+    "pcx": {},
+    "sgi": {},
+    "dds": {},
+    "jpeg progressive": {"progressive": True},
+    "tiff lzw": {"compression": "tiff_lzw"},
+    "tiff jpeg": {"compression": "jpeg"},
+    "tga rle": {"compression": "tga_rle"},
+    "webp x": {"lossless": True},
+}
 
 
 def told(data):
@@ -273,10 +301,16 @@ def iptc(inside):
     def field(tag, data):
         return bytes([0x1C, *tag]) + struct.pack(">H", len(data)) + data
 
-    return b"".join([
-        field((3, 60), b"\1\0"), field((3, 65), b"\1"), field((3, 20), b"\0\x08"), field((3, 30), b"\0\x08"),
-        field((3, 120), b"\0\5"), field((8, 10), inside),
-    ])  # fmt: skip
+    return b"".join(
+        [
+            field((3, 60), b"\1\0"),
+            field((3, 65), b"\1"),
+            field((3, 20), b"\0\x08"),
+            field((3, 30), b"\0\x08"),
+            field((3, 120), b"\0\5"),
+            field((8, 10), inside),
+        ]
+    )
 
 
 @pytest.mark.parametrize(

@@ -65,8 +65,17 @@ def samples(out):
 
 
 def test_pictures_are_known_by_their_content_whatever_they_are_called(folder, tmp_path):
-    for name, kind in (("b.gif", "gif"), ("c.avif", "avif"), ("d.jfif", "jpeg"), ("e.jpe", "jpeg"), ("f", "png"),
-                       ("g.jpg_large", "jpeg"), ("h.txt", "png"), ("i.png", "webp"), ("j.tar.gz", "bmp")):  # fmt: skip
+    for name, kind in (
+        ("b.gif", "gif"),
+        ("c.avif", "avif"),
+        ("d.jfif", "jpeg"),
+        ("e.jpe", "jpeg"),
+        ("f", "png"),
+        ("g.jpg_large", "jpeg"),
+        ("h.txt", "png"),
+        ("i.png", "webp"),
+        ("j.tar.gz", "bmp"),
+    ):
         grey().save(folder / "a" / name, kind)
     done = tokenized(folder, tmp_path / "out")
     assert (done.manifest.samples, done.manifest.skipped, done.skipped) == (11, 0, {})
@@ -85,8 +94,9 @@ def test_whatever_else_lies_there_is_listed_with_its_reason(folder, tmp_path, ru
     (folder / "a" / "self.png").symlink_to("self.png")
     (folder / "a" / ".link").symlink_to(folder / "b")
     os.mkfifo(folder / "a" / "x.jpg")
-    status, out, err = run("tokenize", "--recipe", "digits", *sets(["model.num_classes=2"]), "--images", folder,
-                           "--out", tmp_path / "out")  # fmt: skip
+    status, out, err = run(
+        "tokenize", "--recipe", "digits", *sets(["model.num_classes=2"]), "--images", folder, "--out", tmp_path / "out"
+    )
     assert status == 0, err
     assert ["10 files or pictures" in line for line in err.splitlines() if "not read" in line] == [True], err
     manifest = read_manifest(tmp_path / "out" / "train.json")
@@ -216,7 +226,10 @@ def test_keys_are_unique_short_and_plain(names):
 
 def test_ordinary_names_keep_their_keys():
     assert unique_keys(["n01440764/n01440764_10026", "class1/picture 3", "é/ü"]) == [
-        "n01440764_n01440764_10026", "class1_picture 3", "é_ü"]  # fmt: skip
+        "n01440764_n01440764_10026",
+        "class1_picture 3",
+        "é_ü",
+    ]
     assert printable("é \U0001f600 'x' \\") == "é \U0001f600 'x' \\"
 
 
@@ -236,12 +249,14 @@ def test_pipes_are_refused_where_files_are_named_and_nothing_waits(tmp_path, nam
         "x.yaml": [lambda: plain.read(path)],
         "x.npz": [lambda: read_reference(path)],
         "x.csv": [lambda: captions_of(str(path))],
-        "x.tar": [lambda: open_source(str(path.parent), "train"),
-                  lambda: import_codes(load_recipe("digits"), codes=path, out=tmp_path)],
+        "x.tar": [
+            lambda: open_source(str(path.parent), "train"),
+            lambda: import_codes(load_recipe("digits"), codes=path, out=tmp_path),
+        ],
         "x.jsonl": [lambda: import_codes(load_recipe("digits"), codes=path, out=tmp_path)],
         "x.safetensors": [lambda: open_regular(path), lambda: sha256(path)],
         "step-00000005.ckpt": [lambda: read(tmp_path / "run")],
-    }  # fmt: skip
+    }
     for call in calls[name]:
         with pytest.raises((ValueError, OSError), match=name.replace(".", "[.]")):
             call()

@@ -31,8 +31,18 @@ def drawn(tmp_path, *more: str) -> SampleSet:
     generator = Generator(
         recipe, LoadedWeights(tmp_path, recipe, build(recipe.model).model.state_dict(), {}), device="cpu"
     )
-    found = SampleSet(root=tmp_path, generator=generator, weights="x", conditions=[0, 1, 2], origin="x", window=8,
-                      seed=0, batch_size=2, draw=recipe.draw, size=scored(recipe))  # fmt: skip
+    found = SampleSet(
+        root=tmp_path,
+        generator=generator,
+        weights="x",
+        conditions=[0, 1, 2],
+        origin="x",
+        window=8,
+        seed=0,
+        batch_size=2,
+        draw=recipe.draw,
+        size=scored(recipe),
+    )
     found.make(progress=False)
     return found
 

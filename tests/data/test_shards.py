@@ -90,12 +90,18 @@ def test_ranks_share_the_order_on_disk_in_even_batches(tmp_path, ranks, batch_si
 
 
 @given(
-    count=st.integers(1, 60), per_shard=st.integers(1, 25), ranks=st.integers(1, 4), parts=st.integers(1, 3),
-    batch_size=st.integers(1, 4), shuffle=st.integers(2, 40), seed=st.integers(0, 3),
-)  # fmt: skip
+    count=st.integers(1, 60),
+    per_shard=st.integers(1, 25),
+    ranks=st.integers(1, 4),
+    parts=st.integers(1, 3),
+    batch_size=st.integers(1, 4),
+    shuffle=st.integers(2, 40),
+    seed=st.integers(0, 3),
+)
 @settings(max_examples=60)
-def test_steps_are_the_same_for_any_number_of_ranks(tmp_path_factory, count, per_shard, ranks, parts, batch_size,
-                                                    shuffle, seed):  # fmt: skip
+def test_steps_are_the_same_for_any_number_of_ranks(
+    tmp_path_factory, count, per_shard, ranks, parts, batch_size, shuffle, seed
+):
     """What the ranks see of a step, in their order, is what one process sees of it: samples, labels and keys."""
     path = written(tmp_path_factory.mktemp("set"), count=count, per_shard=per_shard)
     step = ranks * parts * batch_size
@@ -148,8 +154,9 @@ def test_a_position_is_restored_in_mid_epoch(tmp_path, workers, monkeypatch):
 
 def test_a_resumed_loader_reads_no_shard_that_it_has_passed(tmp_path, monkeypatch):
     path, read = written(tmp_path, count=120, per_shard=5), []
-    monkeypatch.setattr(loading, "read_shard", lambda m, shard, *a, **k: read.append(shard.name) or read_shard(m, shard,
-                        *a, **k))  # fmt: skip
+    monkeypatch.setattr(
+        loading, "read_shard", lambda m, shard, *a, **k: read.append(shard.name) or read_shard(m, shard, *a, **k)
+    )
     loader = ShardLoader(path, batch_size=5, shuffle=2)
     loader.load_state_dict({"epoch": 0, "steps": 23})
     assert len(seen(loader)) == 5

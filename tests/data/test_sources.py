@@ -184,9 +184,21 @@ def layouts(root):
     (root / "lines/train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in paths))
     for k in range(6):
         folders(root / "imagefolder", f"train/{names[k]}/{k}.png")
-    return {"clone": numbers, "nested": numbers, "bytes": numbers, "bare": numbers, "one.parquet": numbers,
-            "floats": numbers, "saved": numbers, "dict": numbers, "words": names, "meta": names, "table": names,
-            "table/train.csv": names, "lines/train.jsonl": names}  # fmt: skip
+    return {
+        "clone": numbers,
+        "nested": numbers,
+        "bytes": numbers,
+        "bare": numbers,
+        "one.parquet": numbers,
+        "floats": numbers,
+        "saved": numbers,
+        "dict": numbers,
+        "words": names,
+        "meta": names,
+        "table": names,
+        "table/train.csv": names,
+        "lines/train.jsonl": names,
+    }
 
 
 def test_every_layout_that_datasets_loads(tmp_path):
@@ -298,14 +310,20 @@ def test_names_with_several_dots_are_samples_of_their_own(tmp_path):
 
 
 def test_classes_of_tars_are_numbers_or_names(tmp_path):
-    words = {f"{k}.{kind}": data for k, name in enumerate(("dog", "cat", "dog"))
-             for kind, data in (("png", png()), ("cls", name.encode()))}  # fmt: skip
+    words = {
+        f"{k}.{kind}": data
+        for k, name in enumerate(("dog", "cat", "dog"))
+        for kind, data in (("png", png()), ("cls", name.encode()))
+    }
     tokenized(tar(tmp_path / "words.tar", words), tmp_path / "o", 2)
     assert held(tmp_path / "o") == {"words_0": 1, "words_1": 0, "words_2": 1}
     assert read_manifest(tmp_path / "o" / "train.json").class_names == ("cat", "dog")
     said = [0, "1", 2.0, True, 3.5, None, -1, "cat", {"a": 1}]
-    odd = {f"{k}.{kind}": data for k, label in enumerate(said)
-           for kind, data in (("png", png()), ("json", json.dumps({"label": label}).encode()))}  # fmt: skip
+    odd = {
+        f"{k}.{kind}": data
+        for k, label in enumerate(said)
+        for kind, data in (("png", png()), ("json", json.dumps({"label": label}).encode()))
+    }
     done = tokenized(tar(tmp_path / "odd.tar", odd), tmp_path / "p", 3)
     assert held(tmp_path / "p") == {"odd_0": 0, "odd_1": 1, "odd_2": 2}
     assert done.skipped.keys() == {f"odd_{k}" for k in range(3, 9)}

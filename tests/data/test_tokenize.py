@@ -235,8 +235,18 @@ def test_odd_pictures_are_read_and_broken_ones_listed(folder, tmp_path, vq):
 def test_killed_and_resumed_it_makes_the_same_shards(folder, tmp_path, vq):
     for i in range(30, 150):
         picture(i).save(folder / f"class{i % 3}" / f"picture {i}.png")
-    arguments = ["--recipe", "llamagen-b", *sets(overrides(vq)), "--images", str(folder), "--per-shard", "10",
-                 "--batch-size", "2", "--out"]  # fmt: skip
+    arguments = [
+        "--recipe",
+        "llamagen-b",
+        *sets(overrides(vq)),
+        "--images",
+        str(folder),
+        "--per-shard",
+        "10",
+        "--batch-size",
+        "2",
+        "--out",
+    ]
     out = tmp_path / "out"
     killed = 0
     while not (out / "train.json").is_file():
@@ -250,9 +260,13 @@ def test_killed_and_resumed_it_makes_the_same_shards(folder, tmp_path, vq):
         assert running.ended() in (0, -9), running.said()
     assert killed == 2
     tokenize(
-        load_recipe("llamagen-b", overrides(vq)), images=str(folder), out=tmp_path / "whole", per_shard=10,
-        batch_size=2, progress=False,
-    )  # fmt: skip
+        load_recipe("llamagen-b", overrides(vq)),
+        images=str(folder),
+        out=tmp_path / "whole",
+        per_shard=10,
+        batch_size=2,
+        progress=False,
+    )
     a, b = read_manifest(out / "train.json"), read_manifest(tmp_path / "whole" / "train.json")
     assert a == b  # checksums and all
     assert len(contents(out / "train.json")) == 150

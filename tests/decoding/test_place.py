@@ -55,9 +55,16 @@ def gpus(monkeypatch):
 
 @pytest.mark.parametrize("local", [0, 1, 2])
 def test_a_process_makes_its_gpu_the_current_one(gpus, monkeypatch, local):
-    for name, value in {"RANK": local + 2, "WORLD_SIZE": 5, "LOCAL_RANK": local, "LOCAL_WORLD_SIZE": 3,
-                        "GROUP_RANK": 0, "MASTER_ADDR": "localhost", "MASTER_PORT": 1234,
-                        "TORCHELASTIC_RUN_ID": "run"}.items():  # fmt: skip
+    for name, value in {
+        "RANK": local + 2,
+        "WORLD_SIZE": 5,
+        "LOCAL_RANK": local,
+        "LOCAL_WORLD_SIZE": 3,
+        "GROUP_RANK": 0,
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": 1234,
+        "TORCHELASTIC_RUN_ID": "run",
+    }.items():
         monkeypatch.setenv(name, str(value))
     rank, world, device = process()
     assert (rank, world, device) == (local + 2, 5, torch.device("cuda", local % 2))

@@ -38,14 +38,38 @@ def told(path: Path) -> dict[str, dict]:
 def test_this_machine(fresh_cli, tmp_path, shards):
     """All of it, by the command line, with a key that must show nowhere."""
     (tmp_path / "tmp").mkdir()
-    env = {**UNREACHABLE, "ZIPAR_DATA": str(shards.parent), "ZIPAR_RUNS": str(tmp_path / "runs"),
-           "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"), "TMPDIR": str(tmp_path / "tmp")}  # fmt: skip
+    env = {
+        **UNREACHABLE,
+        "ZIPAR_DATA": str(shards.parent),
+        "ZIPAR_RUNS": str(tmp_path / "runs"),
+        "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"),
+        "TMPDIR": str(tmp_path / "tmp"),
+    }
     done = fresh_cli("doctor", "--recipe", "digits-base", "--json", "doctor.json", *PATIENT, env=env)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = told(tmp_path / "doctor.json")
-    fine = ["python", "torch", "torchvision", "CPU", "gloo", "sdpa, float32", "sdpa, bfloat16", "FlexAttention", "runs",
-            "data", "temporary files", "shipped", "run", "trainer", "precision", "data.train", "data.val",
-            "memory, training", "checkpoint", "tune.attention = sdpa"]  # fmt: skip
+    fine = [
+        "python",
+        "torch",
+        "torchvision",
+        "CPU",
+        "gloo",
+        "sdpa, float32",
+        "sdpa, bfloat16",
+        "FlexAttention",
+        "runs",
+        "data",
+        "temporary files",
+        "shipped",
+        "run",
+        "trainer",
+        "precision",
+        "data.train",
+        "data.val",
+        "memory, training",
+        "checkpoint",
+        "tune.attention = sdpa",
+    ]
     assert {name: rows[name]["status"] for name in fine} == dict.fromkeys(fine, "ok")
     if not torch.cuda.is_available():
         assert rows["FlexAttention, backward"]["status"] == rows["GPU"]["status"] == "note"
@@ -103,8 +127,14 @@ def test_a_check_that_hangs_is_ended_with_all_it_started(fresh_cli, tmp_path):
     ],
 )
 def test_what_dies_or_raises_is_a_row(fresh_cli, tmp_path, code, name, seen):
-    done = fresh_cli("doctor", "--checks", "wandb,disk", "--json", "doctor.json", env=stub(tmp_path, "wandb", code) | {
-        "WANDB_MODE": "online"})  # fmt: skip
+    done = fresh_cli(
+        "doctor",
+        "--checks",
+        "wandb,disk",
+        "--json",
+        "doctor.json",
+        env=stub(tmp_path, "wandb", code) | {"WANDB_MODE": "online"},
+    )
     rows = told(tmp_path / "doctor.json")
     assert seen in rows[name]["seen"] and rows["temporary files"]["status"] == "ok"
     assert "Traceback" not in done.stdout + done.stderr
@@ -238,9 +268,15 @@ def test_a_run_folder_that_is_a_file(fresh_cli, tmp_path):
 
 @pytest.mark.parametrize(
     ("recipe", "variable", "mode"),
-    [(None, None, None), (None, "dryrun", "offline"), ("online", None, "online"), ("online", "offline", "offline"),
-     ("offline", "online", "offline"), ("disabled", "online", "disabled")],
-)  # fmt: skip
+    [
+        (None, None, None),
+        (None, "dryrun", "offline"),
+        ("online", None, "online"),
+        ("online", "offline", "offline"),
+        ("offline", "online", "offline"),
+        ("disabled", "online", "disabled"),
+    ],
+)
 def test_modes_are_those_of_fit(recipe, variable, mode, monkeypatch):
     monkeypatch.delenv("WANDB_MODE", raising=False)
     if variable:
@@ -371,9 +407,15 @@ def test_what_does_not_fit_says_what_would(tmp_path):
 
 
 def test_what_a_recipe_needs_of_the_trials():
-    trials = [row.model_copy(update={"section": "attention"}) for row in (
-        ok(attention.SDPA["bfloat16"], "fine"), ok(attention.FORWARD, "fine"),
-        note(attention.BACKWARD, "none here", "sdpa"), note(attention.COMPILE, "no compiler", "g++"))]  # fmt: skip
+    trials = [
+        row.model_copy(update={"section": "attention"})
+        for row in (
+            ok(attention.SDPA["bfloat16"], "fine"),
+            ok(attention.FORWARD, "fine"),
+            note(attention.BACKWARD, "none here", "sdpa"),
+            note(attention.COMPILE, "no compiler", "g++"),
+        )
+    ]
 
     def statuses(name):
         found = needs(CheckContext(recipe=load_recipe(name)), rows=trials)
@@ -387,6 +429,18 @@ def test_what_a_recipe_needs_of_the_trials():
 def test_problems_are_told_last_and_stand_out():
     rows = [problem("b", "broken\n  in two ways", "mend b"), ok("a", "fine"), note("c", "so so", "leave it")]
     lines = Report(revision="none", date="2026-01-01", seconds=1, recipe=None, rows=rows).lines(80)
-    assert lines[2:] == ["Fine", "  a  fine", "", "Notes", "  c  so so", "     -> leave it", "", "PROBLEMS",
-                         "  b  broken", "       in two ways", "     -> mend b", "",
-                         "1 fine, 1 note, 1 problem, in 1 s."]  # fmt: skip
+    assert lines[2:] == [
+        "Fine",
+        "  a  fine",
+        "",
+        "Notes",
+        "  c  so so",
+        "     -> leave it",
+        "",
+        "PROBLEMS",
+        "  b  broken",
+        "       in two ways",
+        "     -> mend b",
+        "",
+        "1 fine, 1 note, 1 problem, in 1 s.",
+    ]

@@ -56,8 +56,9 @@ def test_attention_is_transformers_own():
     embeddings = torch.cat([family.prompt(labels), family.embed(codes[:, :-1])], dim=1)
     causal = torch.full((1, 1, 16, 16), float("-inf"), dtype=embeddings.dtype).triu(1)
     with torch.no_grad():
-        out = family.model.model(inputs_embeds=embeddings, attention_mask=causal, output_attentions=True,
-                                 position_ids=torch.arange(16)[None])  # fmt: skip
+        out = family.model.model(
+            inputs_embeds=embeddings, attention_mask=causal, output_attentions=True, position_ids=torch.arange(16)[None]
+        )
     assert len(found) == len(out.attentions)
     for ours, theirs in zip(found, out.attentions, strict=True):
         expected = theirs.mean((0, 1))[:, 1:].numpy()
@@ -96,8 +97,12 @@ def test_advice_follows_the_tolerance(tiny, tmp_path, run):
     assert "Smallest window within 1000.00% of next-token's bits: 1 (22 passes, 66% fewer)." in out
     assert json.loads((tmp_path / "a.json").read_text())["window"] == 1
     assert Image.open(tmp_path / "a.png").size[0] > 1000
-    mistakes = {("--tolerance", "-1"): "must be 0 or more", ("--windows", "9"): "window 9 does not fit",
-                ("--shards", "gone.json"): "gone.json", ("--images", "0"): "at least 1"}  # fmt: skip
+    mistakes = {
+        ("--tolerance", "-1"): "must be 0 or more",
+        ("--windows", "9"): "window 9 does not fit",
+        ("--shards", "gone.json"): "gone.json",
+        ("--images", "0"): "at least 1",
+    }
     for wrong, message in mistakes.items():
         status, out, err = run(*arguments, *wrong)
         assert status == 2 and message in err and "Traceback" not in err

@@ -104,9 +104,17 @@ def test_finished_batches_are_not_drawn_again_and_more_images_begin_with_the_few
 
 @pytest.mark.parametrize(
     "change",
-    [{"weights": "other"}, {"window": 2}, {"seed": 1}, {"draw": Draw(guidance=2.0)}, {"manner": "released"},
-     {"origin": "classes in turn"}, {"manner": "adaptive"}, {"batch_size": 3}],
-)  # fmt: skip
+    [
+        {"weights": "other"},
+        {"window": 2},
+        {"seed": 1},
+        {"draw": Draw(guidance=2.0)},
+        {"manner": "released"},
+        {"origin": "classes in turn"},
+        {"manner": "adaptive"},
+        {"batch_size": 3},
+    ],
+)
 def test_whatever_changes_the_codes_changes_the_folder(tmp_path, generator, change):
     assert drawing(tmp_path, generator, **change).folder != drawing(tmp_path, generator).folder
     assert drawing(tmp_path, generator, images=50).folder == drawing(tmp_path, generator).folder

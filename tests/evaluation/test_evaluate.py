@@ -91,14 +91,30 @@ def test_scores_of_the_small_network_are_torch_fidelitys(shards, network):
 
     extractor = register(network)
     real, drawn = pictures(shards, "val"), pictures(shards, "train")[:300]
-    theirs = calculate_metrics(input1=Whole(drawn), input2=Whole(real), feature_extractor=extractor.name, cuda=False,
-                               fid=True, kid=True, isc=True, prc=True, kid_subset_size=150, cache=False, verbose=False,
-                               save_cpu_ram=True)  # fmt: skip
+    theirs = calculate_metrics(
+        input1=Whole(drawn),
+        input2=Whole(real),
+        feature_extractor=extractor.name,
+        cuda=False,
+        fid=True,
+        kid=True,
+        isc=True,
+        prc=True,
+        kid_subset_size=150,
+        cache=False,
+        verbose=False,
+        save_cpu_ram=True,
+    )
     reference = open_reference(str(shards / "val.json"), extractor, tokenizer=Palette.grey(17), size=(8, 8))
     ours = fidelity(features_of(drawn, extractor), reference, extractor)
     assert subset_size(300, len(real)) == 150
-    pairs = {"fid": "frechet_inception_distance", "kid": "kernel_inception_distance_mean",
-             "isc": "inception_score_mean", "precision": "precision", "recall": "recall"}  # fmt: skip
+    pairs = {
+        "fid": "frechet_inception_distance",
+        "kid": "kernel_inception_distance_mean",
+        "isc": "inception_score_mean",
+        "precision": "precision",
+        "recall": "recall",
+    }
     for mine, name in pairs.items():
         assert ours[mine].mean == pytest.approx(theirs[name], rel=1e-6, abs=1e-6), name
 
@@ -276,7 +292,8 @@ def test_the_protocol_is_guarded(tiny, tmp_path, run, kept_classifier):
         assert "published†" not in text and ">3.16" not in text and "| 3.16" not in text  # a FID is no FD
         assert "not comparable with Inception" in text.replace("&#39;", "'")
     assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
-        "http://creativecommons.org", "")  # fmt: skip
+        "http://creativecommons.org", ""
+    )
     assert (
         len(list((tmp_path / "out" / "drawn").glob("*.npz")))
         == len(list((tmp_path / "out" / "drawn").glob("*-8px")))
@@ -289,19 +306,41 @@ def test_a_departure_is_each_difference_and_nothing_else():
     from zipar_train.recipe.schema import Paper
 
     ours = {
-        "images": 50000, "seeds": [0], "conditions": "random classes", "size": 256, "drawn": 384,
-        "reference": "VIRTUAL_imagenet256_labeled.npz, ADM's statistics", "reference_checksum": "0",
-        "reference_images": None, "validation": False, "guidance": 2.0, "temperature": 1.0, "top_k": 0, "top_p": 1.0,
-        "dtype": "bfloat16", "features": "inception", "features_weights": "0",
-    }  # fmt: skip
+        "images": 50000,
+        "seeds": [0],
+        "conditions": "random classes",
+        "size": 256,
+        "drawn": 384,
+        "reference": "VIRTUAL_imagenet256_labeled.npz, ADM's statistics",
+        "reference_checksum": "0",
+        "reference_images": None,
+        "validation": False,
+        "guidance": 2.0,
+        "temperature": 1.0,
+        "top_k": 0,
+        "top_p": 1.0,
+        "dtype": "bfloat16",
+        "features": "inception",
+        "features_weights": "0",
+    }
     from zipar_train.recipe.load import load_recipe
 
     paper = load_recipe("llamagen-l").published_results
     assert isinstance(paper, Paper)
     protocol = Protocol(**ours)
     assert departures(protocol, paper) == [] and warnings(protocol) == []
-    changes = {"images": 5000, "conditions": "classes in turn", "size": 384, "reference": "val.npz", "guidance": 1.5,
-               "temperature": 0.9, "top_k": 10, "top_p": 0.9, "dtype": "float32", "features": "x"}  # fmt: skip
+    changes = {
+        "images": 5000,
+        "conditions": "classes in turn",
+        "size": 384,
+        "reference": "val.npz",
+        "guidance": 1.5,
+        "temperature": 0.9,
+        "top_k": 10,
+        "top_p": 0.9,
+        "dtype": "float32",
+        "features": "x",
+    }
     for key, value in changes.items():
         changed = Protocol(**{**ours, key: value})
         (only,) = departures(changed, paper)

@@ -67,8 +67,12 @@ def adm_file(path: Path, folder: Path, network=None, **changes) -> Path:
         features = network(pictures(folder), spatial=True)
         pooled = features.layers["2048"].double().numpy()
         spatial = features.spatial.statistics()
-        arrays |= {"mu": pooled.mean(0), "sigma": np.cov(pooled, rowvar=False),
-                   "mu_s": spatial["mu"], "sigma_s": spatial["sigma"]}  # fmt: skip
+        arrays |= {
+            "mu": pooled.mean(0),
+            "sigma": np.cov(pooled, rowvar=False),
+            "mu_s": spatial["mu"],
+            "sigma_s": spatial["sigma"],
+        }
     arrays |= changes
     np.savez(path, **{name: array for name, array in arrays.items() if array is not None})
     return path
@@ -79,9 +83,26 @@ def test_scores_are_those_of_torch_fidelitys_own_command(inception_weights, fold
     """FID, KID, IS, precision and recall, the whole of both programs, from the same PNG files."""
     a, b = folders
     size = (COUNT + 1) // 2
-    command = ["--input1", a, "--input2", b, "--isc", "--fid", "--kid", "--prc", "--cpu", "--json", "--silent",
-               "--feature-extractor", "inception-v3-compat", "--feature-extractor-weights-path", inception_weights,
-               "--kid-subset-size", size, "--no-cache"]  # fmt: skip
+    command = [
+        "--input1",
+        a,
+        "--input2",
+        b,
+        "--isc",
+        "--fid",
+        "--kid",
+        "--prc",
+        "--cpu",
+        "--json",
+        "--silent",
+        "--feature-extractor",
+        "inception-v3-compat",
+        "--feature-extractor-weights-path",
+        inception_weights,
+        "--kid-subset-size",
+        size,
+        "--no-cache",
+    ]
     code = "from torch_fidelity.fidelity import main; main()"
     done = subprocess.run([sys.executable, "-c", code, *map(str, command)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -119,8 +140,21 @@ def test_spatial_features_are_the_first_channels_of_mixed_6(folders, inception_w
     x = interpolate_bilinear_2d_like_tensorflow1x(pixels(folders[0]).float(), size=(299, 299), align_corners=False)
     x = (x - 128) / 128
     with torch.no_grad():
-        for name in ("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "MaxPool_1", "Conv2d_3b_1x1", "Conv2d_4a_3x3",
-                     "MaxPool_2", "Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6a", "Mixed_6b", "Mixed_6c"):  # fmt: skip
+        for name in (
+            "Conv2d_1a_3x3",
+            "Conv2d_2a_3x3",
+            "Conv2d_2b_3x3",
+            "MaxPool_1",
+            "Conv2d_3b_1x1",
+            "Conv2d_4a_3x3",
+            "MaxPool_2",
+            "Mixed_5b",
+            "Mixed_5c",
+            "Mixed_5d",
+            "Mixed_6a",
+            "Mixed_6b",
+            "Mixed_6c",
+        ):
             x = getattr(network, name)(x)
         spatial = network.Mixed_6d.branch1x1(x)[:, :7].permute(0, 2, 3, 1).reshape(COUNT, 2023).double().numpy()
     found = extractor(pictures(folders[0]), spatial=True).spatial.statistics()

@@ -17,8 +17,13 @@ from zipar_train.io.expansion import expand
 from zipar_train.io.remote import conceal, read
 from zipar_train.recipe.load import load_recipe
 
-SHORT = ["log.wandb=offline", "trainer.max_epochs=1", "trainer.limit_train_batches=1", "trainer.limit_val_batches=1",
-         "trainer.check_val_every_n_epoch=1"]  # fmt: skip
+SHORT = [
+    "log.wandb=offline",
+    "trainer.max_epochs=1",
+    "trainer.limit_train_batches=1",
+    "trainer.limit_val_batches=1",
+    "trainer.check_val_every_n_epoch=1",
+]
 USER, PASSWORD, SIGNATURE = "me", "hunter2", "c2lnbmVk"
 
 
@@ -202,8 +207,15 @@ def test_a_password_is_written_nowhere(tiny, tmp_path, run, private):
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert any("wandb" in str(path) for path in files) and (tmp_path / "sweep" / "sweep.json") in files
     assert not [path for path in files if PASSWORD.encode() in path.read_bytes()]
-    status, _, err = run("fit", "--recipe", "digits-base", *sets, "--set=trainer.max_epochs=2", "--resume",
-                         "--allow-change=trainer.max_epochs")  # fmt: skip
+    status, _, err = run(
+        "fit",
+        "--recipe",
+        "digits-base",
+        *sets,
+        "--set=trainer.max_epochs=2",
+        "--resume",
+        "--allow-change=trainer.max_epochs",
+    )
     assert status == 0, err
 
 

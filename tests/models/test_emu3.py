@@ -17,17 +17,54 @@ from zipar_train.recipe.model import Model, Words
 from zipar_train.recipe.schema import Draw
 
 HEIGHT, WIDTH, CODES = 4, 3, 10
-WORDS = ["<pad>", "<bos>", "<eos>", "<unk>", "<|image start|>", "<|image token|>", "4*3", "a", "blue", "red", "car",
-         "house", "small", "bad", "blurry", "fine"]  # fmt: skip
-TOKENS = [*WORDS, "<|extra_200|>", *(f"<|extra_{k}|>" for k in range(201, 208)),
-          *(f"<|visual token {k:06d}|>" for k in range(CODES))]  # fmt: skip
+WORDS = [
+    "<pad>",
+    "<bos>",
+    "<eos>",
+    "<unk>",
+    "<|image start|>",
+    "<|image token|>",
+    "4*3",
+    "a",
+    "blue",
+    "red",
+    "car",
+    "house",
+    "small",
+    "bad",
+    "blurry",
+    "fine",
+]
+TOKENS = [
+    *WORDS,
+    "<|extra_200|>",
+    *(f"<|extra_{k}|>" for k in range(201, 208)),
+    *(f"<|visual token {k:06d}|>" for k in range(CODES)),
+]
 FIRST, ROW_END = len(TOKENS) - CODES, len(TOKENS) - CODES - 8
-TEXT = {"vocab_size": len(TOKENS), "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128, "pad_token_id": 0,
-        "bos_token_id": 1, "eos_token_id": 2,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0}}  # fmt: skip
-VQ = {"codebook_size": CODES, "embed_dim": 4, "latent_channels": 4, "base_channels": 32, "channel_multiplier": [1, 1],
-      "num_res_blocks": 1, "attn_resolutions": [], "hidden_size": 32}  # fmt: skip
+TEXT = {
+    "vocab_size": len(TOKENS),
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
+}
+VQ = {
+    "codebook_size": CODES,
+    "embed_dim": 4,
+    "latent_channels": 4,
+    "base_channels": 32,
+    "channel_multiplier": [1, 1],
+    "num_res_blocks": 1,
+    "attn_resolutions": [],
+    "hidden_size": 32,
+}
 CAPTIONS = ["a blue car", "a small red house", "car"]
 
 
@@ -50,9 +87,13 @@ def checkpoint(tmp_path_factory) -> Path:
     tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(TOKENS)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>",
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        unk_token="<unk>",
         additional_special_tokens=["<|image start|>", "<|image token|>"],
-    ).save_pretrained(folder)  # fmt: skip
+    ).save_pretrained(folder)
     return folder
 
 
@@ -87,14 +128,23 @@ def test_next_token_draws_what_transformers_draws(checkpoint, guidance):
     for row in range(3):
         ids = prompts.ids[row][~prompts.padding[row]][None]
         assert ids[0, 0] == 1 and "fine" in [TOKENS[i] for i in ids[0].tolist()]
-        away = {} if guidance == 1 else {"negative_prompt_ids": null.ids[row][~null.padding[row]][None],
-                                         "guidance_scale": guidance}  # fmt: skip
+        away = (
+            {}
+            if guidance == 1
+            else {"negative_prompt_ids": null.ids[row][~null.padding[row]][None], "guidance_scale": guidance}
+        )
 
         def allowed(batch, sent, start=ids.shape[1]):
             return [ROW_END] if (len(sent) - start) % (WIDTH + 1) == WIDTH else list(range(FIRST, FIRST + CODES))
 
-        drawn = theirs.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=HEIGHT * (WIDTH + 1),
-                                do_sample=False, prefix_allowed_tokens_fn=allowed, **away)  # fmt: skip
+        drawn = theirs.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=HEIGHT * (WIDTH + 1),
+            do_sample=False,
+            prefix_allowed_tokens_fn=allowed,
+            **away,
+        )
         expected.append(drawn[0, ids.shape[1] :].view(HEIGHT, WIDTH + 1)[:, :-1] - FIRST)
     plan = Plan.raster(family.grid, prompt=family.prompt_length)
     draw = Draw(guidance=guidance, temperature=0.0)

@@ -17,15 +17,54 @@ from zipar_train.models.token_prompts import Prompts
 from zipar_train.recipe.model import Model, Words
 from zipar_train.recipe.schema import Draw
 
-TEXT = {"vocab_size": 20, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "num_key_value_heads": 2, "rms_norm_eps": 1e-6, "max_position_embeddings": 64,
-        "tie_word_embeddings": False}  # fmt: skip
-VISION = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 24, "patch_size": 8,
-          "num_image_tokens": 9, "projection_dim": 16, "depth": 2, "mlp_ratio": 2.0}  # fmt: skip
-VQ = {"embed_dim": 8, "num_embeddings": 24, "latent_channels": 32, "base_channels": 32, "channel_multiplier": [1, 1],
-      "num_res_blocks": 1, "num_patches": 3, "projection_dim": 16, "image_token_embed_dim": 16}  # fmt: skip
-WORDS = ["<pad>", "<bos>", "<unk>", "<begin_of_image>", "<|User|>", "<|Assistant|>", ":", "a", "blue", "red", "car",
-         "house", "small"]  # fmt: skip
+TEXT = {
+    "vocab_size": 20,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-6,
+    "max_position_embeddings": 64,
+    "tie_word_embeddings": False,
+}
+VISION = {
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 24,
+    "patch_size": 8,
+    "num_image_tokens": 9,
+    "projection_dim": 16,
+    "depth": 2,
+    "mlp_ratio": 2.0,
+}
+VQ = {
+    "embed_dim": 8,
+    "num_embeddings": 24,
+    "latent_channels": 32,
+    "base_channels": 32,
+    "channel_multiplier": [1, 1],
+    "num_res_blocks": 1,
+    "num_patches": 3,
+    "projection_dim": 16,
+    "image_token_embed_dim": 16,
+}
+WORDS = [
+    "<pad>",
+    "<bos>",
+    "<unk>",
+    "<begin_of_image>",
+    "<|User|>",
+    "<|Assistant|>",
+    ":",
+    "a",
+    "blue",
+    "red",
+    "car",
+    "house",
+    "small",
+]
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +75,9 @@ def checkpoint(tmp_path_factory) -> Path:
 
     folder = tmp_path_factory.mktemp("janus")
     torch.manual_seed(0)
-    model = JanusForConditionalGeneration(JanusConfig(text_config={"model_type": "llama", **TEXT}, vision_config=VISION,
-                                                      vq_config=VQ))  # fmt: skip
+    model = JanusForConditionalGeneration(
+        JanusConfig(text_config={"model_type": "llama", **TEXT}, vision_config=VISION, vq_config=VQ)
+    )
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
@@ -46,9 +86,12 @@ def checkpoint(tmp_path_factory) -> Path:
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", unk_token="<unk>",
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        unk_token="<unk>",
         additional_special_tokens=["<begin_of_image>", "<|User|>", "<|Assistant|>", ":"],
-    ).save_pretrained(folder)  # fmt: skip
+    ).save_pretrained(folder)
     return folder
 
 
@@ -80,8 +123,13 @@ def test_next_token_draws_what_transformers_draws(checkpoint, guidance):
     assert prompts.padding.sum(1).tolist() != [0, 0, 0]
     theirs.generation_config.update(bos_token_id=1, pad_token_id=0, max_length=40, do_sample=False)
     theirs.generation_config.generation_kwargs = {"boi_token_id": 3}
-    expected = theirs.generate(prompts.ids, attention_mask=(~prompts.padding).long(), generation_mode="image",
-                               guidance_scale=guidance, do_sample=False)  # fmt: skip
+    expected = theirs.generate(
+        prompts.ids,
+        attention_mask=(~prompts.padding).long(),
+        generation_mode="image",
+        guidance_scale=guidance,
+        do_sample=False,
+    )
     plan = Plan.raster(family.grid, prompt=family.prompt_length)
     draw = Draw(guidance=guidance, temperature=0.0)
     ours = Decoder(family, plan)(CAPTIONS, torch.zeros(3, 9), draw).flatten(1)
@@ -104,17 +152,26 @@ def test_theorem(checkpoint, window, guidance, streamlined):
 
 def test_names_and_counts_are_the_published():
     """Built on no device: ours have namesakes in transformers' model, and these in ours but for what draws nothing."""
-    for size, text in {"1B": {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 24,
-                              "num_attention_heads": 16},
-                       "7B": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 30,
-                              "num_attention_heads": 32}}.items():  # fmt: skip
+    for size, text in {
+        "1B": {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 24, "num_attention_heads": 16},
+        "7B": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 30, "num_attention_heads": 32},
+    }.items():
         width = text["hidden_size"]
         parts = {"projection_dim": width, "image_token_embed_dim": width}
         with torch.device("meta"):
-            theirs = JanusForConditionalGeneration(JanusConfig(
-                text_config={"model_type": "llama", "vocab_size": 102400, **text,
-                             "num_key_value_heads": text["num_attention_heads"], "tie_word_embeddings": False},
-                vq_config=parts, vision_config={"projection_dim": width}))  # fmt: skip
+            theirs = JanusForConditionalGeneration(
+                JanusConfig(
+                    text_config={
+                        "model_type": "llama",
+                        "vocab_size": 102400,
+                        **text,
+                        "num_key_value_heads": text["num_attention_heads"],
+                        "tie_word_embeddings": False,
+                    },
+                    vq_config=parts,
+                    vision_config={"projection_dim": width},
+                )
+            )
         words = Words(encoder="nowhere", tokens=64)
         ours = build(
             Model(family="janus", size=size, grid=[24, 24], codebook_size=16384, token_prompt=words),
@@ -127,9 +184,16 @@ def test_names_and_counts_are_the_published():
 
 
 def test_from_pictures_to_a_checkpoint_for_transformers(checkpoint, clip, tmp_path, run):
-    model = ["model.size=null", "model.num_layers=2", "model.num_heads=2", "model.hidden_size=16", "model.ffn_size=24",
-             "model.codebook_size=24", "model.grid=[3,3]",
-             f"model.token_prompt={{encoder: {checkpoint}, tokens: 12, vocabulary: 20}}"]  # fmt: skip
+    model = [
+        "model.size=null",
+        "model.num_layers=2",
+        "model.num_heads=2",
+        "model.hidden_size=16",
+        "model.ffn_size=24",
+        "model.codebook_size=24",
+        "model.grid=[3,3]",
+        f"model.token_prompt={{encoder: {checkpoint}, tokens: 12, vocabulary: 20}}",
+    ]
     every_verb(run, tmp_path, "janus-pro-1b", model, checkpoint=checkpoint, clip=clip, windows=[3, 2, 1])
     before, after = (JanusForConditionalGeneration.from_pretrained(f) for f in (checkpoint, tmp_path / "hf"))
     changed = [n for n, t in after.state_dict().items() if not torch.equal(t, before.state_dict()[n])]

@@ -22,14 +22,31 @@ def weights(tmp_path_factory):
 
 
 def small(tmp_path, vq, weights, *more):
-    return ["model.size=null", "model.num_layers=2", "model.num_heads=2", "model.hidden_size=24", "model.ffn_size=48",
-            "model.codebook_size=24", "model.grid=[3,3]", f"model.weights={weights}", f"model.tokenizer_weights={vq}",
-            "zipar.windows={3: 1, 2: 1, 1: 1}", "evaluate.windows=[3,2,1]", "evaluate.images=10",
-            f"data.train={tmp_path}/shards/train.json",
-            f"data.val={tmp_path}/shards/val.json", "data.micro_batch_size=8", "optim.global_batch_size=8",
-            "data.workers=0", f"run_dir={tmp_path}/run",
-            "trainer.accelerator=cpu", "trainer.val_check_interval=1.0", "tune.compile=false", "log.wandb=disabled",
-            *more]  # fmt: skip
+    return [
+        "model.size=null",
+        "model.num_layers=2",
+        "model.num_heads=2",
+        "model.hidden_size=24",
+        "model.ffn_size=48",
+        "model.codebook_size=24",
+        "model.grid=[3,3]",
+        f"model.weights={weights}",
+        f"model.tokenizer_weights={vq}",
+        "zipar.windows={3: 1, 2: 1, 1: 1}",
+        "evaluate.windows=[3,2,1]",
+        "evaluate.images=10",
+        f"data.train={tmp_path}/shards/train.json",
+        f"data.val={tmp_path}/shards/val.json",
+        "data.micro_batch_size=8",
+        "optim.global_batch_size=8",
+        "data.workers=0",
+        f"run_dir={tmp_path}/run",
+        "trainer.accelerator=cpu",
+        "trainer.val_check_interval=1.0",
+        "tune.compile=false",
+        "log.wandb=disabled",
+        *more,
+    ]
 
 
 def succeeded(done):
@@ -107,8 +124,21 @@ def test_captions_from_end_to_end(tmp_path, run, vq, t5, clip, features):
         succeeded(run("tokenize", *recipe, *images, *stored))
     out = succeeded(run("fit", *recipe))
     assert "val/bits_w3" in out
-    out = succeeded(run("generate", "--checkpoint", tmp_path / "run", "--caption", "a blue car", "--caption", "a house",
-                         "--window", "1", "--out", "drawn.png"))  # fmt: skip
+    out = succeeded(
+        run(
+            "generate",
+            "--checkpoint",
+            tmp_path / "run",
+            "--caption",
+            "a blue car",
+            "--caption",
+            "a house",
+            "--window",
+            "1",
+            "--out",
+            "drawn.png",
+        )
+    )
     assert "2 images in 7 passes" in out
     succeeded(run("export", "--checkpoint", tmp_path / "run", "--to", "hf", "--out", "hf"))
     a, b = load(tmp_path / "run"), load(tmp_path / "hf")

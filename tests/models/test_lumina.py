@@ -25,21 +25,63 @@ from zipar_train.recipe.schema import Draw
 HEIGHT, WIDTH, CODES = 4, 6, 10
 END = 4 + CODES
 ROW_END = END + 607
-WORDS = ["Generate", "an", "image", "of", "96x64", "64x64", "according", "to", "the", "following", "prompt:", "a",
-         "blue", "red", "car", "house", "small"]  # fmt: skip
-RESERVED = {"<reserved08706>": END + 514, "<reserved08799>": ROW_END, "<reserved08802>": ROW_END + 3,
-            "<reserved08803>": ROW_END + 4}  # fmt: skip
+WORDS = [
+    "Generate",
+    "an",
+    "image",
+    "of",
+    "96x64",
+    "64x64",
+    "according",
+    "to",
+    "the",
+    "following",
+    "prompt:",
+    "a",
+    "blue",
+    "red",
+    "car",
+    "house",
+    "small",
+]
+RESERVED = {
+    "<reserved08706>": END + 514,
+    "<reserved08799>": ROW_END,
+    "<reserved08802>": ROW_END + 3,
+    "<reserved08803>": ROW_END + 4,
+}
 ORDER = [3, 1, 9, 0, 4, 5, 8, 2, 7, 6]  # the code of each row of the codebook
 NAMES = {f"IMGIMG{'ABCDEFGHIJ'[row]}Z": 4 + code for row, code in enumerate(ORDER)}
-VOCABULARY = ({"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3} | NAMES | {"<eoss>": END, "<racm3:break>": END + 1}
-              | RESERVED | {word: ROW_END + 10 + i for i, word in enumerate(WORDS)})  # fmt: skip
+VOCABULARY = (
+    {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3}
+    | NAMES
+    | {"<eoss>": END, "<racm3:break>": END + 1}
+    | RESERVED
+    | {word: ROW_END + 10 + i for i, word in enumerate(WORDS)}
+)
 SIZE = max(VOCABULARY.values()) + 1
-SHAPE = {"vocab_size": SIZE, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
-         "num_attention_heads": 4, "num_key_value_heads": 4, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2,
-         "vocabulary_map": VOCABULARY | {"<image>": 3},
-         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}  # fmt: skip
-VQ = {"num_embeddings": CODES, "embed_dim": 4, "latent_channels": 4, "base_channels": 32,
-      "channel_multiplier": [1, 1, 1, 1, 2], "num_res_blocks": 1, "resolution": 64}  # fmt: skip
+SHAPE = {
+    "vocab_size": SIZE,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "pad_token_id": 1,
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+    "vocabulary_map": VOCABULARY | {"<image>": 3},
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+}
+VQ = {
+    "num_embeddings": CODES,
+    "embed_dim": 4,
+    "latent_channels": 4,
+    "base_channels": 32,
+    "channel_multiplier": [1, 1, 1, 1, 2],
+    "num_res_blocks": 1,
+    "resolution": 64,
+}
 CAPTIONS = ["a blue car", "a small red house", "car"]
 
 
@@ -74,16 +116,22 @@ def checkpoint(tmp_path_factory) -> Path:
     tokenizer = Tokenizer(models.WordLevel(VOCABULARY, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>",
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
         additional_special_tokens=["<racm3:break>", "<eoss>", *RESERVED],
-    ).save_pretrained(folder)  # fmt: skip
+    ).save_pretrained(folder)
 
     from transformers.models.chameleon.configuration_chameleon import ChameleonVQVAEConfig
 
     weights = VQGAN(ChameleonVQVAEConfig(**VQ)).state_dict()
     last = len(VQ["channel_multiplier"]) - 1
-    theirs = {re.sub(r"^decoder\.up\.(\d+)", lambda m: f"decoder.up.{last - int(m[1])}", name): 3 * t
-              for name, t in weights.items()}  # fmt: skip
+    theirs = {
+        re.sub(r"^decoder\.up\.(\d+)", lambda m: f"decoder.up.{last - int(m[1])}", name): 3 * t
+        for name, t in weights.items()
+    }
     torch.save(
         {"state_dict": theirs | {"loss.discriminator.weight": torch.zeros(1)}, "epoch": 3}, folder / "vqgan.ckpt"
     )
@@ -139,8 +187,14 @@ def test_next_token_draws_what_transformers_draws(checkpoint, guidance):
         def allowed(batch, sent, start=ids.shape[1]):
             return [ROW_END] if (len(sent) - start) % (WIDTH + 1) == WIDTH else list(range(4, END))
 
-        drawn = theirs.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=HEIGHT * (WIDTH + 1),
-                                do_sample=False, prefix_allowed_tokens_fn=allowed, **away)  # fmt: skip
+        drawn = theirs.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=HEIGHT * (WIDTH + 1),
+            do_sample=False,
+            prefix_allowed_tokens_fn=allowed,
+            **away,
+        )
         expected.append(drawn[0, ids.shape[1] :].view(HEIGHT, WIDTH + 1)[:, :-1] - 4)
     plan = Plan.raster(family.grid, prompt=family.prompt_length)
     draw = Draw(guidance=guidance, temperature=0.0)

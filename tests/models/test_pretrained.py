@@ -58,9 +58,10 @@ ANY = {
     "tokenizer odd": written("tokenizer.json", '{"version": "1.0"}'),
     "tokenizer a number": written("tokenizer.json", "7"),
     "tokenizer config a list": written("tokenizer_config.json", "[]"),
-    "tokenizer of unknown code": with_entries("tokenizer_config.json", auto_map={"AutoTokenizer": ["x.Y", None]},
-                                              tokenizer_class="Unknown"),
-}  # fmt: skip
+    "tokenizer of unknown code": with_entries(
+        "tokenizer_config.json", auto_map={"AutoTokenizer": ["x.Y", None]}, tokenizer_class="Unknown"
+    ),
+}
 T5S = ANY | {
     "another width": with_entries("config.json", d_model=16),
     "fewer tokens": with_entries("config.json", vocab_size=4),

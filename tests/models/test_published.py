@@ -213,9 +213,15 @@ def test_the_error_names_the_published_size(tmp_path):
 
 @pytest.mark.parametrize(
     ("recipe", "parameters", "tensors"),
-    [("llamagen-b", 110_888_448, 88), ("llamagen-l", 342_910_976, 172), ("llamagen-xl", 774_699_520, 256),
-     ("llamagen-xxl", 1_410_972_672, 340), ("llamagen-3b", 3_096_659_200, 172), ("llamagen-xl-t2i", 777_678_080, 258)],
-)  # fmt: skip
+    [
+        ("llamagen-b", 110_888_448, 88),
+        ("llamagen-l", 342_910_976, 172),
+        ("llamagen-xl", 774_699_520, 256),
+        ("llamagen-xxl", 1_410_972_672, 340),
+        ("llamagen-3b", 3_096_659_200, 172),
+        ("llamagen-xl-t2i", 777_678_080, 258),
+    ],
+)
 def test_recipes_have_the_published_models(recipe, parameters, tensors):
     from zipar_train.models.llamagen.state_dict import to_published
 

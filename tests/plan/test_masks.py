@@ -15,8 +15,10 @@ from zipar_train.plan.masks import block, dense, mask_mod
 @settings(max_examples=40)
 def test_dense_is_the_rule_written_out(plan):
     slots = range(len(plan))
-    rule = [[bool(plan.step[k] <= plan.step[q] < plan.expires[k] and plan.position[k] <= plan.position[q])
-             for k in slots] for q in slots]  # fmt: skip
+    rule = [
+        [bool(plan.step[k] <= plan.step[q] < plan.expires[k] and plan.position[k] <= plan.position[q]) for k in slots]
+        for q in slots
+    ]
     assert np.array_equal(plan.visible(), rule)
     assert torch.equal(dense(plan)[0, 0], torch.tensor(rule))
     assert torch.equal(create_mask(mask_mod(plan), 1, 1, len(plan), len(plan), device="cpu"), dense(plan))

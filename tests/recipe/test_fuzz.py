@@ -233,8 +233,11 @@ def widths(draw_from):
     return (st.sampled_from(draw_from.inside()) | between).filter(lambda value: value in draw_from)
 
 
-NUMBERS = [st.tuples(st.just(path.replace("*", "0").replace("windows.0", "windows.8")), widths(found))
-           for path, found in RANGES.items() if "#" not in path]  # fmt: skip
+NUMBERS = [
+    st.tuples(st.just(path.replace("*", "0").replace("windows.0", "windows.8")), widths(found))
+    for path, found in RANGES.items()
+    if "#" not in path
+]
 CHOICES = {
     "tune.activation_checkpointing": [True, False],
     "tune.attention": ["sdpa", "flex_attention"],
@@ -320,11 +323,17 @@ PARAMETERS = st.fixed_dictionaries(
     {},
     optional={
         "distribution": st.sampled_from(list(SPREADS)) | ODD,
-        "value": VALUES, "values": st.lists(VALUES, max_size=4) | ODD, "probabilities": st.lists(st.floats(0, 1)) | ODD,
-        "min": st.integers() | st.floats() | ODD, "max": st.integers() | st.floats() | ODD, "q": st.floats(0, 1) | ODD,
-        "mu": st.floats() | ODD, "sigma": st.floats() | ODD, "parameters": ODD,
+        "value": VALUES,
+        "values": st.lists(VALUES, max_size=4) | ODD,
+        "probabilities": st.lists(st.floats(0, 1)) | ODD,
+        "min": st.integers() | st.floats() | ODD,
+        "max": st.integers() | st.floats() | ODD,
+        "q": st.floats(0, 1) | ODD,
+        "mu": st.floats() | ODD,
+        "sigma": st.floats() | ODD,
+        "parameters": ODD,
     },
-)  # fmt: skip
+)
 WHOLE_SWEEPS = st.fixed_dictionaries(
     {
         "parameters": st.dictionaries(

@@ -18,8 +18,16 @@ from zipar_train.training.fit import fit, to_continue
 from zipar_train.training.resumable import Resumable, check_fits
 from zipar_train.training.trainer import build_module
 
-SHORT = ["zipar.windows={8: 1}", "data.micro_batch_size=16", "trainer.limit_train_batches=6", "trainer.max_epochs=1",
-         "trainer.limit_val_batches=1", "checkpoint_every=2", "checkpoint_keep=3", "optim.ema_decay=0.9"]  # fmt: skip
+SHORT = [
+    "zipar.windows={8: 1}",
+    "data.micro_batch_size=16",
+    "trainer.limit_train_batches=6",
+    "trainer.max_epochs=1",
+    "trainer.limit_val_batches=1",
+    "checkpoint_every=2",
+    "checkpoint_keep=3",
+    "optim.ema_decay=0.9",
+]
 LONGER = {"resume": True, "allow": ["trainer.max_epochs"]}
 
 
@@ -42,8 +50,16 @@ def run(made, tiny, tmp_path):
 def test_only_names_that_runs_write_are_theirs(tmp_path):
     folder = tmp_path / "checkpoints"
     folder.mkdir()
-    theirs = ["step-00000010-keep.ckpt", "step-00000010 (copy).ckpt", "step-10.ckpt", "step-00000010.ckpt.bak",
-              "step-0000001x.ckpt", "step-000000100.ckpt", "my-step-00000010.ckpt", "best.ckpt"]  # fmt: skip
+    theirs = [
+        "step-00000010-keep.ckpt",
+        "step-00000010 (copy).ckpt",
+        "step-10.ckpt",
+        "step-00000010.ckpt.bak",
+        "step-0000001x.ckpt",
+        "step-000000100.ckpt",
+        "my-step-00000010.ckpt",
+        "best.ckpt",
+    ]
     for name in (*theirs, "step-00000009.ckpt", "step-99999999.ckpt", "step-100000000.ckpt"):
         (folder / name).touch()
     (folder / "step-00000011.ckpt").mkdir()
@@ -233,7 +249,10 @@ def test_other_shards_at_the_same_path_are_a_difference(shards, tiny, tmp_path):
 def again(path):
     """Make shards again: as many images, other codes."""
     manifest = read_manifest(path)
-    samples = [sample._replace(codes=16 - sample.codes) for shard in manifest.shards
-               for sample in read_shard(path, shard, manifest)]  # fmt: skip
+    samples = [
+        sample._replace(codes=16 - sample.codes)
+        for shard in manifest.shards
+        for sample in read_shard(path, shard, manifest)
+    ]
     layout = {key: value for key, value in manifest.model_dump().items() if key not in ("shards", "skipped")}
     write_shards(samples, path, layout=Layout(**layout))

@@ -109,8 +109,9 @@ def test_a_second_sweep_in_a_folder_is_refused(tiny, tmp_path, run):
     grid = tmp_path / "grid.yaml"
     grid.write_text("method: grid\nparameters: {optim.lr: {values: [1e-4, 1e-3]}}\n")
     with another(tmp_path / "out"):
-        status, _, err = run("sweep", "--recipe", "digits-base", *(f"--set={o}" for o in tiny), "--file", grid,
-                             "--out", tmp_path / "out")  # fmt: skip
+        status, _, err = run(
+            "sweep", "--recipe", "digits-base", *(f"--set={o}" for o in tiny), "--file", grid, "--out", tmp_path / "out"
+        )
         assert status == 2 and "is at work in it" in err
         assert [file.name for file in (tmp_path / "out").iterdir()] == [CLAIM]
 

@@ -15,8 +15,15 @@ from zipar_train.training.fit import fit
 SHORT = ["trainer.max_epochs=1", "trainer.limit_train_batches=2", "trainer.limit_val_batches=0"]
 JOB = {"SLURM_JOB_ID": "1", "SLURM_JOB_NAME": "tune", "SLURM_NODELIST": "localhost", "SLURM_JOB_NODELIST": "localhost"}
 TASK = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_STEP_ID": "0"}
-TORCHRUN = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "GROUP_RANK": "0",
-            "MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_RUN_ID": "none"}  # fmt: skip
+TORCHRUN = {
+    "RANK": "0",
+    "WORLD_SIZE": "1",
+    "LOCAL_RANK": "0",
+    "LOCAL_WORLD_SIZE": "1",
+    "GROUP_RANK": "0",
+    "MASTER_ADDR": "127.0.0.1",
+    "TORCHELASTIC_RUN_ID": "none",
+}
 STARTED = {
     "an allocation alone": {**JOB, "SLURM_NTASKS": "4"},
     "a batch script without srun": {**JOB, **TASK, "SLURM_NTASKS": "4", "SLURM_STEP_ID": ""},

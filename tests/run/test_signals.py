@@ -185,8 +185,21 @@ def test_tokenize_stops_between_batches_and_goes_on(run, tmp_path, monkeypatch, 
         return encode(self, pixels)
 
     monkeypatch.setattr(Palette, "encode", sending)
-    verb = ["tokenize", "--recipe", "digits", "--images", "digits", "--out", "d", "--per-shard", "100",
-            "--batch-size", "10", "--set", "data.workers=1"]  # fmt: skip
+    verb = [
+        "tokenize",
+        "--recipe",
+        "digits",
+        "--images",
+        "digits",
+        "--out",
+        "d",
+        "--per-shard",
+        "100",
+        "--batch-size",
+        "10",
+        "--set",
+        "data.workers=1",
+    ]
     status, _, err = run(*verb)
     assert status == 128 + signum and len(calls) == 20
     assert f"stopped by {signum.name}; run the same command again to go on" in err and "Traceback" not in err
@@ -256,9 +269,16 @@ def asked(module):
 
 @pytest.mark.parametrize(
     ("where", "step", "kept"),
-    [("validation", 0, None), ("validation", 15, 15), ("validation", 45, 45), ("validation", 60, 60),
-     ("training", 14, 15), ("training", 44, 45), ("training", 50, 51)],
-)  # fmt: skip
+    [
+        ("validation", 0, None),
+        ("validation", 15, 15),
+        ("validation", 45, 45),
+        ("validation", 60, 60),
+        ("training", 14, 15),
+        ("training", 44, 45),
+        ("training", 50, 51),
+    ],
+)
 def test_a_stop_anywhere_keeps_a_checkpoint_and_leaves_no_validation_out(
     tiny, tmp_path, monkeypatch, whole, where, step, kept
 ):

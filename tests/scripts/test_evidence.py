@@ -52,10 +52,17 @@ def test_stand_ins_are_as_far_off_as_columns_and_rows_say(tables):
     import colours
 
     side, window = colours.SIDE, 6
-    column, row = (np.broadcast_to(axis, (2, side * side, 1)) for axis in
-                   np.stack(np.meshgrid(np.arange(side), np.arange(side)), axis=0).reshape(2, 1, -1, 1))  # fmt: skip
-    off = {rule: [colours.apart(picture, Plan.zipar(Grid(side, side), window=window, stand_in=rule))
-                  for picture in (column, row)] for rule in ("completed", "latest", "above", "released")}  # fmt: skip
+    column, row = (
+        np.broadcast_to(axis, (2, side * side, 1))
+        for axis in np.stack(np.meshgrid(np.arange(side), np.arange(side)), axis=0).reshape(2, 1, -1, 1)
+    )
+    off = {
+        rule: [
+            colours.apart(picture, Plan.zipar(Grid(side, side), window=window, stand_in=rule))
+            for picture in (column, row)
+        ]
+        for rule in ("completed", "latest", "above", "released")
+    }
     assert off["latest"] == [side - window, 0]  # of the same row, which has as many codes as the window
     assert off["above"] == [side - 1, 0]
     assert (
@@ -86,11 +93,19 @@ def test_the_headline_takes_seeds_together(tables, tmp_path, monkeypatch):
         for run in (base, checkpoint.name):
             for manner, windows in (("planned", planned), ("released", [7, 4, 2, 1]), ("adaptive", [7, 4, 2, 1])):
                 if manner == "planned" or f"--{manner}" in arguments and (manner == "adaptive" or run == base):
-                    rows += [{"checkpoint": run, "manner": manner, "window": window, "passes": 10.5 + window,
-                              "bits": 0.9 + 0.1 * seed if manner == "planned" else None,
-                              "gap_closed": None if window > 2 or run == base or manner != "planned" else 0.5,
-                              **{score: {"mean": 3.0 + seed} for score in ("fid", "precision", "recall")},
-                              "agreement": {"mean": 0.25}} for window in windows]  # fmt: skip
+                    rows += [
+                        {
+                            "checkpoint": run,
+                            "manner": manner,
+                            "window": window,
+                            "passes": 10.5 + window,
+                            "bits": 0.9 + 0.1 * seed if manner == "planned" else None,
+                            "gap_closed": None if window > 2 or run == base or manner != "planned" else 0.5,
+                            **{score: {"mean": 3.0 + seed} for score in ("fid", "precision", "recall")},
+                            "agreement": {"mean": 0.25},
+                        }
+                        for window in windows
+                    ]
         return rows
 
     monkeypatch.setattr(reporting, "evaluated", evaluated)

@@ -125,20 +125,39 @@ def test_what_cannot_be_compiled_is_trained_without_and_what_cannot_be_trained_e
 # ---------------------------------------------------------------------------------------------------------------------
 # The page
 
-MADE = {"device": "NVIDIA H100", "torch": "2.11.0", "lightning": "2.6.6", "transformers": "5.17.0",
-        "revision": "abc1234", "date": "2026-11-26"}  # fmt: skip
+MADE = {
+    "device": "NVIDIA H100",
+    "torch": "2.11.0",
+    "lightning": "2.6.6",
+    "transformers": "5.17.0",
+    "revision": "abc1234",
+    "date": "2026-11-26",
+}
 
 
 def results():
     models = {}
     for model, extra in (("base", 0.2), ("tuned", 0.05), ("control", 0.15)):
         bits = {str(window): 6.0 + extra * (window == 2) for window in (16, 2)}
-        models[model] = {"environment": MADE, "parameters": 27.9e6, "steps": 3910, "epochs": 10.01, "images": 5000,
-                         "bits": bits, "training": {"train/images_per_second": 4321.0, "train/mfu": 0.25}}  # fmt: skip
-    score = {"fid": {"mean": 120.04, "std": 2.0}, "precision": {"mean": 0.5, "std": 0.01},
-             "recall": {"mean": 0.25, "std": None}}  # fmt: skip
-    rows = [{"run": run, "window": window, "passes": 256 if window == 16 else 60, "images_per_second": 900.0, **score}
-            for run in ("tin-base", "tin", "tin-control") for window in (16, 2)]  # fmt: skip
+        models[model] = {
+            "environment": MADE,
+            "parameters": 27.9e6,
+            "steps": 3910,
+            "epochs": 10.01,
+            "images": 5000,
+            "bits": bits,
+            "training": {"train/images_per_second": 4321.0, "train/mfu": 0.25},
+        }
+    score = {
+        "fid": {"mean": 120.04, "std": 2.0},
+        "precision": {"mean": 0.5, "std": 0.01},
+        "recall": {"mean": 0.25, "std": None},
+    }
+    rows = [
+        {"run": run, "window": window, "passes": 256 if window == 16 else 60, "images_per_second": 900.0, **score}
+        for run in ("tin-base", "tin", "tin-control")
+        for window in (16, 2)
+    ]
     distances = {"environment": MADE, "images": 2000, "rows": rows, "real": {"images": 2000, **score}}
     steps = [
         {"name": model, "status": "passed", "command": f"zipar-train fit --recipe {model}.yaml"} for model in models
@@ -226,8 +245,15 @@ def test_a_dry_run_leaves_a_table_and_is_not_repeated(tmp_path):
     """Every step as on a GPU, of a model of nothing."""
     (tmp_path / "inputs").mkdir()
     natural.write_inputs(tmp_path / "inputs")
-    environment = {**os.environ, "TINY": "1", "PYTHON": sys.executable, "OUT": str(tmp_path / "out"),
-                   "WORK": str(tmp_path / "work"), "SECONDS_IN_ALL": "1100", "OMP_NUM_THREADS": "1"}  # fmt: skip
+    environment = {
+        **os.environ,
+        "TINY": "1",
+        "PYTHON": sys.executable,
+        "OUT": str(tmp_path / "out"),
+        "WORK": str(tmp_path / "work"),
+        "SECONDS_IN_ALL": "1100",
+        "OMP_NUM_THREADS": "1",
+    }
 
     def run() -> str:
         words = [ROOT / "scripts" / "gpu" / "evidence", "--inputs", tmp_path / "inputs"]
@@ -247,9 +273,10 @@ def test_a_dry_run_leaves_a_table_and_is_not_repeated(tmp_path):
         assert told["steps"] == {"base": 6}.get(model, 5) and told["training"]["train/images_per_second"] > 0
     distances = found["results"]["distances"]
     assert [(row["run"], row["window"], row["passes"]) for row in distances["rows"]] == [
-        (run, window, passes) for run in ("tin-base", "tin", "tin-control")
+        (run, window, passes)
+        for run in ("tin-base", "tin", "tin-control")
         for window, passes in ((16, 256), (2, 60), (1, 46))
-    ]  # fmt: skip
+    ]
     for row in [*distances["rows"], distances["real"]]:
         assert np.isfinite(row["fid"]["mean"]) and row["fid"]["mean"] > 0
     assert (tmp_path / "out" / "samples.png").read_bytes().startswith(b"\x89PNG")

@@ -18,32 +18,66 @@ def docs(tmp_path):
     return folder
 
 
-MACHINE = {"device": "NVIDIA H100 80GB HBM3", "python": "3.12.3", "torch": "2.11.0+cu130", "transformers": "5.17.0",
-           "lightning": "2.6.6", "triton": "3.6.0"}  # fmt: skip
+MACHINE = {
+    "device": "NVIDIA H100 80GB HBM3",
+    "python": "3.12.3",
+    "torch": "2.11.0+cu130",
+    "transformers": "5.17.0",
+    "lightning": "2.6.6",
+    "triton": "3.6.0",
+}
 
 
 def made_by_hand(device: str = MACHINE["device"]) -> dict:
     """Results of a run whose `decode-xl` hung and whose `train` was not reached."""
 
     def step(name, status="passed", reason=""):
-        return {"name": name, "about": name, "command": f"zipar-train {name}", "status": status, "reason": reason,
-                "seconds": 12.3, "limit": 80}  # fmt: skip
+        return {
+            "name": name,
+            "about": name,
+            "command": f"zipar-train {name}",
+            "status": status,
+            "reason": reason,
+            "seconds": 12.3,
+            "limit": 80,
+        }
 
-    drawn = {"method": decode.OURS, "grid": [24, 24], "window": 24, "batch": 1, "passes": 576, "pass_ms": 1.234,
-             "spread": 0.03, "image_ms": 710.8, "images_per_second": 1.4, "memory": None, "floor_ms": 0.24,
-             "times_floor": 5.14, "agreement": 0.991}  # fmt: skip
+    drawn = {
+        "method": decode.OURS,
+        "grid": [24, 24],
+        "window": 24,
+        "batch": 1,
+        "passes": 576,
+        "pass_ms": 1.234,
+        "spread": 0.03,
+        "image_ms": 710.8,
+        "images_per_second": 1.4,
+        "memory": None,
+        "floor_ms": 0.24,
+        "times_floor": 5.14,
+        "agreement": 0.991,
+    }
     failed = {"method": decode.OURS, "grid": [24, 24], "window": 4, "batch": 1, "error": "no room | here\nat all"}
     speed = {"steps": 20, "images_per_second": 123.4, "mfu": 0.4, "memory_gib": 33.3, "data_wait": 0.01}
     return {
-        "machine": MACHINE | {"device": device}, "revision": "abc1234", "tiny": False, "seconds": 500.0,
-        "steps": [step("decode-l"), step("decode-xl", "timed out", "after 70 s"), step("fit"),
-                  step("tests", "failed"), step("fit-uncompiled", "not needed", "last.ckpt is there"),
-                  step("train", "skipped", "3 s were left")],
+        "machine": MACHINE | {"device": device},
+        "revision": "abc1234",
+        "tiny": False,
+        "seconds": 500.0,
+        "steps": [
+            step("decode-l"),
+            step("decode-xl", "timed out", "after 70 s"),
+            step("fit"),
+            step("tests", "failed"),
+            step("fit-uncompiled", "not needed", "last.ckpt is there"),
+            step("train", "skipped", "3 s were left"),
+        ],
         "results": {
-            "decode-l": {"recipe": {"name": "llamagen-l"}, "rows": [drawn], "failures": [failed]}, "fit": speed,
+            "decode-l": {"recipe": {"name": "llamagen-l"}, "rows": [drawn], "failures": [failed]},
+            "fit": speed,
             "tests": {"passed": ["a", "b"], "failed": ["tests/x.py::c"], "error": [], "skipped": []},
         },
-    }  # fmt: skip
+    }
 
 
 def test_results_made_by_hand_stand_in_the_pages(docs, tmp_path):

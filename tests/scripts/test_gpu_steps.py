@@ -30,8 +30,13 @@ def runner(request, gpu, tmp_path):
     module = gpu("step_runner")
 
     def make(seconds: float = 60):
-        return module.Runner(tmp_path / "work", tmp_path / "out", deadline=time.monotonic() + seconds,
-                             told={"revision": "abc"}, start=getattr(module, request.param))  # fmt: skip
+        return module.Runner(
+            tmp_path / "work",
+            tmp_path / "out",
+            deadline=time.monotonic() + seconds,
+            told={"revision": "abc"},
+            start=getattr(module, request.param),
+        )
 
     return make
 
@@ -64,10 +69,12 @@ def alive(pid: int) -> bool:
 
 def test_a_step_that_hangs_or_fails_costs_the_others_nothing(runner, step, tmp_path):
     good, pid = "import json; json.dump({'figure': 1}, open(result, 'w'))", tmp_path / "pid"
-    hangs = "\n".join([
-        *(good, "import subprocess, time", "child = subprocess.Popen(['sleep', '97531'])"),
-        *(f"open({str(pid)!r}, 'w').write(str(child.pid))", "print('so far', flush=True)", "time.sleep(97531)"),
-    ])  # fmt: skip
+    hangs = "\n".join(
+        [
+            *(good, "import subprocess, time", "child = subprocess.Popen(['sleep', '97531'])"),
+            *(f"open({str(pid)!r}, 'w').write(str(child.pid))", "print('so far', flush=True)", "time.sleep(97531)"),
+        ]
+    )
     run = runner()
     began = time.monotonic()
     run.together(
@@ -112,10 +119,12 @@ def test_steps_that_cannot_or_need_not_run_say_why(runner, step, tmp_path):
 
 def test_a_step_is_killed_when_it_is_meant_to_be(runner, step, tmp_path):
     mark = tmp_path / "mark"
-    lines = "\n".join([
-        *("import pathlib, signal, time", "signal.signal(signal.SIGTERM, signal.SIG_IGN)"),
-        *(f"pathlib.Path({str(mark)!r}).touch()", "time.sleep(99)"),
-    ])  # fmt: skip
+    lines = "\n".join(
+        [
+            *("import pathlib, signal, time", "signal.signal(signal.SIGTERM, signal.SIG_IGN)"),
+            *(f"pathlib.Path({str(mark)!r}).touch()", "time.sleep(99)"),
+        ]
+    )
     run = runner()
     run.together([step("killed", lines, killed_when=mark.exists, summary=lambda log: {"made": mark.exists()})])
     assert ended(run) == {"killed": ("passed", "killed as planned")} and run.passed

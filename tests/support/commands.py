@@ -7,8 +7,16 @@ import sys
 import tarfile
 from pathlib import Path
 
-TINY = ["model.num_layers=1", "model.num_heads=2", "model.hidden_size=16", "model.ffn_size=32", "log.wandb=disabled",
-        "evaluate.images=20", "evaluate.seeds=[0]", "trainer.accelerator=cpu"]  # fmt: skip
+TINY = [
+    "model.num_layers=1",
+    "model.num_heads=2",
+    "model.hidden_size=16",
+    "model.ffn_size=32",
+    "log.wandb=disabled",
+    "evaluate.images=20",
+    "evaluate.seeds=[0]",
+    "trainer.accelerator=cpu",
+]
 
 
 def sets(overrides: list[str]) -> list[str]:
@@ -51,14 +59,37 @@ def every_verb(run, folder: Path, recipe: str, model: list[str], *, checkpoint: 
         captioned_tar(folder / f"{split}.tar", words, count)
     (folder / "captions.txt").write_text("a blue car\nred house\n")
     mix = ", ".join(f"{window}: 1" for window in windows)
-    settings = ["--recipe", recipe, *sets([
-        *model, f"model.tokenizer_weights={checkpoint}", f"model.weights={checkpoint}", f"zipar.windows={{{mix}}}",
-        f"data.train={folder}/shards/train.json", f"data.val={folder}/shards/val.json", "data.micro_batch_size=8",
-        "data.workers=0", "optim.global_batch_size=8",
-        f"run_dir={folder}/run", "tune.compile=false", "tune.attention=sdpa", "trainer.accelerator=cpu",
-        "trainer.val_check_interval=1.0", "trainer.precision=32-true", "trainer.limit_train_batches=2", "optim.lr=1e-2",
-        "log.wandb=disabled", f"evaluate.windows={windows}", "evaluate.images=10", "evaluate.batch_size=32",
-        f"evaluate.captions={folder}/captions.txt", f"evaluate.clip={clip}"])]  # fmt: skip
+    settings = [
+        "--recipe",
+        recipe,
+        *sets(
+            [
+                *model,
+                f"model.tokenizer_weights={checkpoint}",
+                f"model.weights={checkpoint}",
+                f"zipar.windows={{{mix}}}",
+                f"data.train={folder}/shards/train.json",
+                f"data.val={folder}/shards/val.json",
+                "data.micro_batch_size=8",
+                "data.workers=0",
+                "optim.global_batch_size=8",
+                f"run_dir={folder}/run",
+                "tune.compile=false",
+                "tune.attention=sdpa",
+                "trainer.accelerator=cpu",
+                "trainer.val_check_interval=1.0",
+                "trainer.precision=32-true",
+                "trainer.limit_train_batches=2",
+                "optim.lr=1e-2",
+                "log.wandb=disabled",
+                f"evaluate.windows={windows}",
+                "evaluate.images=10",
+                "evaluate.batch_size=32",
+                f"evaluate.captions={folder}/captions.txt",
+                f"evaluate.clip={clip}",
+            ]
+        ),
+    ]
 
     def succeeded(*arguments):
         status, out, err = run(*arguments)

@@ -12,10 +12,12 @@ import time
 from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload([
-    *("torch", "lightning", "wandb", "matplotlib.pyplot", "zipar_train.cli.app", "zipar_train.training.fit"),
-    *("zipar_train.decoding.generator", "zipar_train.evaluation.evaluate", "zipar_train.evaluation.report.text"),
-])  # fmt: skip
+CONTEXT.set_forkserver_preload(
+    [
+        *("torch", "lightning", "wandb", "matplotlib.pyplot", "zipar_train.cli.app", "zipar_train.training.fit"),
+        *("zipar_train.decoding.generator", "zipar_train.evaluation.evaluate", "zipar_train.evaluation.report.text"),
+    ]
+)
 
 
 class Running:
@@ -82,9 +84,16 @@ def completed(*args, folder: Path, env: dict[str, str] | None = None) -> subproc
 
 def as_torchrun(rank: int, world: int, *, port: int) -> dict[str, str]:
     """The variables by which torchrun tells a process on this machine its place."""
-    return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world), "GROUP_RANK": "0",
-            "LOCAL_WORLD_SIZE": str(world), "TORCHELASTIC_RUN_ID": "test", "RANK": str(rank),
-            "LOCAL_RANK": str(rank)}  # fmt: skip
+    return {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": str(world),
+        "GROUP_RANK": "0",
+        "LOCAL_WORLD_SIZE": str(world),
+        "TORCHELASTIC_RUN_ID": "test",
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+    }
 
 
 def together(world: int, *args, log: Path, env: dict[str, str] | None = None) -> list[Running]:

@@ -52,8 +52,11 @@ def examples(count: int, *, least: int = 0, share: float = 1.0) -> settings:
     ]
     return settings(
         max_examples=max(least, int(MANY * share)) if MANY else count,
-        derandomize=not MANY, database=None, deadline=None, suppress_health_check=quick,
-    )  # fmt: skip
+        derandomize=not MANY,
+        database=None,
+        deadline=None,
+        suppress_health_check=quick,
+    )
 
 
 @contextmanager

@@ -4,8 +4,17 @@ import original
 
 from zipar_train.recipe.load import load_recipe
 
-SIZE = ["model.size=null", "model.num_layers=2", "model.num_heads=2", "model.hidden_size=24", "model.ffn_size=48",
-        "model.codebook_size=11", "zipar.windows={3: 1}", "evaluate.windows=[3]", "model.tokenizer=null"]  # fmt: skip
+SIZE = [
+    "model.size=null",
+    "model.num_layers=2",
+    "model.num_heads=2",
+    "model.hidden_size=24",
+    "model.ffn_size=48",
+    "model.codebook_size=11",
+    "zipar.windows={3: 1}",
+    "evaluate.windows=[3]",
+    "model.tokenizer=null",
+]
 
 
 def c2i(*more, grid=4):

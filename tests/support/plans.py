@@ -8,8 +8,14 @@ STAND_INS = ("nearest", "latest", "above", "completed", "released")
 
 
 @st.composite
-def plans(draw, stand_ins=STAND_INS, row_ends=(False, True), seen=("until_replaced", "by_itself"),
-          first_rows=("complete", "overlapping"), by_row=(False, True)):  # fmt: skip
+def plans(
+    draw,
+    stand_ins=STAND_INS,
+    row_ends=(False, True),
+    seen=("until_replaced", "by_itself"),
+    first_rows=("complete", "overlapping"),
+    by_row=(False, True),
+):
     grid = Grid(draw(st.integers(1, 9)), draw(st.integers(1, 9)), row_end=draw(st.sampled_from(row_ends)))
     window = st.integers(1, grid.row_length)
     if draw(st.sampled_from(by_row)):

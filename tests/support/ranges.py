@@ -107,11 +107,15 @@ LIMIT = ([None, -1, 1, 10**9], [0, -2, -7, 10**9 + 1, 1.0, "abc", True, []])
 TRAINER = {  # argument of lightning.Trainer: values it may have, and values it may not
     "accelerator": (["auto", "cpu", "gpu", "cuda", "mps", "tpu"], ["hpu", "", None, 1, True, ["cpu"]]),
     "strategy": (["auto", "ddp"], ["dp", "ddp_notebook", "deepspeed", "", None, 1, ["ddp"], {}]),
-    "devices": (["auto", -1, 1, 128, "1", "-1", "0,1", "3,", [0], [0, 7]],
-                [0, -5, 129, 1.0, "", "0", "x", "1,,2", [], [0, 0], [-1], [0.5], [True], None, True, {}]),
+    "devices": (
+        ["auto", -1, 1, 128, "1", "-1", "0,1", "3,", [0], [0, 7]],
+        [0, -5, 129, 1.0, "", "0", "x", "1,,2", [], [0, 0], [-1], [0.5], [True], None, True, {}],
+    ),
     "num_nodes": ([1, 10000], [0, -1, 10001, None, 1.0, "1", True]),
-    "precision": ([None, 16, 32, 64, "16", "bf16", "32-true", "16-mixed", "bf16-mixed", "64-true"],
-                  [17, 0, -16, True, "8", "bf16-", "", [16]]),
+    "precision": (
+        [None, 16, 32, 64, "16", "bf16", "32-true", "16-mixed", "bf16-mixed", "64-true"],
+        [17, 0, -16, True, "8", "bf16-", "", [16]],
+    ),
     "fast_dev_run": ([True, False, 0, 7], [-1, 10**7, 1.5, "yes", None]),
     "max_epochs": LIMIT,
     "max_steps": LIMIT,
@@ -148,7 +152,7 @@ TRAINER = {  # argument of lightning.Trainer: values it may have, and values it 
     "logger": ([], ["x", True, None]),
     "default_root_dir": ([], ["x", None]),
     "enable_checkpointing": ([], [True, None]),
-}  # fmt: skip
+}
 
 
 def numbers_of(annotation: Any, path: str = "") -> list[str]:

@@ -16,8 +16,15 @@ def losses(run):
 
 
 def quick(tiny, tmp_path, name, *more):
-    return [*tiny, f"run_dir={tmp_path}/{name}", "trainer.log_every_n_steps=1", "trainer.max_epochs=2",
-            "trainer.check_val_every_n_epoch=1", "zipar.windows={8: 1, 4: 1, 2: 1}", *more]  # fmt: skip
+    return [
+        *tiny,
+        f"run_dir={tmp_path}/{name}",
+        "trainer.log_every_n_steps=1",
+        "trainer.max_epochs=2",
+        "trainer.check_val_every_n_epoch=1",
+        "zipar.windows={8: 1, 4: 1, 2: 1}",
+        *more,
+    ]
 
 
 def states_equal(a, b):

@@ -13,13 +13,15 @@ def family(kind, depth):
     torch.manual_seed(0)
     shape = {"num_layers": depth, "num_heads": 2, "hidden_size": 16, "ffn_size": 24, "codebook_size": 7}
     words, text = Words(encoder="none", tokens=4, vocabulary=700), Text(encoder=None, tokens=4, features=6)
-    return build({
-        "llamagen": Model(family="llamagen", grid=[4, 4], num_classes=3, **shape),
-        "llamagen-t2i": Model(family="llamagen-t2i", grid=[4, 4], t5_features=text, **shape),
-        "lumina": Model(family="lumina", grid=[4, 4], token_prompt=words, **shape),
-        "emu3": Model(family="emu3", grid=[4, 4], token_prompt=words, num_kv_heads=1, **shape),
-        "janus": Model(family="janus", grid=[4, 4], token_prompt=words, **shape),
-    }[kind])  # fmt: skip
+    return build(
+        {
+            "llamagen": Model(family="llamagen", grid=[4, 4], num_classes=3, **shape),
+            "llamagen-t2i": Model(family="llamagen-t2i", grid=[4, 4], t5_features=text, **shape),
+            "lumina": Model(family="lumina", grid=[4, 4], token_prompt=words, **shape),
+            "emu3": Model(family="emu3", grid=[4, 4], token_prompt=words, num_kv_heads=1, **shape),
+            "janus": Model(family="janus", grid=[4, 4], token_prompt=words, **shape),
+        }[kind]
+    )
 
 
 def a_batch(kind, family):

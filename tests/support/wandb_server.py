@@ -96,8 +96,9 @@ class WandbServer:
         return getattr(self, f"answer_{name}", lambda **_: {})(**given)
 
     def answer_Viewer(self) -> dict[str, Any]:  # noqa: N802
-        return {"viewer": {"id": "1", "username": "me", "entity": "me", "email": "", "flags": "{}",
-                           "teams": {"edges": []}}}  # fmt: skip
+        return {
+            "viewer": {"id": "1", "username": "me", "entity": "me", "email": "", "flags": "{}", "teams": {"edges": []}}
+        }
 
     def answer_RunResumeStatus(self, name: str, **_) -> dict[str, Any]:  # noqa: N802
         run = self.runs.get(name)
@@ -105,11 +106,20 @@ class WandbServer:
             return {"model": None}
         history = run["history"]
         bucket = {
-            "id": "QnVja2V0OjE=", "name": name, "displayName": run["displayName"], "summaryMetrics": "{}",
-            "logLineCount": 0, "historyLineCount": len(history), "eventsLineCount": 0,
-            "historyTail": json.dumps([json.dumps(history[max(history)])] if history else []), "eventsTail": "[]",
-            "config": run["config"], "tags": run["tags"], "notes": None, "wandbConfig": json.dumps({"t": 1}),
-        }  # fmt: skip
+            "id": "QnVja2V0OjE=",
+            "name": name,
+            "displayName": run["displayName"],
+            "summaryMetrics": "{}",
+            "logLineCount": 0,
+            "historyLineCount": len(history),
+            "eventsLineCount": 0,
+            "historyTail": json.dumps([json.dumps(history[max(history)])] if history else []),
+            "eventsTail": "[]",
+            "config": run["config"],
+            "tags": run["tags"],
+            "notes": None,
+            "wandbConfig": json.dumps({"t": 1}),
+        }
         return {"model": {"id": "TW9kZWw6MQ==", "name": "p", "entity": {"id": "1", "name": "me"}, "bucket": bucket}}
 
     def answer_UpsertBucket(self, name: str, **given) -> dict[str, Any]:  # noqa: N802
@@ -120,10 +130,15 @@ class WandbServer:
         for key in ("displayName", "config", "tags"):
             run.setdefault(key, None)
         bucket = {
-            "id": "QnVja2V0OjE=", "name": name, "displayName": run["displayName"], "description": "",
-            "config": run["config"], "sweepName": run.get("sweep"), "historyLineCount": len(run["history"]),
+            "id": "QnVja2V0OjE=",
+            "name": name,
+            "displayName": run["displayName"],
+            "description": "",
+            "config": run["config"],
+            "sweepName": run.get("sweep"),
+            "historyLineCount": len(run["history"]),
             "project": {"id": "1", "name": run["project"], "entity": {"id": "1", "name": "me"}},
-        }  # fmt: skip
+        }
         return {"upsertBucket": {"bucket": bucket, "inserted": inserted}}
 
     def answer_CreateRunFiles(self, run: str, files: list[str], **_) -> dict[str, Any]:  # noqa: N802
@@ -136,8 +151,11 @@ class WandbServer:
     def answer_CreateArtifact(self, input: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
         number = f"a{len(self.artifacts)}"
         self.artifacts[number] = input["artifactCollectionName"]
-        return {"createArtifact": {"artifact": {"id": number, "state": "PENDING",
-                                                "artifactSequence": {"latestArtifact": None}}}}  # fmt: skip
+        return {
+            "createArtifact": {
+                "artifact": {"id": number, "state": "PENDING", "artifactSequence": {"latestArtifact": None}}
+            }
+        }
 
     def answer_CreateArtifactManifest(self, artifactID: str, name: str, **_) -> dict[str, Any]:  # noqa: N802, N803
         file = {"id": f"m{artifactID}", "uploadUrl": f"{self.url}/put/{artifactID}/{name}", "uploadHeaders": []}
@@ -145,10 +163,15 @@ class WandbServer:
 
     def answer_CreateArtifactFiles(self, input: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
         nodes = [
-            {"storagePath": each["name"], "uploadUrl": f"{self.url}/put/{each['artifactID']}/{each['name']}",
-             "uploadHeaders": [], "uploadMultipartUrls": None, "artifact": {"id": each["artifactID"]}}
+            {
+                "storagePath": each["name"],
+                "uploadUrl": f"{self.url}/put/{each['artifactID']}/{each['name']}",
+                "uploadHeaders": [],
+                "uploadMultipartUrls": None,
+                "artifact": {"id": each["artifactID"]},
+            }
             for each in input["artifactFiles"]
-        ]  # fmt: skip
+        ]
         return {"createArtifactFiles": {"files": {"edges": [{"node": node} for node in nodes]}}}
 
     def answer_CommitArtifact(self, artifactID: str) -> dict[str, Any]:  # noqa: N802, N803

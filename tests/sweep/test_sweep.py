@@ -38,10 +38,33 @@ def test_mistakes_in_trials_show_before_anything_is_run(tmp_path):
 
 
 NAMES = [
-    "my sweep #2", "2024-01-01", "007", "no", "a: b", "[x]", "@x", "{a}", "'", "\"q\"", "back\\slash", "null",
-    "1e-4", "&a", "*a", "!t", "%x", "- x", "| x", "> x", "?", ":", " lead", "trail ",
-    "caf\u00e9 \U0001f3a8", "~",
-]  # fmt: skip
+    "my sweep #2",
+    "2024-01-01",
+    "007",
+    "no",
+    "a: b",
+    "[x]",
+    "@x",
+    "{a}",
+    "'",
+    '"q"',
+    "back\\slash",
+    "null",
+    "1e-4",
+    "&a",
+    "*a",
+    "!t",
+    "%x",
+    "- x",
+    "| x",
+    "> x",
+    "?",
+    ":",
+    " lead",
+    "trail ",
+    "caf\u00e9 \U0001f3a8",
+    "~",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -85,8 +108,17 @@ parameters:
   data.val_windows: {{value: [8, 2]}}
 """,
     )
-    settings = sets([*tiny, "trainer.max_epochs=1", "trainer.check_val_every_n_epoch=1", "trainer.log_every_n_steps=1",
-                     "data.micro_batch_size=16", "checkpoint_every=5", "log.wandb=offline"])  # fmt: skip
+    settings = sets(
+        [
+            *tiny,
+            "trainer.max_epochs=1",
+            "trainer.check_val_every_n_epoch=1",
+            "trainer.log_every_n_steps=1",
+            "data.micro_batch_size=16",
+            "checkpoint_every=5",
+            "log.wandb=offline",
+        ]
+    )
     out = tmp_path / "out"
     verb = ["sweep", "--recipe", "digits-base", "--file", path, "--out", out, "--jobs", 1 + LONG, *settings]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -176,8 +208,11 @@ def test_a_sweep_grows_and_a_diverged_trial_is_last(tmp_path, monkeypatch, capsy
         return trial
 
     monkeypatch.setattr("zipar_train.sweep.runner._one", one)
-    path = write(tmp_path, "method: random\nparameters: {optim.lr: {min: 0.0, max: 1.0}, seed: {value: 3},"
-                           "zipar.windows: {value: '{8: 1, 2: 1}'}}")  # fmt: skip
+    path = write(
+        tmp_path,
+        "method: random\nparameters: {optim.lr: {min: 0.0, max: 1.0}, seed: {value: 3},"
+        "zipar.windows: {value: '{8: 1, 2: 1}'}}",
+    )
     arguments = {"out": tmp_path / "out", "gpus": ["0", "1"], "progress": False}
     run("digits-base", path, count=2, **arguments)
     outcome, folder = run("digits-base", path, count=4, **arguments)
@@ -227,8 +262,10 @@ def test_a_signal_is_heard_between_trials_and_a_full_disk_is_a_failed_trial(tmp_
 
 
 def test_a_metric_that_trials_do_not_tell_is_refused_before_anything_is_run(tmp_path):
-    path = write(tmp_path, "method: grid\nmetric: {name: val/bits_w4}\n"
-                           "parameters: {zipar.windows: {values: ['{4: 1}', '{2: 1}']}}")  # fmt: skip
+    path = write(
+        tmp_path,
+        "method: grid\nmetric: {name: val/bits_w4}\nparameters: {zipar.windows: {values: ['{4: 1}', '{2: 1}']}}",
+    )
     with pytest.raises(ValueError, match="metric.name = val/bits_w4: not all trials tell it; all tell val/bits_w8"):
         run("digits-base", path, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -253,8 +290,14 @@ def test_wandbs_own_agent_runs_the_shipped_files(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", str(recipe_folder().parent))
     agent = Agent(None, None, sweep_id="s1")
-    short = ["trainer.max_epochs=1", "trainer.limit_train_batches=2", "model.weights=null", "tune.distill=0",
-             f"run_dir={tmp_path}/base", "log.wandb=offline"]  # fmt: skip
+    short = [
+        "trainer.max_epochs=1",
+        "trainer.limit_train_batches=2",
+        "model.weights=null",
+        "tune.distill=0",
+        f"run_dir={tmp_path}/base",
+        "log.wandb=offline",
+    ]
     agent._sweep_command = [*raw["command"], *tiny, *short]  # what a person sets once for all runs
     given = {"zipar.windows": {"value": "{2: 1}"}, "data.val_windows": {"value": [8, 4, 2, 1]}}
     try:

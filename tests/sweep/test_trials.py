@@ -188,10 +188,19 @@ def test_what_wandb_refuses_is_refused_here_and_nothing_else(spread, method, tmp
 def kinds() -> list[dict]:
     """A spread of each distribution."""
     numbers = {"min": 1.0, "max": 3.0, "mu": 0.5, "sigma": 1.5, "q": 0.5, "a": 2.0, "b": 3.0}
-    found = [{"distribution": kind, **{part: numbers[part] for part in has}} for kind, has in SPREADS.items()
-             if has.keys() <= numbers.keys() and kind != "int_uniform"]  # fmt: skip
-    return [*found, {"min": 2, "max": 5}, {"min": 0, "max": 9.5}, {"distribution": "q_normal", "q": 2},
-            {"distribution": "beta"}, {"distribution": "q_uniform", "min": 2, "max": 40, "q": 3}]  # fmt: skip
+    found = [
+        {"distribution": kind, **{part: numbers[part] for part in has}}
+        for kind, has in SPREADS.items()
+        if has.keys() <= numbers.keys() and kind != "int_uniform"
+    ]
+    return [
+        *found,
+        {"min": 2, "max": 5},
+        {"min": 0, "max": 9.5},
+        {"distribution": "q_normal", "q": 2},
+        {"distribution": "beta"},
+        {"distribution": "q_uniform", "min": 2, "max": 40, "q": 3},
+    ]
 
 
 @pytest.mark.parametrize("spread", kinds(), ids=str)
@@ -201,30 +210,43 @@ def test_random_draws_are_of_wandbs_distributions(spread, tmp_path, sweeps):
 
     path = write(tmp_path, yaml.safe_dump({"method": "random", "parameters": {"p": spread}}))
     found = [trial["p"] for trial in trials_of(read_sweep(path), count=1000)]
-    assert not sweeps.schema_violations_from_proposed_config({"method": "random", "parameters": {"p": spread}}) \
-        or "log_uniform" in spread["distribution"]  # fmt: skip
+    assert (
+        not sweeps.schema_violations_from_proposed_config({"method": "random", "parameters": {"p": spread}})
+        or "log_uniform" in spread["distribution"]
+    )
     theirs = HyperParameter("p", spread).ppf((np.arange(1000) + 0.5) / 1000)
     assert ks_2samp(found, theirs).pvalue > 1e-3
     assert isinstance(found[0], int) == isinstance(np.asarray(theirs)[0], np.integer)
 
 
 def test_shipped_grids_by_value():
-    windows, distillation = (trials_of(read_sweep(recipe_folder() / "sweeps" / f"{name}.yaml"))
-                             for name in ("windows", "distillation"))  # fmt: skip
+    windows, distillation = (
+        trials_of(read_sweep(recipe_folder() / "sweeps" / f"{name}.yaml")) for name in ("windows", "distillation")
+    )
     val = {"data.val_windows": [8, 4, 2, 1]}
     mixes = ["{8: 1}", "{4: 1}", "{2: 1}", "{8: 1, 4: 1, 2: 1}"]
     assert windows == [{**val, "zipar.windows": mix} for mix in mixes]
-    assert distillation == [{**val, "optim.lr": lr, "tune.distill": share}
-                            for lr in (3e-5, 1e-4, 3e-4, 1e-3) for share in (0.0, 0.8)]  # fmt: skip
+    assert distillation == [
+        {**val, "optim.lr": lr, "tune.distill": share} for lr in (3e-5, 1e-4, 3e-4, 1e-3) for share in (0.0, 0.8)
+    ]
 
 
 def test_made_up_grids_by_value(tmp_path):
     """The last key turns fastest; keys in W&B's order, each depth sorted; of 1 and 1.0 the last counts."""
     trials = trials_of(read_sweep(write(tmp_path, GRIDS["nested"])))
     assert len(trials) == 12 and list(trials[0]) == [
-        "data.label_dropout", "optim.betas", "optim.lr", "optim.warmup", "zipar.stand_in"]  # fmt: skip
+        "data.label_dropout",
+        "optim.betas",
+        "optim.lr",
+        "optim.warmup",
+        "zipar.stand_in",
+    ]
     assert [(t["data.label_dropout"], t["optim.lr"], t["optim.warmup"]) for t in trials[:4]] == [
-        (0.0, 0.1, 0.5), (0.0, 0.1, 0.1), (0.0, 1e-5, 0.5), (0.0, 1e-5, 0.1)]  # fmt: skip
+        (0.0, 0.1, 0.5),
+        (0.0, 0.1, 0.1),
+        (0.0, 1e-5, 0.5),
+        (0.0, 1e-5, 0.1),
+    ]
     path = write(tmp_path, GRIDS["ranges"])
     capped, whole = trials_of(read_sweep(path)), trials_of(read_sweep(path)._replace(cap=None))
     assert len(capped) == 7 and capped == whole[:7] == trials_of(read_sweep(path), count=9)[:7] and len(whole) == 72
@@ -309,11 +331,23 @@ def test_shipped_sweeps_fit_recipes_and_are_for_wandb_too(path, recipe):
 
 
 def test_values_reach_the_recipe_as_they_are_meant():
-    values = {"tune": {"distill": 0.5}, "optim.ema_decay": None, "optim.lr": 1e-5, "zipar.windows": {"8": 2, 4: 1},
-              "optim.schedule": "constant", "data.val_windows": [4, 2]}  # fmt: skip
+    values = {
+        "tune": {"distill": 0.5},
+        "optim.ema_decay": None,
+        "optim.lr": 1e-5,
+        "zipar.windows": {"8": 2, 4: 1},
+        "optim.schedule": "constant",
+        "data.val_windows": [4, 2],
+    }
     local = overrides_of(values)
-    assert local == ["tune.distill=0.5", "optim.ema_decay=null", "optim.lr=1.0e-05", "zipar.windows={8: 2, 4: 1}",
-                     "optim.schedule=constant", "data.val_windows=[4, 2]"]  # fmt: skip
+    assert local == [
+        "tune.distill=0.5",
+        "optim.ema_decay=null",
+        "optim.lr=1.0e-05",
+        "zipar.windows={8: 2, 4: 1}",
+        "optim.schedule=constant",
+        "data.val_windows=[4, 2]",
+    ]
     recipe = load_recipe("digits", local)
     assert recipe.tune.distill == 0.5 and recipe.tune.attention == "sdpa"  # beside it
     assert list(recipe.zipar.windows.items()) == [(8, 2), (4, 1)]

@@ -39,10 +39,16 @@ def graphs(monkeypatch):
     torch._dynamo.reset()
 
 
-TUNES = {"plain": [], "recompute": ["tune.activation_checkpointing=true"],
-         "adapters": ["tune.lora={rank: 2, alpha: 4, targets: [q_proj, down_proj]}", "model.weights=x"],
-         "both": ["tune.lora={rank: 2, alpha: 4, targets: [q_proj, down_proj]}", "model.weights=x",
-                  "tune.activation_checkpointing=true"]}  # fmt: skip
+TUNES = {
+    "plain": [],
+    "recompute": ["tune.activation_checkpointing=true"],
+    "adapters": ["tune.lora={rank: 2, alpha: 4, targets: [q_proj, down_proj]}", "model.weights=x"],
+    "both": [
+        "tune.lora={rank: 2, alpha: 4, targets: [q_proj, down_proj]}",
+        "model.weights=x",
+        "tune.activation_checkpointing=true",
+    ],
+}
 
 
 def step(module, batch, window):
@@ -56,9 +62,14 @@ def step(module, batch, window):
 
 @pytest.mark.parametrize(
     ("kind", "tune"),
-    [*(("llamagen", tune) for tune in TUNES), ("lumina", "plain"), ("emu3", "recompute"), ("janus", "plain"),
-     ("llamagen-t2i", "plain")],
-)  # fmt: skip
+    [
+        *(("llamagen", tune) for tune in TUNES),
+        ("lumina", "plain"),
+        ("emu3", "recompute"),
+        ("janus", "plain"),
+        ("llamagen-t2i", "plain"),
+    ],
+)
 def test_a_layer_is_a_graph_that_all_layers_share(graphs, kind, tune):
     """Two lengths: a static graph and a dynamic one at any depth, and the steps are those without compilation."""
     counts = {}
@@ -158,9 +169,14 @@ def test_sharded_gradients_are_clipped_and_a_fused_step_is_taken(monkeypatch):
             optimizer = module.optimizer()
             step(module, batch, 2)
             module._trainer = SimpleNamespace(
-                strategy=SimpleNamespace(reduce=lambda loss, reduce_op: loss), precision_plugin=None, loggers=[],
-                current_epoch=0, global_rank=0, accumulate_grad_batches=1, global_step=0,
-            )  # fmt: skip
+                strategy=SimpleNamespace(reduce=lambda loss, reduce_op: loss),
+                precision_plugin=None,
+                loggers=[],
+                current_epoch=0,
+                global_rank=0,
+                accumulate_grad_batches=1,
+                global_step=0,
+            )
             module.log, module.parts = lambda *args, **more: None, [torch.zeros(1)]
             module.on_before_optimizer_step(optimizer)
             module.configure_gradient_clipping(optimizer, 0.1, "norm")

@@ -235,9 +235,14 @@ def test_the_loss_is_the_mean_over_codes_and_gradients_reach_every_weight():
     logged = {}
     module.log = lambda name, value, **_: logged.update({name: value})
     module._trainer = SimpleNamespace(
-        current_epoch=0, global_rank=0, accumulate_grad_batches=1, global_step=0, precision="32-true", loggers=[],
+        current_epoch=0,
+        global_rank=0,
+        accumulate_grad_batches=1,
+        global_step=0,
+        precision="32-true",
+        loggers=[],
         strategy=SimpleNamespace(reduce=lambda loss, reduce_op: loss),
-    )  # fmt: skip
+    )
     loss = module.training_step(batch, 0)
     from zipar_train.models.family import teacher_forced
     from zipar_train.plan.masks import dense
@@ -262,8 +267,15 @@ def test_only_matrices_decay_and_the_schedule_warms_up_and_ends_at_zero(tiny_rec
         def on_train_batch_end(self, trainer, *args):
             rates.append(trainer.optimizers[0].param_groups[0]["lr"])
 
-    trainer = L.Trainer(max_steps=10, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-                        accelerator="cpu", callbacks=[Watch()], limit_val_batches=0)  # fmt: skip
+    trainer = L.Trainer(
+        max_steps=10,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        accelerator="cpu",
+        callbacks=[Watch()],
+        limit_val_batches=0,
+    )
     data = ShardDataModule(tiny_recipe.data.train, tiny_recipe.data.val, batch_size=8)
     module.to(torch.float32)
     trainer.fit(module, data)

@@ -13,9 +13,19 @@ from zipar_train.recipe.load import load_recipe
 from zipar_train.training.memory_estimate import GIB, LiveBytes, advice, predict
 from zipar_train.training.trainer import build_module
 
-SHAPE = ["model.size=null", "model.num_layers=4", "model.num_heads=8", "model.hidden_size=512", "model.tokenizer=null",
-         "model.tokenizer_weights=null", "model.num_classes=10", "trainer.precision=32-true", "tune.compile=false",
-         "optim.ema_decay=null", "data.micro_batch_size=3"]  # fmt: skip
+SHAPE = [
+    "model.size=null",
+    "model.num_layers=4",
+    "model.num_heads=8",
+    "model.hidden_size=512",
+    "model.tokenizer=null",
+    "model.tokenizer_weights=null",
+    "model.num_classes=10",
+    "trainer.precision=32-true",
+    "tune.compile=false",
+    "optim.ema_decay=null",
+    "data.micro_batch_size=3",
+]
 LORA = ["model.weights=x", "tune.lora={rank: 8, alpha: 8, targets: [q_proj, v_proj]}"]
 MEASURE = """
 import re, sys, torch
@@ -161,11 +171,17 @@ def test_weights_are_of_lightnings_precision(kind, bytes):
     recipe = load_recipe("llamagen-l", [*SHAPE, f"trainer.precision={kind}", "tune.distill=0"])
     found = predict(recipe)
     assert abs(found.train.weights / found.parameters - bytes) < 0.1
-    assert {p.dtype.itemsize for p in build_module(recipe.model_copy(update={"model": recipe.model.model_copy(
-        update={"weights": None})})).parameters()} == {bytes}  # fmt: skip
+    assert {
+        p.dtype.itemsize
+        for p in build_module(
+            recipe.model_copy(update={"model": recipe.model.model_copy(update={"weights": None})})
+        ).parameters()
+    } == {bytes}
 
 
 def test_short_names_of_precisions_are_the_long():
-    short, long = (predict(load_recipe("llamagen-l", [*SHAPE, f"trainer.precision={kind}"])).train
-                   for kind in ("bf16", "bf16-mixed"))  # fmt: skip
+    short, long = (
+        predict(load_recipe("llamagen-l", [*SHAPE, f"trainer.precision={kind}"])).train
+        for kind in ("bf16", "bf16-mixed")
+    )
     assert short == long

@@ -115,10 +115,17 @@ def test_any_number_of_processes_ends_alike(tiny, tmp_path, shards):
 
     But for rounding, which transformers' norms do in float32 whatever the model's type.
     """
-    common = ["optim.global_batch_size=16", "trainer.precision=64-true", "optim.ema_decay=0.9", "trainer.max_epochs=1",
-              "zipar.windows={8: 1, 2: 1}", "checkpoint_every=15", "trainer.log_every_n_steps=1",
-              f"data.train={some(shards, tmp_path / 'some', 793)}/train.json",
-              "trainer.check_val_every_n_epoch=1"]  # fmt: skip
+    common = [
+        "optim.global_batch_size=16",
+        "trainer.precision=64-true",
+        "optim.ema_decay=0.9",
+        "trainer.max_epochs=1",
+        "zipar.windows={8: 1, 2: 1}",
+        "checkpoint_every=15",
+        "trainer.log_every_n_steps=1",
+        f"data.train={some(shards, tmp_path / 'some', 793)}/train.json",
+        "trainer.check_val_every_n_epoch=1",
+    ]
 
     def run(name, world, *overrides):
         overrides = [*tiny, *common, f"run_dir={tmp_path}/{name}", f"trainer.devices={world}", *overrides]
@@ -158,8 +165,11 @@ def test_steps_that_devices_cannot_share_are_refused_with_numbers(tiny, tmp_path
 
     recipe = load_recipe("digits-base", [*tiny, "optim.global_batch_size=64", "data.micro_batch_size=12"])
     assert [split_batch(recipe, world) for world in (1, 2, 8, 64)] == [(8, 8), (8, 4), (8, 1), (1, 1)]
-    with pytest.raises(ValueError, match=r"64 images cannot be shared by 3 devices. Use 1, 2, 4 devices, or --set "
-                                         r"optim.global_batch_size=66 or 63"):  # fmt: skip
+    with pytest.raises(
+        ValueError,
+        match=r"64 images cannot be shared by 3 devices. Use 1, 2, 4 devices, or --set "
+        r"optim.global_batch_size=66 or 63",
+    ):
         split_batch(recipe, 3)
     with pytest.raises(ValueError, match="optim.global_batch_size says how large a step is. Drop one"):
         load_recipe("digits-base", [*tiny, "optim.global_batch_size=64", "trainer.accumulate_grad_batches=2"])
@@ -495,9 +505,17 @@ def test_slurm_hands_the_job_back_before_its_time_is_over(tiny, tmp_path, whole)
     tools.mkdir()
     (tools / "scontrol").write_text(f"#!/bin/sh\necho $@ >> {tmp_path}/asked\n")
     (tools / "scontrol").chmod(0o755)
-    env = {"SLURM_JOB_ID": "77", "SLURM_JOB_NAME": "tune", "SLURM_NTASKS": "1", "SLURM_PROCID": "0",
-           "SLURM_NODEID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS_PER_NODE": "1", "SLURM_JOB_NODELIST": "localhost",
-           "PATH": f"{tools}:{os.environ['PATH']}"}  # fmt: skip
+    env = {
+        "SLURM_JOB_ID": "77",
+        "SLURM_JOB_NAME": "tune",
+        "SLURM_NTASKS": "1",
+        "SLURM_PROCID": "0",
+        "SLURM_NODEID": "0",
+        "SLURM_LOCALID": "0",
+        "SLURM_NTASKS_PER_NODE": "1",
+        "SLURM_JOB_NODELIST": "localhost",
+        "PATH": f"{tools}:{os.environ['PATH']}",
+    }
     verb = ["fit", "--recipe", "digits-base", *sets(quick(tiny, tmp_path, "run", *SHORT)), "--resume"]
     first = Running(*verb, log=tmp_path / "first", env=env)
     first.until(lambda: newest_first(tmp_path / "run"))

@@ -53,9 +53,17 @@ def server():
 
 def short(tiny, tmp_path, name, *more):
     kept = [override for override in tiny if not override.startswith(("log.", "run_dir="))]
-    return [*kept, f"run_dir={tmp_path}/{name}", "trainer.log_every_n_steps=1", "trainer.max_epochs=2",
-            "trainer.limit_train_batches=8", "trainer.limit_val_batches=2", "trainer.check_val_every_n_epoch=1",
-            "zipar.windows={8: 1, 2: 1}", *more]  # fmt: skip
+    return [
+        *kept,
+        f"run_dir={tmp_path}/{name}",
+        "trainer.log_every_n_steps=1",
+        "trainer.max_epochs=2",
+        "trainer.limit_train_batches=8",
+        "trainer.limit_val_batches=2",
+        "trainer.check_val_every_n_epoch=1",
+        "zipar.windows={8: 1, 2: 1}",
+        *more,
+    ]
 
 
 def sync(server: WandbServer, *arguments) -> str:
@@ -126,8 +134,11 @@ def test_offline_runs_of_a_folder_are_one_run_which_sync_uploads(tiny, tmp_path,
     assert set(server.history(name, "train/loss")) == set(range(16))
     assert server.history(name, "val/bits_w2") == pytest.approx(rows(tmp_path / "run", "val/bits_w2"))
 
-    tables = {Path(file).stem.split(".")[0]: json.loads(data) for (_, file), data in server.files.items()
-              if file.endswith(".table.json") and "media" not in file}  # fmt: skip
+    tables = {
+        Path(file).stem.split(".")[0]: json.loads(data)
+        for (_, file), data in server.files.items()
+        if file.endswith(".table.json") and "media" not in file
+    }
     bits = validations(tmp_path / "run")
     assert set(bits) == {7, 15}
     expected = [[step, w, passes, bits[step][f"val/bits_w{w}"]] for step in (7, 15) for w, passes in ((8, 64), (2, 28))]
@@ -181,10 +192,13 @@ def test_captions_are_the_first_held_out_and_no_room_means_no_images(capsys, mon
 
     family.tokenizer = SimpleNamespace(decode=decode)
     recipe = SimpleNamespace(
-        log=SimpleNamespace(images=3), zipar=SimpleNamespace(windows={2: 1}, rule={}),
-        model=SimpleNamespace(captions=True, num_classes=None), draw=load_recipe("digits").draw,
-        data=SimpleNamespace(micro_batch_size=2), evaluate=SimpleNamespace(batch_size=2),
-    )  # fmt: skip
+        log=SimpleNamespace(images=3),
+        zipar=SimpleNamespace(windows={2: 1}, rule={}),
+        model=SimpleNamespace(captions=True, num_classes=None),
+        draw=load_recipe("digits").draw,
+        data=SimpleNamespace(micro_batch_size=2),
+        evaluate=SimpleNamespace(batch_size=2),
+    )
     shown = []
     samples, trainer = Samples(recipe, lambda *each: shown.append(each)), SimpleNamespace(sanity_checking=False)
     trainer.global_step = 1

@@ -31,8 +31,15 @@ CUDA = torch.device("cuda")
 
 
 def trainer(**arguments):
-    quietly = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False,
-               "enable_model_summary": False, "accelerator": "cpu", "max_steps": 3, "max_epochs": 1}  # fmt: skip
+    quietly = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "accelerator": "cpu",
+        "max_steps": 3,
+        "max_epochs": 1,
+    }
     return L.Trainer(**quietly | arguments)
 
 
@@ -181,8 +188,10 @@ def test_fit_and_bench_build_one_optimizer(monkeypatch):
 
 
 def wise(kind, module):
-    return {"16-mixed": MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**10)),
-            "bf16-mixed": MixedPrecision("bf16-mixed", "cpu")}[kind]  # fmt: skip
+    return {
+        "16-mixed": MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**10)),
+        "bf16-mixed": MixedPrecision("bf16-mixed", "cpu"),
+    }[kind]
 
 
 @pytest.mark.parametrize("kind", ["16-mixed", "bf16-mixed"])
@@ -200,8 +209,10 @@ def test_a_fused_optimizer_clips_under_mixed_precision(monkeypatch, kind, algori
                 norms.append((module.metrics["train/grad_norm"], float(torch.nn.utils.get_total_norm(clipped))))
 
         plugin = wise(kind, module)
-        fitted(trainer(plugins=[plugin], gradient_clip_val=1e-2, gradient_clip_algorithm=algorithm,
-                       callbacks=[Watch()]), module)  # fmt: skip
+        fitted(
+            trainer(plugins=[plugin], gradient_clip_val=1e-2, gradient_clip_algorithm=algorithm, callbacks=[Watch()]),
+            module,
+        )
         assert module.trainer.optimizers[0].param_groups[0]["fused"] is choice
         found[choice] = ([p.detach().clone() for p in module.model.parameters()], norms)
         assert all(total > 0.05 for total, _ in norms)

@@ -276,8 +276,10 @@ def _divergence(a, b, window=None):
     codes, labels = a.generate(list(range(10)), seed=1).codes.flatten(1), torch.arange(10)
     plans = (a.plan(), b.plan(window))
     with torch.no_grad():
-        p, q = (teacher_forced(g.family, plan, codes, labels, dense(plan)).log_softmax(-1)
-                for g, plan in zip((a, b), plans, strict=True))  # fmt: skip
+        p, q = (
+            teacher_forced(g.family, plan, codes, labels, dense(plan)).log_softmax(-1)
+            for g, plan in zip((a, b), plans, strict=True)
+        )
     return float((p.exp() * (p - q)).sum(-1).mean())
 
 
@@ -313,8 +315,19 @@ def test_recomputed_and_compiled_it_is_the_same_run(tiny, tmp_path, base, adapte
     runs = {"plain": [], "recompute": ["tune.activation_checkpointing=true"], "compile": ["tune.compile=true"]}
     found = {}
     for name, more in runs.items():
-        fit(tuned(tiny, tmp_path, base, name, *adapters, *more, "trainer.max_epochs=1", "trainer.limit_train_batches=6",
-                  "trainer.limit_val_batches=1"))  # fmt: skip
+        fit(
+            tuned(
+                tiny,
+                tmp_path,
+                base,
+                name,
+                *adapters,
+                *more,
+                "trainer.max_epochs=1",
+                "trainer.limit_train_batches=6",
+                "trainer.limit_val_batches=1",
+            )
+        )
         found[name] = losses(tmp_path / name)
         assert len(found[name]) == 6
     assert found["recompute"] == pytest.approx(found["plain"], rel=1e-5)

@@ -116,9 +116,12 @@ def eager_loop(family: Family, condition: Any, uniforms: Tensor, draw: Draw, *, 
             target = int(plan.target[i])
             if target >= 0:
                 codes = sample(
-                    logits[:, column], uniforms[:, target],
-                    temperature=draw.temperature, top_k=draw.top_k, top_p=draw.top_p,
-                )  # fmt: skip
+                    logits[:, column],
+                    uniforms[:, target],
+                    temperature=draw.temperature,
+                    top_k=draw.top_k,
+                    top_p=draw.top_p,
+                )
                 drawn[target] = codes[:, None]
     codes = torch.cat([drawn[target] for target in range(grid.codes)], dim=1)
     return codes.view(len(uniforms), grid.height, grid.width)

@@ -126,9 +126,14 @@ def bench_decode(
         report.parameters = cases.work.body + cases.work.head
         for first, batch in enumerate(batches):
             cases.measure(
-                report, widths, batch, rounds=rounds, baselines=baselines and not place and not first,
-                progress=progress, save=save,
-            )  # fmt: skip
+                report,
+                widths,
+                batch,
+                rounds=rounds,
+                baselines=baselines and not place and not first,
+                progress=progress,
+                save=save,
+            )
         del family, cases  # before the next grid's model is made
     if not report.rows:
         raise ValueError(report.failures[0].error)
@@ -186,8 +191,12 @@ class _Cases:
                 f"{self.grid}, batch {batch}: memory does not hold all ways of drawing at once. They took turns in "
                 f"{len(groups)} groups, one after the other, in the order of the rows"
             )
-        bar = tqdm(total=len(ways) * (rounds + 1), desc=f"{self.grid}, batch {batch}", disable=not progress,
-                   mininterval=0.1 if sys.stderr.isatty() else 20)  # fmt: skip
+        bar = tqdm(
+            total=len(ways) * (rounds + 1),
+            desc=f"{self.grid}, batch {batch}",
+            disable=not progress,
+            mininterval=0.1 if sys.stderr.isatty() else 20,
+        )
 
         def tell(key: tuple[str, int]) -> None:
             bar.total = max(bar.total, bar.n + 1)  # there may be several warm-up rounds

@@ -14,14 +14,34 @@ from matplotlib import pyplot as plt  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter  # noqa: E402
 
-COLOURS = {decode.OURS: "#2f6f8f", decode.COMPILED: "#5b8c5a", decode.PLAIN: "#8a5a83", decode.EAGER: "#c0573e",
-           decode.STOCK: "#b58a2b"}  # fmt: skip
+COLOURS = {
+    decode.OURS: "#2f6f8f",
+    decode.COMPILED: "#5b8c5a",
+    decode.PLAIN: "#8a5a83",
+    decode.EAGER: "#c0573e",
+    decode.STOCK: "#b58a2b",
+}
 
 
 def decode_lines(report: decode.Report) -> list[str]:
     """Return the lines of the decode table, its ratios and remarks."""
-    cells = [["drawn by", "grid", "window", "batch", "passes", "ms/pass", "spread", "floor", "x floor", "ms/image",
-              "images/s", "MiB", "same codes"]]  # fmt: skip
+    cells = [
+        [
+            "drawn by",
+            "grid",
+            "window",
+            "batch",
+            "passes",
+            "ms/pass",
+            "spread",
+            "floor",
+            "x floor",
+            "ms/image",
+            "images/s",
+            "MiB",
+            "same codes",
+        ]
+    ]
     for row in report.rows:
         cells.append(
             [
@@ -81,8 +101,9 @@ def _remarks(report: decode.Report | train.Report) -> list[str]:
 
 def train_lines(report: train.Report) -> list[str]:
     """Return the lines of the training table, and the fastest attention for each number of slots."""
-    cells = [["step", "grid", "window", "slots", "batch", "ms/step", "spread", "tokens/s", "utilisation", "of causal",
-              "MiB"]]  # fmt: skip
+    cells = [
+        ["step", "grid", "window", "slots", "batch", "ms/step", "spread", "tokens/s", "utilisation", "of causal", "MiB"]
+    ]
     for row in report.rows:
         cells.append(
             [
@@ -127,8 +148,9 @@ def plot(report: decode.Report, path: Path) -> None:
         _panel(panel, report.rows, name)
         panel.set_xlabel(axes[name])
     panels[0, 0].set_ylabel("milliseconds a pass")
-    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8,
-                  frameon=False)  # fmt: skip
+    figure.legend(
+        *panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8, frameon=False
+    )
     figure.suptitle(
         f"{report.recipe['name']}, {report.dtype}, guidance {report.guidance:g}, {report.environment['device']}",
         fontsize=11,

@@ -129,8 +129,12 @@ def bench_train(
         notes=_notes(recipe, compiled=compiles(recipe, device)),
         environment=environment(device),
     )
-    bar = tqdm(total=len(sizes) * len(batches) * len(kinds) * (rounds + 1), desc="train", disable=not progress,
-               mininterval=0.1 if sys.stderr.isatty() else 20)  # fmt: skip
+    bar = tqdm(
+        total=len(sizes) * len(batches) * len(kinds) * (rounds + 1),
+        desc="train",
+        disable=not progress,
+        mininterval=0.1 if sys.stderr.isatty() else 20,
+    )
 
     def tell(key: Case) -> None:
         bar.total = max(bar.total, bar.n + 1)
@@ -178,8 +182,14 @@ class Case(NamedTuple):
     batch: int
 
     def failure(self, trouble: Trouble) -> Failure:
-        return Failure(method=self.kind, grid=list(self.grid), window=self.window, batch=self.batch,
-                       error=trouble.error, trace=trouble.trace)  # fmt: skip
+        return Failure(
+            method=self.kind,
+            grid=list(self.grid),
+            window=self.window,
+            batch=self.batch,
+            error=trouble.error,
+            trace=trouble.trace,
+        )
 
 
 def compiles(recipe: Recipe, device: torch.device) -> bool:
@@ -242,8 +252,9 @@ class _Made:
 
     def _make(self) -> ZipARModule:
         recipe, cuda = self.recipe, self.device.type == "cuda"
-        family = subject(recipe, recipe.model.grid, dtype=weights_dtype(recipe) if cuda else torch.float32,
-                         device=self.device)  # fmt: skip
+        family = subject(
+            recipe, recipe.model.grid, dtype=weights_dtype(recipe) if cuda else torch.float32, device=self.device
+        )
         self.work = Work.of(family)
         attention = FLEX if self.case.kind == FLEX else SDPA
         tune = recipe.tune.model_copy(update={"attention": attention})
@@ -252,9 +263,11 @@ class _Made:
         weights = list(family.model.parameters())
         self.trained = sum(p.numel() for p in weights if p.requires_grad) / sum(p.numel() for p in weights)
         self.optimizer = build_optimizer(
-            family.model, lr=recipe.optim.lr, betas=(recipe.optim.betas[0], recipe.optim.betas[1]),
+            family.model,
+            lr=recipe.optim.lr,
+            betas=(recipe.optim.betas[0], recipe.optim.betas[1]),
             weight_decay=recipe.optim.weight_decay,
-        )  # fmt: skip
+        )
         self.plan = self.module.plans[self.case.window]
         self.codes = torch.randint(family.codes, (self.case.batch, family.grid.codes), device=self.device)
         self.condition = family.check(conditions(recipe.model, self.case.batch))

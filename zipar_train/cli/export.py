@@ -18,18 +18,24 @@ from zipar_train.cli.options import (
 def export(
     out: Annotated[
         Path,
-        typer.Option(parser=user_path, callback=output_place, metavar="PATH",
-                     help="A new folder; for --to llamagen a new .pt file."),
+        typer.Option(
+            parser=user_path,
+            callback=output_place,
+            metavar="PATH",
+            help="A new folder; for --to llamagen a new .pt file.",
+        ),
     ],
     checkpoint: EitherCheckpointOption = None,
     recipe: OrRecipeOption = None,
     overrides: SetOption = [],  # noqa: B006
     to: Annotated[
         str,
-        typer.Option(help="hf: for from_pretrained | llamagen: a .pt for the original scripts | adapter: the LoRA "
-                          "alone. The first two have adapters merged."),
+        typer.Option(
+            help="hf: for from_pretrained | llamagen: a .pt for the original scripts | adapter: the LoRA "
+            "alone. The first two have adapters merged."
+        ),
     ] = "hf",
-) -> None:  # fmt: skip
+) -> None:
     """Export weights for other software, with a model card."""
     if to not in ("hf", "llamagen", "adapter"):
         raise ValueError(f"--to {to!r} is unknown: use hf, llamagen or adapter")

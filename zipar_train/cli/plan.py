@@ -72,8 +72,12 @@ def plan(
 
         draw_plan(shown, png)
         print(f"\n{png}")
-    record: dict[str, Any] = {"recipe": loaded.name, "grid": [grid.height, grid.width], "windows": rows,
-              "map": {"window": shown.window, "drawn": drawn.tolist()}}  # fmt: skip
+    record: dict[str, Any] = {
+        "recipe": loaded.name,
+        "grid": [grid.height, grid.width],
+        "windows": rows,
+        "map": {"window": shown.window, "drawn": drawn.tolist()},
+    }
     if memory:
         from zipar_train.training.memory_estimate import advice, predict, room_here
 

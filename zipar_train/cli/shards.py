@@ -76,9 +76,17 @@ def shards_check(
         print(f"{manifest}\n" + "\n".join(f"  {name:10} {text}" for name, text in lines.items()))
         more = len(found.problems) - MOST
         problems += found.problems[:MOST] + ([f"{manifest}: {more:,} problems more"] if more > 0 else [])
-        results.append({"manifest": manifest, "samples": found.samples, "views": found.views,
-                        "per_class": found.per_class, "codes_used": found.codes_used, "problems": found.problems,
-                        "layout": held.model_dump(exclude={"shards"})})  # fmt: skip
+        results.append(
+            {
+                "manifest": manifest,
+                "samples": found.samples,
+                "views": found.views,
+                "per_class": found.per_class,
+                "codes_used": found.codes_used,
+                "problems": found.problems,
+                "layout": held.model_dump(exclude={"shards"}),
+            }
+        )
     if json_file:
         write_json(json_file, results)
     if problems:

@@ -38,8 +38,16 @@ def sweep(
     from zipar_train.sweep.results import draw, lines
     from zipar_train.sweep.runner import run
 
-    outcome, folder = run(recipe, grid, out=out, overrides=overrides, count=count, seed=seed, jobs=jobs,
-                          gpus=gpus.split(",") if gpus else ())  # fmt: skip
+    outcome, folder = run(
+        recipe,
+        grid,
+        out=out,
+        overrides=overrides,
+        count=count,
+        seed=seed,
+        jobs=jobs,
+        gpus=gpus.split(",") if gpus else (),
+    )
     if outcome.trials:
         draw(outcome, folder / "sweep.png")
     print("\n".join(lines(outcome, folder)))

@@ -66,11 +66,22 @@ def tokenize(
         for note in (*sources[part].notes, *(classes[part].notes if classes else ())):
             print(f"{part}: {note}")
     for part in parts:
-        done = work(loaded, images=images, out=out, split=part, sources=sources, kind=cast(Any, views),
-                    features=features, per_shard=per_shard, batch_size=batch_size)  # fmt: skip
+        done = work(
+            loaded,
+            images=images,
+            out=out,
+            split=part,
+            sources=sources,
+            kind=cast(Any, views),
+            features=features,
+            per_shard=per_shard,
+            batch_size=batch_size,
+        )
         if done.images:
-            print(f"{part}: {done.images / done.seconds:,.0f} images/s, {done.waited / done.seconds:.0%} of the time "
-                  "waiting for images")  # fmt: skip
+            print(
+                f"{part}: {done.images / done.seconds:,.0f} images/s, {done.waited / done.seconds:.0%} of the time "
+                "waiting for images"
+            )
         if done.manifest is None:
             print(f"{part}: this process has done its share; others are still at work")
             continue

@@ -86,5 +86,13 @@ class ShardDataModule(L.LightningDataModule):
 
     def _loader(self, manifest: str | Path, **more: Any) -> ShardLoader:
         share = Share(self.trainer.global_rank, self.trainer.world_size) if self.trainer else Share()
-        return ShardLoader(manifest, batch_size=self.batch_size, seed=self.seed, workers=self.workers, share=share,
-                           damaged=self.damaged, misfit=self.misfit, **more)  # fmt: skip
+        return ShardLoader(
+            manifest,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            workers=self.workers,
+            share=share,
+            damaged=self.damaged,
+            misfit=self.misfit,
+            **more,
+        )

@@ -15,8 +15,25 @@ from zipar_train.data.source import Source
 from zipar_train.io.errors import truncate
 from zipar_train.io.files import regular
 
-PICTURES = ("image", "images", "img", "picture", "photo", "jpg", "jpeg", "png", "webp", "file_name", "filename",
-            "image_path", "image_file", "filepath", "file_path", "path", "file")  # fmt: skip
+PICTURES = (
+    "image",
+    "images",
+    "img",
+    "picture",
+    "photo",
+    "jpg",
+    "jpeg",
+    "png",
+    "webp",
+    "file_name",
+    "filename",
+    "image_path",
+    "image_file",
+    "filepath",
+    "file_path",
+    "path",
+    "file",
+)
 LABELS = ("label", "labels", "class_id", "cls", "class", "class_label", "category", "target")
 CAPTIONS = ("caption", "captions", "text", "prompt", "txt")
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # metadata files of an image folder in `datasets`
@@ -146,8 +163,9 @@ def load_table(images: str, split: str) -> Table:
         module = _module(path)
         assert module is not None
         kwargs: dict[str, Any] = {"sep": "\t"} if path.suffix == ".tsv" else {}
-        return Table(datasets.load_dataset(module, data_files=str(path), split="train", **kwargs), path.name,
-                     tuple(folders))  # fmt: skip
+        return Table(
+            datasets.load_dataset(module, data_files=str(path), split="train", **kwargs), path.name, tuple(folders)
+        )
     if is_saved(path):
         found: Any = datasets.load_from_disk(images)
         return Table(found[chosen] if names else found, chosen, tuple(folders))
@@ -198,8 +216,14 @@ def open_table(images: str, split: str, captions: bool) -> Source:
     how = f" (sorted names: {labels.listed(names)})" if names is not None and worded else how
     what = "captions" if captions else "classes"
     notes = [f"split {table.split!r}: pictures in column {picture}, {what} in column {said}{how}"]
-    return Source(f"{images}, {table.split} split", [f"{i:08d}" for i in range(len(rows))], read,
-                  None if names is None else len(names), names, notes=tuple(notes))  # fmt: skip
+    return Source(
+        f"{images}, {table.split} split",
+        [f"{i:08d}" for i in range(len(rows))],
+        read,
+        None if names is None else len(names),
+        names,
+        notes=tuple(notes),
+    )
 
 
 def picture_column(features: Any) -> Column | None:
@@ -221,8 +245,13 @@ def label_column(features: Any) -> Column | None:
 
     held = _columns(features)
     classes = [each for each in held if isinstance(each.feature, datasets.ClassLabel)]
-    named = [each for each in held if _place(each.entry or each.name, LABELS) < len(LABELS)
-             and isinstance(each.feature, datasets.Value) and not _bytes(each.feature)]  # fmt: skip
+    named = [
+        each
+        for each in held
+        if _place(each.entry or each.name, LABELS) < len(LABELS)
+        and isinstance(each.feature, datasets.Value)
+        and not _bytes(each.feature)
+    ]
     for some in (classes, named):
         if some:
             return min(some, key=lambda each: (each.entry is not None, _place(each.entry or each.name, LABELS)))

@@ -38,8 +38,9 @@ class Row(NamedTuple):
 class Work(Dataset):
     """The cropped images of one process; errors of reading are stored in the row, not raised."""
 
-    def __init__(self, source: Source, numbers: list[int], stride: int, kind: Views, layout: Layout,
-                 classes: Classes | None):  # fmt: skip
+    def __init__(
+        self, source: Source, numbers: list[int], stride: int, kind: Views, layout: Layout, classes: Classes | None
+    ):
         self.source, self.numbers, self.kind, self.layout, self.classes = source, numbers, kind, layout, classes
         self.height, self.width = (side * stride for side in layout.grid)
         self.views = {"one": 1, "flip": 2, "ten": 20}[kind]

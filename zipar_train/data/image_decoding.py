@@ -26,9 +26,17 @@ LARGEST = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # pixels; a larger image is treated
 BACKGROUND = (255, 255, 255)  # behind transparent pixels: white, as in browsers and viewers
 ORIENTATION, BITS, PHOTOMETRIC, SAMPLE_FORMAT = 274, 258, 262, 339  # EXIF and TIFF tags
 OTHERS = {  # unsupported formats by their first bytes, or by those after the first four
-    b"%!PS": "PostScript", b"\xc5\xd0\xd3\xc6": "PostScript", b"%PDF": "PDF", b"<svg": "SVG", b"<?xml": "XML",
-    b"\xd7\xcd\xc6\x9a": "WMF", b"ftyphei": "HEIC", b"ftyphev": "HEIC", b"ftypmif1": "HEIF", b"gimp xcf": "GIMP",
-}  # fmt: skip
+    b"%!PS": "PostScript",
+    b"\xc5\xd0\xd3\xc6": "PostScript",
+    b"%PDF": "PDF",
+    b"<svg": "SVG",
+    b"<?xml": "XML",
+    b"\xd7\xcd\xc6\x9a": "WMF",
+    b"ftyphei": "HEIC",
+    b"ftyphev": "HEIC",
+    b"ftypmif1": "HEIF",
+    b"gimp xcf": "GIMP",
+}
 UPRIGHT = {  # transpose by EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,

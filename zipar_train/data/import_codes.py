@@ -74,9 +74,12 @@ def import_codes(
     if not found.images:
         raise ValueError(f"{codes} holds no codes: copy or download it again")
     layout = Layout(
-        source=f"{found.kind}: {printable(Path(codes).name)}", grid=(height, width), codes=model.codebook_size,
-        classes=model.num_classes, views="as imported",
-    )  # fmt: skip
+        source=f"{found.kind}: {printable(Path(codes).name)}",
+        grid=(height, width),
+        codes=model.codebook_size,
+        classes=model.num_classes,
+        views="as imported",
+    )
 
     def samples() -> Iterator[Sample]:
         order: Any = np.random.default_rng(0).permutation(found.images)  # the original order is by class

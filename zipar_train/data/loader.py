@@ -185,8 +185,18 @@ class ShardLoader:
 
     def _cut(self, first: int) -> Iterator[Batch]:
         """Yield batches from step `first` on."""
-        epoch = _Epoch(self.path, self.manifest, self.seed, self.epoch, self.shuffle, self.step, self.share, first,
-                       self.skip, self.misfit)  # fmt: skip
+        epoch = _Epoch(
+            self.path,
+            self.manifest,
+            self.seed,
+            self.epoch,
+            self.shuffle,
+            self.step,
+            self.share,
+            first,
+            self.skip,
+            self.misfit,
+        )
         readers = min(self.workers, self.step // self.share.of)
         stream = self._parts(epoch, readers)
         for _ in range(first, epoch.order.steps):

@@ -34,8 +34,14 @@ def class_numbers(model: Model, sources: Mapping[str, Source], out: str | Path) 
                 f"--images: {source.name} has {source.classes} classes, the recipe's model {classes}. Give all "
                 "classes, or set model.num_classes"
             )
-        return assign(source.names, classes=classes, where=f"--images: {source.name}", empty=source.empty, known=known,
-                      known_of=known_of)  # fmt: skip
+        return assign(
+            source.names,
+            classes=classes,
+            where=f"--images: {source.name}",
+            empty=source.empty,
+            known=known,
+            known_of=known_of,
+        )
 
     if known is None:
         failed = None

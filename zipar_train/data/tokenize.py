@@ -122,13 +122,26 @@ def tokenize(
         encoder = TextEncoder(model.t5_features) if features and model.t5_features else None
 
         work = Work(source, [i for part in mine for i in parts[part]], tokenizer.stride, kind, layout, classes)
-        bar = tqdm(total=len(work), desc=f"{split} images", unit=" images", disable=not progress or rank != 0,
-                   mininterval=0.1 if sys.stderr.isatty() else 20)  # fmt: skip
-        start, waiting = perf_counter(), Waiting(
-            DataLoader(work, batch_size=max(1, batch_size // work.views), num_workers=recipe.data.workers,
-                       collate_fn=list, worker_init_fn=ignore_signals,
-                       multiprocessing_context=loader_context(recipe.data.workers))
-        )  # fmt: skip
+        bar = tqdm(
+            total=len(work),
+            desc=f"{split} images",
+            unit=" images",
+            disable=not progress or rank != 0,
+            mininterval=0.1 if sys.stderr.isatty() else 20,
+        )
+        start, waiting = (
+            perf_counter(),
+            Waiting(
+                DataLoader(
+                    work,
+                    batch_size=max(1, batch_size // work.views),
+                    num_workers=recipe.data.workers,
+                    collate_fn=list,
+                    worker_init_fn=ignore_signals,
+                    multiprocessing_context=loader_context(recipe.data.workers),
+                )
+            ),
+        )
         with noted() as heard, bar:
             rows = encoded(fitting_rows(waiting, fitting), tokenizer, encoder, device, bar, heard)
             for part, group in groupby(rows, key=lambda row: row.number // per_shard):

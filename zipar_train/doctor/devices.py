@@ -75,8 +75,11 @@ def bf16(asked: CheckContext) -> Iterator[Row]:
         if ratio >= 1:
             yield ok("bfloat16", f"matrices multiply {ratio:.1f} times as fast as in float32")
         else:
-            yield note("bfloat16", f"matrices multiply {ratio:.2f} times as fast as in float32", "Train on this CPU "
-                       "with --set trainer.precision=32-true")  # fmt: skip
+            yield note(
+                "bfloat16",
+                f"matrices multiply {ratio:.2f} times as fast as in float32",
+                "Train on this CPU with --set trainer.precision=32-true",
+            )
 
 
 def gpus(asked: CheckContext) -> Iterator[Row]:
@@ -101,8 +104,12 @@ def gpus(asked: CheckContext) -> Iterator[Row]:
         try:
             yield gpu(number, name, seen[0] if seen else "")
         except Exception as error:
-            yield problem(name, words(error), "`nvidia-smi` tells whether it is in order; a torch built for its "
-                          "architecture may be missing: pytorch.org/get-started/locally")  # fmt: skip
+            yield problem(
+                name,
+                words(error),
+                "`nvidia-smi` tells whether it is in order; a torch built for its "
+                "architecture may be missing: pytorch.org/get-started/locally",
+            )
 
 
 def gpu(number: int, name: str, seen: str) -> Row:

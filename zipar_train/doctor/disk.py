@@ -99,14 +99,20 @@ CHECKS = (
     Check("temporary files", temporary, "Choose another with TMPDIR=FOLDER"),
     Check(
         "W&B's files",
-        partial(cache, name="W&B's files", variable="WANDB_CACHE_DIR", under="wandb", what="Runs keep theirs beside "
-                "their checkpoints, so only uploads need it."),
+        partial(
+            cache,
+            name="W&B's files",
+            variable="WANDB_CACHE_DIR",
+            under="wandb",
+            what="Runs keep theirs beside their checkpoints, so only uploads need it.",
+        ),
         "Choose another with WANDB_CACHE_DIR=FOLDER",
     ),
     Check(
         "hub's files",
-        partial(cache, name="hub's files", variable="HF_HOME", under="huggingface", what="Weights from the hub go "
-                "there."),
+        partial(
+            cache, name="hub's files", variable="HF_HOME", under="huggingface", what="Weights from the hub go there."
+        ),
         "Choose another with HF_HOME=FOLDER",
     ),
-)  # fmt: skip
+)

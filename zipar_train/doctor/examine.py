@@ -68,8 +68,13 @@ def examine(
         rows += owned("recipe", guarded(Check("needs", partial(needs, rows=rows), "Report this line"), asked))
     elif broken:
         rows += owned("recipe", [problem("read", broken, "Fix it; `zipar-train recipes` names complete ones")])
-    return Report(revision=revision(), date=today(), seconds=round(time.monotonic() - start, 1),
-                  recipe=recipe.name if recipe else None, rows=rows)  # fmt: skip
+    return Report(
+        revision=revision(),
+        date=today(),
+        seconds=round(time.monotonic() - start, 1),
+        recipe=recipe.name if recipe else None,
+        rows=rows,
+    )
 
 
 def owned(section: str, rows: Iterable[Row]) -> list[Row]:

@@ -11,8 +11,17 @@ from packaging.specifiers import SpecifierSet
 from zipar_train.doctor.checks import Check, CheckContext, Row, note, ok, problem, words
 from zipar_train.run.provenance import versions
 
-TRIED = ("torch", "torchvision", "lightning", "transformers", "peft", "datasets", "webdataset", "wandb",
-         "torch-fidelity")  # fmt: skip
+TRIED = (
+    "torch",
+    "torchvision",
+    "lightning",
+    "transformers",
+    "peft",
+    "datasets",
+    "webdataset",
+    "wandb",
+    "torch-fidelity",
+)
 
 
 def python(asked: CheckContext) -> Iterator[Row]:

@@ -26,8 +26,10 @@ class Report(BaseModel):
     def lines(self, width: int = 100) -> list[str]:
         """Return readable lines: passed checks as a table, then notes, then problems, each with its remedy."""
         shown = {status: self.of(status) for status in TITLES} | {"ok": _joined(self.of("ok"))}
-        side, name = (max((len(getattr(row, part)) for rows in shown.values() for row in rows), default=0) + 2
-                      for part in ("section", "name"))  # fmt: skip
+        side, name = (
+            max((len(getattr(row, part)) for rows in shown.values() for row in rows), default=0) + 2
+            for part in ("section", "name")
+        )
         told = [f"zipar-train {self.version}, revision {self.revision}"]
         for status, rows in shown.items():
             told += ["", TITLES[status]] if rows else []
@@ -38,8 +40,10 @@ class Report(BaseModel):
                 head = f"{row.section if row.section != before else '':{side}}{row.name:{name}}"
                 told += [f"{head if i == 0 else '':{side + name}}{part}" for i, part in enumerate(texts)]
                 before = row.section
-        counts = [f"{len(self.of(status)) or 'no'} {words}{'s' * (len(self.of(status)) != 1 and words != 'fine')}"
-                  for status, words in (("ok", "fine"), ("note", "note"), ("problem", "problem"))]  # fmt: skip
+        counts = [
+            f"{len(self.of(status)) or 'no'} {words}{'s' * (len(self.of(status)) != 1 and words != 'fine')}"
+            for status, words in (("ok", "fine"), ("note", "note"), ("problem", "problem"))
+        ]
         return [*told, "", f"{', '.join(counts)}, in {self.seconds:.0f} s."]
 
 

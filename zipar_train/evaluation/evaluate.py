@@ -107,12 +107,14 @@ def evaluate(
     if judging is None:
         return None
 
-    times = milliseconds({
-        (subject.name, window, manner): lambda s=subject, w=window, m=manner: s.generator.generate(  # type: ignore[misc]
-            drawings[s.name, w, m][0].conditions[:1], window=w, manner=m
-        )
-        for subject, window, manner in cases
-    })  # fmt: skip
+    times = milliseconds(
+        {
+            (subject.name, window, manner): lambda s=subject, w=window, m=manner: s.generator.generate(  # type: ignore[misc]
+                drawings[s.name, w, m][0].conditions[:1], window=w, manner=m
+            )
+            for subject, window, manner in cases
+        }
+    )
     bits = _bits(recipe, cases)
     rows: list[Row] = []
     samples: Samples = {}
@@ -192,8 +194,12 @@ def _bits(recipe: Recipe, cases: Sequence[tuple[Candidate, int, DecodeMode]]) ->
         print(f"no bits a code: data.val = {recipe.data.val} is not there", file=sys.stderr)
         return {}
     fitting = fits(recipe.model)
-    loader = ShardLoader(recipe.data.val, batch_size=recipe.evaluate.batch_size, damaged=recipe.data.on_bad_sample,
-                         misfit=fitting.misfit if fitting else None)  # fmt: skip
+    loader = ShardLoader(
+        recipe.data.val,
+        batch_size=recipe.evaluate.batch_size,
+        damaged=recipe.data.on_bad_sample,
+        misfit=fitting.misfit if fitting else None,
+    )
     return {
         (subject.name, window, manner): bits_per_code(
             subject.generator, subject.generator.plan(window), loader, images=max(recipe.evaluate.images, LEAST)

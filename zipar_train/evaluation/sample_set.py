@@ -110,15 +110,28 @@ class SampleSet:
         mine = self.batches[rank::world]
         left = [batch for batch in mine if self._read(batch) is None]
         times = []
-        bar = tqdm(total=sum(map(len, mine)), initial=sum(map(len, mine)) - sum(map(len, left)), unit="images",
-                   desc=words, disable=not progress, mininterval=0.1 if sys.stderr.isatty() else 20)  # fmt: skip
+        bar = tqdm(
+            total=sum(map(len, mine)),
+            initial=sum(map(len, mine)) - sum(map(len, left)),
+            unit="images",
+            desc=words,
+            disable=not progress,
+            mininterval=0.1 if sys.stderr.isatty() else 20,
+        )
         with bar:
             for batch in left:
                 start = perf_counter()
                 conditions = self.conditions[batch.start : batch.stop]
-                drawn = self.generator.generate(conditions, window=self.window, seed=self.seed, first=batch.start,
-                                            manner=self.manner, batch_size=len(batch), pixels=False,
-                                            **self.draw.model_dump())  # fmt: skip
+                drawn = self.generator.generate(
+                    conditions,
+                    window=self.window,
+                    seed=self.seed,
+                    first=batch.start,
+                    manner=self.manner,
+                    batch_size=len(batch),
+                    pixels=False,
+                    **self.draw.model_dump(),
+                )
                 if len(batch) == self.batch_size:
                     times.append((perf_counter() - start) / len(batch))
                 buffer = io.BytesIO()
@@ -195,8 +208,9 @@ class SampleSet:
         for older in folder.glob("*.png"):
             older.unlink()
         number = 0
-        for block in tqdm(self.pixels(), total=len(self.batches), desc=folder.name, unit="batch", leave=False,
-                          disable=None):  # fmt: skip
+        for block in tqdm(
+            self.pixels(), total=len(self.batches), desc=folder.name, unit="batch", leave=False, disable=None
+        ):
             for image in block.permute(0, 2, 3, 1).numpy():
                 buffer = io.BytesIO()
                 Image.fromarray(image).save(buffer, "png")

@@ -105,8 +105,12 @@ def advise(
 
     count = min(attention_images, manifest.samples)
     small = ShardLoader(shards, batch_size=1)
-    layers = attention(generator.family, plans[widest], islice(small, count), bar=tqdm(total=count, desc="attention",
-                       disable=not progress))  # fmt: skip
+    layers = attention(
+        generator.family,
+        plans[widest],
+        islice(small, count),
+        bar=tqdm(total=count, desc="attention", disable=not progress),
+    )
     cuts = {window: cut_off(plan) for window, plan in plans.items()}
     found = [
         Window(
@@ -244,23 +248,42 @@ def plot(advice: Advice, path: Path) -> None:
         left.plot(windows, [row.bits for row in advice.windows], "o-", color="#2f7f9f")
         borne = advice.windows[0].bits * (1 + advice.tolerance)
         left.axhline(borne, ls="--", lw=1, color="#777777")
-        left.annotate(f"{advice.tolerance:.1%} above next-token", (windows[0], borne), xytext=(0, 4), ha="right",
-                      textcoords="offset points", fontsize=8, color="#777777")  # fmt: skip
+        left.annotate(
+            f"{advice.tolerance:.1%} above next-token",
+            (windows[0], borne),
+            xytext=(0, 4),
+            ha="right",
+            textcoords="offset points",
+            fontsize=8,
+            color="#777777",
+        )
         left.set(xscale="log", xlabel="window, codes", ylabel="held-out bits a code")
         left.set_xticks(windows, [str(window) for window in windows])
         left.xaxis.set_minor_formatter(NullFormatter())
         left.minorticks_off()
         for row, colour in zip(advice.windows, colours, strict=True):
             if any(row.cut):
-                middle.plot(range(len(row.cut)), [100 * c for c in row.cut], "o-", ms=3, color=colour,
-                            label=f"window {row.window}")  # fmt: skip
+                middle.plot(
+                    range(len(row.cut)),
+                    [100 * c for c in row.cut],
+                    "o-",
+                    ms=3,
+                    color=colour,
+                    label=f"window {row.window}",
+                )
         middle.set(xlabel="layer", ylabel="attention on codes not drawn yet, %", ylim=(0, None))
         if len(windows) > 1:
             middle.legend(frameon=False, fontsize=8)
         shown = np.array(advice.attention, dtype=float)[:12]
         half = shown.shape[1] // 2
-        image = right.imshow(100 * shown, cmap="magma_r", norm="log", aspect="auto", interpolation="nearest",
-                             extent=(-half - 0.5, half + 0.5, len(shown) - 0.5, -0.5))  # fmt: skip
+        image = right.imshow(
+            100 * shown,
+            cmap="magma_r",
+            norm="log",
+            aspect="auto",
+            interpolation="nearest",
+            extent=(-half - 0.5, half + 0.5, len(shown) - 0.5, -0.5),
+        )
         right.set(xlabel="columns to the side", ylabel="rows above")
         right.set_title("where attention lies: % a code, mean of layers", fontsize=10)
         bar = figure.colorbar(image, ax=right, format=ScalarFormatter())

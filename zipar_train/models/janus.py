@@ -57,9 +57,9 @@ class Janus(Captioned):
     whole, hub = JanusForConditionalGeneration, "deepseek-community/Janus-Pro-1B:"
 
     def __init__(self, model: Model):
-        depth, heads, width, feed_forward = SIZES[model.size] if model.size else (
-            model.num_layers, model.num_heads, model.hidden_size, model.ffn_size
-        )  # fmt: skip
+        depth, heads, width, feed_forward = (
+            SIZES[model.size] if model.size else (model.num_layers, model.num_heads, model.hidden_size, model.ffn_size)
+        )
         assert model.token_prompt and depth and heads and width  # checked by the recipe
         self.section, self.grid, self.codes = model, model.raster, model.codebook_size
         self.prompt_length, self.words = model.prompt, Prompter(model.token_prompt, ask=ASK, keep=(START,))

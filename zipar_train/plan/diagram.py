@@ -27,8 +27,15 @@ def draw_plan(plan: Plan, path: str | Path) -> None:
             size = min(9, 160 / max(drawn.shape))
             for row, column in [(r, c) for r in range(drawn.shape[0]) for c in range(drawn.shape[1])]:
                 light = drawn[row, column] < plan.passes * 0.6
-                left.text(column, row, drawn[row, column], ha="center", va="center", fontsize=size,
-                          color="white" if light else "black")  # fmt: skip
+                left.text(
+                    column,
+                    row,
+                    drawn[row, column],
+                    ha="center",
+                    va="center",
+                    fontsize=size,
+                    color="white" if light else "black",
+                )
         right.imshow(
             visible, cmap=ListedColormap(["#f4f1ea", "#2f6f8f", "#d97b3c"]), vmin=0, vmax=2, interpolation="nearest"
         )

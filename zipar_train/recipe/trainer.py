@@ -86,8 +86,26 @@ class TrainerArguments(TypedDict, total=False):
     strategy: Literal["auto", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true", "fsdp"]
     devices: Annotated[Any, AfterValidator(_devices)]
     num_nodes: Annotated[int, Field(ge=1, le=10**4)]
-    precision: Literal["32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true", "transformer-engine",
-                       "transformer-engine-float16", "16", "bf16", "32", "64", 16, 32, 64] | None  # fmt: skip
+    precision: (
+        Literal[
+            "32-true",
+            "16-mixed",
+            "bf16-mixed",
+            "16-true",
+            "bf16-true",
+            "64-true",
+            "transformer-engine",
+            "transformer-engine-float16",
+            "16",
+            "bf16",
+            "32",
+            "64",
+            16,
+            32,
+            64,
+        ]
+        | None
+    )
     fast_dev_run: Annotated[Any, AfterValidator(_try_out)]
     max_epochs: Annotated[Any, AfterValidator(_limit)]
     min_epochs: Annotated[int, Field(ge=0, le=10**9)] | None

@@ -44,10 +44,14 @@ class SweepResult(BaseModel):
         names = sorted({name for trial in self.trials for name in trial.metrics}, key=self._order)
         head = ["trial", *(_short(key, keys) for key in keys), *(_window(name) for name in names), "minutes"]
         rows = [
-            [f"{t.number:03d}", *(_told(t.values.get(key, "")) for key in keys),
-             *(t.told(name) for name in names), f"{t.seconds / 60:.1f}"]
+            [
+                f"{t.number:03d}",
+                *(_told(t.values.get(key, "")) for key in keys),
+                *(t.told(name) for name in names),
+                f"{t.seconds / 60:.1f}",
+            ]
             for t in self.trials
-        ]  # fmt: skip
+        ]
         widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
         table = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in [head, *rows]]
         shared = {key: value for trial in self.trials[:1] for key, value in trial.values.items() if key not in keys}
@@ -114,8 +118,11 @@ def draw(outcome: SweepResult, path: Path) -> None:
         if heights and heights[-1] > 2 * heights[len(heights) // 2]:  # trials that did not learn
             axes.set_ylim(top=2 * heights[len(heights) // 2])
         axes.grid(alpha=0.2)
-        axes.set(xlabel="forward passes an image", ylabel="held-out bits a code (lower is better)",
-                 title=f"{outcome.sweep}: {len(outcome.trials)} trials")  # fmt: skip
+        axes.set(
+            xlabel="forward passes an image",
+            ylabel="held-out bits a code (lower is better)",
+            title=f"{outcome.sweep}: {len(outcome.trials)} trials",
+        )
         title = f"the best {outcome.metric} first"
         axes.legend(handles=shown, title=title, fontsize=8, title_fontsize=8, frameon=False)
         write_figure(figure, path, dpi=150)

@@ -63,9 +63,13 @@ def run(
     found = trials_of(sweep, count=count, seed=seed)
     commands, recipes = [], []
     for number, values in enumerate(found):
-        own = [*overrides, *overrides_of(values), override("run_dir", str(_name(folder, number))),
-               override("log.group", (folder.name or base.name)[:128]),
-               override("log.name", f"{base.name}-{number:03d}")]  # fmt: skip
+        own = [
+            *overrides,
+            *overrides_of(values),
+            override("run_dir", str(_name(folder, number))),
+            override("log.group", (folder.name or base.name)[:128]),
+            override("log.name", f"{base.name}-{number:03d}"),
+        ]
         recipes.append(load_recipe(recipe, own))  # errors are raised before any trial is run
         commands.append(["fit", "--recipe", recipe, *(part for o in own for part in ("--set", o)), "--resume"])
     sweep = sweep._replace(metric=_metric(sweep, recipes, file))
@@ -114,8 +118,13 @@ def _run(
         free.put(slot)
     failed: list[str] = []
     waiting = [number for number in range(len(found)) if not (_name(folder, number) / "result.json").is_file()]
-    bar = tqdm(total=len(found), initial=len(found) - len(waiting), desc="trials", disable=not progress,
-               mininterval=0.1 if sys.stderr.isatty() else 20)  # fmt: skip
+    bar = tqdm(
+        total=len(found),
+        initial=len(found) - len(waiting),
+        desc="trials",
+        disable=not progress,
+        mininterval=0.1 if sys.stderr.isatty() else 20,
+    )
 
     def work(number: int) -> None:
         if running.stopped:
@@ -195,8 +204,9 @@ def _one(
     start = time.monotonic()
     environment = os.environ | ({"CUDA_VISIBLE_DEVICES": gpu} if gpu is not None else {})
     with (place / "log.txt").open("ab") as log:
-        status = running.to_its_end([sys.executable, "-m", "zipar_train", *command],
-                                    stdout=log, stderr=log, env=environment)  # fmt: skip
+        status = running.to_its_end(
+            [sys.executable, "-m", "zipar_train", *command], stdout=log, stderr=log, env=environment
+        )
     if status:
         last = (place / "log.txt").read_text(errors="replace").strip().split("\n")[-1]
         raise ValueError(f"trial {number:03d} ended with status {status}: {last}. See {place / 'log.txt'}")
@@ -204,8 +214,9 @@ def _one(
     if not metrics:  # a diverged trial has metrics, but they are not finite
         raise ValueError(f"trial {number:03d} was never validated: nothing to compare. See {place / 'log.txt'}")
     metrics = {name: number for name, number in metrics.items() if isfinite(number)}
-    trial = Trial(number=number, values=values, seconds=time.monotonic() - start, metrics=metrics,
-                  passes=passes(recipe, metrics))  # fmt: skip
+    trial = Trial(
+        number=number, values=values, seconds=time.monotonic() - start, metrics=metrics, passes=passes(recipe, metrics)
+    )
     write_atomic(place / "result.json", trial.model_dump_json(indent=1).encode())
     return trial
 

@@ -47,8 +47,26 @@ SPREADS: dict[str, Parts] = {  # entries of each distribution, with W&B's defaul
     "q_beta": BETA | {"q": 1.0},
 }
 UNSAID = {"value": "constant", "values": "categorical", "min": "uniform"}  # W&B's default distributions
-KEYS = ("method", "metric", "parameters", "run_cap", "program", "command", "name", "project", "entity", "description",
-        "early_terminate", "apiVersion", "kind", "controller", "job", "image_uri", "metrics", "scheduler")  # fmt: skip
+KEYS = (
+    "method",
+    "metric",
+    "parameters",
+    "run_cap",
+    "program",
+    "command",
+    "name",
+    "project",
+    "entity",
+    "description",
+    "early_terminate",
+    "apiVersion",
+    "kind",
+    "controller",
+    "job",
+    "image_uri",
+    "metrics",
+    "scheduler",
+)
 
 
 class Sweep(NamedTuple):
@@ -219,8 +237,13 @@ def _spread(key: str, given: dict[str, Any], method: str, path: Path) -> dict[st
         )
     if "probabilities" in parts:
         chances = given["probabilities"]
-        if not isinstance(chances, list) or len(chances) != len(given["values"]) or not all(map(_number, chances)) \
-                or min(chances) < 0 or not isclose(sum(chances), 1, abs_tol=1e-8, rel_tol=1e-5):  # fmt: skip
+        if (
+            not isinstance(chances, list)
+            or len(chances) != len(given["values"])
+            or not all(map(_number, chances))
+            or min(chances) < 0
+            or not isclose(sum(chances), 1, abs_tol=1e-8, rel_tol=1e-5)
+        ):
             raise ValueError(f"{where}: probabilities = {safe_repr(chances)}: one for each of the values, their sum 1")
     for part in parts.keys() - {"value", "values", "probabilities"}:
         _check_number(where, kind, part, spread[part])

@@ -246,8 +246,13 @@ class ZipARModule(L.LightningModule):
         self.norm = total.full_tensor() if isinstance(total, DTensor) else total
         self.loss, *others, norm = [float(value) for value in torch.cat([mean.flatten(), self.norm.flatten()])]
         keys, self.parts, self.keys = self.keys, [], []
-        metrics = {"loss": self.loss, **dict(zip(("cross_entropy", "kl"), others, strict=False)), "grad_norm": norm,
-                "window": float(self.window), "lr": optimizer.param_groups[0]["lr"]}  # fmt: skip
+        metrics = {
+            "loss": self.loss,
+            **dict(zip(("cross_entropy", "kl"), others, strict=False)),
+            "grad_norm": norm,
+            "window": float(self.window),
+            "lr": optimizer.param_groups[0]["lr"],
+        }
         self.metrics = {f"train/{name}": value for name, value in metrics.items()}
         if self.guard is not None:
             self._guarded(self.guard, norm, keys)

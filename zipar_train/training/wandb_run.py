@@ -99,8 +99,12 @@ class Run(WandbLogger):
         columns: list[str | int] = ["step", "window", "passes", "bits"]
         last = wandb.Table(columns[1:], [row[1:] for row in rows if row[0] == rows[-1][0]])
         title = "held-out bits a code against passes an image"
-        self.run.log({"windows": wandb.Table(columns, rows),
-                      "bits against passes": wandb.plot.line(last, "passes", "bits", title=title)})  # fmt: skip
+        self.run.log(
+            {
+                "windows": wandb.Table(columns, rows),
+                "bits against passes": wandb.plot.line(last, "passes", "bits", title=title),
+            }
+        )
 
     def keep(self, checkpoint: Path, name: str) -> None:
         """Log the current content of a checkpoint as an artifact, as a new version of the run's artifact.

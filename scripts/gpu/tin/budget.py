@@ -60,8 +60,15 @@ def table() -> list[str]:
     from zipar_train.training.callbacks.throughput import flops
 
     recipe = str(__file__).replace("budget.py", "tin-base.yaml")
-    head = ["depth x width", "M parameters", "GFLOP an image", "ms a step of 256", f"epochs in {SECONDS:.0f} s",
-            "weights and optimizer, MB", "ms of reading a pass, 500 images"]  # fmt: skip
+    head = [
+        "depth x width",
+        "M parameters",
+        "GFLOP an image",
+        "ms a step of 256",
+        f"epochs in {SECONDS:.0f} s",
+        "weights and optimizer, MB",
+        "ms of reading a pass, 500 images",
+    ]
     rows = ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head))]
     for depth, width, feed_forward in ((6, 512, 1536), (8, 512, 1536), (10, 640, 1792), (12, 640, 1792)):
         model = load_recipe(
@@ -79,8 +86,10 @@ def table() -> list[str]:
         rate = PEAK * SHARE / work
         keys = 500 * 257 * 2 * width * depth * 2  # bytes at the end of an image, bfloat16
         read = (parameters * 2 + keys / 2) / BANDWIDTH
-        rows.append(f"| {depth} x {width} | {parameters / 1e6:.1f} | {work / 1e9:.0f} | {256 / rate * 1e3:.0f} | "
-                    f"{SECONDS * rate / 1e5:.1f} | {16 * parameters / 1e6:.0f} | {read * 1e3:.2f} |")  # fmt: skip
+        rows.append(
+            f"| {depth} x {width} | {parameters / 1e6:.1f} | {work / 1e9:.0f} | {256 / rate * 1e3:.0f} | "
+            f"{SECONDS * rate / 1e5:.1f} | {16 * parameters / 1e6:.0f} | {read * 1e3:.2f} |"
+        )
     return rows
 
 

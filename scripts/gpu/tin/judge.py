@@ -64,7 +64,7 @@ def bits(run: Path, *, images: int, out: Path, device: torch.device) -> None:
         "training": last(logged(run)),
         "images": min(images, loader.manifest.samples),
         "bits": {},
-    }  # fmt: skip
+    }
     for window in recipe.evaluate.windows:
         found = bits_per_code(generator, generator.plan(window), loader, images=images)
         told["bits"][str(window)] = found
@@ -113,9 +113,14 @@ def distances(runs: list[Path], inputs: Path, *, out: Path, picture: Path, devic
         for window in settings.windows:
             drawn = sample_set(own, subject, window, settings.seeds[0], out=out.parent)
             drawn.make(progress=False)
-            row = {"run": run.name, "window": window, "passes": subject.generator.plan(window).passes,
-                   "images_per_second": drawn.speed, "dtype": drawn.settings["dtype"],
-                   **scores(drawn.pictures(), reference, extractor)}  # fmt: skip
+            row = {
+                "run": run.name,
+                "window": window,
+                "passes": subject.generator.plan(window).passes,
+                "images_per_second": drawn.speed,
+                "dtype": drawn.settings["dtype"],
+                **scores(drawn.pictures(), reference, extractor),
+            }
             told["rows"].append(row)
             write(out, told)
             samples[run.name, window] = next(drawn.pixels())[:SHOWN]

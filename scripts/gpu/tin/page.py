@@ -52,15 +52,34 @@ def lines(found: dict[str, Any]) -> list[str]:
             if window not in bits and row is None:
                 continue
             made = models[model]["environment"] if window in bits else distances["environment"]
-            rows.append([name, str(window), cell(row and row["passes"], "d"), cell(bits.get(window), ".4f"),
-                         above(bits, window), closed(bits, untuned, window) if model != "base" else "-",
-                         score(row, "fid", ".1f"),
-                         score(row, "precision", ".3f"), score(row, "recall", ".3f"),
-                         cell(row and row["images_per_second"], ".0f"), measured(made, found)])  # fmt: skip
+            rows.append(
+                [
+                    name,
+                    str(window),
+                    cell(row and row["passes"], "d"),
+                    cell(bits.get(window), ".4f"),
+                    above(bits, window),
+                    closed(bits, untuned, window) if model != "base" else "-",
+                    score(row, "fid", ".1f"),
+                    score(row, "precision", ".3f"),
+                    score(row, "recall", ".3f"),
+                    cell(row and row["images_per_second"], ".0f"),
+                    measured(made, found),
+                ]
+            )
     if real := distances.get("real"):
         name = f"{real['images']:,} training images"
-        rows.append([name, *["-"] * 5, score(real, "fid", ".1f"), score(real, "precision", ".3f"),
-                     score(real, "recall", ".3f"), "-", measured(distances["environment"], found)])  # fmt: skip
+        rows.append(
+            [
+                name,
+                *["-"] * 5,
+                score(real, "fid", ".1f"),
+                score(real, "precision", ".3f"),
+                score(real, "recall", ".3f"),
+                "-",
+                measured(distances["environment"], found),
+            ]
+        )
     text = ["| " + " | ".join(row) + " |" for row in [HEAD, ["---"] * len(HEAD), *rows]]
     return [*text, "", *trained(found), *skipped(found)]
 

@@ -55,9 +55,13 @@ class AdaptiveDecoder:
         self.family, self.drawn = family, list[RowSchedule]()
         family.model.eval()
         self.rule: dict[str, Any] = {
-            "grid": family.grid, "window": window, "stand_in": stand_in, "seen": seen, "first_row": first_row,
+            "grid": family.grid,
+            "window": window,
+            "stand_in": stand_in,
+            "seen": seen,
+            "first_row": first_row,
             "prompt": family.prompt_length,
-        }  # fmt: skip
+        }
         self.plan = Plan.zipar(**self.rule)  # of the smallest window: the fewest passes
 
     def passes(self, images: int) -> list[int]:

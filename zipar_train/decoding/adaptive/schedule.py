@@ -94,5 +94,12 @@ class RowSchedule:
     def plan(self) -> Plan:
         """Return the plan that the image was generated with."""
         assert self.last is not None
-        return Plan.opened(self.grid, self.opens, window=self.window, tries=self.tries, stand_in=self.stand_in,
-                           seen=self.seen, prompt=self.prompt)  # fmt: skip
+        return Plan.opened(
+            self.grid,
+            self.opens,
+            window=self.window,
+            tries=self.tries,
+            stand_in=self.stand_in,
+            seen=self.seen,
+            prompt=self.prompt,
+        )

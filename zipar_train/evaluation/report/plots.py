@@ -34,9 +34,14 @@ def pareto(report: Report, *, paper: Mapping[str, list[tuple[float, float]]] | N
     shown = [quality for quality in QUALITIES if report.measured(quality)]
     with plt.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
         figure, axes = plt.subplots(
-            len(shown), 2, figsize=(10, 3.4 * len(shown) + 0.6), sharey="row", sharex="col", layout="constrained",
+            len(shown),
+            2,
+            figsize=(10, 3.4 * len(shown) + 0.6),
+            sharey="row",
+            sharex="col",
+            layout="constrained",
             squeeze=False,
-        )  # fmt: skip
+        )
         for line, quality in enumerate(shown):
             for column, cost in enumerate(COSTS):
                 axis = axes[line, column]
@@ -48,11 +53,27 @@ def pareto(report: Report, *, paper: Mapping[str, list[tuple[float, float]]] | N
                     means = [s if quality == "bits" else s.mean for s in scores]
                     error = None if quality == "bits" else [s.std or 0.0 for s in scores]
                     style = {"planned": "-", "released": "--", "adaptive": ":"}[rows[0].manner]
-                    axis.errorbar([getattr(row, cost) for row in rows], means, error, marker="o", ms=4, capsize=2,
-                                  lw=1.6, ls=style, color=colour, label=name)  # fmt: skip
+                    axis.errorbar(
+                        [getattr(row, cost) for row in rows],
+                        means,
+                        error,
+                        marker="o",
+                        ms=4,
+                        capsize=2,
+                        lw=1.6,
+                        ls=style,
+                        color=colour,
+                        label=name,
+                    )
                 if column == 0 and paper and paper.get(quality):
-                    axis.plot(*zip(*paper[quality], strict=True), "D", ms=5, mfc="none", color="#555555",
-                              label="published†" if report.departures else "published")  # fmt: skip
+                    axis.plot(
+                        *zip(*paper[quality], strict=True),
+                        "D",
+                        ms=5,
+                        mfc="none",
+                        color="#555555",
+                        label="published†" if report.departures else "published",
+                    )
                 axis.set_xscale("log")
                 axis.grid(alpha=0.2)
                 if quality == "fid" and all(row.fid.mean > 0 for row in report.rows if row.fid):
@@ -72,9 +93,15 @@ def pareto(report: Report, *, paper: Mapping[str, list[tuple[float, float]]] | N
         for row in (row for row in report.rows if row.name == names[-1]):
             value = getattr(row, quality)
             if value is not None:
-                last.annotate(f"window {row.window}", (row.passes, value if quality == "bits" else value.mean),
-                              xytext=(0, -14), textcoords="offset points", ha="center", fontsize=8,
-                              color="#777777")  # fmt: skip
+                last.annotate(
+                    f"window {row.window}",
+                    (row.passes, value if quality == "bits" else value.mean),
+                    xytext=(0, -14),
+                    textcoords="offset points",
+                    ha="center",
+                    fontsize=8,
+                    color="#777777",
+                )
         last.margins(y=0.18)
         figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
         figure.suptitle(f"{report.recipe['name']}: quality against cost, a point a window", fontsize=12)
@@ -110,9 +137,13 @@ def plot_samples(samples: Mapping[tuple[str, int], Tensor], path: Path) -> None:
     high = wide * height / width
     with plt.rc_context({"font.size": 9}):
         figure, axes = plt.subplots(
-            len(names), 1, figsize=(wide * images + 1.4, (high + 0.04) * sum(heights) + 0.4 * len(names)),
-            squeeze=False, layout="constrained", height_ratios=heights,
-        )  # fmt: skip
+            len(names),
+            1,
+            figsize=(wide * images + 1.4, (high + 0.04) * sum(heights) + 0.4 * len(names)),
+            squeeze=False,
+            layout="constrained",
+            height_ratios=heights,
+        )
         for axis, name in zip(axes[:, 0], names, strict=True):
             axis.imshow(sheet(samples, name).numpy(), interpolation="nearest" if small else "antialiased")
             axis.set_yticks([height * (i + 0.5) for i in range(len(rows[name]))], [f"window {w}" for w in rows[name]])

@@ -62,8 +62,16 @@ def frechet_name(report: Report) -> str:
 
 def columns(report: Report) -> list[tuple[str, Callable[[Row], str]]]:
     """Return the heading and the text function of every column that is not empty."""
-    few = {"fid": frechet_name(report), "sfid": "s" + frechet_name(report), "kid": "KID x1000", "isc": "IS",
-           "precision": "precision", "recall": "recall", "agreement": "agreement", "clip": "CLIP"}  # fmt: skip
+    few = {
+        "fid": frechet_name(report),
+        "sfid": "s" + frechet_name(report),
+        "kid": "KID x1000",
+        "isc": "IS",
+        "precision": "precision",
+        "recall": "recall",
+        "agreement": "agreement",
+        "clip": "CLIP",
+    }
     scales = {"kid": (1000, 1), "agreement": (100, 1), "clip": (1, 4), "precision": (1, 3), "recall": (1, 3)}
 
     def shown(name: str) -> Callable[[Row], str]:

@@ -151,8 +151,11 @@ def _from_folder(path: Path, extractor: Extractor, *, size: tuple[int, int]) -> 
     _enough(path, len(files))
     if skipped:
         name, reason = next(iter(skipped.items()))
-        print(f"evaluate.reference = {printable(str(path))}: {len(skipped):,} of its files are not compared with: "
-              f"{name}, {printable(reason)}, for one", file=sys.stderr)  # fmt: skip
+        print(
+            f"evaluate.reference = {printable(str(path))}: {len(skipped):,} of its files are not compared with: "
+            f"{name}, {printable(reason)}, for one",
+            file=sys.stderr,
+        )
 
     def blocks() -> Iterator[Tensor]:
         for start in range(0, len(files), BLOCK):
