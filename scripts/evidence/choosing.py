@@ -24,14 +24,10 @@ PLAIN = [  # what sweeps start from: before anything was chosen
     *("optim.lr=1e-3", "data.micro_batch_size=32", "tune.distill=0"),
     *("zipar.windows={14: 1, 7: 1, 4: 1, 2: 1, 1: 1}", STAND_IN),
 ]
-RULES = {  # decoder choices: what stands in, who sees it, whether row 1 waits
+RULES = {  # decoder choices: what stands in, whether row 1 waits
     "nearest": [STAND_IN],
-    "latest": ["zipar.stand_in=latest"],
-    "above": ["zipar.stand_in=above"],
     "completed": ["zipar.stand_in=completed"],
     "released": ["zipar.stand_in=released"],
-    "nearest, seen by itself": [STAND_IN, "zipar.seen=by_itself"],
-    "above, seen by itself": ["zipar.stand_in=above", "zipar.seen=by_itself"],
     "nearest, rows overlap from the first": [STAND_IN, "zipar.first_row=overlapping"],
 }
 

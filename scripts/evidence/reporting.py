@@ -1,18 +1,15 @@
-"""What is reported, of test images: the headline of three seeds, and windows of their own for rows."""
+"""Results on test images: the headline of three seeds, and bits at every window."""
 
 import shutil
 from statistics import mean
 
 from models import MNIST, OUT, SEEDS, base, control, evaluated, sets, tuned
 from tables import CONTROL, PICTURES, TUNED, UNTUNED, WINDOWS, Found, picture, pm, share, table, write
-from tqdm import tqdm, trange
+from tqdm import tqdm
 
-from zipar_train import Plan, load
+from zipar_train import load
 from zipar_train.data.loader import ShardLoader
 from zipar_train.evaluation.likelihood import bits_per_code
-from zipar_train.recipe.load import load_recipe
-
-NARROWEST = min(load_recipe("mnist").zipar.windows)  # that is trained
 
 
 def headline() -> None:
@@ -82,27 +79,3 @@ def windows() -> None:
         )
     head = ["window", "untuned, bits", "tuned, bits", "untuned, above next-token, %", "tuned, above it, %", "closed, %"]
     write("windows", OUT, table(head, rows))
-
-
-def by_row() -> None:
-    """A window for each row instead of one for all: raised one row after another, where a pass buys most bits."""
-    generator = load(tuned(0))
-    height, width = generator.drawing.grid.height, generator.drawing.grid.width
-
-    def bits(windows: list[int], part: str, images: int) -> float:
-        plan = Plan.zipar(generator.drawing.grid, window=windows, prompt=generator.drawing.prompt_length)
-        return bits_per_code(generator, plan, ShardLoader(MNIST / f"{part}.json", batch_size=200), images=images)
-
-    windows, rows = [NARROWEST] * (height - 1), []
-    for spent in trange(1, 3 * (height - 2) + 1, desc="widened", unit="rows"):
-        wider = [[w + (at == row) for at, w in enumerate(windows)] for row in range(1, height - 1)]
-        windows = min((each for each in wider if max(each) <= width), key=lambda each: bits(each, "val", 200))
-        if spent % (height - 2) == 0:
-            same = NARROWEST + spent // (height - 2)
-            told = [f"{bits(each, 'test', 5000):.4f}" for each in ([same] * (height - 1), windows)]
-            rows.append([str(same), told[0], ", ".join(map(str, windows[1:])), told[1]])
-    write(
-        "by-row",
-        OUT,
-        table(["window of all rows", "bits", "windows of rows 1, 2, ... for as many passes", "bits"], rows),
-    )

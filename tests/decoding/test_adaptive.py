@@ -63,17 +63,16 @@ def check(family, draw, **rule):
     data=st.data(),
     row_end=st.booleans(),
     prompt=st.integers(1, 3),
-    stand_in=st.sampled_from(["nearest", "latest", "above", "completed", "released"]),
-    seen=st.sampled_from(["until_replaced", "by_itself"]),
+    stand_in=st.sampled_from(["nearest", "completed", "released"]),
     first_row=st.sampled_from(["complete", "overlapping"]),
     guidance=st.sampled_from([1.0, 2.5]),
 )
 @settings(max_examples=60)
-def test_theorem(height, width, data, row_end, prompt, stand_in, seen, first_row, guidance):
+def test_theorem(height, width, data, row_end, prompt, stand_in, first_row, guidance):
     grid = Grid(height, width, row_end=row_end)
     family = StockLlama(grid, prompt=prompt)
     window = data.draw(st.integers(1, grid.row_length))
-    plans = check(family, Draw(guidance=guidance), window=window, stand_in=stand_in, seen=seen, first_row=first_row)
+    plans = check(family, Draw(guidance=guidance), window=window, stand_in=stand_in, first_row=first_row)
     for plan in plans:
         assert sorted(plan.target[plan.target >= 0]) == list(range(grid.codes))
         assert plan.passes <= Plan.raster(grid).passes

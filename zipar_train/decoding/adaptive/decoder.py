@@ -26,7 +26,7 @@ from zipar_train.decoding.sampling import accept_or_resample, guide, probabiliti
 from zipar_train.decoding.state import prompts
 from zipar_train.models.family import Family
 from zipar_train.plan.masks import mask_padding
-from zipar_train.plan.stand_in import FirstRow, Seen, StandIn
+from zipar_train.plan.stand_in import FirstRow, StandIn
 from zipar_train.plan.table import ROW_END, Plan
 from zipar_train.recipe.schema import Draw
 
@@ -37,7 +37,7 @@ class AdaptiveDecoder:
     Args:
         family: The generator, on its device and in its dtype; it is put into eval mode.
         window: The smallest window, in codes.
-        stand_in, seen, first_row: See `Plan.zipar`.
+        stand_in, first_row: See `Plan.zipar`.
 
     Raises:
         ValueError: If the window does not fit the grid.
@@ -49,7 +49,6 @@ class AdaptiveDecoder:
         *,
         window: int,
         stand_in: StandIn = "completed",
-        seen: Seen = "until_replaced",
         first_row: FirstRow = "complete",
     ):
         self.family, self.drawn = family, list[RowSchedule]()
@@ -58,7 +57,6 @@ class AdaptiveDecoder:
             "grid": family.grid,
             "window": window,
             "stand_in": stand_in,
-            "seen": seen,
             "first_row": first_row,
             "prompt": family.prompt_length,
         }

@@ -8,7 +8,7 @@ accepted, or at the latest until the row above is complete.
 from typing import Literal, NamedTuple
 
 from zipar_train.plan.grid import Grid
-from zipar_train.plan.stand_in import FirstRow, Seen, StandIn, stand_in_of
+from zipar_train.plan.stand_in import FirstRow, StandIn, stand_in_of
 from zipar_train.plan.table import NEVER, PROMPT, ROW_END, Plan
 
 
@@ -27,12 +27,12 @@ class RowSchedule:
     """Schedule of one image's rows under an adaptive window.
 
     Args:
-        grid, stand_in, seen, first_row, prompt: See `Plan.zipar`.
+        grid, stand_in, first_row, prompt: See `Plan.zipar`.
         window: The smallest window, in codes.
     """
 
-    def __init__(self, grid: Grid, *, window: int, stand_in: StandIn, seen: Seen, first_row: FirstRow, prompt: int):
-        self.grid, self.window, self.stand_in, self.seen, self.prompt = grid, window, stand_in, seen, prompt
+    def __init__(self, grid: Grid, *, window: int, stand_in: StandIn, first_row: FirstRow, prompt: int):
+        self.grid, self.window, self.stand_in, self.prompt = grid, window, stand_in, prompt
         self.alone = first_row == "complete" and not grid.row_end
         self.opens = [0]  # for each open row, the pass that predicted its first code
         self.tries = [0] * grid.height
@@ -83,7 +83,7 @@ class RowSchedule:
         self.opens.append(step)
         if feed.expires == NEVER or self.grid.row_end:
             return NEVER
-        return self.opens[row - 1] + self.grid.width if self.seen == "until_replaced" else step + 1
+        return self.opens[row - 1] + self.grid.width
 
     @property
     def passes(self) -> int:
@@ -100,6 +100,5 @@ class RowSchedule:
             window=self.window,
             tries=self.tries,
             stand_in=self.stand_in,
-            seen=self.seen,
             prompt=self.prompt,
         )
