@@ -28,7 +28,7 @@ from zipar_train.run.signals import Stopped
 from zipar_train.training.callbacks.checkpoint import Checkpoint
 from zipar_train.training.callbacks.throughput import flops
 from zipar_train.training.fit import fit
-from zipar_train.training.module import fsdp_units
+from zipar_train.training.fsdp import fsdp_units
 from zipar_train.training.trainer import build_trainer
 
 

@@ -19,6 +19,7 @@ from zipar_train.decoding.cuda_graphs import CudaGraphs
 from zipar_train.decoding.place import drawing_on, keys_aligned
 from zipar_train.decoding.sampling import guide, sample
 from zipar_train.decoding.state import DecodeState, prompts
+from zipar_train.models.conditions import ConditionInput
 from zipar_train.models.family import Family
 from zipar_train.plan.masks import dense, mask_padding, unwritten_slots_mask
 from zipar_train.plan.table import ROW_END, Plan
@@ -100,7 +101,9 @@ class Decoder:
         self.captured = CudaGraphs(self.family.model.device)
 
     @torch.inference_mode()
-    def __call__(self, condition: Any, uniforms: Tensor, draw: Draw, *, observe: Observer | None = None) -> Tensor:
+    def __call__(
+        self, condition: ConditionInput, uniforms: Tensor, draw: Draw, *, observe: Observer | None = None
+    ) -> Tensor:
         """Generate B images.
 
         Args:
@@ -120,7 +123,7 @@ class Decoder:
         with drawing_on(self.family.model.device):
             return self._drawn(condition, uniforms, draw, observe)
 
-    def _drawn(self, condition: Any, uniforms: Tensor, draw: Draw, observe: Observer | None) -> Tensor:
+    def _drawn(self, condition: ConditionInput, uniforms: Tensor, draw: Draw, observe: Observer | None) -> Tensor:
         family, grid, images = self.family, self.plan.grid, len(uniforms)
         assert uniforms.shape == (images, grid.codes), uniforms.shape
         prompt, padding = prompts(family, family.check(condition), guided=draw.guidance != 1)

@@ -2,18 +2,18 @@
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from zipar_train.models.conditions import Condition, ConditionInput
 from zipar_train.models.files import find
-from zipar_train.models.llamagen.family import LlamaGen
+from zipar_train.models.llama_family import LlamaFamily
 from zipar_train.models.pretrained import pretrained
 from zipar_train.models.token_prompts import Prompter, Prompts
 
 
-class Captioned(LlamaGen, ABC):
+class Captioned(LlamaFamily, ABC):
     """A `Family` whose model is a Llama that is part of a larger transformers model.
 
     Attributes:
@@ -58,11 +58,13 @@ class Captioned(LlamaGen, ABC):
         what = f"no {self.whole.__name__}"
         return pretrained(self.whole, folder, key="model.weights", what=what, dtype=self.model.dtype)
 
-    def check(self, condition: Any) -> Prompts:
+    def check(self, condition: ConditionInput) -> Prompts:
         return self.words.check(condition, self.model.device)
 
-    def prompt(self, condition: Prompts) -> Tensor:
+    def prompt(self, condition: Condition) -> Tensor:
+        assert isinstance(condition, Prompts)
         return self.model.get_input_embeddings()(condition.ids)
 
-    def padding(self, condition: Prompts) -> Tensor | None:
+    def padding(self, condition: Condition) -> Tensor | None:
+        assert isinstance(condition, Prompts)
         return condition.padding

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import lightning as L
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
@@ -21,6 +20,7 @@ from zipar_train.models.restore import LoadedWeights, read
 from zipar_train.recipe.load import differences, dump
 from zipar_train.recipe.schema import Recipe
 from zipar_train.run.checkpoints import damage, folder, last_checkpoint, newest_first
+from zipar_train.run.ranks import rank_zero_print
 from zipar_train.run.signals import Stopped, noted, raised
 from zipar_train.training.callbacks.checkpoint import Checkpoint
 from zipar_train.training.csv_log import Log
@@ -242,11 +242,6 @@ def to_continue(recipe: Recipe, run: Path, allow: Sequence[str]) -> tuple[Path |
             "the folder and start again"
         )
     return None, None
-
-
-@rank_zero_only
-def rank_zero_print(line: str, file: Any = None) -> None:
-    print(line, file=file, flush=True)
 
 
 def write_folder(run: Path) -> None:

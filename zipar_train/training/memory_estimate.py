@@ -22,7 +22,7 @@ from zipar_train.decoding.memory import decode_bytes
 from zipar_train.models.family import Family, build, conditions
 from zipar_train.plan.table import Plan
 from zipar_train.recipe.schema import Recipe
-from zipar_train.training.module import fsdp_units
+from zipar_train.training.fsdp import fsdp_units
 from zipar_train.training.trainer import devices, module_of, precision, weights_dtype
 
 PARTS = ("weights", "optimizer", "average", "teacher", "gradients", "cache", "activations", "total")

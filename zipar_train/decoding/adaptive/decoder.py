@@ -24,6 +24,7 @@ from zipar_train.decoding.memory import check_memory
 from zipar_train.decoding.place import drawing_on, keys_aligned
 from zipar_train.decoding.sampling import accept_or_resample, guide, probabilities, sample_inverse_cdf
 from zipar_train.decoding.state import prompts
+from zipar_train.models.conditions import ConditionInput
 from zipar_train.models.family import Family
 from zipar_train.plan.masks import mask_padding
 from zipar_train.plan.stand_in import FirstRow, StandIn
@@ -79,7 +80,9 @@ class AdaptiveDecoder:
         """Do nothing: no memory is kept between batches."""
 
     @torch.inference_mode()
-    def __call__(self, condition: Any, uniforms: Tensor, draw: Draw, *, observe: Observer | None = None) -> Tensor:
+    def __call__(
+        self, condition: ConditionInput, uniforms: Tensor, draw: Draw, *, observe: Observer | None = None
+    ) -> Tensor:
         """Generate B images.
 
         Args:
@@ -99,7 +102,7 @@ class AdaptiveDecoder:
         with drawing_on(self.family.model.device):
             return self._drawn(condition, uniforms, draw, observe)
 
-    def _drawn(self, condition: Any, uniforms: Tensor, draw: Draw, observe: Observer | None) -> Tensor:
+    def _drawn(self, condition: ConditionInput, uniforms: Tensor, draw: Draw, observe: Observer | None) -> Tensor:
         images, family = len(uniforms), self.family
         assert uniforms.shape == (images, self.numbers), uniforms.shape
         rows = [RowSchedule(**self.rule) for _ in range(images)]
@@ -120,7 +123,7 @@ class AdaptiveDecoder:
 class _AdaptiveState:
     """State of a batch: codes, keys and values, and the slots that each image has written, in its plan's order."""
 
-    def __init__(self, family: Family, plan: Plan, condition: Any, uniforms: Tensor, draw: Draw):
+    def __init__(self, family: Family, plan: Plan, condition: ConditionInput, uniforms: Tensor, draw: Draw):
         images, device, grid = len(uniforms), family.model.device, family.grid
         self.prompt, self.padding = prompts(family, family.check(condition), guided=draw.guidance != 1)
         self.copies = len(self.prompt) // images
