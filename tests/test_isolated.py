@@ -56,9 +56,9 @@ HOSTILE = {
 }
 CHOSEN = [
     "cli/test_cli.py::test_plan_prints_the_papers_counts_and_draws",
-    "doctor/test_doctor.py::test_files_that_are_missing_or_still_on_the_hub",
-    "doctor/test_doctor.py::test_a_run_folder_is_new_or_holds_a_run_or_anothers",
-    "doctor/test_doctor.py::test_modes_are_those_of_fit",
+    "doctor/test_doctor_recipes.py::test_files_that_are_missing_or_still_on_the_hub",
+    "doctor/test_doctor_recipes.py::test_a_run_folder_is_new_or_holds_a_run_or_anothers",
+    "doctor/test_doctor_wandb.py::test_modes_are_those_of_fit",
     "recipe/test_fuzz.py::test_what_is_accepted_and_small_can_be_made",
     "recipe/test_recipe.py::test_overrides_environment_and_paths",
     "training/test_tracking.py::test_other_processes_start_nothing_and_neither_does_a_disabled_one",

@@ -4,74 +4,17 @@ The seconds in comments are estimates for one H100, made by counting bytes and k
 which a step that is killed at its limit takes more; then the last steps are skipped.
 """
 
-import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from check_sizes import Sizes
+from gpu_tests import gpu_tests, test_outcomes
 from interrupted_run import lose_newest, reached, speed
 from step_runner import Step
 
 HERE = Path(__file__).parent
-TESTS = HERE.parents[1] / "tests"
+ROOT = HERE.parents[1]
 SAVED_EVERY = 10  # steps between checkpoints of `fit`
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """What differs between the real run and the dry one."""
-
-    model: tuple[str, ...] = ()  # overrides
-    windows: str = "24,16,12,8,4"
-    wide_and_paper: str = "24,16"  # next-token, and the window that the paper reports to lose nothing
-    window: str = "16"
-    train_batch: int = 32
-    draw_batch: int = 32
-    many: int = 64  # images drawn at once
-    images: int = 64
-    rounds: int = 3
-    steps: int = 25  # of `fit`, when it has been resumed
-    compiled: str = "true"
-    small: tuple[str, ...] = ()  # an option of the scripts
-    processes: int = 4  # of pytest
-    tolerance: float = 0.02  # share that a repeated step's loss may differ by; kernels add up in any order
-
-
-FULL = Sizes()
-TINY = Sizes(
-    model=(
-        *("model.size=null", "model.num_layers=2", "model.num_heads=2", "model.hidden_size=32", "model.ffn_size=64"),
-        *("model.grid=[6, 6]", "model.codebook_size=64", "zipar.windows={6: 1, 3: 1}", "evaluate.windows=[6, 3]"),
-        *("data.workers=0", "trainer.precision=32-true"),
-    ),
-    windows="6,3",
-    wide_and_paper="6,3",
-    window="3",
-    train_batch=4,
-    draw_batch=4,
-    many=4,
-    images=6,
-    rounds=1,
-    steps=60,
-    small=("--small",),
-    processes=0,
-    tolerance=0.0,
-)
-
-
-def gpu_tests() -> list[str]:
-    """The test files with tests that need a GPU; the others may import what the machine lacks."""
-    files = sorted(TESTS.rglob("test_*.py"))
-    return [str(file.relative_to(TESTS.parent)) for file in files if re.search(r"mark\.gpu\b", file.read_text())]
-
-
-def test_outcomes(log: str) -> dict[str, list[str]]:
-    """Names of tests by what pytest's log says of them, also where it was cut off."""
-    found: dict[str, set[str]] = {"passed": set(), "failed": set(), "error": set(), "skipped": set()}
-    for before, name, after in re.findall(r"(?:\b([A-Z]+) )?(tests/\S+::\S+)(?: ([A-Z]+)\b)?", log):
-        for outcome in {before.lower(), after.lower()} & found.keys():
-            found[outcome].add(name)
-    return {outcome: sorted(names) for outcome, names in found.items()}
 
 
 def checks(work: Path, sizes: Sizes) -> list[list[Step]]:
@@ -101,7 +44,7 @@ def checks(work: Path, sizes: Sizes) -> list[list[Step]]:
         return ("-m", "zipar_train", name, "--recipe", recipe, *arguments)
 
     def script(name: str, *arguments: str) -> tuple[str, ...]:
-        return (str((HERE / name).relative_to(TESTS.parent)), *arguments)
+        return (str((HERE / name).relative_to(ROOT)), *arguments)
 
     def timed(name: str, about: str, *arguments: str, limit: float, least: float, recipe: str = "llamagen-l") -> Step:
         command = verb("bench", *arguments, *overrides, "--json", str(json / f"{name}.json"), recipe=recipe)

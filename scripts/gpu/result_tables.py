@@ -4,7 +4,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from check_steps import FULL, checks
+from check_sizes import FULL
+from check_steps import checks
 
 NOT_YET = "not yet measured"
 PLANNED = {  # step: what its rows are about

@@ -10,11 +10,8 @@ from hypothesis import strategies as st
 from transformers import CompileConfig
 
 from zipar_train import Grid, Plan
-from zipar_train.benchmark import decode
-from zipar_train.benchmark import train_step as train
 from zipar_train.benchmark.baselines import eager_loop
 from zipar_train.benchmark.decode import EAGER, OURS, PLAIN, STOCK
-from zipar_train.benchmark.roofline import Rates
 from zipar_train.benchmark.stock import Stock
 from zipar_train.benchmark.subject import subject
 from zipar_train.benchmark.train_step import CAUSAL, SDPA
@@ -25,12 +22,7 @@ from zipar_train.models.family import conditions
 from zipar_train.recipe.load import load_recipe
 from zipar_train.recipe.schema import Draw
 
-
-@pytest.fixture(autouse=True)
-def _known_rates(monkeypatch):
-    """Measuring the machine takes seconds, and is not what these tests are about."""
-    for module in (decode, train):
-        monkeypatch.setattr(module, "measure", lambda *_: Rates(copy=1e10, matmul=1e11))
+pytestmark = pytest.mark.usefixtures("known_rates")
 
 
 class PaddedLlama(StockLlama):

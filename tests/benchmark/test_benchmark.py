@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from families import StockLlama, llamagen, llamagen_t2i
+from small import TINY
 from torch.utils.flop_counter import FlopCounterMode
 
 from zipar_train import Grid, Plan
@@ -19,8 +20,6 @@ from zipar_train.decoding.memory import Peak
 from zipar_train.decoding.sampling import uniforms
 from zipar_train.recipe.load import load_recipe
 from zipar_train.recipe.schema import Draw
-
-TINY = ["model.num_layers=1", "model.num_heads=2", "model.hidden_size=16", "model.ffn_size=32"]
 
 
 @pytest.mark.parametrize("window", [6, 4, 2])

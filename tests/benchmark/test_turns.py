@@ -6,34 +6,25 @@ import graphs
 import lightning as L
 import pytest
 import torch
+from small import TINY
 from torch.utils.data import DataLoader
 
 from zipar_train import Plan
 from zipar_train.benchmark import decode
 from zipar_train.benchmark import train_step as train
-from zipar_train.benchmark.decode import COMPILED, EAGER, OURS, PLAIN, STOCK, bench_decode, in_groups
-from zipar_train.benchmark.roofline import Rates
+from zipar_train.benchmark.decode import EAGER, OURS, PLAIN, STOCK, bench_decode, in_groups
 from zipar_train.benchmark.subject import subject
-from zipar_train.benchmark.train_step import SDPA, bench_train
+from zipar_train.benchmark.train_step import SDPA
 from zipar_train.benchmark.turns import MOST_WARM_UPS, Way, take_turns
 from zipar_train.cli import bench as bench_cli
 from zipar_train.data.loader import Batch
-from zipar_train.decoding import fused_llama as body
 from zipar_train.decoding import memory
 from zipar_train.decoding.decoder import Decoder
 from zipar_train.decoding.memory import decode_bytes
-from zipar_train.models import compiled
 from zipar_train.recipe.load import load_recipe
 from zipar_train.training.trainer import module_of
 
-TINY = ["model.num_layers=1", "model.num_heads=2", "model.hidden_size=16", "model.ffn_size=32"]
-
-
-@pytest.fixture(autouse=True)
-def _known_rates(monkeypatch):
-    """Measuring the machine takes seconds, and is not what these tests are about."""
-    for module in (decode, train):
-        monkeypatch.setattr(module, "measure", lambda *_: Rates(copy=1e10, matmul=1e11))
+pytestmark = pytest.mark.usefixtures("known_rates")
 
 
 def test_runs_that_set_something_up_are_not_counted():
@@ -92,70 +83,6 @@ def test_no_graph_is_captured_in_a_counted_round(monkeypatch, recorder):
     )
     assert recorded[0] > 0 and len(set(recorded)) == 1
     assert [row.warm_ups for row in report.rows] == [2, 2]
-
-
-def with_eager_backend(monkeypatch, seen=None):
-    """torch.compile by the backend that leaves operators as they are; their inputs are kept in `seen`."""
-    real = torch.nn.Module.compile
-
-    def backend(graph, inputs):
-        if seen is not None:
-            seen.append(inputs)
-        return graph.forward
-
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **how: real(self, **how, backend=backend))
-
-
-def bench_compiled(batches):
-    """Batch sizes and windows of which some have passes of one slot, others of several."""
-    torch.compiler.reset()
-    try:
-        return bench_decode(
-            load_recipe("digits", TINY),
-            windows=[8, 2],
-            batches=batches,
-            rounds=1,
-            baselines=False,
-            compiled=True,
-            progress=False,
-        )
-    finally:
-        torch.compiler.reset()
-
-
-def test_three_batch_sizes_stay_compiled(monkeypatch):
-    """PyTorch's limit is 8 versions of a function; a layer here takes some of each batch size."""
-    with_eager_backend(monkeypatch)
-    with torch._dynamo.config.patch(recompile_limit=1):  # drawing raises it
-        report = bench_compiled([1, 2, 3])
-    assert not report.failures
-    assert [row.method for row in report.rows].count(COMPILED) == 6
-
-
-def test_what_is_partly_not_compiled_is_not_reported_as_compiled(monkeypatch):
-    with_eager_backend(monkeypatch)
-    monkeypatch.setattr(compiled, "RECOMPILE_LIMIT", 1)
-    with torch._dynamo.config.patch(recompile_limit=1):
-        report = bench_compiled([1, 3])
-    assert [row.method for row in report.rows].count(OURS) == 4
-    assert {failure.method for failure in report.failures} == {COMPILED}
-    assert "a compiled layer has 1 versions, PyTorch's limit" in report.failures[0].error
-
-
-def test_what_breaks_is_not_reported_as_compiled(monkeypatch):
-    """Part of a layer that cannot be compiled."""
-    with_eager_backend(monkeypatch)
-    real = body.silu
-
-    @torch._dynamo.disable
-    def uncompiled(x):
-        return real(x)
-
-    monkeypatch.setattr(body, "silu", uncompiled)
-    report = bench_compiled([1])
-    assert [row.method for row in report.rows] == [OURS, OURS]
-    assert {failure.method for failure in report.failures} == {COMPILED}
-    assert "torch.compile left parts uncompiled" in report.failures[0].error
 
 
 def test_a_way_that_fails_leaves_the_rows_of_others(run, tmp_path, monkeypatch):
@@ -299,18 +226,3 @@ def test_a_measured_step_is_a_step_of_fit(tmp_path):
     for name, tensor in family.model.state_dict().items():
         assert torch.allclose(made.module.model.state_dict()[name], tensor, rtol=1e-5, atol=1e-7), name
         assert not torch.equal(tensor, start[name]) or not tensor.requires_grad
-
-
-def test_each_kind_of_step_is_compiled_for_its_own_length(monkeypatch):
-    """64 and 70 slots, then 16 and 18: without a reset PyTorch would make the later lengths variables."""
-    seen = []
-    with_eager_backend(monkeypatch, seen)
-    monkeypatch.setattr(train, "compiles", lambda recipe, device: True)
-    recipe = load_recipe("digits", TINY)
-    report = bench_train(recipe, window=2, batches=[2], grids=[8, 4], rounds=1, progress=False, device="cpu")
-    torch.compiler.reset()
-    assert len(report.rows) == 4 and report.compiled
-    sizes = [tensor.shape for inputs in seen for tensor in inputs if isinstance(tensor, torch.Tensor)]
-    assert {64, 70, 16, 18} <= {size[1] for size in sizes if len(size) == 3}
-    assert not any(isinstance(value, torch.SymInt) for inputs in seen for value in inputs)
-    assert "each kind of step is compiled for its own length" in " ".join(report.notes)

@@ -9,29 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import webdataset as wds
-from commands import picture, sets
+from commands import sets
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pictures import noise
 from PIL import Image
 
-from zipar_train.data.crops import centre_crop
-from zipar_train.data.image_files import named, picture_files
+from zipar_train.data.image_files import picture_files
 from zipar_train.data.image_sources import open_source
-from zipar_train.data.import_codes import import_codes
 from zipar_train.data.keys import LONGEST, unique_keys
 from zipar_train.data.shards import read_manifest, read_shard
 from zipar_train.data.tokenize import tokenize
-from zipar_train.doctor.checks import problem
-from zipar_train.doctor.sources import whole
-from zipar_train.evaluation.captions import captions_of
-from zipar_train.evaluation.scores.adm_npz import read_reference
-from zipar_train.evaluation.scores.reference import open_reference
-from zipar_train.io import safe_yaml as plain
 from zipar_train.io.errors import printable
-from zipar_train.io.files import open_regular, regular, sha256
-from zipar_train.models.restore import read
 from zipar_train.recipe.load import load_recipe
-from zipar_train.run import checkpoints
 
 LATIN1 = os.fsdecode(b"caf\xe9")
 
@@ -231,149 +221,6 @@ def test_ordinary_names_keep_their_keys():
         "é_ü",
     ]
     assert printable("é \U0001f600 'x' \\") == "é \U0001f600 'x' \\"
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# What is no file
-
-
-@pytest.mark.parametrize(
-    "name", ["x.json", "x.yaml", "x.npz", "x.csv", "x.tar", "x.jsonl", "x.safetensors", "step-00000005.ckpt"]
-)
-def test_pipes_are_refused_where_files_are_named_and_nothing_waits(tmp_path, name):
-    path = tmp_path / "run" / "checkpoints" / name
-    path.parent.mkdir(parents=True)
-    os.mkfifo(path)
-    calls = {
-        "x.json": [lambda: read_manifest(path), lambda: captions_of(str(path))],
-        "x.yaml": [lambda: plain.read(path)],
-        "x.npz": [lambda: read_reference(path)],
-        "x.csv": [lambda: captions_of(str(path))],
-        "x.tar": [
-            lambda: open_source(str(path.parent), "train"),
-            lambda: import_codes(load_recipe("digits"), codes=path, out=tmp_path),
-        ],
-        "x.jsonl": [lambda: import_codes(load_recipe("digits"), codes=path, out=tmp_path)],
-        "x.safetensors": [lambda: open_regular(path), lambda: sha256(path)],
-        "step-00000005.ckpt": [lambda: read(tmp_path / "run")],
-    }
-    for call in calls[name]:
-        with pytest.raises((ValueError, OSError), match=name.replace(".", "[.]")):
-            call()
-    assert "is a pipe, not a file" in checkpoints.damage(path)
-    assert "cannot be read" in whole("model.weights", path, problem, "Copy it").seen
-
-
-def test_what_is_a_regular_file(tmp_path):
-    (tmp_path / "file").write_bytes(b"x")
-    (tmp_path / "link").symlink_to("file")
-    assert regular(tmp_path / "link").read_bytes() == b"x"
-    read, write = os.pipe()
-    os.write(write, b"method: grid")
-    os.close(write)
-    assert plain.read(Path(f"/dev/fd/{read}")) == {"method": "grid"}  # as of a shell's <(command)
-    os.close(read)
-    for path, words in ((Path("/dev/zero"), "is a device"), (tmp_path, "is a folder"), (tmp_path / "none", "none")):
-        with pytest.raises(OSError, match=words):
-            regular(path)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# References
-
-
-class Seen:
-    """An extractor that keeps the pictures it is shown."""
-
-    inception, name = False, "seen"
-
-    def __call__(self, pictures, *, spatial):
-        self.pictures = [block for block in pictures.blocks()]
-        raise StopAsyncIteration
-
-
-def test_a_reference_decodes_like_other_sources_and_leaves_out_what_is_no_picture(tmp_path, capsys):
-    exif = Image.Exif()
-    exif[274] = 6
-    for i in range(10):
-        picture(i, size=(40, 32)).save(tmp_path / f"{i}.jpg", exif=exif)
-    (tmp_path / "Thumbs.db").write_bytes(b"\xd0\xcf\x11\xe0")
-    (tmp_path / "x.eps").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n")
-    os.mkfifo(tmp_path / "y.png")
-    (tmp_path / "loop").symlink_to(".")
-    extractor = Seen()
-    with pytest.raises(StopAsyncIteration):
-        open_reference(str(tmp_path), extractor, tokenizer=None, size=(32, 32))
-    assert "4 of its files are not compared with" in capsys.readouterr().err
-    wanted = Image.open(tmp_path / "0.jpg").transpose(Image.Transpose.ROTATE_270)
-    assert np.array_equal(extractor.pictures[0][0].numpy(), np.asarray(centre_crop(wanted, 32, 32)).transpose(2, 0, 1))
-    (tmp_path / "z.png").write_bytes(b"broken")
-    with pytest.raises(ValueError, match="z.png is no readable picture"):
-        open_reference(str(tmp_path), extractor, tokenizer=None, size=(32, 32))
-
-
-def test_a_references_checksum_is_of_names_and_sizes(tmp_path):
-    """As in earlier versions: results against the same folder stay comparable."""
-    for name in ("0.png", "1.png", "z/é.png"):
-        (tmp_path / "z").mkdir(exist_ok=True)
-        picture(1).save(tmp_path / name)
-    files = sorted(tmp_path.rglob("*.png"))
-    found = sorted(picture_files(tmp_path, root=tmp_path).files)
-    assert found == files
-    assert [named(file, tmp_path) for file in found] == [str(file.relative_to(tmp_path)) for file in files]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Crops
-
-
-def by_definition(image, height, width):
-    """ADM's crop in its own words: all of the picture is resized, then cut."""
-    while image.width >= 2 * width and image.height >= 2 * height:
-        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    scale = max(width / image.width, height / image.height)
-    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    return image.crop((left, top, left + width, top + height))
-
-
-def noise(width, height, low=0, high=256):
-    return Image.fromarray(np.random.default_rng(width).integers(low, high, (height, width, 3)).astype(np.uint8))
-
-
-@settings(max_examples=150)
-@given(*[st.integers(1, 200)] * 2, *[st.integers(1, 64)] * 2)
-def test_ordinary_pictures_are_cropped_bit_for_bit_as_before(width, height, rows, columns):
-    image = noise(width, height)
-    wanted, found = by_definition(image, rows, columns), centre_crop(image, rows, columns)
-    scale = max(columns / width, rows / height)
-    if max(width * scale / columns, height * scale / rows) < 15:
-        assert np.array_equal(np.asarray(found), np.asarray(wanted))
-    assert found.size == (columns, rows)
-
-
-@settings(max_examples=60)
-@given(st.integers(1, 12), st.integers(400, 3000), *[st.integers(8, 64)] * 2, st.booleans())
-def test_long_pictures_are_cropped_by_the_same_definition(short, long, rows, columns, tall):
-    image = noise(*((short, long) if tall else (long, short)), low=70, high=186)  # no value overshoots a byte
-    wanted = np.asarray(by_definition(image, rows, columns)).astype(int)
-    assert abs(np.asarray(centre_crop(image, rows, columns)) - wanted).max() <= 2
-
-
-def test_the_longest_pictures_take_little_memory(monkeypatch):
-    largest = 0
-    resize = Image.Image.resize
-
-    def watched(image, size, *args, **options):
-        nonlocal largest
-        largest = max(largest, size[0] * size[1])
-        return resize(image, size, *args, **options)
-
-    monkeypatch.setattr(Image.Image, "resize", watched)
-    for size in ((1, 100_000), (100_000, 1), (3, 1_000_000), (1, 1)):
-        crop = centre_crop(Image.new("RGB", size, (1, 2, 3)), 384, 384)
-        assert crop.size == (384, 384) and crop.getextrema() == ((1, 1), (2, 2), (3, 3))
-    assert largest <= 16 * 384 * 384
 
 
 def test_a_tall_picture_in_a_tar_is_tokenized_like_one_in_a_folder(folder, tmp_path):

@@ -1,11 +1,8 @@
-"""Shards: whole or absent; every sample once; damage named; position restored."""
+"""Shards: whole or absent; every sample once; position restored."""
 
 import functools
-import hashlib
 import http.server
-import io
 import json
-import tarfile
 import threading
 from collections import Counter
 
@@ -14,6 +11,7 @@ import pytest
 import webdataset as wds
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numbered_shards import LAYOUT, number, samples, seen, written
 
 from zipar_train.data import loader as loading
 from zipar_train.data.datamodule import ShardDataModule
@@ -22,30 +20,6 @@ from zipar_train.data.loader import ShardLoader
 from zipar_train.data.manifest import Layout
 from zipar_train.data.shards import Sample, read_manifest, read_shard, same_classes, write_shards
 from zipar_train.plan.grid import Grid
-
-LAYOUT = Layout(source="test", grid=(2, 3), codes=5, classes=3)
-
-
-def samples(count, *, views=1, classes=3):
-    rng = np.random.default_rng(0)
-    for i in range(count):
-        codes = rng.integers(5, size=(views, 2, 3)).astype(np.uint16)
-        codes[:, 0, :] = [[i % 5, i // 5 % 5, i // 25]] * views
-        yield Sample(f"s{i:03d}", codes, i % classes)
-
-
-def written(tmp_path, count=53, per_shard=10, **kwargs):
-    path = tmp_path / "train.json"
-    write_shards(samples(count, **kwargs), path, layout=LAYOUT, per_shard=per_shard)
-    return path
-
-
-def number(codes):
-    return int(codes[0] + 5 * codes[1] + 25 * codes[2])
-
-
-def seen(loader):
-    return [number(codes) for batch in loader for codes in batch.codes]
 
 
 def test_what_is_written_is_plain_webdataset(tmp_path):
@@ -215,96 +189,6 @@ def test_samples_that_do_not_fit_are_not_written(tmp_path, sample, message):
     assert message in str(error.value)
 
 
-def damage(kind, path):
-    shard = path.parent / json.loads(path.read_text())["shards"][2]["name"]
-    data = bytearray(shard.read_bytes())
-    if kind == "missing":
-        shard.unlink()
-    elif kind == "empty":
-        shard.write_bytes(b"")
-    elif kind == "cut":
-        shard.write_bytes(data[: len(data) // 2])
-    elif kind == "one bit":
-        data[len(data) // 3] ^= 1
-        shard.write_bytes(data)
-    return shard
-
-
-@pytest.mark.parametrize("kind", ["missing", "empty", "cut", "one bit"])
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_damaged_shard_is_named(tmp_path, kind, workers):
-    path = written(tmp_path)
-    shard = damage(kind, path)
-    with pytest.raises(ValueError, match="train-000002.tar") as error:
-        seen(ShardLoader(path, batch_size=8, workers=workers))
-    assert str(shard) in str(error.value)
-    assert "copy or make it again" in str(error.value).lower()
-
-
-def retar(path, index, members):
-    """Replace a shard by other members and mend its checksum: damage that only its content shows."""
-    content = json.loads(path.read_text())
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    shard = content["shards"][index]
-    (path.parent / shard["name"]).write_bytes(buffer.getvalue())
-    shard["sha256"] = hashlib.sha256(buffer.getvalue()).hexdigest()
-    path.write_text(json.dumps(content))
-
-
-def npy(array, **kwargs):
-    buffer = io.BytesIO()
-    np.save(buffer, array, **kwargs)
-    return buffer.getvalue()
-
-
-GOOD = npy(np.zeros((1, 2, 3), np.uint16))
-
-
-@pytest.mark.parametrize(
-    ("members", "message"),
-    [
-        ([("k.codes.npy", GOOD)], "sample k: not readable"),
-        ([("k.codes.npy", b"nothing"), ("k.cls", b"0")], "sample k: not readable"),
-        ([("k.codes.npy", GOOD), ("k.cls", b"cat")], "sample k: not readable"),
-        (
-            [("k.codes.npy", npy(np.full((1, 2, 3), 9, np.uint16))), ("k.cls", b"0")],
-            "code 9 is outside a codebook of 5",
-        ),
-        ([("k.codes.npy", npy(np.zeros((1, 4, 4), np.uint16))), ("k.cls", b"0")], "codes of shape (1, 4, 4)"),
-        ([("k.codes.npy", npy(np.array([{}]), allow_pickle=True)), ("k.cls", b"0")], "sample k: not readable"),
-    ],
-)
-def test_a_damaged_sample_is_named(tmp_path, members, message):
-    path = written(tmp_path)
-    retar(path, 1, members)
-    with pytest.raises(ValueError) as error:  # noqa: PT011 - the message is checked below
-        seen(ShardLoader(path, batch_size=8))
-    assert message in str(error.value)
-    assert "train-000001.tar" in str(error.value)
-
-
-@pytest.mark.parametrize("how", ["a header", "joined"])
-def test_a_tar_that_is_damaged_inside_is_named(tmp_path, how):
-    """Its checksum may be right: the damage came before."""
-    path = written(tmp_path)
-    shard = tmp_path / "train-000001.tar"
-    data = shard.read_bytes()
-    at = data.index(b"s014.codes.npy")
-    spoilt = data + data if how == "joined" else data[:at] + b"\xff" * 99 + data[at + 99 :]
-    shard.write_bytes(spoilt)
-    content = json.loads(path.read_text())
-    content["shards"][1]["sha256"] = hashlib.sha256(spoilt).hexdigest()
-    content["shards"][1]["samples"] = 4
-    path.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"train-000001\.tar is not a readable tar file .*it is damaged"):
-        seen(ShardLoader(path, batch_size=8))
-
-
 def test_class_names_are_kept_and_compared(tmp_path):
     names = {"train": ("ant", "bee", "cow"), "val": ("bee", "ant", "cow"), "old": None}
     for name, known in names.items():
@@ -336,25 +220,6 @@ def test_shards_of_another_model_are_refused(tmp_path, expected, message):
     with pytest.raises(ValueError) as error:  # noqa: PT011 - the message is checked below
         read_manifest(written(tmp_path), **expected)
     assert message in str(error.value)
-
-
-def test_manifests_that_are_none(tmp_path):
-    with pytest.raises(ValueError, match="no shards at .*gone.json: make them with `zipar-train tokenize`"):
-        read_manifest(tmp_path / "gone.json")
-    path = written(tmp_path)
-    content = json.loads(path.read_text())
-    for text, message in (
-        ("{", "is not a manifest"),
-        (json.dumps({**content, "shards": []}), "lists no samples"),
-        (json.dumps({**content, "extra": 1}), "is not a manifest"),
-        (
-            json.dumps({**content, "shards": [{**content["shards"][0], "name": "../../etc/passwd"}]}),
-            "lie beside their manifest",
-        ),
-    ):
-        path.write_text(text)
-        with pytest.raises(ValueError, match=message):
-            read_manifest(path)
 
 
 @pytest.fixture

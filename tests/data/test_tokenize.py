@@ -1,4 +1,4 @@
-"""Pictures to shards: the original's tokenizer and crops, every picture once whatever happens, bad ones told."""
+"""Pictures to shards: every picture once whatever happens, bad ones told."""
 
 import io
 import json
@@ -8,15 +8,13 @@ import tarfile
 import time
 from pathlib import Path
 
-import numpy as np
-import original
 import pytest
 import torch
 from commands import picture, sets
 from forked import Running
 from PIL import Image
 
-from zipar_train.data.crops import centre_crop, views
+from zipar_train.data.crops import views
 from zipar_train.data.loader import ShardLoader
 from zipar_train.data.shards import read_manifest, read_shard
 from zipar_train.data.tokenize import tokenize
@@ -51,83 +49,6 @@ def folder(tmp_path) -> Path:
 def contents(manifest):
     held = read_manifest(manifest)
     return {s.key: (s.codes.tolist(), s.condition) for shard in held.shards for s in read_shard(manifest, shard, held)}
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The tokenizer and the crops
-
-
-@pytest.mark.parametrize("size", [32, 48])
-def test_the_tokenizer_is_the_originals(tmp_path, size):
-    state, shape = original.random_vq(seed=1)
-    state["quantize.embedding.weight"] *= torch.rand(24, 1) + 0.5  # rows of any length
-    torch.save({"model": state}, tmp_path / "vq.pt")
-    ours = load_vq16(str(tmp_path / "vq.pt"), codes=24)
-    pixels = torch.stack([views(picture(i), size, size, "one")[0] for i in range(3)])
-    codes = original.vq_encode(state, pixels / 127.5 - 1, **shape)
-    assert torch.equal(ours.encode(pixels), codes)
-    assert len(codes.unique()) > 3
-    theirs = original.vq_decode(state, codes, **shape)
-    assert (ours.images(codes) - theirs).abs().max() < 1e-5 * theirs.abs().max()
-    off = ours.decode(codes).int() - (127.5 * theirs + 128).clamp(0, 255).to(torch.uint8).int()
-    assert off.abs().max() <= 1  # a value on the brink of two bytes
-    assert (off == 0).float().mean() > 0.999
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"mult": (1, 1, 1, 2)}, "is a VQ-8, not a VQ-16: a code is 8 pixels wide"),
-        ({"codes": 25}, "has a codebook of 25 codes, the recipe's model one of 24"),
-        ("encoder.norm_out.bias", "is no VQ-16 of LlamaGen. 1 missing: encoder.norm_out.bias"),
-        ("quant_conv.weight", "is no VQ-16 of LlamaGen: it lacks quant_conv.weight"),
-        ("cut", "is not a readable file of weights"),
-        (None, "is no VQ-16 of LlamaGen. 1 surplus: loss.weight"),
-    ],
-)
-def test_another_tokenizer_is_refused(tmp_path, change, message):
-    path = tmp_path / "vq.pt"
-    state = original.random_vq(**(change if isinstance(change, dict) else {}))[0]
-    if change is None:
-        state["loss.weight"] = torch.zeros(1)
-    torch.save({"model": {name: tensor for name, tensor in state.items() if name != change}}, path)
-    if change == "cut":
-        os.truncate(path, 10_000)
-    with pytest.raises(ValueError, match=message):
-        load_vq16(str(path), codes=24)
-
-
-def test_the_centre_crop_is_adms():
-    """Twice too large: a box filter first, so blocks of 2 x 2 pixels are averaged; then the middle."""
-    rng = np.random.default_rng(0)
-    large = rng.integers(0, 256, size=(64, 96, 3)).astype(np.uint8)
-    crop = np.asarray(centre_crop(Image.fromarray(large), 32, 32)).astype(int)
-    blocks = large.reshape(32, 2, 48, 2, 3).mean((1, 3))[:, 8:40]
-    assert abs(crop - blocks).max() <= 1
-    same = np.asarray(centre_crop(Image.fromarray(large), 64, 64))
-    assert np.array_equal(same, large[:, 16:80])  # no resizing at all
-    wide = np.asarray(centre_crop(Image.fromarray(large), 64, 80))
-    assert np.array_equal(wide, large[:, 8:88])
-    assert centre_crop(Image.fromarray(large), 32, 64).size == (64, 32)
-    assert centre_crop(Image.new("RGB", (1, 1)), 32, 32).size == (32, 32)
-    assert centre_crop(Image.new("RGB", (33, 1000)), 32, 32).size == (32, 32)
-
-
-def test_views_of_a_picture():
-    one, flip, ten = (views(picture(0), 32, 32, kind) for kind in ("one", "flip", "ten"))
-    assert (len(one), len(flip), len(ten)) == (1, 2, 20)
-    assert torch.equal(flip[0], one[0])
-    assert torch.equal(flip[1], one[0].flip(-1))
-    for crops, size in ((ten[:10], 35), (ten[10:], 33)):
-        large = views(picture(0), size, size, "one")[0]
-        corners = [large[:, :32, :32], large[:, :32, -32:], large[:, -32:, :32], large[:, -32:, -32:]]
-        assert all(torch.equal(a, b) for a, b in zip(crops, corners, strict=False))
-        assert torch.equal(crops[5:9], torch.stack(_flipped(large)))
-
-
-def _flipped(large):
-    mirrored = large.flip(-1)
-    return [mirrored[:, :32, :32], mirrored[:, :32, -32:], mirrored[:, -32:, :32], mirrored[:, -32:, -32:]]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 """Weights as trainers, compilers and people leave them: read as the same weights, or refused by file and tensor."""
 
-import os
 import re
 import zipfile
 
@@ -11,8 +10,6 @@ from llamagen_files import c2i, c2i_state, t2i, t2i_state
 from safetensors.torch import save_file
 
 from zipar_train import load
-from zipar_train.io.files import sha256
-from zipar_train.models import files as published
 from zipar_train.models.family import build
 from zipar_train.models.llamagen import state_dict as layout
 from zipar_train.models.restore import LoadedWeights, initial_weights, load_family, read
@@ -263,57 +260,6 @@ def test_mistyped_entries_of_a_checkpoint_are_named(tmp_path, entry, value, mess
     with pytest.raises(ValueError, match=message) as refused:
         read(path)
     assert len(str(refused.value)) < 2000
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Checksums
-
-
-@pytest.mark.parametrize("moment", ["before", "after"])
-def test_a_checksum_is_of_the_bytes_that_were_read(tmp_path, monkeypatch, moment):
-    """Another file takes the place while the first is read, and once it is read."""
-    path, states = tmp_path / "w.pt", [c2i_state(seed=seed) for seed in range(2)]
-    for state, name in zip(states, ("w.pt", "next.pt"), strict=True):
-        torch.save(state, tmp_path / name)
-    sums = [sha256(path), sha256(tmp_path / "next.pt")]
-    inner = published._content
-
-    def raced(path):
-        content = inner(path) if moment == "after" else None
-        if (tmp_path / "next.pt").exists():
-            os.replace(tmp_path / "next.pt", path)
-        return content if content is not None else inner(path)
-
-    monkeypatch.setattr(published, "_content", raced)
-    saved = read(path, checksum=True)
-    drawn = next(i for i, state in enumerate(states) if torch.equal(saved.state["norm.weight"], state["norm.weight"]))
-    assert saved.sha256 == sums[drawn]
-
-
-def test_a_file_that_is_replaced_all_the_time_is_told(tmp_path, monkeypatch):
-    torch.save(c2i_state(), tmp_path / "w.pt")
-    inner = published._content
-
-    def raced(path):
-        (tmp_path / "new").write_bytes(path.read_bytes())
-        os.replace(tmp_path / "new", path)
-        return inner(path)
-
-    monkeypatch.setattr(published, "_content", raced)
-    with pytest.raises(ValueError, match=r"w.pt was replaced 20 times while it was read"):
-        read(tmp_path / "w.pt", checksum=True)
-
-
-def test_a_folders_checksum_is_of_all_its_parts(tmp_path):
-    state = c2i_state(dtype=torch.float32)
-    names = sorted(state)
-    (tmp_path / "config.json").write_text("{}")
-    for part, some in (("a", names[:5]), ("b", names[5:])):
-        save_file({name: state[name] for name in some}, tmp_path / f"{part}.safetensors")
-    before = read(tmp_path, checksum=True).sha256
-    assert read(tmp_path).sha256 is None
-    save_file({name: state[name] + 1 for name in names[5:]}, tmp_path / "b.safetensors")
-    assert read(tmp_path, checksum=True).sha256 != before
 
 
 def test_published_shapes_of_nothing_are_put_in_words():

@@ -192,3 +192,12 @@ class Odd(yaml.SafeDumper):
 
 Odd.ignore_aliases = lambda self, data: True
 Odd.add_representer(int, lambda self, value: self.represent_scalar("tag:yaml.org,2002:int", hex(value)))
+
+
+def plain(value):
+    """What JSON can say of it, and more than it should: NaN, and numbers of thousands of digits."""
+    if isinstance(value, dict):
+        return {str(key)[:4000]: plain(part) for key, part in value.items() if not isinstance(key, bytes)}
+    if isinstance(value, list):
+        return [plain(part) for part in value]
+    return value.decode("latin-1") if isinstance(value, bytes) else value

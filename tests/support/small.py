@@ -1,4 +1,4 @@
-"""A small model of each family, and a batch for it."""
+"""A small model of each family, and a batch for it; a small shape for the digits' recipes."""
 
 import torch
 
@@ -7,6 +7,9 @@ from zipar_train.models.family import build
 from zipar_train.models.t5_features import Captions
 from zipar_train.models.token_prompts import Prompts
 from zipar_train.recipe.model import Model, Text, Words
+
+# Overrides of the digits' recipes.
+TINY = ["model.num_layers=1", "model.num_heads=2", "model.hidden_size=16", "model.ffn_size=32"]
 
 
 def family(kind, depth):

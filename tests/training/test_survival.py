@@ -1,23 +1,18 @@
-"""Runs that nothing ends badly: killed anywhere, on full disks, by damaged data, by bad steps, by their cluster."""
+"""Runs that nothing ends badly: killed anywhere, shared by processes, by clocks that jump, by their cluster."""
 
 import csv
 import io
 import os
 import random
 import signal
-import subprocess
 import time
-from pathlib import Path
 
 import pytest
 import torch
 from commands import sets
 from forked import Running, together
-from short_runs import losses, quick, states_equal
+from short_runs import SHORT, losses, quick, same_end, some, states_equal
 
-from zipar_train.data.loader import ShardLoader
-from zipar_train.data.manifest import Layout
-from zipar_train.data.shards import read_manifest, read_shard, write_shards
 from zipar_train.models.restore import read
 from zipar_train.recipe.load import load_recipe
 from zipar_train.run.checkpoints import damage, newest_first
@@ -25,33 +20,7 @@ from zipar_train.run.metrics_csv import validations
 from zipar_train.run.signals import Stopped
 from zipar_train.training.callbacks.checkpoint import Checkpoint
 from zipar_train.training.fit import fit
-from zipar_train.training.guard import Guard
 from zipar_train.training.module import ZipARModule
-
-SHORT = [
-    "data.micro_batch_size=4",
-    "trainer.limit_train_batches=40",
-    "trainer.check_val_every_n_epoch=1",
-    "optim.ema_decay=0.9",
-    "trainer.val_check_interval=8",
-    "trainer.limit_val_batches=4",
-    "checkpoint_every=2",
-    "checkpoint_keep=2",
-    "checkpoint_monitor=val/bits_w2",
-]
-
-
-def same_end(a: Path, b: Path) -> None:
-    """Two runs' losses, weights, averages and optimizers are equal to the bit."""
-    assert losses(a) == losses(b) and len(losses(a)) > 10
-    one, two = read(a), read(b)
-    assert states_equal(one.state, two.state)
-    assert states_equal(one.extra["current_model_state"], two.extra["current_model_state"])
-    optimizers = [saved.extra["optimizer_states"][0]["state"] for saved in (one, two)]
-    assert all(torch.equal(optimizers[0][i][k], optimizers[1][i][k]) for i in optimizers[0] for k in optimizers[0][i])
-    assert not states_equal(
-        one.state, {k.removeprefix("model."): v for k, v in one.extra["current_model_state"].items()}
-    )
 
 
 @pytest.fixture(scope="module")
@@ -87,15 +56,6 @@ def test_twenty_kills_change_nothing(tiny, tmp_path, whole):
     assert [read(path).extra["global_step"] for path in newest_first(tmp_path / "broken")] == [80, 78]
     best = [read(run / "checkpoints" / "best.ckpt") for run in (whole, tmp_path / "broken")]
     assert states_equal(best[0].state, best[1].state) and best[0].extra["least"] == best[1].extra["least"]
-
-
-def some(shards: Path, folder: Path, count: int) -> Path:
-    """The digits' first training images as shards of 100, in a folder."""
-    whole = read_manifest(shards / "train.json")
-    samples = [s for shard in whole.shards for s in read_shard(shards / "train.json", shard, whole)]
-    layout = {k: v for k, v in whole.model_dump().items() if k not in ("shards", "skipped")}
-    write_shards(samples[:count], folder / "train.json", layout=Layout(**layout), per_shard=100)
-    return folder
 
 
 WAYS = {  # processes, images of a batch, more
@@ -264,236 +224,6 @@ def test_two_runs_do_not_write_into_one_folder(tiny, tmp_path):
     third.until(lambda: "A step is" in third.said())
     third.kill(signal.SIGTERM)
     third.ended()
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Disks
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A disk of 1 MiB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True).returncode:
-        pytest.skip("mounting a small disk needs root")
-    yield disk
-    subprocess.run(["umount", "-l", disk], check=True)
-
-
-@pytest.mark.slow
-def test_a_full_disk_leaves_what_is_there_and_training_goes_on(tiny, tmp_path, small_disk):
-    """Filled in mid-run, and emptied again."""
-    short = [o for o in SHORT if not o.startswith("checkpoint_monitor")]
-    overrides = [*quick(tiny, tmp_path, "run", *short), f"run_dir={small_disk}/run", "trainer.max_epochs=6"]
-    whole = quick(tiny, tmp_path, "whole", *short, "trainer.max_epochs=6")
-    fit(load_recipe("digits-base", whole))
-    running = Running("fit", "--recipe", "digits-base", *sets(overrides), log=tmp_path / "log")
-    running.until(lambda: len(newest_first(small_disk / "run")) == 2)
-    ballast = small_disk / "ballast"
-    running.kill(signal.SIGSTOP)
-    with ballast.open("wb", buffering=0) as file:
-        try:
-            while file.write(b"0" * 4096):
-                pass
-        except OSError:
-            pass
-    running.kill(signal.SIGCONT)
-    running.until(lambda: running.said().count("could not be written") >= 2)
-    running.kill(signal.SIGSTOP)
-    assert "No space left on device" in running.said() and "is as it was. Training goes on" in running.said()
-    assert all(damage(path) is None for path in newest_first(small_disk / "run"))
-    ballast.unlink()
-    running.kill(signal.SIGCONT)
-    assert running.ended() == 0, running.said()
-    assert states_equal(read(tmp_path / "whole").state, read(small_disk / "run").state)
-    assert losses(tmp_path / "whole") == losses(small_disk / "run")  # kept until there was room
-    assert not list((small_disk / "run").rglob("*.part"))
-
-
-def test_a_disk_that_stays_full_is_an_error_at_the_end(tiny, tmp_path, small_disk):
-    (small_disk / "ballast").write_bytes(b"0" * (2**20 - 65536))
-    overrides = [*quick(tiny, tmp_path, "run", *SHORT), f"run_dir={small_disk}/run", "trainer.max_epochs=1"]
-    running = Running("fit", "--recipe", "digits-base", *sets(overrides), log=tmp_path / "log")
-    assert running.ended() == 2
-    assert "Make room and resume it" in running.said() and "Traceback" not in running.said()
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Data
-
-
-@pytest.fixture
-def many(shards, tmp_path):
-    """Eight shards of 100 training images, in a folder that may be damaged."""
-    return some(shards, tmp_path / "many", 800)
-
-
-def hurt(path: Path, how: str) -> None:
-    if how == "deleted":
-        path.unlink()
-    elif how == "truncated":
-        path.write_bytes(path.read_bytes()[:50000])
-    else:
-        data = bytearray(path.read_bytes())
-        data[7000] ^= 4
-        path.write_bytes(data)
-
-
-@pytest.mark.parametrize("how", ["deleted", "truncated", "flipped"])
-def test_a_shard_damaged_in_mid_run_is_named_and_stops_or_is_skipped(tiny, many, tmp_path, monkeypatch, how, capsys):
-    overrides = quick(
-        tiny,
-        tmp_path,
-        "run",
-        f"data.train={many}/train.json",
-        "data.micro_batch_size=4",
-        "data.shuffle=10",
-        "trainer.max_epochs=1",
-        "optim.global_batch_size=4",
-        "trainer.limit_val_batches=1",
-    )
-    steps = ZipARModule.training_step
-
-    def hurting(module, batch, batch_idx):
-        if module.trainer.global_step == 62:
-            left = {shard.name for shard in read_manifest(many / "train.json").shards} - set(seen)
-            victim.append(sorted(left)[-1])
-            hurt(many / victim[0], how)
-        seen.update(key.partition("/")[0] for key in batch.keys)
-        return steps(module, batch, batch_idx)
-
-    seen: set[str] = set()
-    victim: list[str] = []
-    monkeypatch.setattr(ZipARModule, "training_step", hurting)
-    with pytest.raises(ValueError, match="train-.*(damaged|cannot be read)") as stopped:
-        fit(load_recipe("digits-base", overrides))
-    assert victim[0] in str(stopped.value)
-
-    seen.clear()
-    monkeypatch.setattr(ZipARModule, "training_step", steps)
-    skipping = [*overrides, "data.on_bad_sample=skip", f"run_dir={tmp_path}/skipping"]
-    if how == "deleted":
-        (many / victim[0]).write_bytes(b"")  # a manifest whose shards are missing is refused at the start
-    fit(load_recipe("digits-base", skipping))
-    said = capsys.readouterr().err
-    assert victim[0] in said and "(100 samples)" in said
-    found = losses(tmp_path / "skipping")
-    assert len(found) == 200
-    text = (tmp_path / "skipping" / "logs" / "version_0" / "metrics.csv").read_text().strip().split("\n")
-    assert float(text[-2].split(",")[text[0].split(",").index("train/damaged")] or 100) == 100
-
-
-def test_what_stands_in_for_damage_is_repeatable_and_whole(many, capsys):
-    def seen(**more):
-        loader = ShardLoader(many / "train.json", batch_size=8, shuffle=50, damaged="skip", **more)
-        return [key for batch in loader for key in batch.keys], loader
-
-    before, _ = seen()
-    hurt(many / "train-000003.tar", "flipped")
-    after, loader = seen()
-    assert loader.damaged and sum(loader.damaged.values()) == 100
-    assert len(after) == len(before) == 800
-    changed = [(a, b) for a, b in zip(before, after, strict=True) if a != b]
-    assert {a.partition("/")[0] for a, _ in changed} == {"train-000003.tar"} and len(changed) == 100
-    assert "train-000003.tar" not in {key.partition("/")[0] for key in after}
-    assert len({b for _, b in changed}) == 100  # different ones
-    assert seen()[0] == after == seen(workers=2)[0]
-    resumed = ShardLoader(many / "train.json", batch_size=8, shuffle=50, damaged="skip")
-    resumed.load_state_dict({"epoch": 0, "steps": 40})
-    assert [key for batch in resumed for key in batch.keys] == after[320:]
-    for path in many.glob("*.tar"):
-        hurt(path, "flipped") if path.name != "train-000003.tar" else None
-    with pytest.raises(ValueError, match="none of its shards can be read"):
-        seen()
-
-
-def test_a_loader_that_stalls_is_told_and_one_that_dies_is_an_error(many, capfd, monkeypatch):
-    from zipar_train.data import loader as loading
-
-    def slow(*args, **kwargs):
-        time.sleep(0.4)
-        return read_shard(*args, **kwargs)
-
-    monkeypatch.setattr(loading, "read_shard", slow)
-    next(iter(ShardLoader(many / "train.json", batch_size=8, stalled=0.1)))
-    assert "no batch for 0.1 s (epoch 0, batch 0)" in capfd.readouterr().err
-
-    def dying(*args, **kwargs):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    monkeypatch.setattr(loading, "read_shard", dying)
-    with pytest.raises(ValueError, match="a loader process died"):
-        next(iter(ShardLoader(many / "train.json", batch_size=8, workers=1)))
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Steps
-
-
-def bad_at(step, how, monkeypatch):
-    """From a training step on, for one step, a gradient or a loss is not what it should be."""
-    losses_of = ZipARModule.losses
-
-    def hurt(module, *args, **kwargs):
-        loss, divergence = losses_of(module, *args, **kwargs)
-        if module.training and module.model.training and module.trainer.global_step == step:
-            loss = loss * (float("nan") if how == "loss" else 50.0)
-            if how == "gradient":
-                loss.register_hook(lambda g: g * float("inf"))
-        return loss, divergence
-
-    monkeypatch.setattr(ZipARModule, "losses", hurt)
-
-
-@pytest.fixture(scope="module")
-def before(made_tiny, tmp_path_factory):
-    """Losses of a run without a bad step."""
-    folder = tmp_path_factory.mktemp("plain")
-    fit(
-        load_recipe(
-            "digits-base",
-            quick(made_tiny, folder, "plain", *SHORT, "trainer.max_epochs=1", "health.loss_spike_factor=3"),
-        )
-    )
-    return losses(folder / "plain")
-
-
-@pytest.mark.parametrize("how", ["loss", "gradient", "leap"])
-def test_bad_steps_stop_or_are_skipped_and_name_their_images(tiny, tmp_path, monkeypatch, before, how, capsys):
-    bad_at(25, how, monkeypatch)
-    overrides = quick(tiny, tmp_path, "run", *SHORT, "trainer.max_epochs=1", "health.loss_spike_factor=3")
-    with pytest.raises(ValueError, match=r"step 26: .*Its images: train-000000.tar/\S+, .*on_spike = skip") as stopped:
-        fit(load_recipe("digits-base", overrides))
-    assert ("not finite" in str(stopped.value)) == (how != "leap")
-    assert read(tmp_path / "run").extra["global_step"] == 24
-
-    capsys.readouterr()
-    skip = [*overrides, "health.on_nonfinite=skip", "health.on_spike=skip"]
-    fit(load_recipe("digits-base", skip), resume=True)  # health may differ
-    assert "skipped: step 26: " in capsys.readouterr().err
-    after = losses(tmp_path / "run")
-    assert [after[i] for i in range(25)] == [before[i] for i in range(25)] and len(after) == 40
-    assert after[26] != before[26]  # a step less
-    state = read(tmp_path / "run").extra
-    assert state["guard"]["skipped"] == 1
-    assert {int(s["step"]) for s in state["optimizer_states"][0]["state"].values()} == {39}
-    assert all(torch.isfinite(t).all() for t in read(tmp_path / "run").state.values())
-
-
-def test_the_guard_looks_at_recent_losses_and_gives_up_in_the_end():
-    guard = Guard(gradients="skip", spike=2.0, on_spike="skip", most=3)
-    assert guard.verdict(100.0, 1.0) is None  # too few to compare with
-    for _ in range(40):
-        assert guard.verdict(1.0, 1.0) is None
-    assert guard.verdict(1.99, 1.0) is None and guard.verdict(2.01, 1.0)[0] == "skip"
-    assert guard.verdict(1.0, float("nan"))[0] == "skip"
-    restored = Guard(gradients="skip", spike=2.0, on_spike="skip", most=3)
-    restored.load_state_dict(guard.state_dict())
-    for each in (guard, restored):
-        assert each.verdict(float("inf"), 1.0)[0] == "skip" and each.skipped == 3
-        what, why = each.verdict(3.0, 1.0)
-        assert what == "stop" and "after 3 skipped steps in a row" in why
 
 
 # ---------------------------------------------------------------------------------------------------------------------

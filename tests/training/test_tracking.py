@@ -9,39 +9,25 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import psutil
 import pytest
 import torch
 from commands import sets
-from families import llamagen_t2i
 from forked import Running
+from tracked_runs import at_step, short, stop
 from wandb_server import KEY, WandbServer
 
-from zipar_train import load
-from zipar_train.data.loader import Batch
 from zipar_train.models.restore import read
 from zipar_train.recipe.load import load_recipe
-from zipar_train.recipe.schema import RecipeError
 from zipar_train.run.metrics_csv import validations
 from zipar_train.run.signals import Stopped
-from zipar_train.training.callbacks.checkpoint import Checkpoint
-from zipar_train.training.callbacks.samples import Samples
 from zipar_train.training.fit import fit
-from zipar_train.training.module import ZipARModule
 from zipar_train.training.trainer import build_trainer
 from zipar_train.training.wandb_run import tracked
 
 wandb = pytest.importorskip("wandb")
-
-
-@pytest.fixture(autouse=True)
-def _alone():
-    """W&B reads the environment once in a process."""
-    wandb.teardown()
-    yield
-    wandb.teardown()
+pytestmark = pytest.mark.usefixtures("alone")
 
 
 @pytest.fixture
@@ -49,21 +35,6 @@ def server():
     server = WandbServer()
     yield server
     server.kill()
-
-
-def short(tiny, tmp_path, name, *more):
-    kept = [override for override in tiny if not override.startswith(("log.", "run_dir="))]
-    return [
-        *kept,
-        f"run_dir={tmp_path}/{name}",
-        "trainer.log_every_n_steps=1",
-        "trainer.max_epochs=2",
-        "trainer.limit_train_batches=8",
-        "trainer.limit_val_batches=2",
-        "trainer.check_val_every_n_epoch=1",
-        "zipar.windows={8: 1, 2: 1}",
-        *more,
-    ]
 
 
 def sync(server: WandbServer, *arguments) -> str:
@@ -82,22 +53,6 @@ def rows(run: Path, name: str) -> dict[int, float]:
         with file.open(newline="") as lines:
             found |= {int(row["step"]): float(row[name]) for row in csv.DictReader(lines) if row.get(name)}
     return found
-
-
-def at_step(monkeypatch, step: int, act) -> None:
-    """Do something in the middle of training."""
-    whole = ZipARModule.training_step
-
-    def stepped(module, batch, batch_idx):
-        if module.trainer.global_step == step:
-            act(module.trainer)
-        return whole(module, batch, batch_idx)
-
-    monkeypatch.setattr(ZipARModule, "training_step", stepped)
-
-
-def stop(trainer) -> None:
-    next(c for c in trainer.callbacks if isinstance(c, Checkpoint)).heard.signum = signal.SIGTERM
 
 
 def holds(folder: Path, text: str) -> list[Path]:
@@ -151,81 +106,6 @@ def test_offline_runs_of_a_folder_are_one_run_which_sync_uploads(tiny, tmp_path,
     assert sorted(server.artifacts.values()).count(f"digits-base-{name}") == len(checkpoints) == 2
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").read_bytes() in checkpoints
     assert sorted(server.committed) == sorted(server.artifacts)
-
-
-def test_images_are_those_that_draw_draws_and_disturb_nothing(tiny, tmp_path, monkeypatch):
-    """Of averaged weights; weights, averages and random states end as without."""
-    ema = ["optim.ema_decay=0.9", "log.images=12", "data.micro_batch_size=8"]  # in two batches
-    plain = short(tiny, tmp_path, "plain", *ema, "log.wandb=disabled")
-    fit(load_recipe("digits-base", plain))
-    states = [torch.get_rng_state()]
-    shown = {}
-    monkeypatch.setattr("zipar_train.training.wandb_run.Run.show", lambda _, name, *rest: shown.update({name: rest}))
-    with monkeypatch.context() as patch:
-        at_step(patch, 10, stop)
-        with pytest.raises(Stopped):
-            fit(load_recipe("digits-base", short(tiny, tmp_path, "drawn", *ema)))
-    fit(load_recipe("digits-base", short(tiny, tmp_path, "drawn", *ema)), resume=True)
-    a, b = read(tmp_path / "plain"), read(tmp_path / "drawn")
-    assert all(torch.equal(a.state[name], b.state[name]) for name in a.state)
-    ours, theirs = (saved.extra["current_model_state"] for saved in (a, b))
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    assert torch.equal(states[0], torch.get_rng_state())
-
-    generator, labels = load(tmp_path / "drawn"), [0, 0, 1, 2, 3, 4, 5, 5, 6, 7, 8, 9]
-    assert set(shown) == {"images/w8", "images/w2"}
-    for window in (8, 2):
-        pictures, captions, step = shown[f"images/w{window}"]
-        drawn = generator.generate(labels, window=window, seed=0)
-        assert captions == [str(label) for label in labels] and step == 15
-        assert all(pictures[k].resize((8, 8), 0).tobytes() == drawn[k].tobytes() for k in range(12))
-        assert pictures[0].size == (96, 96)
-
-
-def test_captions_are_the_first_held_out_and_no_room_means_no_images(capsys, monkeypatch):
-    family = llamagen_t2i(3, 3)
-    module = ZipARModule(family, windows={2: 1})
-
-    def decode(codes):
-        torch.rand(1)  # as code of others may
-        return codes[:, None].expand(-1, 3, -1, -1).to(torch.uint8)
-
-    family.tokenizer = SimpleNamespace(decode=decode)
-    recipe = SimpleNamespace(
-        log=SimpleNamespace(images=3),
-        zipar=SimpleNamespace(windows={2: 1}, rule={}),
-        model=SimpleNamespace(captions=True, num_classes=None),
-        draw=load_recipe("digits").draw,
-        data=SimpleNamespace(micro_batch_size=2),
-        evaluate=SimpleNamespace(batch_size=2),
-    )
-    shown = []
-    samples, trainer = Samples(recipe, lambda *each: shown.append(each)), SimpleNamespace(sanity_checking=False)
-    trainer.global_step = 1
-    features = [torch.randn(2, 6) for _ in range(4)]
-    before = torch.get_rng_state()
-    for pair in (features[:2], features[2:]):
-        samples.on_validation_batch_start(trainer, module, Batch(torch.zeros(2, 9), pair), 0)
-    samples.on_validation_epoch_end(trainer, module)
-    assert [each[0] for each in shown] == ["images/w2", "images/w3"] and [len(each[1]) for each in shown] == [3, 3]
-    assert samples.captions == features[:3] and torch.equal(before, torch.get_rng_state())
-    monkeypatch.setattr("zipar_train.decoding.memory.free_bytes", lambda device: 10)
-    for _ in range(2):
-        samples.on_validation_epoch_end(trainer, module)
-    assert len(shown) == 2 and capsys.readouterr().out.count("no more are drawn, as memory has no room") == 1
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ("model.tokenizer=null", "log.images: codes have no pixels"),
-        ("trainer={strategy: fsdp, devices: 2}", "log.images: no device has the weights"),
-        ("log.images=0", "log.images = 0"),
-    ],
-)
-def test_images_that_cannot_be_are_refused(change, message):
-    with pytest.raises(RecipeError, match=message):
-        load_recipe("digits", ["log.images=4", change])
 
 
 def hanging() -> socket.socket:

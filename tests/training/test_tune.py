@@ -1,4 +1,4 @@
-"""Adapters, distillation, recomputation, compilation: what is trained, what is kept, what is the same."""
+"""Adapters, recomputation, compilation: what is trained, what is kept, what is the same."""
 
 import json
 import os
@@ -8,33 +8,14 @@ import pytest
 import torch
 from commands import TINY, sets
 from safetensors.torch import load_file, save_file
-from short_runs import losses, quick, states_equal
+from short_runs import LORA, losses, quick, states_equal, tuned
 
 from zipar_train import load
-from zipar_train.data.loader import Batch
 from zipar_train.export.weights import export
-from zipar_train.models.family import teacher_forced
 from zipar_train.models.restore import load_family, read
-from zipar_train.plan.masks import dense
 from zipar_train.recipe.load import dump, load_recipe
 from zipar_train.training.fit import fit
-from zipar_train.training.module import ZipARModule
 from zipar_train.training.trainer import build_module
-
-LORA = "tune.lora={rank: 4, alpha: 8, targets: [q_proj, v_proj, down_proj]}"
-
-
-@pytest.fixture(scope="module")
-def base(shards, tmp_path_factory):
-    """A tiny trained next-token model."""
-    folder = tmp_path_factory.mktemp("base")
-    data = [f"data.train={shards}/train.json", f"data.val={shards}/val.json"]
-    fit(load_recipe("digits-base", [*TINY, *data, f"run_dir={folder}/run", "trainer.max_epochs=1"]))
-    return folder / "run"
-
-
-def tuned(tiny, tmp_path, base, name, *more):
-    return load_recipe("digits", quick(tiny, tmp_path, name, f"model.weights={base}", *more))
 
 
 def test_adapters_alone_are_trained_and_kept_and_resumed_to_the_bit(tiny, tmp_path, base):
@@ -256,56 +237,6 @@ def test_what_goes_out_must_be_there(tmp_path, base, cli):
 def test_mistakes_in_the_tune_section_are_named(tiny, tmp_path, base, more, message):
     with pytest.raises(ValueError, match=message):
         build_module(tuned(tiny, tmp_path, base, "run", *more))
-
-
-def test_distillation_pulls_towards_the_untouched_model(tiny, tmp_path, base):
-    """Next-token alone it has nothing to mend: no divergence, no gradient. With windows it keeps next-token closer."""
-    start = load(base).family.model.state_dict()
-    fit(tuned(tiny, tmp_path, base, "still", "tune.distill=1.0", "zipar.windows={8: 1}", "trainer.max_steps=1"))
-    assert abs(losses(tmp_path / "still")[0]) < 1e-6
-    moved = {}
-    for name, share in (("half", 0.5), ("none", 0.0)):
-        fit(tuned(tiny, tmp_path, base, name, f"tune.distill={share}", "optim.lr=1e-2"))
-        state = read(tmp_path / name).state
-        assert len(state) == len(start)  # the teacher is not saved
-        moved[name] = _divergence(load(base), load(tmp_path / name))
-    assert moved["half"] < 0.8 * moved["none"]
-
-
-def _divergence(a, b, window=None):
-    codes, labels = a.generate(list(range(10)), seed=1).codes.flatten(1), torch.arange(10)
-    plans = (a.plan(), b.plan(window))
-    with torch.no_grad():
-        p, q = (
-            teacher_forced(g.family, plan, codes, labels, dense(plan)).log_softmax(-1)
-            for g, plan in zip((a, b), plans, strict=True)
-        )
-    return float((p.exp() * (p - q)).sum(-1).mean())
-
-
-def test_adapters_are_taught_by_the_model_without_them(tiny, tmp_path, base):
-    """No second copy of the weights: the divergence is that from the base's own file, and only adapters learn."""
-    settings = [LORA, "tune.distill=1.0", "zipar.windows={2: 1}", "optim.lr=1e-2", "trainer.max_epochs=1"]
-    recipe = tuned(tiny, tmp_path, base, "run", *settings)
-    fit(recipe)
-    untouched, module = load(base), build_module(recipe)
-    assert module.teacher is None
-    module.on_load_checkpoint(saved := torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True))
-    module.load_state_dict(saved["state_dict"])
-    codes, labels = untouched.generate(list(range(10)), seed=1).codes.flatten(1), torch.arange(10)
-    found = module.eval().losses(Batch(codes, labels), labels, 2, taught=True)[1]
-    assert float(found.detach()) == pytest.approx(_divergence(untouched, load(tmp_path / "run"), 2), rel=1e-4)
-    found.backward()
-    trained = {name for name, parameter in module.named_parameters() if parameter.grad is not None}
-    assert trained == {name for name in module.state_dict() if "lora_" in name}
-
-
-def test_distillation_needs_a_teacher(base):
-    """Frozen weights are no adapters."""
-    family = load(base).family
-    family.model.get_input_embeddings().requires_grad_(False)
-    with pytest.raises(ValueError, match="distill needs a teacher"):
-        ZipARModule(family, windows={2: 1}, distill=0.5)
 
 
 @pytest.mark.slow

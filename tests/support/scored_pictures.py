@@ -1,0 +1,20 @@
+"""A few pictures in a folder, as the scores take them."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from zipar_train.evaluation.scores.features import Pictures
+
+CPU, COUNT = torch.device("cpu"), 12
+
+
+def pixels(folder: Path) -> torch.Tensor:
+    images = [np.array(Image.open(file)) for file in sorted(folder.glob("*.png"))]
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+
+
+def pictures(folder: Path, block: int = 7) -> Pictures:
+    return Pictures(lambda: iter(pixels(folder).split(block)), COUNT)
