@@ -31,7 +31,7 @@ from zipar_train.training.callbacks.samples import Samples
 from zipar_train.training.fit import fit
 from zipar_train.training.module import ZipARModule
 from zipar_train.training.trainer import build_trainer
-from zipar_train.training.wandb_run import tracked
+from zipar_train.training.wandb_tracking import tracked
 
 wandb = pytest.importorskip("wandb")
 
