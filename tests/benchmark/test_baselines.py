@@ -10,14 +10,12 @@ from hypothesis import strategies as st
 from transformers import CompileConfig
 
 from zipar_train import Grid, Plan
-from zipar_train.benchmark import decode
-from zipar_train.benchmark import train_step as train
+from zipar_train.benchmark import decode, train
 from zipar_train.benchmark.baselines import eager_loop
-from zipar_train.benchmark.decode import EAGER, OURS, PLAIN, STOCK
+from zipar_train.benchmark.results import CAUSAL, EAGER, OURS, PLAIN, SDPA, STOCK
 from zipar_train.benchmark.roofline import Rates
 from zipar_train.benchmark.stock import Stock
 from zipar_train.benchmark.subject import subject
-from zipar_train.benchmark.train_step import CAUSAL, SDPA
 from zipar_train.benchmark.turns import compilations
 from zipar_train.decoding.decoder import Decoder
 from zipar_train.decoding.sampling import uniforms

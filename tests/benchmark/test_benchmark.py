@@ -10,10 +10,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from zipar_train import Grid, Plan
 from zipar_train.benchmark.baselines import eager_loop
-from zipar_train.benchmark.decode import EAGER, OURS, PLAIN, STOCK, bench_decode
+from zipar_train.benchmark.decode import bench_decode
+from zipar_train.benchmark.results import CAUSAL, EAGER, OURS, PLAIN, SDPA, STOCK
 from zipar_train.benchmark.roofline import Rates, Work, measure
 from zipar_train.benchmark.stock import Stock
-from zipar_train.benchmark.train_step import CAUSAL, SDPA, bench_train
+from zipar_train.benchmark.train import bench_train
 from zipar_train.decoding.decoder import Decoder
 from zipar_train.decoding.memory import Peak
 from zipar_train.decoding.sampling import uniforms
