@@ -17,6 +17,7 @@ from zipar_train.benchmark.results import (
     TrainReport,
 )
 from zipar_train.io.figures import write_figure
+from zipar_train.io.tables import aligned
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
@@ -74,7 +75,7 @@ def decode_lines(report: DecodeReport) -> list[str]:
         f"{report.environment['device']}: copies {report.copy_bandwidth / 1e9:,.3g} GB/s, "
         f"multiplies {report.matmul_rate / 1e12:.3g} TFLOP/s",
         "",
-        *_aligned(cells),
+        *aligned(cells, "<>"),
         "",
         *_ratios(report),
         *_remarks(report),
@@ -133,7 +134,7 @@ def train_lines(report: TrainReport) -> list[str]:
         f"{report.recipe['name']}, random weights, {report.precision}{', compiled' if report.compiled else ''}; "
         f"{report.environment['device']}; utilisation of {report.rate / 1e12:.3g} TFLOP/s ({report.rate_is})",
         "",
-        *_aligned(cells),
+        *aligned(cells, "<>"),
         "",
     ]
     tried = {row.attention for row in report.rows} - {CAUSAL}
@@ -203,14 +204,3 @@ def _panel(panel: Axes, rows: Sequence[DecodeRow], name: str) -> None:
 
 def _mib(memory: int | None) -> str:
     return "" if memory is None else f"{memory / 2**20:,.0f}"
-
-
-def _aligned(cells: list[list[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-
-    def line(row: list[str]) -> str:
-        return "  ".join(
-            cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-
-    return [line(row).rstrip() for row in cells]
