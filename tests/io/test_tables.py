@@ -76,7 +76,7 @@ def test_wide_characters_take_two_columns():
 
 
 def test_tabs_become_spaces():
-    assert aligned([["a\tb", "c"], ["1234567890", "d"]], "<") == ["a       b   c", "1234567890  d"]
+    assert aligned([["a", "b\tc"], ["d", "e"]]) == ["a  b       c", "d          e"]
 
 
 def test_tables_without_rows_or_cells():
