@@ -11,10 +11,9 @@ from transformers import CompileConfig
 
 from zipar_train import Grid, Plan
 from zipar_train.benchmark.baselines import eager_loop
-from zipar_train.benchmark.decode import EAGER, OURS, PLAIN, STOCK
+from zipar_train.benchmark.results import CAUSAL, EAGER, OURS, PLAIN, SDPA, STOCK
 from zipar_train.benchmark.stock import Stock
 from zipar_train.benchmark.subject import subject
-from zipar_train.benchmark.train_step import CAUSAL, SDPA
 from zipar_train.benchmark.turns import compilations
 from zipar_train.decoding.decoder import Decoder
 from zipar_train.decoding.sampling import uniforms

@@ -1,6 +1,7 @@
 """The benchmark's own claims: what it measures against does what it says, and the floor is what it is said to be."""
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -11,10 +12,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from zipar_train import Grid, Plan
 from zipar_train.benchmark.baselines import eager_loop
-from zipar_train.benchmark.decode import EAGER, OURS, PLAIN, STOCK, bench_decode
-from zipar_train.benchmark.roofline import Rates, Work, measure
+from zipar_train.benchmark.decode import bench_decode
+from zipar_train.benchmark.results import CAUSAL, EAGER, OURS, PLAIN, SDPA, STOCK
+from zipar_train.benchmark.roofline import Rates, Work, measure, seconds
 from zipar_train.benchmark.stock import Stock
-from zipar_train.benchmark.train_step import CAUSAL, SDPA, bench_train
+from zipar_train.benchmark.train import bench_train
 from zipar_train.decoding.decoder import Decoder
 from zipar_train.decoding.memory import Peak
 from zipar_train.decoding.sampling import uniforms
@@ -92,6 +94,23 @@ def test_rates_are_plausible():
     rates = measure(torch.device("cpu"), torch.float32)
     assert 1e8 < rates.copy < 1e13
     assert 1e8 < rates.matmul < 1e15
+
+
+def test_work_is_timed_on_all_threads_and_once_a_number():
+    """Timer's own default is one thread."""
+    before, seen = torch.get_num_threads(), []
+
+    def work():
+        seen.append(torch.get_num_threads())
+        time.sleep(0.2)
+
+    torch.set_num_threads(2)
+    try:
+        taken = seconds(work, torch.device("cpu"), repeat=2)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert len(taken) == 2 and 0.2 <= min(taken) < 0.4 and set(seen) == {2}
 
 
 def test_peak_sees_what_is_gone_again():

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.benchmark import Timer
 
 from zipar_train.models.family import Family
 from zipar_train.plan.table import Plan
@@ -26,15 +27,14 @@ class Rates:
 
 
 def seconds(work: Callable[[], Any], device: torch.device, *, repeat: int = 7) -> list[float]:
-    """Return the seconds of each of `repeat` calls, with device synchronization, after one warm-up call."""
-    taken = []
-    for _ in range(repeat + 1):
-        wait(device)
-        start = perf_counter()
-        work()
-        wait(device)
-        taken.append(perf_counter() - start)
-    return taken[1:]
+    """Return the seconds of each of `repeat` calls, with device synchronization; two calls warm up before each."""
+
+    def clock() -> float:
+        wait(device)  # Timer's own clock waits for the current device, which may be another one
+        return perf_counter()
+
+    timer = Timer("work()", globals={"work": work}, timer=clock, num_threads=torch.get_num_threads())
+    return [timer.timeit(1).mean for _ in range(repeat)]
 
 
 def wait(device: torch.device) -> None:

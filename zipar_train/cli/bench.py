@@ -75,7 +75,7 @@ def bench(
             write_json(json_file, report.model_dump())
 
     if train:
-        from zipar_train.benchmark.train_step import bench_train
+        from zipar_train.benchmark.train import bench_train
 
         window = min(wanted or loaded.zipar.windows)
         steps = bench_train(loaded, window=window, batches=batches, grids=sizes, rounds=rounds, save=save)

@@ -102,6 +102,7 @@ def _score(
 ) -> None:
     from zipar_train.evaluation.evaluate import evaluate as work
     from zipar_train.evaluation.report.text import findings, log_to_wandb, reading, table, write_report
+    from zipar_train.io.tables import aligned
 
     done = work(loaded, checkpoint, compare=compare, windows=windows, out=folder, **chosen)
     if done is None:
@@ -109,10 +110,7 @@ def _score(
         return
     report, samples, images = done
     files = write_report(report, samples, folder)
-    lines = table(report)
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    print("\n".join(aligned(table(report), "<")))
     said = [*findings(report), *(note for note in reading(report) if note.startswith(("**", "†")))]
     print("\n" + "\n".join(said).replace("**", ""))
     print("\n".join(["", *map(str, [*files, *images])]))

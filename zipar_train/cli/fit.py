@@ -27,7 +27,7 @@ def fit(
 ) -> None:
     """Train a recipe into its run folder. Ctrl-C finishes the step, writes a checkpoint and stops."""
     from zipar_train.recipe.load import load_recipe, override
-    from zipar_train.sweep.spec import overrides_of_agent
+    from zipar_train.sweep.overrides import overrides_of_agent
 
     overrides = [*overrides, *overrides_of_agent(more)]
     loaded = load_recipe(recipe, overrides)

@@ -37,6 +37,7 @@ def plan(
     json_file: JsonOption = None,
 ) -> None:
     """Show passes per window, the pass that predicts each code, and estimated memory. Needs no weights."""
+    from zipar_train.io.tables import aligned
     from zipar_train.plan.table import Plan
     from zipar_train.recipe.load import load_recipe
 
@@ -54,14 +55,14 @@ def plan(
     }
     sizes = integers("--windows", windows) if windows else sorted(named, reverse=True)
     shown = make(min(loaded.zipar.windows) if window is None else window)
+    plans = [make(size) for size in sizes]
     rows = [
         {"window": p.window, "passes": p.passes, "reduction": p.reduction, "width": p.width, "slots": len(p)}
-        for p in map(make, sizes)
+        for p in plans
     ]
     print(f"{loaded.name}: {grid} codes, {grid.codes} next-token passes\n")
-    print("window  passes  fewer  widest pass  slots")
-    for row in rows:
-        print("{window:6}  {passes:6}  {reduction:5.1%}  {width:11}  {slots:5}".format(**row))
+    cells = [[*map(str, (p.window, p.passes, f"{p.reduction:.1%}", p.width, len(p)))] for p in plans]
+    print("\n".join(aligned([["window", "passes", "fewer", "widest pass", "slots"], *cells])))
     drawn = shown.drawn()
     print(f"\nThe pass that generates each code at window {shown.window}:\n")
     digits = len(str(shown.passes))

@@ -10,6 +10,7 @@ from zipar_train.evaluation.candidates import candidates, check_captions, condit
 from zipar_train.evaluation.scorer import build_scorer
 from zipar_train.evaluation.scores.scores import Score
 from zipar_train.io.files import make_folder
+from zipar_train.io.tables import aligned
 from zipar_train.recipe.schema import Recipe
 from zipar_train.run.ranks import process
 
@@ -81,10 +82,10 @@ def lines(search: Search) -> list[str]:
     """Return the lines of a table, with a row per scale and a column per window, and the best setting."""
     windows = list(dict.fromkeys(t.window for t in search.tried))
     name = "Frechet distance" if search.score == "fid" else "CLIP score"
-    said = [f"{search.checkpoint}: {name} from {search.images:,} images, by guidance and window", ""]
-    said.append("guidance  " + "  ".join(f"{f'window {w}':>15}" for w in windows) + "       mean")
+    cells = [["guidance", *(f"window {w}" for w in windows), "mean"]]
     for scale in dict.fromkeys(t.guidance for t in search.tried):
         row = [t.score for t in search.tried if t.guidance == scale]
-        cells = [f"{f'{s.mean:.3f} ± {s.std or 0:.3f}':>15}" for s in row]
-        said.append(f"{scale:8g}  " + "  ".join(cells) + f"  {fmean(s.mean for s in row):9.3f}")
-    return [*said, "", f"Best over these windows: --set draw.guidance={search.best:g}"]
+        scores = [f"{s.mean:.3f} ± {s.std or 0:.3f}" for s in row]
+        cells.append([f"{scale:g}", *scores, f"{fmean(s.mean for s in row):.3f}"])
+    said = f"{search.checkpoint}: {name} from {search.images:,} images, by guidance and window"
+    return [said, "", *aligned(cells), "", f"Best over these windows: --set draw.guidance={search.best:g}"]

@@ -25,6 +25,7 @@ from zipar_train.data.shards import read_manifest
 from zipar_train.evaluation.candidates import candidates, expected, windows_of
 from zipar_train.evaluation.likelihood import bits_per_code
 from zipar_train.io.figures import write_figure
+from zipar_train.io.tables import aligned
 from zipar_train.models.family import target_hidden_states
 from zipar_train.plan.grid import Grid
 from zipar_train.plan.masks import dense
@@ -213,21 +214,25 @@ def _by_offset(weights: NDArray[np.float64], grid: Grid) -> list[list[float | No
 
 def lines(advice: Advice) -> list[str]:
     """Return the lines of the table and the recommendation."""
-    said = [
-        advice.checkpoint,
-        f"{advice.images:,} held-out images of {advice.shards}; attention of {advice.attention_images}",
-        "",
-        "window  passes  fewer  bits/code   costs  attention cut off (worst layer)",
-    ]
+    cells = [["window", "passes", "fewer", "bits/code", "costs", "attention cut off (worst layer)"]]
     for row in advice.windows:
         worst = max(range(len(row.cut)), key=row.cut.__getitem__)
-        said.append(
-            f"{row.window:6}  {row.passes:6,}  {row.reduction:5.0%}  {row.bits:9.4f}  {row.costs:+6.2%}  "
-            f"{float(np.mean(row.cut)):6.2%} ({row.cut[worst]:.2%}, layer {worst})"
+        cells.append(
+            [
+                str(row.window),
+                f"{row.passes:,}",
+                f"{row.reduction:.0%}",
+                f"{row.bits:.4f}",
+                f"{row.costs:+.2%}",
+                f"{float(np.mean(row.cut)):6.2%} ({row.cut[worst]:.2%}, layer {worst})",
+            ]
         )
     best = next(row for row in advice.windows if row.window == advice.window)
     return [
-        *said,
+        advice.checkpoint,
+        f"{advice.images:,} held-out images of {advice.shards}; attention of {advice.attention_images}",
+        "",
+        *aligned(cells, ">>>>><"),
         "",
         f"Smallest window within {advice.tolerance:.2%} of next-token's bits: {best.window} ({best.passes:,} passes, "
         f"{best.reduction:.0%} fewer).",

@@ -26,7 +26,7 @@ from zipar_train.training.callbacks.checkpoint import Checkpoint
 from zipar_train.training.csv_log import Log
 from zipar_train.training.resumable import Resumable, check_fits
 from zipar_train.training.trainer import build_datamodule, build_module, build_trainer
-from zipar_train.training.wandb_run import tracked
+from zipar_train.training.wandb_tracking import tracked
 
 HARMLESS = (  # keys that may differ on resuming: the losses do not depend on them
     *("description", "run_dir", "checkpoint_every", "checkpoint_keep", "checkpoint_monitor", "draw", "evaluate", "log"),

@@ -250,7 +250,7 @@ def markdown(report: Report) -> str:
 def log_to_wandb(report: Report, pictures: Iterable[Path]) -> None:
     """Log the table and pictures as one W&B run, online or offline by the recipe's `log` section."""
     from zipar_train.recipe.load import parse
-    from zipar_train.training.wandb_run import start
+    from zipar_train.training.wandb_tracking import start
 
     recipe = parse(report.recipe, where="the report's recipe")
     run = start(recipe, "evaluate", config={"environment": report.environment})
