@@ -8,7 +8,7 @@ import torch
 import zipar_train
 from zipar_train.decoding.adaptive.decoder import AdaptiveDecoder
 
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 def test_a_model_of_ones_own_draws_what_it_was_taught_with():
