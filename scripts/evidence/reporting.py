@@ -22,27 +22,37 @@ def headline() -> None:
         rows = [row for row in rows if row["checkpoint"] == control(seed).name]
         rows += evaluated(f"test-{seed}", tuned(seed), "--compare", base(seed), "--released", "--adaptive", *test)
         for row in rows:
-            found.setdefault((names[row["checkpoint"]], row["manner"], row["window"]), []).append(row)
+            found.setdefault((names[row["checkpoint"]], row["mode"], row["window"]), []).append(row)
 
-    def cells(name: str, manner: str, window: int) -> list[str]:
-        rows = found[name, manner, window]
+    def cells(name: str, mode: str, window: int) -> list[str]:
+        rows = found[name, mode, window]
         passes = mean(row["passes"] for row in rows)
         bits, gap = [], []
-        if manner == "planned":  # bits are of a mask
+        if mode == "planned":  # bits are of a mask
             bits = [pm([row["bits"] for row in rows], 4)]
             gap = [pm([100 * row["gap_closed"] for row in rows if row["gap_closed"] is not None], 1)]
         scores = [pm([row[score]["mean"] for row in rows], 3) for score in ("fid", "precision", "recall")]
         return [
             name,
             str(window),
-            f"{passes:.1f}" if manner == "adaptive" else f"{passes:.0f}",
+            f"{passes:.1f}" if mode == "adaptive" else f"{passes:.0f}",
             *bits,
             *gap,
             *scores,
-            pm([100 * row["agreement"]["mean"] for row in rows], 1),
+            pm([100 * row["class_accuracy"]["mean"] for row in rows], 1),
         ]
 
-    head = ["model", "window", "passes", "bits a code", "gap closed, %", "FD", "precision", "recall", "agreement, %"]
+    head = [
+        "model",
+        "window",
+        "passes",
+        "bits a code",
+        "gap closed, %",
+        "FD",
+        "precision",
+        "recall",
+        "class accuracy, %",
+    ]
     models = [UNTUNED, CONTROL, TUNED]
     told = [(name, window) for name in models for window in WINDOWS if (name, "planned", window) in found]
     write("headline", OUT, table(head, [cells(name, "planned", window) for name, window in told]))

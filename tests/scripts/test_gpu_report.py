@@ -55,7 +55,7 @@ def made_by_hand(device: str = MACHINE["device"]) -> dict:
         "memory": None,
         "floor_ms": 0.24,
         "times_floor": 5.14,
-        "agreement": 0.991,
+        "code_match": 0.991,
     }
     failed = {"method": OURS, "grid": [24, 24], "window": 4, "batch": 1, "error": "no room | here\nat all"}
     speed = {"steps": 20, "images_per_second": 123.4, "mfu": 0.4, "memory_gib": 33.3, "data_wait": 0.01}

@@ -8,9 +8,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from zipar_train.benchmark.decoders import Case, Decoders
+from zipar_train.benchmark.random_family import on_grid, random_family
 from zipar_train.benchmark.results import OURS, PLAIN, DecodeReport, DecodeRow
 from zipar_train.benchmark.roofline import Rates, measure
-from zipar_train.benchmark.subject import on_grid, subject
 from zipar_train.benchmark.turns import Failure, Key, Timed, Trouble, release, take_turns
 from zipar_train.decoding import memory
 from zipar_train.plan.table import Plan
@@ -63,7 +63,7 @@ def bench_decode(
     report = DecodeReport(
         recipe=recipe.model_dump(),
         dtype=str(dtype).removeprefix("torch."),
-        guidance=recipe.draw.guidance,
+        guidance=recipe.sampling.guidance,
         parameters=0,
         copy_bandwidth=rates.copy,
         matmul_rate=rates.matmul,
@@ -77,7 +77,7 @@ def bench_decode(
         if not widths:
             continue
         decoders = Decoders(
-            subject(recipe, grid, dtype=dtype, device=device),
+            random_family(recipe, grid, dtype=dtype, device=device),
             recipe,
             baselines=baselines and not place,
             compiled=compiled,
@@ -98,7 +98,7 @@ class _Batch:
 
     def __init__(self, decoders: Decoders, rates: Rates, batch: int):
         self.decoders, self.rates, self.batch = decoders, rates, batch
-        self.rows = batch * (2 if decoders.recipe.draw.guidance != 1 else 1)  # of the cache
+        self.rows = batch * (2 if decoders.recipe.sampling.guidance != 1 else 1)  # of the cache
 
     def add_to(
         self,
@@ -175,7 +175,7 @@ class _Batch:
         groups = in_groups(needs, int(memory.free_bytes(decoders.device) * memory.SPARE))
         if len(groups) > 1:
             report.notes.append(
-                f"{decoders.grid}, batch {self.batch}: memory does not hold all ways of drawing at once. They took "
+                f"{decoders.grid}, batch {self.batch}: memory does not hold all methods at once. They took "
                 f"turns in {len(groups)} groups, one after the other, in the order of the rows"
             )
         return groups
@@ -206,7 +206,7 @@ class _Batch:
             memory=None if peak is None else decoders.weights + peak,
             floor_ms=floor / passes * 1000,
             times_floor=timed.middle / floor,
-            agreement=None if timed.made is None or plain is None else float((timed.made == plain).float().mean()),
+            code_match=None if timed.made is None or plain is None else float((timed.made == plain).float().mean()),
             warm_ups=timed.warm_ups,
             rounds=len(timed.times),
         )

@@ -13,7 +13,7 @@ from zipar_train.benchmark.stock import Stock
 from zipar_train.benchmark.turns import Way, whole_graphs
 from zipar_train.decoding.decoder import Decoder
 from zipar_train.decoding.fused_llama import compile_body, fuse_for_inference
-from zipar_train.decoding.place import drawing_on
+from zipar_train.decoding.place import inference_on
 from zipar_train.decoding.sampling import uniforms
 from zipar_train.models.family import Family, conditions
 from zipar_train.plan.table import Plan
@@ -62,21 +62,21 @@ class Decoders:
             batch: Number of images.
             baselines: Also return the other decoders.
         """
-        draw, plain = self.recipe.draw, self.plain
+        sampling, plain = self.recipe.sampling, self.plain
         condition = conditions(self.recipe.model, batch)
         numbers = uniforms(list(range(batch)), self.grid.codes, seed=self.recipe.seed)
         ways: dict[Case, Way] = {}
         passes: dict[Case, int] = {}
         notes: list[str] = []
 
-        def drawing(family: Family, plan: Plan, **how: Any) -> Way:
+        def decoding(family: Family, plan: Plan, **how: Any) -> Way:
             made: list[Decoder] = []
 
             def run() -> Tensor:
                 if not made:
                     made.append(Decoder(family, plan, **how))
                 with whole_graphs():
-                    return made[0](condition, numbers, draw)
+                    return made[0](condition, numbers, sampling)
 
             def settled() -> bool:
                 return not made[0].capture or made[0].captured.complete
@@ -85,24 +85,24 @@ class Decoders:
 
         def eager(window: int) -> None:
             assert plain is not None
-            with drawing_on(self.device):
-                eager_loop(plain, condition, numbers, draw, window=window)  # codes of another rule, not compared
+            with inference_on(self.device):
+                eager_loop(plain, condition, numbers, sampling, window=window)  # codes of another rule, not compared
 
         for window, plan in plans.items():
-            ways[OURS, window] = drawing(self.ours, plan)
+            ways[OURS, window] = decoding(self.ours, plan)
             if self.compiled:
-                ways[COMPILED, window] = drawing(self.compiled, plan)
+                ways[COMPILED, window] = decoding(self.compiled, plan)
             if baselines and plain:
-                ways[PLAIN, window] = drawing(plain, plan, capture=False)
+                ways[PLAIN, window] = decoding(plain, plan, capture=False)
                 ways[EAGER, window] = Way(lambda window=window: eager(window))  # type: ignore[misc]
             passes |= {key: plan.passes for key in ways if key[1] == window}
             if baselines and plain and window == self.grid.row_length:
                 stock = Stock(plain)
 
                 def generate(stock: Stock = stock) -> None:
-                    with drawing_on(self.device):
-                        stock(condition, draw)  # other random numbers, not compared
+                    with inference_on(self.device):
+                        stock(condition, sampling)  # other random numbers, not compared
 
                 ways[STOCK, window], passes[STOCK, window] = Way(generate), stock.passes
-                notes += stock.notes(guided=draw.guidance != 1)
+                notes += stock.notes(guided=sampling.guidance != 1)
         return Ways(ways, passes, notes)

@@ -37,7 +37,7 @@ def decode_lines(report: DecodeReport) -> list[str]:
     """Return the lines of the decode table, its ratios and remarks."""
     cells = [
         [
-            "drawn by",
+            "method",
             "grid",
             "window",
             "batch",
@@ -67,7 +67,7 @@ def decode_lines(report: DecodeReport) -> list[str]:
                 f"{row.image_ms:,.4g}",
                 f"{row.images_per_second:.3g}",
                 _mib(row.memory),
-                "" if row.agreement is None else f"{row.agreement:.2%}",
+                "" if row.code_match is None else f"{row.code_match:.2%}",
             ]
         )
     return [

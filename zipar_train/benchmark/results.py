@@ -26,7 +26,7 @@ class DecodeRow(BaseModel):
     memory: int | None  # peak bytes, weights included
     floor_ms: float  # per pass: its bytes at the measured copy bandwidth, or its FLOPs at the measured rate
     times_floor: float
-    agreement: float | None  # share of codes equal to the plain decoder's, for the same uniform numbers
+    code_match: float | None  # share of codes equal to the plain decoder's, for the same uniform numbers
     warm_ups: int  # batches before the counted rounds, until nothing was compiled and every pass was captured
     rounds: int  # counted
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 import torch
 from tqdm import tqdm
 
+from zipar_train.benchmark.random_family import on_grid
 from zipar_train.benchmark.results import CAUSAL, FLEX, SDPA, TrainReport
 from zipar_train.benchmark.roofline import measure
-from zipar_train.benchmark.subject import on_grid
 from zipar_train.benchmark.train_step import Case, TrainingStep
 from zipar_train.benchmark.turns import Timed, Way, release, take_turns
 from zipar_train.plan.table import Plan

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from zipar_train.benchmark.random_family import random_family
 from zipar_train.benchmark.results import CAUSAL, FLEX, SDPA, TrainRow
 from zipar_train.benchmark.roofline import Work
-from zipar_train.benchmark.subject import subject
 from zipar_train.benchmark.turns import Failure, Timed, Trouble, whole_graphs
 from zipar_train.data.loader import Batch
 from zipar_train.models.attention import attention_kernels
@@ -66,7 +66,7 @@ class TrainingStep:
 
     def _make(self) -> ZipARModule:
         recipe, cuda = self.recipe, self.device.type == "cuda"
-        family = subject(
+        family = random_family(
             recipe, recipe.model.grid, dtype=weights_dtype(recipe) if cuda else torch.float32, device=self.device
         )
         self.work = Work.of(family)

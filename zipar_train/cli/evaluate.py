@@ -33,7 +33,8 @@ def evaluate(
     ] = [],  # noqa: B006
     windows: Annotated[str | None, typer.Option(help="For example 8,4,2,1; otherwise the recipe's.")] = None,
     released: Annotated[
-        bool, typer.Option("--released", help="The first compared checkpoint also as the released ZipAR code draws.")
+        bool,
+        typer.Option("--released", help="Also decode the first compared checkpoint as the released ZipAR code does."),
     ] = False,
     adaptive: Annotated[
         bool,
@@ -46,7 +47,7 @@ def evaluate(
         typer.Option(help="Only try guidance scales, for example 1.5,1.75,2.0, and say which is best."),
     ] = None,
     search_images: Annotated[
-        int | None, typer.Option(min=10, help="Images drawn at each scale and window; 2000 if not given.")
+        int | None, typer.Option(min=10, help="Images generated at each scale and window; 2000 if not given.")
     ] = None,
     overrides: SetOption = [],  # noqa: B006
     out: Annotated[
@@ -106,7 +107,7 @@ def _score(
 
     done = work(loaded, checkpoint, compare=compare, windows=windows, out=folder, **chosen)
     if done is None:
-        print("this process has drawn its share; the first one scores")
+        print("this process has generated its share; the first one scores")
         return
     report, samples, images = done
     files = write_report(report, samples, folder)
@@ -133,7 +134,7 @@ def _search(
 
     found = work(loaded, checkpoint, scales, windows=windows, images=images, out=folder)
     if found is None:
-        print("this process has drawn its share; the first one scores")
+        print("this process has generated its share; the first one scores")
         return
     print("\n".join(lines(found)))
     if json_file:

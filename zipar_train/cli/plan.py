@@ -23,7 +23,7 @@ def plan(
     windows: Annotated[str | None, typer.Option(help="Windows of the table, for example 24,16,8.")] = None,
     png: Annotated[
         Path | None,
-        typer.Option(parser=user_path, callback=chart_file, metavar="FILE", help="Draw the pass map and the mask."),
+        typer.Option(parser=user_path, callback=chart_file, metavar="FILE", help="Plot the pass map and the mask."),
     ] = None,
     memory: Annotated[
         bool, typer.Option(help="Estimate the memory of training and generation, in ten seconds.")
@@ -63,21 +63,21 @@ def plan(
     print(f"{loaded.name}: {grid} codes, {grid.codes} next-token passes\n")
     cells = [[*map(str, (p.window, p.passes, f"{p.reduction:.1%}", p.width, len(p)))] for p in plans]
     print("\n".join(aligned([["window", "passes", "fewer", "widest pass", "slots"], *cells])))
-    drawn = shown.drawn()
+    generated_at = shown.generated_at()
     print(f"\nThe pass that generates each code at window {shown.window}:\n")
     digits = len(str(shown.passes))
-    for line in drawn:
+    for line in generated_at:
         print(" ".join(f"{t:{digits}}" for t in line))
     if png:
-        from zipar_train.plan.diagram import draw_plan
+        from zipar_train.plan.diagram import plot_plan
 
-        draw_plan(shown, png)
+        plot_plan(shown, png)
         print(f"\n{png}")
     record: dict[str, Any] = {
         "recipe": loaded.name,
         "grid": [grid.height, grid.width],
         "windows": rows,
-        "map": {"window": shown.window, "drawn": drawn.tolist()},
+        "map": {"window": shown.window, "generated_at": generated_at.tolist()},
     }
     if memory:
         from zipar_train.training.memory_estimate import advice, predict, room_here

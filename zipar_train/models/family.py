@@ -176,8 +176,8 @@ def target_hidden_states(family: Family, plan: Plan, codes: Tensor, condition: C
 @lru_cache(maxsize=64)
 def _tables(plan: Plan, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Return a plan's tables on the device: sources after the prompt, all positions, and the slot for each code."""
-    drawing = np.flatnonzero(plan.target >= 0)
-    slots = drawing[plan.target[drawing].argsort()]
+    predicting = np.flatnonzero(plan.target >= 0)
+    slots = predicting[plan.target[predicting].argsort()]
     source = torch.tensor(plan.source[plan.prompt :], device=device)
     return source, torch.tensor(plan.position, device=device), torch.tensor(slots, device=device)
 

@@ -43,8 +43,8 @@ class Captioned(LlamaFamily, ABC):
         folder = find(source or "")
         if source is None or not (folder / "config.json").is_file():
             raise ValueError(
-                f"model.weights = {source}: {self.whole.__name__} has parts that draw nothing, taken from the "
-                f"published checkpoint. Set model.weights to its folder, or to {self.hub}"
+                f"model.weights = {source}: {self.whole.__name__} has parts that are not used for images, taken from "
+                f"the published checkpoint. Set model.weights to its folder, or to {self.hub}"
             )
         ours = self.model.state_dict()
         whole = self.load_whole(folder)

@@ -14,7 +14,7 @@ Example: 3 x 3 codes at window 1, row = query, column = key, in decode order (P 
     5   # # # # # . # . #
     7   # # # # # . # # # #
 
-`zipar-train plan --recipe digits --png mask.png` draws larger ones.
+`zipar-train plan --recipe digits --png mask.png` plots larger ones.
 """
 
 from collections.abc import Callable

@@ -130,9 +130,9 @@ class Plan:
                 continue
             slots.append((fed, code, position, code + 1 if fed == below else -1, NEVER))
             for step in range(first, min(below + 1, fed)):
-                drawn = [min(step - opened, width) - 1 for opened in opens[: row + 1]]
+                latest = [min(step - opened, width) - 1 for opened in opens[: row + 1]]
                 target, expires = (code + 1, fed) if step == below else (-1, step + 1)
-                slots.append((step, stand_in_of(grid, drawn, stand_in), position, target, expires))
+                slots.append((step, stand_in_of(grid, latest, stand_in), position, target, expires))
 
         table = np.array([slot for slot in slots if slot[0] <= last], dtype=np.int64)
         columns = table[np.lexsort((table[:, 2], table[:, 0]))].T.copy()
@@ -159,7 +159,7 @@ class Plan:
         """Return the fraction of next-token decoding's passes that this plan saves, 0 .. 1."""
         return 1 - self.passes / self.grid.codes
 
-    def drawn(self) -> Integers:
+    def generated_at(self) -> Integers:
         """Return the pass that generates each code, int64 (H, W)."""
         passes = np.empty(self.grid.codes, dtype=np.int64)
         passes[self.target[self.target >= 0]] = self.step[self.target >= 0]

@@ -6,6 +6,7 @@ from typing import Any
 KEYS = {  # keys of version 0.1
     "about": "description",
     "run": "run_dir",
+    "draw": "sampling",
     "checkpoint_best": "checkpoint_monitor",
     "paper": "published_results",
     "model.depth": "model.num_layers",

@@ -101,7 +101,7 @@ def _temperature(value: float) -> float:
     return value
 
 
-class Draw(Section):
+class SamplingParams(Section):
     """The sampling parameters, used wherever images are generated."""
 
     guidance: Annotated[float, Field(ge=0, le=1000)] = 1.0  # scale of classifier-free guidance; 1: none
@@ -160,7 +160,7 @@ class Recipe(Section):
     optim: Optim
     health: Health = Health()
     trainer: TrainerArguments = {}  # any argument of lightning.Trainer
-    draw: Draw = Draw()
+    sampling: SamplingParams = SamplingParams()
     evaluate: Evaluate
     published_results: Paper | None = None  # shown next to measured scores; null: none
     log: Log = Log()

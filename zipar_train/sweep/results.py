@@ -93,7 +93,7 @@ def varied(trials: Sequence[dict[str, Any]]) -> list[str]:
     return found or keys
 
 
-def draw(outcome: SweepResult, path: Path) -> None:
+def plot(outcome: SweepResult, path: Path) -> None:
     """Plot each trial's held-out bits over the passes of its windows; the best in colour, the others in grey."""
     from zipar_train.io.figures import plt, write_figure
 

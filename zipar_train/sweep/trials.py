@@ -1,4 +1,4 @@
-"""Trials of a sweep: for a grid the same as W&B's, in the same order; for a random sweep, drawn values."""
+"""Trials of a sweep: for a grid the same as W&B's, in the same order; for a random sweep, sampled values."""
 
 from collections.abc import Sequence
 from itertools import islice, product
@@ -39,7 +39,7 @@ def trials_of(sweep: Sweep, *, count: int | None = None, seed: int = 0) -> list[
     if count is None:
         raise ValueError("a random sweep has no end: give --count, or run_cap in its file")
     rng = np.random.default_rng(seed)
-    return [{key: _draw(spread, rng) for key, spread in sweep.parameters.items()} for _ in range(count)]
+    return [{key: _sample(spread, rng) for key, spread in sweep.parameters.items()} for _ in range(count)]
 
 
 def _grid(spread: dict[str, Any]) -> Sequence[Any]:
@@ -59,7 +59,7 @@ def _same(value: Any) -> str:
     return yaml.safe_dump(int(value) if isinstance(value, float) and value.is_integer() else value, sort_keys=True)
 
 
-def _draw(spread: dict[str, Any], rng: np.random.Generator) -> Any:
+def _sample(spread: dict[str, Any], rng: np.random.Generator) -> Any:
     if "value" in spread:
         return spread["value"]
     if "values" in spread:
@@ -69,18 +69,18 @@ def _draw(spread: dict[str, Any], rng: np.random.Generator) -> Any:
         case "int_uniform":
             return int(rng.integers(low, high + 1))
         case "uniform":
-            drawn = rng.uniform(low, high)
+            value = rng.uniform(low, high)
         case "log_uniform":
-            drawn = exp(rng.uniform(low, high))
+            value = exp(rng.uniform(low, high))
         case "inv_log_uniform":
-            drawn = exp(-rng.uniform(low, high))
+            value = exp(-rng.uniform(low, high))
         case "log_uniform_values" | "inv_log_uniform_values":
-            drawn = exp(rng.uniform(log(low), log(high)))
+            value = exp(rng.uniform(log(low), log(high)))
         case "beta":
-            drawn = rng.beta(spread["a"], spread["b"])
+            value = rng.beta(spread["a"], spread["b"])
         case _:
-            drawn = rng.normal(spread["mu"], spread["sigma"])
-            drawn = exp(drawn) if kind == "log_normal" else drawn
+            value = rng.normal(spread["mu"], spread["sigma"])
+            value = exp(value) if kind == "log_normal" else value
     if (step := spread.get("q")) is not None:
-        drawn = round(drawn / step) * step
-    return drawn if isinstance(drawn, int) else float(drawn)
+        value = round(value / step) * step
+    return value if isinstance(value, int) else float(value)

@@ -29,8 +29,8 @@ from zipar_train.training.trainer import build_datamodule, build_module, build_t
 from zipar_train.training.wandb_tracking import tracked
 
 HARMLESS = (  # keys that may differ on resuming: the losses do not depend on them
-    *("description", "run_dir", "checkpoint_every", "checkpoint_keep", "checkpoint_monitor", "draw", "evaluate", "log"),
-    "health",
+    *("description", "run_dir", "checkpoint_every", "checkpoint_keep", "checkpoint_monitor"),
+    *("sampling", "evaluate", "log", "health"),
     *("trainer.log_every_n_steps", "trainer.enable_progress_bar", "trainer.enable_model_summary", "data.workers"),
 )
 # may differ too if optim.global_batch_size is given

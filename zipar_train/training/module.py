@@ -145,7 +145,7 @@ class ZipARModule(L.LightningModule):
         shares = np.cumsum(list(self.windows.values()))
         return list(self.windows)[int(np.searchsorted(shares, (start + step * GOLDEN) % 1 * shares[-1], side="right"))]
 
-    def draw_dropout(self, epoch: int, step: int, places: range) -> Tensor:
+    def sample_dropout(self, epoch: int, step: int, places: range) -> Tensor:
         """Return which images of a step lose their condition, bool (B,), by their places in the step."""
         rng = np.random.default_rng([self.seed, epoch, step])
         return torch.from_numpy(rng.random(places.stop)[places.start :] < self.label_dropout)
@@ -187,7 +187,7 @@ class ZipARModule(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         epoch, (step, places) = self.current_epoch, self.places(batch_idx, len(batch.codes))
         self.window = self.sample_window(epoch, step)
-        drop = self.draw_dropout(epoch, step, places).to(self.device)
+        drop = self.sample_dropout(epoch, step, places).to(self.device)
         # dropout of adapters uses torch's global generator: reproducible after a resume, different on each rank
         torch.manual_seed(
             int(np.random.default_rng([self.seed, epoch, batch_idx, self.global_rank, 1]).integers(2**63))

@@ -19,7 +19,7 @@ class SlotInput(NamedTuple):
     position: int
     target: int = -1  # the code that its logits predict, -1: none
     expires: int = NEVER
-    task: Literal["none", "draw", "try", "settle"] = "none"  # how the target is handled
+    task: Literal["none", "sample", "try", "settle"] = "none"  # how the target is handled
     tried: int = 0  # earlier tries
 
 
@@ -47,12 +47,12 @@ class RowSchedule:
         grid, found = self.grid, []
         if step == 0:
             prompt = [SlotInput(PROMPT, at) for at in range(-self.prompt, 0)]
-            return [*prompt[:-1], prompt[-1]._replace(target=0, task="draw")]
+            return [*prompt[:-1], prompt[-1]._replace(target=0, task="sample")]
         for row, opened in enumerate(self.opens):
             column = step - opened - 1  # predicted in the previous pass
             code = grid.code(row, min(column, grid.width - 1))
             if column < grid.width - 1:
-                found.append(SlotInput(code, grid.position(row, column), code + 1, task="draw"))
+                found.append(SlotInput(code, grid.position(row, column), code + 1, task="sample"))
             elif column == grid.width - 1 and row + 1 < grid.height:
                 found.append(SlotInput(code, grid.position(row, column)))
         return found if self.last is not None else [*found[:-1], *self._start(step, found[-1])]
@@ -60,18 +60,18 @@ class RowSchedule:
     def _start(self, step: int, above: SlotInput) -> list[SlotInput]:
         """Return the slots for the first code of the next row to open, including the latest code of the row above."""
         grid, row = self.grid, len(self.opens) - 1
-        drawn = [min(step - opened, grid.width) for opened in self.opens]
+        counts = [min(step - opened, grid.width) for opened in self.opens]
         code, tried = grid.code(row + 1, 0), self.tries[row + 1]
-        whole = drawn[row] == grid.width  # the pass feeds the row's last code
+        whole = counts[row] == grid.width  # the pass feeds the row's last code
         task: Literal["try", "settle"] = "settle" if whole else "try"
         if whole and not grid.row_end:
             return [above._replace(target=code, task=task, tried=tried)]
-        if drawn[row] + grid.row_end < self.window or (row == 0 and self.alone):
+        if counts[row] + grid.row_end < self.window or (row == 0 and self.alone):
             return [above]
         position = grid.position(row, grid.width - 1)
         if grid.row_end:
             return [above, SlotInput(ROW_END, position + 1, code, NEVER if whole else step + 1, task, tried)]
-        source = stand_in_of(grid, [latest - 1 for latest in drawn], self.stand_in)
+        source = stand_in_of(grid, [count - 1 for count in counts], self.stand_in)
         return [above, SlotInput(source, position, code, step + 1, task, tried)]
 
     def settle(self, step: int, feed: SlotInput, accepted: bool) -> int:
