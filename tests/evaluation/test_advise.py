@@ -22,7 +22,7 @@ from zipar_train.training.fit import fit
 def test_cut_off_is_what_is_drawn_later(window, row_end):
     """A code is fed in the pass after the one that draws it, so an earlier code is seen if it was drawn before."""
     plan = Plan.zipar(Grid(4, 5, row_end), window=window, prompt=3)
-    drawn = plan.drawn().flatten()
+    drawn = plan.generated_at().flatten()
     cut = cut_off(plan)
     for n in range(20):
         for m in range(20):

@@ -15,7 +15,7 @@ from wandb_server import WandbServer
 from zipar_train.io.files import make_folder, write_atomic
 from zipar_train.recipe.load import load_recipe, recipe_folder
 from zipar_train.run.signals import Stopped
-from zipar_train.sweep.results import Trial, draw, passes
+from zipar_train.sweep.results import Trial, passes, plot
 from zipar_train.sweep.runner import run
 
 
@@ -107,7 +107,7 @@ def test_a_sweep_grows_and_a_diverged_trial_is_last(tmp_path, monkeypatch, capsy
     table = outcome.lines()
     assert table[0].split() == ["trial", "lr", "w2", "w8", "minutes"] and table[4].split()[2:4] == ["-", "-"]
     assert table[5] == "in all: seed 3, zipar.windows {8: 1, 2: 1}"
-    draw(outcome, tmp_path / "plot.png")
+    plot(outcome, tmp_path / "plot.png")
     assert len(run("digits-base", path, count=2, **arguments)[0].trials) == 4
     with pytest.raises(ValueError, match="holds a sweep of other trials"):
         run("digits-base", path, count=2, seed=1, **arguments)
