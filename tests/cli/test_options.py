@@ -68,7 +68,7 @@ def test_folders_that_cannot_be_made_are_refused_first(refused, tmp_path, name):
     *command, option = FOLDERS[name]
     (tmp_path / "a file").touch()
     err = refused(*command, option, tmp_path / "a file" / "x" / "y")
-    assert err.startswith(f"zipar-train: {option} ") and f"{tmp_path}/a file is no folder" in err
+    assert err.startswith(f"zipar-train: {option} ") and f"{tmp_path}/a file is not a folder" in err
     if name != "export":
         assert "is a file, not a folder" in refused(*command, option, tmp_path / "a file")
     assert [path.name for path in tmp_path.iterdir()] == ["a file"]

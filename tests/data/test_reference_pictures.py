@@ -38,7 +38,7 @@ def test_a_reference_decodes_like_other_sources_and_leaves_out_what_is_no_pictur
     wanted = Image.open(tmp_path / "0.jpg").transpose(Image.Transpose.ROTATE_270)
     assert np.array_equal(extractor.pictures[0][0].numpy(), np.asarray(centre_crop(wanted, 32, 32)).transpose(2, 0, 1))
     (tmp_path / "z.png").write_bytes(b"broken")
-    with pytest.raises(ValueError, match="z.png is no readable picture"):
+    with pytest.raises(ValueError, match="z.png is not a readable picture"):
         open_reference(str(tmp_path), extractor, tokenizer=None, size=(32, 32))
 
 

@@ -12,7 +12,7 @@ from zipar_train.doctor.checks import problem
 from zipar_train.doctor.sources import whole
 from zipar_train.evaluation.captions import captions_of
 from zipar_train.evaluation.scores.adm_npz import read_reference
-from zipar_train.io import safe_yaml as plain
+from zipar_train.io import safe_yaml
 from zipar_train.io.files import open_regular, regular, sha256
 from zipar_train.models.restore import read
 from zipar_train.recipe.load import load_recipe
@@ -28,7 +28,7 @@ def test_pipes_are_refused_where_files_are_named_and_nothing_waits(tmp_path, nam
     os.mkfifo(path)
     calls = {
         "x.json": [lambda: read_manifest(path), lambda: captions_of(str(path))],
-        "x.yaml": [lambda: plain.read(path)],
+        "x.yaml": [lambda: safe_yaml.read(path)],
         "x.npz": [lambda: read_reference(path)],
         "x.csv": [lambda: captions_of(str(path))],
         "x.tar": [
@@ -53,7 +53,7 @@ def test_what_is_a_regular_file(tmp_path):
     read, write = os.pipe()
     os.write(write, b"method: grid")
     os.close(write)
-    assert plain.read(Path(f"/dev/fd/{read}")) == {"method": "grid"}  # as of a shell's <(command)
+    assert safe_yaml.read(Path(f"/dev/fd/{read}")) == {"method": "grid"}  # as of a shell's <(command)
     os.close(read)
     for path, words in ((Path("/dev/zero"), "is a device"), (tmp_path, "is a folder"), (tmp_path / "none", "none")):
         with pytest.raises(OSError, match=words):

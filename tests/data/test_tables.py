@@ -88,10 +88,10 @@ def test_truth_values_are_classes_by_name_and_fractions_none(tmp_path):
     parquet(tmp_path / "halves/train.parquet", rows(label=[0.0, 3.5, -1.0, None, float("nan"), 1.0]))
     done = tokenized(tmp_path / "halves", tmp_path / "p", 2)
     assert done.skipped == {
-        "00000001": "label error: label 3.5 is no class number",
+        "00000001": "label error: label 3.5 is not a class number",
         "00000002": "label error: label -1 is outside 0 .. 1",
         "00000003": "label error: there is no label",
-        "00000004": "label error: label nan is no class number",
+        "00000004": "label error: label nan is not a class number",
     }
     with pytest.raises(ValueError, match="has 2 classes, the recipe's model 5"):
         tokenized(tmp_path / "bools", tmp_path / "q", 5)

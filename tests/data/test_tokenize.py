@@ -259,7 +259,7 @@ def test_captions_with_and_without_their_features(tmp_path, vq, t5):
         out = tmp_path / f"out{features}"
         tokenize(recipe, images=f"{tmp_path}/pairs.tar", out=out, features=features, progress=False)
         batches.append(next(iter(ShardLoader(out / "train.json", batch_size=3))))
-        assert "'' is no caption" in (out / "train.skipped.txt").read_text()
+        assert "'' is not a caption" in (out / "train.skipped.txt").read_text()
     order = [captions.index(caption) for caption in batches[0].condition]
     assert sorted(order) == [0, 1, 2]
     lengths = [4, 4, 2]  # truncated to 4; the end is a token too

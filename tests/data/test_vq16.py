@@ -33,10 +33,10 @@ def test_the_tokenizer_is_the_originals(tmp_path, size):
     [
         ({"mult": (1, 1, 1, 2)}, "is a VQ-8, not a VQ-16: a code is 8 pixels wide"),
         ({"codes": 25}, "has a codebook of 25 codes, the recipe's model one of 24"),
-        ("encoder.norm_out.bias", "is no VQ-16 of LlamaGen. 1 missing: encoder.norm_out.bias"),
-        ("quant_conv.weight", "is no VQ-16 of LlamaGen: it lacks quant_conv.weight"),
+        ("encoder.norm_out.bias", "is not a VQ-16 of LlamaGen. 1 missing: encoder.norm_out.bias"),
+        ("quant_conv.weight", "is not a VQ-16 of LlamaGen: it lacks quant_conv.weight"),
         ("cut", "is not a readable file of weights"),
-        (None, "is no VQ-16 of LlamaGen. 1 surplus: loss.weight"),
+        (None, "is not a VQ-16 of LlamaGen. 1 surplus: loss.weight"),
     ],
 )
 def test_another_tokenizer_is_refused(tmp_path, change, message):

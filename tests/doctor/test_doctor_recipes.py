@@ -8,7 +8,7 @@ from doctor_rows import told
 from zipar_train.doctor import attention, recipes, sources
 from zipar_train.doctor.checks import CheckContext, guarded, note, ok, problem
 from zipar_train.doctor.examine import needs
-from zipar_train.doctor.report import Report
+from zipar_train.doctor.report import DoctorReport
 from zipar_train.recipe.load import load_recipe
 from zipar_train.training.fit import fit
 
@@ -97,7 +97,7 @@ def test_what_a_recipe_needs_of_the_trials():
 
 def test_problems_are_told_last_and_stand_out():
     rows = [problem("b", "broken\n  in two ways", "mend b"), ok("a", "fine"), note("c", "so so", "leave it")]
-    lines = Report(revision="none", date="2026-01-01", seconds=1, recipe=None, rows=rows).lines(80)
+    lines = DoctorReport(revision="none", date="2026-01-01", seconds=1, recipe=None, rows=rows).lines(80)
     assert lines[2:] == [
         "Fine",
         "  a  fine",

@@ -78,7 +78,7 @@ def test_folders_are_really_written_to(tmp_path, monkeypatch):
     if os.geteuid() == 0:
         barred = Path("/proc")  # where not even root writes
     assert disk.folder("runs", tmp_path / "a" / "b", "Mend").seen.startswith(f"{tmp_path}/a/b, to be made: ")
-    assert disk.folder("runs", full, "Mend").seen == f"{full}: it is no folder"
+    assert disk.folder("runs", full, "Mend").seen == f"{full}: it is not a folder"
     assert disk.folder("runs", full / "below", "Mend").status == "problem"
     for path in (barred, barred / "below"):
         row = disk.folder("runs", path, "Mend")

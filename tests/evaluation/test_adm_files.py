@@ -81,7 +81,7 @@ def test_files_that_are_not_adms_are_refused(folders, extractor, tmp_path):
     whole = (tmp_path / "a.npz").read_bytes()
     for length in (100, len(whole) // 2):
         (tmp_path / "cut.npz").write_bytes(whole[:length])
-        with pytest.raises(ValueError, match=r"cut\.npz is no readable \.npz file"):
+        with pytest.raises(ValueError, match=r"cut\.npz is not a readable \.npz file"):
             read_reference(tmp_path / "cut.npz")
     (tmp_path / "flipped.npz").write_bytes(whole[:5000] + b"\xff\x00\xff" + whole[5003:])
     with pytest.raises(ValueError, match=r"flipped\.npz is damaged"):

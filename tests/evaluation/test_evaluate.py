@@ -181,7 +181,7 @@ def test_guidance_is_searched(tiny, tmp_path, run, kept_classifier):
     assert found["best"] == min(means, key=means.get) != 30
     assert f"Best over these windows: --set sampling.guidance={found['best']:g}" in out
     for scales, message in {
-        "-1": "-1 is no guidance scale",
+        "-1": "-1 is not a guidance scale",
         "x": "write numbers with commas",
         "": "write numb",
     }.items():

@@ -87,11 +87,11 @@ def test_a_folder_without_metas_files_is_told_where_they_are(checkpoint, tmp_pat
         load_chameleon_vq(str(tmp_path), codes=CODES)
     (tmp_path / "vqgan.ckpt").write_bytes((checkpoint / "vqgan.ckpt").read_bytes())
     (tmp_path / "text_tokenizer.json").write_text('{"model": {"vocab": {"IMGIMGAZ": 5}}}')
-    with pytest.raises(ValueError, match="is no vocabulary of Chameleon"):
+    with pytest.raises(ValueError, match="is not a vocabulary of Chameleon"):
         load_chameleon_vq(str(tmp_path), codes=CODES)
     (tmp_path / "text_tokenizer.json").write_bytes((checkpoint / "text_tokenizer.json").read_bytes())
     with pytest.raises(ValueError, match="a codebook of 10 rows and a vocabulary of 10 codes, the recipe's model 11"):
         load_chameleon_vq(str(tmp_path), codes=11)
     torch.save({"encoder.conv_in.weight": torch.zeros(2)}, tmp_path / "vqgan.ckpt")
-    with pytest.raises(ValueError, match="is no image tokenizer of Chameleon"):
+    with pytest.raises(ValueError, match="is not an image tokenizer of Chameleon"):
         load_chameleon_vq(str(tmp_path), codes=CODES)

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from zipar_train import load
 from zipar_train.models.family import build
-from zipar_train.models.llamagen import state_dict as layout
+from zipar_train.models.llamagen import state_dict
 from zipar_train.models.restore import LoadedWeights, initial_weights, load_family, read
 from zipar_train.models.tokenizers.vq16 import load_vq16
 from zipar_train.recipe.load import dump
@@ -263,4 +263,4 @@ def test_mistyped_entries_of_a_checkpoint_are_named(tmp_path, entry, value, mess
 
 
 def test_published_shapes_of_nothing_are_put_in_words():
-    assert "0 codes" in layout.looks_like({layout.CODES: torch.tensor(1.0), "norm.weight": torch.tensor(1.0)})
+    assert "0 codes" in state_dict.looks_like({state_dict.CODES: torch.tensor(1.0), "norm.weight": torch.tensor(1.0)})

@@ -142,5 +142,5 @@ def test_a_folder_of_another_model_is_named(checkpoint, tmp_path):
     family = load_family(section(checkpoint), read(checkpoint))
     (tmp_path / "config.json").write_bytes((checkpoint / "config.json").read_bytes())
     save_file({"model.norm.weight": torch.zeros(16)}, tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match="is no checkpoint of ChameleonForConditionalGeneration. .* missing"):
+    with pytest.raises(ValueError, match="is not a checkpoint of ChameleonForConditionalGeneration. .* missing"):
         family.published(str(tmp_path))

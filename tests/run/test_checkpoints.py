@@ -200,8 +200,12 @@ def test_every_entry_that_is_read_must_be_there_in_its_type(made):
         ),
         (("current_model_state",), None, r"lacks its entry current_model_state, and its weights are averages"),
         (("averaging_state",), None, r"lacks its entry averaging_state, and its weights are averages"),
-        (("averaging_state", "n_averaged"), torch.zeros(3), r"averaging_state.n_averaged is no single number"),
-        (("current_model_state", "model.lm_head.weight"), "text", r"current_model_state.lm_head.weight is no tensor"),
+        (("averaging_state", "n_averaged"), torch.zeros(3), r"averaging_state.n_averaged is not a single number"),
+        (
+            ("current_model_state", "model.lm_head.weight"),
+            "text",
+            r"current_model_state.lm_head.weight is not a tensor",
+        ),
     ],
 )
 def test_tensors_that_are_not_the_models_are_named(run, path, value, message):

@@ -23,7 +23,7 @@ class Range(NamedTuple):
         return [low, nextafter(self.high, -inf) if "high" in self.open else float(self.high)]
 
     def outside(self) -> list[Any]:
-        """The numbers just beyond its ends, and what is no number."""
+        """The numbers just beyond its ends, and what is not a number."""
         odd: list[Any] = [inf, -inf, float("nan"), True, "1", [1], {}, 10**40, -(10**40), 1e300, -1e300]
         if self.whole:
             return [*odd, self.low - 1, self.high + 1, self.low + 0.5, float(self.low)]

@@ -10,17 +10,17 @@ from fuzzing import in_time
 from ranges import beyond
 
 from zipar_train import cli
-from zipar_train.io import safe_yaml as plain
+from zipar_train.io import safe_yaml
 from zipar_train.plan.table import Plan
 from zipar_train.recipe.load import dump, load_recipe, parse, recipe_folder, shipped
 from zipar_train.recipe.schema import RecipeError
-from zipar_train.sweep.distributions import MOST
+from zipar_train.sweep.distributions import MAX_TRIALS
 from zipar_train.sweep.overrides import overrides_of
 from zipar_train.sweep.spec import read_sweep
 from zipar_train.sweep.trials import trials_of
 
 TEXTS = {name: (recipe_folder() / f"{name}.yaml").read_text() for name in shipped()}
-PLAIN = {name: plain.parse(text, loader=plain.Recipes) for name, text in TEXTS.items()}
+PLAIN = {name: safe_yaml.parse(text, loader=safe_yaml.Recipes) for name, text in TEXTS.items()}
 
 
 def judged(path, overrides=()):
@@ -33,7 +33,7 @@ def judged(path, overrides=()):
             assert path.name in message or "--set" in message
             assert message.strip() and len(message) < 60_000 and "Traceback" not in message
             return None
-        again = parse(plain.parse(dump(recipe), loader=plain.Recipes), where="its dump")
+        again = parse(safe_yaml.parse(dump(recipe), loader=safe_yaml.Recipes), where="its dump")
     assert again == recipe
     assert beyond(recipe.model_dump()) == []
     json.dumps(recipe.model_dump(), allow_nan=False)
@@ -72,7 +72,7 @@ def swept(path, count):
             message = str(error)
             assert len(message) < 5000 and any(word in message for word in (path.name, "grid of", "--count"))
             return
-        assert 1 <= len(trials) <= (count or MOST)
+        assert 1 <= len(trials) <= (count or MAX_TRIALS)
         for trial in trials[:3]:
             json.dumps(trial, allow_nan=False)
             with contextlib.suppress(RecipeError):

@@ -71,7 +71,7 @@ def bench(
             raise ValueError(f"{option} does not apply to --train")
     import torch
 
-    from zipar_train.benchmark import report as tell
+    from zipar_train.benchmark.report import decode_lines, plot, train_lines
 
     def save(report: Any) -> None:
         if json_file:
@@ -83,7 +83,7 @@ def bench(
         window = min(wanted or loaded.zipar.windows)
         steps = bench_train(loaded, window=window, batches=batches, grids=sizes, rounds=rounds, save=save)
         save(steps)
-        print("\n".join(tell.train_lines(steps)))
+        print("\n".join(train_lines(steps)))
         if steps.failures:
             raise typer.Exit(1)
         return
@@ -102,9 +102,9 @@ def bench(
         save=save,
     )
     save(found)
-    print("\n".join(tell.decode_lines(found)))
+    print("\n".join(decode_lines(found)))
     if png:
-        tell.plot(found, png)
+        plot(found, png)
         print(f"\n{png}")
     if found.failures:
         raise typer.Exit(1)

@@ -105,7 +105,7 @@ def _writable(param: typer.CallbackParam, path: Path) -> None:
     """Check that the nearest existing parent of a path is a folder that can be written to."""
     above = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
     if not above.is_dir():
-        raise ValueError(f"{param.opts[0]} {path}: {above} is no folder. Choose another place")
+        raise ValueError(f"{param.opts[0]} {path}: {above} is not a folder. Choose another place")
     if not os.access(above, os.W_OK | os.X_OK):
         raise ValueError(f"{param.opts[0]} {path}: the folder {above} cannot be written. Choose another place")
 

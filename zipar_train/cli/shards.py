@@ -8,7 +8,7 @@ import typer
 
 from zipar_train.cli.options import JsonOption, RecipeOption, SetOption, expanded, output_folder, user_path, write_json
 
-MOST = 20  # problems printed per shard set
+MAX_PRINTED = 20  # problems printed per shard set
 
 shards_app = typer.Typer(help="Check shards of codes, or import codes that others made.", no_args_is_help=True)
 
@@ -74,8 +74,8 @@ def shards_check(
             "verdict": "whole" if not found.problems else f"{len(found.problems)} problems",
         }
         print(f"{manifest}\n" + "\n".join(f"  {name:10} {text}" for name, text in lines.items()))
-        more = len(found.problems) - MOST
-        problems += found.problems[:MOST] + ([f"{manifest}: {more:,} problems more"] if more > 0 else [])
+        more = len(found.problems) - MAX_PRINTED
+        problems += found.problems[:MAX_PRINTED] + ([f"{manifest}: {more:,} problems more"] if more > 0 else [])
         results.append(
             {
                 "manifest": manifest,

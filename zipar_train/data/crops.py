@@ -8,7 +8,7 @@ from torch import Tensor
 from torchvision.transforms.functional import hflip, pil_to_tensor, ten_crop
 
 Views = Literal["one", "flip", "ten"]
-MOST = 16  # in units of the crop's area; an image that would be resized to more is cropped first
+MAX_SCALE = 16  # in units of the crop's area; an image that would be resized to more is cropped first
 RANGES = (1.1, 1.05)  # scales of the centre crops that ten crops are taken from; LlamaGen trains on both
 
 
@@ -42,7 +42,7 @@ def centre_crop(image: Image.Image, height: int, width: int) -> Image.Image:
     scale = max(width / image.width, height / image.height)
     wide, high = round(image.width * scale), round(image.height * scale)
     left, top = (wide - width) // 2, (high - height) // 2
-    if wide * high <= MOST * width * height:
+    if wide * high <= MAX_SCALE * width * height:
         image = image.resize((wide, high), Image.Resampling.BICUBIC)
         return image.crop((left, top, left + width, top + height))
     across, down = image.width / wide, image.height / high

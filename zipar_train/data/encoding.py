@@ -23,7 +23,7 @@ from zipar_train.run.signals import Heard, held
 LABEL = "label error: "  # prefix of reasons that concern labels or captions, not images
 
 
-class Row(NamedTuple):
+class EncodedImage(NamedTuple):
     """An image in the pipeline: with `pixels` from the loader, then `codes`; with neither if it could not be read."""
 
     number: int
@@ -48,17 +48,17 @@ class Work(Dataset):
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def __getitem__(self, index: int) -> Row:
+    def __getitem__(self, index: int) -> EncodedImage:
         number = self.numbers[index]
         key = self.source.keys[number]
         try:
             image, label = self.source.read(number)
             condition = self._condition(label)
-            return Row(number, key, condition, views(image, self.height, self.width, self.kind))
+            return EncodedImage(number, key, condition, views(image, self.height, self.width, self.kind))
         except LabelError as error:
-            return Row(number, key, reason=f"{LABEL}{error}")
+            return EncodedImage(number, key, reason=f"{LABEL}{error}")
         except Exception as error:  # decoders raise many kinds of errors, and one image must not stop the rest
-            return Row(number, key, reason=f"{type(error).__name__}: {error}")
+            return EncodedImage(number, key, reason=f"{type(error).__name__}: {error}")
 
     def _condition(self, label: Any) -> int | str:
         if self.classes is None or self.layout.classes is None:
@@ -75,7 +75,7 @@ class Waiting:
     def __init__(self, loader: DataLoader):
         self.loader, self.seconds = loader, 0.0
 
-    def __iter__(self) -> Iterator[list[Row]]:
+    def __iter__(self) -> Iterator[list[EncodedImage]]:
         with held():
             batches = iter(self.loader)
         try:
@@ -90,7 +90,7 @@ class Waiting:
             del batches  # ends the loader processes, which a traceback would keep alive
 
 
-def fitting_rows(batches: Iterable[list[Row]], fitting: Fits | None) -> Iterator[list[Row]]:
+def fitting_rows(batches: Iterable[list[EncodedImage]], fitting: Fits | None) -> Iterator[list[EncodedImage]]:
     """Yield the batches without the pixels of images whose captions do not fit the model's prompt."""
     for batch in batches:
         reasons = [fitting.misfit(row.condition) if fitting and row.pixels is not None else "" for row in batch]
@@ -101,13 +101,13 @@ def fitting_rows(batches: Iterable[list[Row]], fitting: Fits | None) -> Iterator
 
 
 def encoded(
-    batches: Iterable[list[Row]],
+    batches: Iterable[list[EncodedImage]],
     tokenizer: Tokenizer,
     encoder: TextEncoder | None,
     device: torch.device,
     bar: tqdm,
     heard: Heard,
-) -> Iterator[Row]:
+) -> Iterator[EncodedImage]:
     """Yield the rows in order, with pixels encoded to codes and, if there is an encoder, captions to features.
 
     Raises:

@@ -22,7 +22,7 @@ KNOWN = (
 )
 Image.init()
 FORMATS = tuple(name for name in KNOWN.split() if name in Image.OPEN)  # some depend on how Pillow was built
-LARGEST = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # pixels; a larger image is treated as a decompression bomb
+MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # pixels; a larger image is treated as a decompression bomb
 BACKGROUND = (255, 255, 255)  # behind transparent pixels: white, as in browsers and viewers
 ORIENTATION, BITS, PHOTOMETRIC, SAMPLE_FORMAT = 274, 258, 262, 339  # EXIF and TIFF tags
 OTHERS = {  # unsupported formats by their first bytes, or by those after the first four
@@ -64,7 +64,7 @@ def decode_image(source: Path | bytes) -> Image.Image:
     channel are scaled to 8. Transparent pixels are blended with white. Of an animation, the first frame is returned.
 
     Raises:
-        ValueError: If the content is not an image, is damaged or truncated, has more than `LARGEST` pixels, or has a
+        ValueError: If the content is not an image, is damaged or truncated, has more than `MAX_PIXELS` pixels, or has a
             format that only another program can render.
         OSError: If the file cannot be opened, or is a pipe, a device or a folder.
     """
@@ -89,13 +89,13 @@ def refusal(path: Path) -> str | None:
 def _refusals(file: BinaryIO) -> Iterator[None]:
     """Convert any exception of a decoder into a ValueError that describes what is wrong with the file."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # warnings about unusual but readable files, or above half of `LARGEST`
+        warnings.simplefilter("ignore")  # warnings about unusual but readable files, or above half of `MAX_PIXELS`
         try:
             yield
         except UnidentifiedImageError:
             raise ValueError(_unknown(file)) from None
         except Image.DecompressionBombError:
-            raise ValueError(f"more than {LARGEST:,} pixels, as decompression bombs have: scale it down") from None
+            raise ValueError(f"more than {MAX_PIXELS:,} pixels, as decompression bombs have: scale it down") from None
         except MemoryError:
             raise ValueError("the picture does not fit into memory: scale it down") from None
         except Exception as error:  # decoding untrusted bytes can raise almost any exception

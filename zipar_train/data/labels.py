@@ -54,7 +54,7 @@ def number(label: Any) -> int:
         return label
     if isinstance(label, float) and isfinite(label) and label == int(label):
         return int(label)
-    raise LabelError(f"label {safe_repr(label)} is no class number")
+    raise LabelError(f"label {safe_repr(label)} is not a class number")
 
 
 def caption(text: Any) -> str:
@@ -67,7 +67,7 @@ def caption(text: Any) -> str:
         text = next((each for each in text if isinstance(each, str) and each.strip()), None)
     text = text.strip() if isinstance(text, str) else text
     if not isinstance(text, str) or not text:
-        raise LabelError("there is no caption" if text is None else f"{safe_repr(text)} is no caption")
+        raise LabelError("there is no caption" if text is None else f"{safe_repr(text)} is not a caption")
     return text
 
 

@@ -15,7 +15,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.models.chameleon.modeling_chameleon import ChameleonModel
 from transformers.models.llama.modeling_llama import LlamaModel
 
-from zipar_train.decoding.onednn import LEAST, packed
+from zipar_train.decoding.onednn import MIN_PACKED_ELEMENTS, packed
 from zipar_train.models.compiled import compile_layers
 
 
@@ -116,7 +116,7 @@ def norm(x: Tensor, module: nn.Module) -> Tensor:
     return rms_norm(x, (x.shape[-1],), module.weight, module.variance_epsilon)  # type: ignore[arg-type]
 
 
-def fuse_for_inference(model: PreTrainedModel, *, least: int = LEAST) -> bool:
+def fuse_for_inference(model: PreTrainedModel, *, least: int = MIN_PACKED_ELEMENTS) -> bool:
     """Replace the body of a stock Llama or Chameleon by a `FusedLlama`, and pack its output head, in place.
 
     Outputs are the same up to rounding. The model can no longer be trained or saved.

@@ -8,7 +8,7 @@ small layers are left unchanged.
 import torch
 from torch import Tensor, nn
 
-LEAST = 2**17  # elements of the smallest weight for which packing pays off: docs/performance.md
+MIN_PACKED_ELEMENTS = 2**17  # elements of the smallest weight for which packing pays off: docs/performance.md
 
 
 class Packed(nn.Module):
@@ -33,7 +33,7 @@ class Plain(nn.Module):
         return nn.functional.linear(x, self.get_buffer("weight"))
 
 
-def packed(weight: Tensor, *, least: int = LEAST) -> nn.Module:
+def packed(weight: Tensor, *, least: int = MIN_PACKED_ELEMENTS) -> nn.Module:
     """Return the fastest linear layer for a frozen weight (out, in): packed if it is large, float32 and on a CPU.
 
     Args:

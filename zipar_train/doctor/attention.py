@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from zipar_train.doctor.checks import Check, CheckContext, Row, note, ok, problem, words
+from zipar_train.doctor.checks import Check, CheckContext, CheckResult, note, ok, problem, words
 from zipar_train.doctor.devices import device
 from zipar_train.plan.grid import Grid
 from zipar_train.plan.table import Plan
@@ -56,14 +56,14 @@ def deviation(attend: Callable[..., Any], place: Any, dtype: Any, *, backward: b
     return max(float((a - b).abs().max() / a.abs().max()) for a, b in zip(exact, found, strict=True))
 
 
-def judged(name: str, dtype: Any, found: float, remedy: str, *, done: str = BOTH) -> Row:
+def judged(name: str, dtype: Any, found: float, remedy: str, *, done: str = BOTH) -> CheckResult:
     kind = str(dtype).removeprefix("torch.")
     if not found <= LOOSEST[kind]:  # NaN fails too
         return problem(name, f"{done}: {found:.0e} away from float64", remedy)
     return ok(name, f"{done}, within {found:.0e} of float64")
 
 
-def sdpa(asked: CheckContext, kind: str) -> Iterator[Row]:
+def sdpa(asked: CheckContext, kind: str) -> Iterator[CheckResult]:
     """Check `scaled_dot_product_attention` as training calls it, with the kernel chosen by torch."""
     import torch
     from torch.nn.functional import scaled_dot_product_attention
@@ -79,7 +79,7 @@ def sdpa(asked: CheckContext, kind: str) -> Iterator[Row]:
     yield judged(SDPA[kind], dtype, deviation(attend, place, dtype), "Install another torch: no training is right")
 
 
-def kernels(asked: CheckContext) -> Iterator[Row]:
+def kernels(asked: CheckContext) -> Iterator[CheckResult]:
     """Check each sdpa kernel separately on a GPU, in the dtype that recipes train in."""
     place = device(asked)
     if place.type == "cpu":
@@ -91,7 +91,7 @@ def kernels(asked: CheckContext) -> Iterator[Row]:
         yield note("sdpa's kernels", slow, "--set tune.attention=flex_attention, or another torch")
 
 
-def kernel(name: str, place: Any, dtype: Any) -> Row:
+def kernel(name: str, place: Any, dtype: Any) -> CheckResult:
     """Check one sdpa kernel; a kernel without support for dense masks is fine, because torch uses another one."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.nn.functional import scaled_dot_product_attention
@@ -124,7 +124,7 @@ def half(place: Any) -> Any:
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
-def compiles(asked: CheckContext) -> Iterator[Row]:
+def compiles(asked: CheckContext) -> Iterator[CheckResult]:
     """Check torch.compile on a small function and its gradient, with an empty cache.
 
     A filled cache would hide a missing compiler. The slowest parts of torch's setup are disabled: detecting the CPU's
@@ -152,7 +152,7 @@ def compiles(asked: CheckContext) -> Iterator[Row]:
     yield ok(COMPILE, "a function and its gradient, compiled anew, are right")
 
 
-def flex(asked: CheckContext, *, backward: bool) -> Iterator[Row]:
+def flex(asked: CheckContext, *, backward: bool) -> Iterator[CheckResult]:
     import torch
     from torch.nn.attention.flex_attention import flex_attention
 
@@ -176,7 +176,7 @@ def flex(asked: CheckContext, *, backward: bool) -> Iterator[Row]:
     yield judged(name, dtype, found, "Use --set tune.attention=sdpa here", done=done)
 
 
-def unless_needed(asked: CheckContext, name: str, seen: str, remedy: str) -> Row:
+def unless_needed(asked: CheckContext, name: str, seen: str, remedy: str) -> CheckResult:
     """Return a problem row, or a note if a recipe is given, because the recipe's own rows say if it needs this."""
     return (note if asked.recipe else problem)(name, seen, remedy)
 

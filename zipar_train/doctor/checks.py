@@ -16,7 +16,7 @@ from zipar_train.recipe.schema import Recipe
 GIB = 2**30
 
 
-class Row(BaseModel):
+class CheckResult(BaseModel):
     """Result of a check; a problem prevents what was asked for, a note does not."""
 
     section: str = ""
@@ -31,7 +31,7 @@ class Row(BaseModel):
         return hidden(text)
 
     @model_validator(mode="after")
-    def _mended(self) -> "Row":
+    def _mended(self) -> "CheckResult":
         assert (self.status == "ok") == (not self.remedy), f"{self.name}: a remedy for what is not ok, and only for it"
         return self
 
@@ -51,23 +51,23 @@ class CheckContext(BaseModel):
 
 class Check(NamedTuple):
     name: str
-    run: Callable[[CheckContext], Iterable[Row]]
+    run: Callable[[CheckContext], Iterable[CheckResult]]
     remedy: str  # for a check that fails or does not end
 
 
-def ok(name: str, seen: str) -> Row:
-    return Row(name=name, status="ok", seen=seen)
+def ok(name: str, seen: str) -> CheckResult:
+    return CheckResult(name=name, status="ok", seen=seen)
 
 
-def note(name: str, seen: str, remedy: str) -> Row:
-    return Row(name=name, status="note", seen=seen, remedy=remedy)
+def note(name: str, seen: str, remedy: str) -> CheckResult:
+    return CheckResult(name=name, status="note", seen=seen, remedy=remedy)
 
 
-def problem(name: str, seen: str, remedy: str) -> Row:
-    return Row(name=name, status="problem", seen=seen, remedy=remedy)
+def problem(name: str, seen: str, remedy: str) -> CheckResult:
+    return CheckResult(name=name, status="problem", seen=seen, remedy=remedy)
 
 
-def guarded(check: Check, asked: CheckContext) -> Iterator[Row]:
+def guarded(check: Check, asked: CheckContext) -> Iterator[CheckResult]:
     """Yield the check's rows; an exception becomes a problem row with its message."""
     try:
         yield from check.run(asked)

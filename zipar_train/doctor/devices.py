@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 
-from zipar_train.doctor.checks import GIB, Check, CheckContext, Row, note, ok, problem, size, words
+from zipar_train.doctor.checks import GIB, Check, CheckContext, CheckResult, note, ok, problem, size, words
 
 OURS = 2 * GIB  # largest GPU memory that the libraries of these checks use
 
@@ -34,7 +34,7 @@ def available() -> int:
         return free
 
 
-def processor(asked: CheckContext) -> Iterator[Row]:
+def processor(asked: CheckContext) -> Iterator[CheckResult]:
     import torch
 
     name = "CPU"
@@ -68,7 +68,7 @@ def bf16_speed() -> float:
     return best[torch.float32] / best[torch.bfloat16]
 
 
-def bf16(asked: CheckContext) -> Iterator[Row]:
+def bf16(asked: CheckContext) -> Iterator[CheckResult]:
     """Check bfloat16 on the CPU; a GPU's own row says if it supports it."""
     if device(asked).type == "cpu":
         ratio = bf16_speed()
@@ -82,7 +82,7 @@ def bf16(asked: CheckContext) -> Iterator[Row]:
             )
 
 
-def gpus(asked: CheckContext) -> Iterator[Row]:
+def gpus(asked: CheckContext) -> Iterator[CheckResult]:
     import torch
 
     seen = smi()
@@ -112,7 +112,7 @@ def gpus(asked: CheckContext) -> Iterator[Row]:
             )
 
 
-def gpu(number: int, name: str, seen: str) -> Row:
+def gpu(number: int, name: str, seen: str) -> CheckResult:
     import torch
 
     place = torch.device("cuda", number)
@@ -145,7 +145,7 @@ def smi() -> list[str]:
     return [f"{name}, driver {driver}" for name, _, driver in lines] if done.returncode == 0 else []
 
 
-def group(asked: CheckContext, backend: str) -> Row:
+def group(asked: CheckContext, backend: str) -> CheckResult:
     """Check that a process group of this process alone can all-reduce a tensor."""
     import torch
     import torch.distributed as dist
@@ -163,11 +163,11 @@ def group(asked: CheckContext, backend: str) -> Row:
     return ok(backend, "a group of one process adds up")
 
 
-def gloo(asked: CheckContext) -> Iterator[Row]:
+def gloo(asked: CheckContext) -> Iterator[CheckResult]:
     yield group(asked, "gloo")
 
 
-def nccl(asked: CheckContext) -> Iterator[Row]:
+def nccl(asked: CheckContext) -> Iterator[CheckResult]:
     if device(asked).type == "cuda":
         yield group(asked, "nccl")
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from zipar_train.doctor.checks import GIB, Check, CheckContext, Row, note, ok, problem, size
+from zipar_train.doctor.checks import GIB, Check, CheckContext, CheckResult, note, ok, problem, size
 from zipar_train.io.expansion import expand
 from zipar_train.io.files import write_atomic
 from zipar_train.io.remote import is_url
@@ -16,7 +16,7 @@ from zipar_train.io.remote import is_url
 LITTLE = 5 * GIB
 
 
-def folder(name: str, path: Path, remedy: str, *, read_only: bool = False) -> Row:
+def folder(name: str, path: Path, remedy: str, *, read_only: bool = False) -> CheckResult:
     """Check a folder; if it does not exist yet, check the nearest existing folder above it.
 
     Args:
@@ -28,7 +28,7 @@ def folder(name: str, path: Path, remedy: str, *, read_only: bool = False) -> Ro
     path = path.expanduser().absolute()
     place = nearest(path)
     if not place.is_dir():
-        return problem(name, f"{path}: {'it' if place == path else place} is no folder", remedy)
+        return problem(name, f"{path}: {'it' if place == path else place} is not a folder", remedy)
     free = shutil.disk_usage(place).free
     what = f"{path}{'' if place == path else ', to be made'}: {size(free)} free"
     try:
@@ -64,12 +64,12 @@ def lower(sentence: str) -> str:
     return sentence[0].lower() + sentence[1:]
 
 
-def runs(asked: CheckContext) -> Iterator[Row]:
+def runs(asked: CheckContext) -> Iterator[CheckResult]:
     path = asked.recipe.run_dir if asked.recipe else expand("${ZIPAR_RUNS:-runs}")
     yield folder("runs", Path(path), "Choose another with ZIPAR_RUNS=FOLDER, or --set run_dir=FOLDER")
 
 
-def data(asked: CheckContext) -> Iterator[Row]:
+def data(asked: CheckContext) -> Iterator[CheckResult]:
     path = expand("${ZIPAR_DATA:-data}")
     if asked.recipe:
         path = asked.recipe.data.train
@@ -81,11 +81,11 @@ def data(asked: CheckContext) -> Iterator[Row]:
     yield folder("data", Path(path), remedy, read_only=True)
 
 
-def temporary(asked: CheckContext) -> Iterator[Row]:
+def temporary(asked: CheckContext) -> Iterator[CheckResult]:
     yield folder("temporary files", Path(tempfile.gettempdir()), "Choose another with TMPDIR=FOLDER")
 
 
-def cache(asked: CheckContext, *, name: str, variable: str, under: str, what: str) -> Iterator[Row]:
+def cache(asked: CheckContext, *, name: str, variable: str, under: str, what: str) -> Iterator[CheckResult]:
     """Check a cache folder; since its content can be fetched again, problems are only notes."""
     base = os.environ.get(variable) or os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     path = Path(base) if os.environ.get(variable) else Path(base) / under

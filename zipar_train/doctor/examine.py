@@ -14,8 +14,8 @@ from contextlib import ExitStack, suppress
 from functools import partial
 from importlib import import_module
 
-from zipar_train.doctor.checks import Check, CheckContext, Row, guarded, hidden, note, ok, problem
-from zipar_train.doctor.report import Report
+from zipar_train.doctor.checks import Check, CheckContext, CheckResult, guarded, hidden, note, ok, problem
+from zipar_train.doctor.report import DoctorReport
 from zipar_train.recipe.schema import Recipe
 from zipar_train.run.provenance import revision, today
 
@@ -33,7 +33,7 @@ PROGRAM = "from zipar_train.doctor.examine import section; section()"
 
 def examine(
     recipe: Recipe | None = None, *, only: Sequence[str] = (), patience: float | None = None, broken: str = ""
-) -> Report:
+) -> DoctorReport:
     """Run the checks and return their report.
 
     Args:
@@ -68,7 +68,7 @@ def examine(
         rows += owned("recipe", guarded(Check("needs", partial(needs, rows=rows), "Report this line"), asked))
     elif broken:
         rows += owned("recipe", [problem("read", broken, "Fix it; `zipar-train recipes` names complete ones")])
-    return Report(
+    return DoctorReport(
         revision=revision(),
         date=today(),
         seconds=round(time.monotonic() - start, 1),
@@ -77,11 +77,11 @@ def examine(
     )
 
 
-def owned(section: str, rows: Iterable[Row]) -> list[Row]:
+def owned(section: str, rows: Iterable[CheckResult]) -> list[CheckResult]:
     return [row.model_copy(update={"section": section}) for row in rows]
 
 
-def needs(asked: CheckContext, *, rows: Sequence[Row]) -> Iterator[Row]:
+def needs(asked: CheckContext, *, rows: Sequence[CheckResult]) -> Iterator[CheckResult]:
     """Check what the recipe needs of attention and torch.compile, from the rows of their checks."""
     from zipar_train.doctor.attention import BACKWARD, COMPILE, FORWARD, SDPA
 
@@ -135,7 +135,7 @@ def section() -> None:
     os.killpg(0, signal.SIGKILL)  # including child processes, which would keep the pipes open
 
 
-def listen(name: str, process: subprocess.Popen[str], asked: CheckContext) -> list[Row]:
+def listen(name: str, process: subprocess.Popen[str], asked: CheckContext) -> list[CheckResult]:
     """Return a section's rows; if its process hangs or dies, the rows so far and a problem for the current check."""
     try:
         out, err = process.communicate(asked.model_dump_json(), timeout=asked.patience)
@@ -149,7 +149,7 @@ def listen(name: str, process: subprocess.Popen[str], asked: CheckContext) -> li
         end = f"no answer in {asked.patience:g} s"
     if os.environ.get("ZIPAR_TRACEBACK"):
         print(hidden(err), end="", file=sys.stderr)
-    rows: list[Row] = []
+    rows: list[CheckResult] = []
     checks: dict[str, str] = {}
     begun = name
     for line in out.splitlines():
@@ -160,7 +160,7 @@ def listen(name: str, process: subprocess.Popen[str], asked: CheckContext) -> li
                 case {"begun": check}:
                     begun = check
                 case row:
-                    rows.append(Row.model_validate(row))
+                    rows.append(CheckResult.model_validate(row))
     if begun:
         remedy = checks.get(begun, "Make a new environment and pip install zipar-train")
         rows.append(problem(begun, end, f"{remedy}. More time: --timeout 120" if "no answer" in end else remedy))

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, metadata, requires
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from zipar_train.doctor.checks import Check, CheckContext, Row, note, ok, problem, words
+from zipar_train.doctor.checks import Check, CheckContext, CheckResult, note, ok, problem, words
 from zipar_train.run.provenance import versions
 
 TRIED = (
@@ -24,7 +24,7 @@ TRIED = (
 )
 
 
-def python(asked: CheckContext) -> Iterator[Row]:
+def python(asked: CheckContext) -> Iterator[CheckResult]:
     here = platform.python_version()
     try:
         wanted = SpecifierSet(metadata("zipar-train")["Requires-Python"] or "")
@@ -47,7 +47,7 @@ def required() -> list[Requirement]:
     return sorted(found, key=lambda each: TRIED.index(each.name) if each.name in TRIED else len(TRIED))
 
 
-def in_range(asked: CheckContext) -> Iterator[Row]:
+def in_range(asked: CheckContext) -> Iterator[CheckResult]:
     """Yield a row for each package in TRIED or with a problem, and one row for all others."""
     wanted = required()
     here, others = versions(*(each.name for each in wanted)), 0
@@ -66,7 +66,7 @@ def in_range(asked: CheckContext) -> Iterator[Row]:
         yield ok("and", f"{others} more")
 
 
-def importable(wanted: Requirement, found: str) -> Row:
+def importable(wanted: Requirement, found: str) -> CheckResult:
     try:
         import_module(wanted.name.replace("-", "_"))
     except Exception as error:  # importing a package can raise anything

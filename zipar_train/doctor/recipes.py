@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from zipar_train.doctor.checks import Check, CheckContext, Row, note, ok, problem, size
+from zipar_train.doctor.checks import Check, CheckContext, CheckResult, note, ok, problem, size
 from zipar_train.doctor.devices import available, bf16_speed, device
 from zipar_train.doctor.disk import nearest
 from zipar_train.recipe.load import load_recipe, recipe_folder, shipped
@@ -15,7 +15,7 @@ ELSEWHERE = "--set run_dir=FOLDER writes elsewhere"
 WHOLE = "--set trainer.precision=32-true"
 
 
-def every(asked: CheckContext) -> Iterator[Row]:
+def every(asked: CheckContext) -> Iterator[CheckResult]:
     names, failed = shipped(), 0
     for name in names:
         try:
@@ -34,7 +34,7 @@ def given(asked: CheckContext) -> Recipe:
     return asked.recipe
 
 
-def run_folder(asked: CheckContext) -> Iterator[Row]:
+def run_folder(asked: CheckContext) -> Iterator[CheckResult]:
     """Check the run folder for anything that `fit` would reject."""
     from zipar_train.models.restore import read
     from zipar_train.run.checkpoints import last_checkpoint
@@ -48,7 +48,7 @@ def run_folder(asked: CheckContext) -> Iterator[Row]:
         return
     saved = read(checkpoint)
     if saved.recipe is None:
-        yield problem("run", f"{checkpoint} carries no recipe: it is no run of zipar-train", ELSEWHERE)
+        yield problem("run", f"{checkpoint} carries no recipe: it is not a run of zipar-train", ELSEWHERE)
     elif changed := blocking_changes(saved.recipe, recipe):
         yield problem("run", f"{run} was made by another recipe: {'; '.join(changed)}", ELSEWHERE)
     else:
@@ -56,7 +56,7 @@ def run_folder(asked: CheckContext) -> Iterator[Row]:
         yield note("run", f"{run} holds this recipe's run, at step {step}", f"--resume continues it; {ELSEWHERE}")
 
 
-def trainer(asked: CheckContext) -> Iterator[Row]:
+def trainer(asked: CheckContext) -> Iterator[CheckResult]:
     """Build Lightning's Trainer as `fit` does; it rejects devices that the machine does not have."""
     from zipar_train.training.trainer import build_trainer
 
@@ -71,7 +71,7 @@ def trainer(asked: CheckContext) -> Iterator[Row]:
     yield ok("trainer", f"{made.num_devices} x {where}, {strategy}, precision {made.precision}")
 
 
-def precisions(asked: CheckContext) -> Iterator[Row]:
+def precisions(asked: CheckContext) -> Iterator[CheckResult]:
     import torch
 
     from zipar_train.training.trainer import precision
@@ -90,7 +90,7 @@ def precisions(asked: CheckContext) -> Iterator[Row]:
         yield ok("precision", f"{kind}, tried on the {'GPU' if place.type == 'cuda' else 'CPU'}")
 
 
-def memory(asked: CheckContext) -> Iterator[Row]:
+def memory(asked: CheckContext) -> Iterator[CheckResult]:
     import torch
 
     from zipar_train.training.memory_estimate import advice, predict

@@ -5,12 +5,12 @@ import textwrap
 from pydantic import BaseModel
 
 from zipar_train import __version__
-from zipar_train.doctor.checks import Row
+from zipar_train.doctor.checks import CheckResult
 
 TITLES = {"ok": "Fine", "note": "Notes", "problem": "PROBLEMS"}
 
 
-class Report(BaseModel):
+class DoctorReport(BaseModel):
     """Rows of all checks, with version, revision and date."""
 
     version: str = __version__
@@ -18,9 +18,9 @@ class Report(BaseModel):
     date: str
     seconds: float
     recipe: str | None
-    rows: list[Row]
+    rows: list[CheckResult]
 
-    def of(self, status: str) -> list[Row]:
+    def of(self, status: str) -> list[CheckResult]:
         return [row for row in self.rows if row.status == status]
 
     def lines(self, width: int = 100) -> list[str]:
@@ -47,13 +47,13 @@ class Report(BaseModel):
         return [*told, "", f"{', '.join(counts)}, in {self.seconds:.0f} s."]
 
 
-def _joined(rows: list[Row]) -> list[Row]:
+def _joined(rows: list[CheckResult]) -> list[CheckResult]:
     """Return the rows with all passed package checks joined into one."""
     fine = [row for row in rows if row.section == "packages" and row.status == "ok"]
     if not fine:
         return rows
     seen = ", ".join(f"{row.name} {row.seen}" for row in fine)
-    one = Row(section="packages", name="in their ranges", status="ok", seen=seen)
+    one = CheckResult(section="packages", name="in their ranges", status="ok", seen=seen)
     return [one, *(row for row in rows if row not in fine)]
 
 

@@ -5,14 +5,14 @@ from pathlib import Path
 from zipfile import is_zipfile
 
 from zipar_train.data.shards import read_manifest
-from zipar_train.doctor.checks import Check, CheckContext, Row, note, ok, problem, size
+from zipar_train.doctor.checks import Check, CheckContext, CheckResult, note, ok, problem, size
 from zipar_train.io.files import open_regular, regular
 from zipar_train.io.remote import is_url
 
-Severe = Callable[[str, str, str], Row]
+Severe = Callable[[str, str, str], CheckResult]
 
 
-def shards(asked: CheckContext) -> Iterator[Row]:
+def shards(asked: CheckContext) -> Iterator[CheckResult]:
     """Check that the recipe's manifests exist, fit the model and have their shards beside them."""
     recipe = asked.recipe
     assert recipe is not None
@@ -36,7 +36,7 @@ def shards(asked: CheckContext) -> Iterator[Row]:
             yield ok(name, f"{path}: {found.samples:,} images in {len(found.shards)} shards")
 
 
-def weights(asked: CheckContext) -> Iterator[Row]:
+def weights(asked: CheckContext) -> Iterator[CheckResult]:
     """Check the initial weights, the image tokenizer's weights, and the text encoders."""
     assert asked.recipe is not None
     model = asked.recipe.model
@@ -49,7 +49,7 @@ def weights(asked: CheckContext) -> Iterator[Row]:
         yield source("model.t5_features.encoder", model.t5_features.encoder, note, ids=True)  # shards may hold features
 
 
-def scoring(asked: CheckContext) -> Iterator[Row]:
+def scoring(asked: CheckContext) -> Iterator[CheckResult]:
     """Check the files that only `evaluate` needs; missing ones are notes."""
     assert asked.recipe is not None
     settings = asked.recipe.evaluate
@@ -65,7 +65,7 @@ def scoring(asked: CheckContext) -> Iterator[Row]:
         yield source("evaluate.clip", settings.clip, note, ids=True)
 
 
-def source(name: str, given: str | None, severe: Severe, *, ids: bool = False) -> Row:
+def source(name: str, given: str | None, severe: Severe, *, ids: bool = False) -> CheckResult:
     """Check a path, `owner/repo:file` or `owner/repo:`.
 
     Args:
@@ -115,7 +115,7 @@ def cached(repo: str, file: str) -> Path | None:
     return None
 
 
-def whole(name: str, path: Path, severe: Severe, remedy: str) -> Row:
+def whole(name: str, path: Path, severe: Severe, remedy: str) -> CheckResult:
     """Check that a file, or the files of a folder, are not truncated, without reading them completely."""
     from zipar_train.models.restore import last_checkpoint
 

@@ -7,7 +7,7 @@ import urllib.request
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 
-from zipar_train.doctor.checks import Check, CheckContext, Row, note, ok, problem, words
+from zipar_train.doctor.checks import Check, CheckContext, CheckResult, note, ok, problem, words
 
 SECONDS = 3  # time limit for the server's answer
 ONLINE, OFFLINE, DISABLED = "online", "offline", "disabled"
@@ -28,7 +28,7 @@ def mode(asked: CheckContext) -> str | None:
     return recipe.log.wandb
 
 
-def modes(asked: CheckContext) -> Iterator[Row]:
+def modes(asked: CheckContext) -> Iterator[CheckResult]:
     found = mode(asked)
     if found is None:
         yield ok("mode", "as recipes say, the shipped ones offline")
@@ -40,7 +40,7 @@ def modes(asked: CheckContext) -> Iterator[Row]:
         yield ok("mode", f"{found}, by WANDB_MODE")
 
 
-def installed(asked: CheckContext) -> Iterator[Row]:
+def installed(asked: CheckContext) -> Iterator[CheckResult]:
     try:
         yield ok("wandb", version("wandb"))
     except PackageNotFoundError:
@@ -50,7 +50,7 @@ def installed(asked: CheckContext) -> Iterator[Row]:
             yield problem("wandb", "not installed", "pip install wandb, or --set log.wandb=disabled")
 
 
-def login(asked: CheckContext) -> Iterator[Row]:
+def login(asked: CheckContext) -> Iterator[CheckResult]:
     """Check that wandb finds an API key; the key is not stored or shown."""
     if mode(asked) not in (None, ONLINE, OFFLINE):
         return
@@ -84,7 +84,7 @@ def logged_in() -> bool:
         return False
 
 
-def server(asked: CheckContext) -> Iterator[Row]:
+def server(asked: CheckContext) -> Iterator[CheckResult]:
     if mode(asked) not in (None, ONLINE):
         return
     try:

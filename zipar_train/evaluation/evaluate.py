@@ -21,7 +21,7 @@ from zipar_train.evaluation.candidates import (
 )
 from zipar_train.evaluation.likelihood import bits_per_code, milliseconds
 from zipar_train.evaluation.report.protocol import Protocol, differences, one_or_two, warnings
-from zipar_train.evaluation.report.schema import Report, Row, Samples
+from zipar_train.evaluation.report.schema import EvaluationReport, EvaluationRow, Samples
 from zipar_train.evaluation.sample_set import SampleSet
 from zipar_train.evaluation.scorer import Scorer, build_scorer, generated_size, manifest_exists
 from zipar_train.evaluation.scores.scores import Score, over_seeds
@@ -33,7 +33,7 @@ from zipar_train.run.provenance import environment
 from zipar_train.run.ranks import process
 
 SHOWN = 10  # images of each sample set shown in the report
-LEAST = 1000  # held-out images to compute bits for, if there are as many
+MIN_BITS_IMAGES = 1000  # held-out images to compute bits for, if there are as many
 Case = tuple[str, int, DecodeMode]  # (candidate's name, window, decode mode)
 
 
@@ -49,7 +49,7 @@ def evaluate(
     npz: bool = False,
     png: bool = False,
     progress: bool = True,
-) -> tuple[Report, Samples, list[Path]] | None:
+) -> tuple[EvaluationReport, Samples, list[Path]] | None:
     """Score a checkpoint, and optionally others, at several windows.
 
     Under torchrun or SLURM, processes share the generation, and the first of them scores.
@@ -116,7 +116,7 @@ def evaluate(
         }
     )
     bits = _bits(recipe, cases)
-    rows: list[Row] = []
+    rows: list[EvaluationRow] = []
     pictures: Samples = {}
     images: list[Path] = []
     for candidate, window, mode in cases:
@@ -130,7 +130,7 @@ def evaluate(
             images += [samples.write_png()] if png else []
         plan = candidate.generator.plan(window, mode=mode)
         passes = torch.cat([samples.passes() for samples in sample_sets[key]]).double().mean().item()
-        row = Row(
+        row = EvaluationRow(
             checkpoint=candidate.name,
             mode=mode,
             window=window,
@@ -147,7 +147,7 @@ def evaluate(
         rows.append(row)
         pictures[row.name, window] = next(sample_sets[key][0].pixels())[:SHOWN]
     protocol = _protocol(recipe, scorer, sample_sets[found[0].name, wanted[0], "planned"][0])
-    report = Report(
+    report = EvaluationReport(
         rows=rows,
         baseline=baseline,
         protocol=protocol,
@@ -202,7 +202,10 @@ def _bits(recipe: Recipe, cases: Sequence[tuple[Candidate, int, DecodeMode]]) ->
     )
     return {
         (candidate.name, window, mode): bits_per_code(
-            candidate.generator, candidate.generator.plan(window), loader, images=max(recipe.evaluate.images, LEAST)
+            candidate.generator,
+            candidate.generator.plan(window),
+            loader,
+            images=max(recipe.evaluate.images, MIN_BITS_IMAGES),
         )
         for candidate, window, mode in cases
         if mode == "planned"
@@ -211,7 +214,7 @@ def _bits(recipe: Recipe, cases: Sequence[tuple[Candidate, int, DecodeMode]]) ->
 
 def _held_out(recipe: Recipe) -> str:
     manifest = read_manifest(recipe.data.val)
-    counted = min(manifest.samples, max(recipe.evaluate.images, LEAST))
+    counted = min(manifest.samples, max(recipe.evaluate.images, MIN_BITS_IMAGES))
     return f"{counted:,} images of {manifest.source} ({Path(recipe.data.val).name}, {manifest.checksum[:8]})"
 
 

@@ -50,7 +50,7 @@ def search_guidance(
         ValueError: If a scale is outside 0 .. 100, or as in `evaluate`.
     """
     if wrong := [scale for scale in scales if not 0 <= scale <= 100]:
-        raise ValueError(f"--search-guidance: {wrong[0]:g} is no guidance scale: use 0 .. 100")
+        raise ValueError(f"--search-guidance: {wrong[0]:g} is not a guidance scale: use 0 .. 100")
     scales, out = sorted(set(scales)), Path(out)
     make_folder(out)
     rank, world, device = process()

@@ -14,11 +14,11 @@ def evaluation(saved: LoadedWeights) -> list[str]:
     file = saved.path.parent.parent / "evaluation" / "report.json"
     if saved.path.suffix != ".ckpt" or not file.is_file() or saved.sha256 is None:
         return []
-    from zipar_train.evaluation.report.schema import Report
+    from zipar_train.evaluation.report.schema import EvaluationReport
     from zipar_train.evaluation.report.text import markdown_table, reading
 
     try:
-        report = Report.model_validate_json(file.read_bytes())
+        report = EvaluationReport.model_validate_json(file.read_bytes())
     except ValueError:
         return []  # written by another version, or damaged
     made_of = f"sha256 {saved.sha256[:8]}"

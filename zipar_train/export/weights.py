@@ -14,7 +14,7 @@ from zipar_train.export.model_card import evaluation, model_card
 from zipar_train.io.files import make_folder, write_atomic
 from zipar_train.models import lora
 from zipar_train.models.files import find
-from zipar_train.models.llamagen import state_dict as layout
+from zipar_train.models.llamagen import state_dict
 from zipar_train.models.restore import LoadedWeights, initial_weights, load_family, read
 from zipar_train.recipe.load import dump
 from zipar_train.recipe.schema import Recipe
@@ -98,7 +98,7 @@ def export(checkpoint: str | Path | Recipe, out: str | Path, *, to: Target = "hf
 def published(recipe: Recipe, saved: LoadedWeights) -> dict[str, torch.Tensor]:
     """Return saved weights under LlamaGen's names, in their own dtype."""
     model = load_family(recipe.model, saved, dtype=None).model
-    return layout.to_published(
+    return state_dict.to_published(
         model.state_dict(), heads=model.config.num_attention_heads, codes=recipe.model.codebook_size
     )
 

@@ -7,7 +7,7 @@ everywhere. Credentials are removed from URLs at the same place, see `remote`.
 import os
 import re
 
-from zipar_train.io import safe_yaml as plain
+from zipar_train.io import safe_yaml
 from zipar_train.io.remote import conceal
 
 SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
@@ -24,7 +24,7 @@ def expand(text: str) -> str:
         ValueError: If a variable is unset or empty and has no default, if its name suggests a secret, if the home
             folder does not exist, or if the text or a variable contains control characters.
     """
-    if plain.unprintable(text):
+    if safe_yaml.unprintable(text):
         raise ValueError("it holds a character that cannot be printed. Remove it.")
 
     def replace(match: re.Match[str]) -> str:
@@ -35,7 +35,7 @@ def expand(text: str) -> str:
         if found is None:
             state = "is empty" if name in os.environ else "is not set"
             raise ValueError(f"the environment variable {name} {state}. Set it, or write ${{{name}:-default}}.")
-        if plain.unprintable(found):
+        if safe_yaml.unprintable(found):
             raise ValueError(
                 f"the environment variable {name} is {found!r}, and holds a character that cannot be printed. Set it "
                 "without; a carriage return comes from a file with the line ends of Windows."

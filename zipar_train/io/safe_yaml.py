@@ -11,8 +11,8 @@ import yaml
 from zipar_train.io.errors import truncate
 from zipar_train.io.files import open_regular
 
-LARGEST = 2**18  # most characters in a file
-MOST = 20_000  # most values in a file, aliases expanded
+MAX_CHARACTERS = 2**18  # most characters in a file
+MAX_VALUES = 20_000  # most values in a file, aliases expanded
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")  # no path contains these, but YAML can escape them
 
 
@@ -21,9 +21,11 @@ class Loader(yaml.SafeLoader):
 
     def get_single_node(self) -> yaml.Node | None:
         node = super().get_single_node()
-        if node is not None and _unfolded(node, {}) > MOST:
+        if node is not None and _unfolded(node, {}) > MAX_VALUES:
             raise yaml.composer.ComposerError(
-                None, None, f"it holds more than {MOST:,} values, aliases unfolded, or an anchor that holds itself"
+                None,
+                None,
+                f"it holds more than {MAX_VALUES:,} values, aliases unfolded, or an anchor that holds itself",
             )
         return node
 
@@ -57,7 +59,7 @@ def read(path: Path, *, loader: type[Loader] = Loader) -> Any:
     """
     try:
         with io.TextIOWrapper(open_regular(path), encoding="utf-8") as file:
-            return parse(file.read(LARGEST + 1), loader=loader)
+            return parse(file.read(MAX_CHARACTERS + 1), loader=loader)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} is not readable YAML: {error}") from None
 
@@ -68,8 +70,8 @@ def parse(text: str, *, loader: type[Loader] = Loader) -> Any:
     Raises:
         ValueError: If the text is not valid YAML; names the reason.
     """
-    if len(text) > LARGEST:
-        raise ValueError(f"more than {LARGEST // 1024} KiB")
+    if len(text) > MAX_CHARACTERS:
+        raise ValueError(f"more than {MAX_CHARACTERS // 1024} KiB")
     try:
         return yaml.load(text, Loader=loader)
     except (yaml.YAMLError, ValueError) as error:
@@ -85,10 +87,10 @@ def unprintable(text: str) -> bool:
 
 
 def _unfolded(node: yaml.Node, known: dict[int, int]) -> int:
-    """Return the number of values in a node, aliases expanded; counting stops just above `MOST`."""
+    """Return the number of values in a node, aliases expanded; counting stops just above `MAX_VALUES`."""
     if id(node) not in known:
-        known[id(node)] = MOST + 1  # in case the node contains itself
+        known[id(node)] = MAX_VALUES + 1  # in case the node contains itself
         inside = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
         parts = 0 if isinstance(node, yaml.ScalarNode) else sum(_unfolded(part, known) for part in inside)
-        known[id(node)] = min(1 + parts, MOST + 1)
+        known[id(node)] = min(1 + parts, MAX_VALUES + 1)
     return known[id(node)]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import Emu3ForConditionalGeneration, LlamaConfig, LlamaForCausalLM
 
 from zipar_train.models.conditions import Condition
-from zipar_train.models.text_to_image import Captioned
+from zipar_train.models.text_to_image import TextToImage
 from zipar_train.models.token_prompts import Prompter, Prompts
 from zipar_train.plan.table import ROW_END
 from zipar_train.recipe.model import Model
@@ -45,10 +45,10 @@ class Emu3Images(LlamaForCausalLM):
         self.post_init()
 
 
-class Emu3(Captioned):
+class Emu3(TextToImage):
     """The family Emu3-Gen: text-conditional, H x W codes with row ends."""
 
-    whole, hub = Emu3ForConditionalGeneration, "BAAI/Emu3-Gen-hf:"
+    hf_class, hub = Emu3ForConditionalGeneration, "BAAI/Emu3-Gen-hf:"
 
     def __init__(self, model: Model):
         assert model.token_prompt  # checked by the recipe
@@ -68,7 +68,7 @@ class Emu3(Captioned):
         vocabulary = model.token_prompt.vocabulary or VOCABULARY
         self.first, self.row_end = vocabulary - model.codebook_size, vocabulary - model.codebook_size - BEFORE
         rows, columns = model.grid
-        self.words = Prompter(
+        self.prompter = Prompter(
             model.token_prompt,
             ask=f"{{}}<|image start|>{rows}*{columns}<|image token|>",
             keep=("<|image start|>",),
@@ -93,7 +93,7 @@ class Emu3(Captioned):
     def is_hf_checkpoint(self, state: dict[str, Tensor]) -> bool:
         return any(name.startswith(("text_model.", "model.text_model.")) for name in state)
 
-    def own(self, name: str, tensor: Tensor) -> tuple[str, Tensor] | None:
+    def map_tensor(self, name: str, tensor: Tensor) -> tuple[str, Tensor] | None:
         if name.startswith(LEFT_OUT):
             return None
         for theirs, ours in NAMES:
@@ -105,7 +105,7 @@ class Emu3(Captioned):
     def drop(self, condition: Condition, where: Tensor) -> Prompts:
         """Replace captions of the images `where` by the negative prompt, as in the original (image_generation.py)."""
         assert isinstance(condition, Prompts)
-        return self.words.negative_prompt(condition, where)
+        return self.prompter.negative_prompt(condition, where)
 
     def embed(self, tokens: Tensor) -> Tensor:
         return self.model.get_input_embeddings()(torch.where(tokens == ROW_END, self.row_end, tokens + self.first))

@@ -142,8 +142,8 @@ def fits(model: Model) -> Fits | None:
         return None
     module, name = FAMILIES[model.family]
     with torch.device("meta"):
-        words: Prompter = getattr(import_module(module), name)(model).words
-    return words
+        prompter: Prompter = getattr(import_module(module), name)(model).prompter
+    return prompter
 
 
 def teacher_forced(family: Family, plan: Plan, codes: Tensor, condition: Condition, mask: Mask) -> Tensor:

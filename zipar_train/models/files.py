@@ -68,7 +68,7 @@ def read_file(path: Path, *, checksums: Checksums | None = None) -> dict[str, An
     if not path.is_file():
         gone = f"it is a link to {os.readlink(path)}, which is not there" if path.is_symlink() else "no such file"
         raise ValueError(
-            f"no weights at {path} ({'it is no regular file' if path.exists() else gone}). Give a run folder, a "
+            f"no weights at {path} ({'it is not a regular file' if path.exists() else gone}). Give a run folder, a "
             "checkpoint, an export or a published file"
         )
     if checksums is None:
@@ -191,8 +191,8 @@ def unwrapped(state: dict[str, Any], *, where: str | Path) -> dict[str, Tensor]:
             continue
         if strange := _strange(tensor):
             raise ValueError(
-                f"{where} is no file of weights: {truncate(wrapped, length=200)} {strange}. Another entry can be named "
-                "by model.weights_entry; quantized and sparse weights must be saved as plain tensors"
+                f"{where} is not a file of weights: {truncate(wrapped, length=200)} {strange}. Another entry can be "
+                "named by model.weights_entry; quantized and sparse weights must be saved as plain tensors"
             )
         if name in found:
             raise ValueError(f"{where} holds {truncate(name, length=200)} twice, with and without a trainer's prefix")

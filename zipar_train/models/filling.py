@@ -33,7 +33,7 @@ def filled(make: Callable[[], M], state: dict[str, Tensor], *, where: Path, what
         make: Builds the model on `device`; its sizes may come from the file.
         state: The tensors of the file.
         where: The file, for errors.
-        what: The problem and the remedy, for errors: "is no VQ-16. Give the published file".
+        what: The problem and the remedy, for errors: "is not a VQ-16. Give the published file".
 
     Raises:
         ValueError: If the model cannot be built, or if the tensors are not the model's; names the file.

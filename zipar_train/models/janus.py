@@ -13,7 +13,7 @@ from transformers.models.janus.configuration_janus import JanusVQVAEConfig
 from transformers.models.janus.modeling_janus import JanusVQVAEAlignerMLP, JanusVQVAEHead
 
 from zipar_train.models.conditions import Condition
-from zipar_train.models.text_to_image import Captioned
+from zipar_train.models.text_to_image import TextToImage
 from zipar_train.models.token_prompts import Prompter, Prompts
 from zipar_train.recipe.model import Model
 
@@ -52,10 +52,10 @@ class JanusImages(LlamaForCausalLM):
         self.post_init()
 
 
-class Janus(Captioned):
+class Janus(TextToImage):
     """The family Janus-Pro: text-conditional, H x W codes without row ends."""
 
-    whole, hub = JanusForConditionalGeneration, "deepseek-community/Janus-Pro-1B:"
+    hf_class, hub = JanusForConditionalGeneration, "deepseek-community/Janus-Pro-1B:"
 
     def __init__(self, model: Model):
         depth, heads, width, feed_forward = (
@@ -63,7 +63,7 @@ class Janus(Captioned):
         )
         assert model.token_prompt and depth and heads and width  # checked by the recipe
         self.section, self.grid, self.codes = model, model.raster, model.codebook_size
-        self.prompt_length, self.words = model.prompt, Prompter(model.token_prompt, ask=ASK, keep=(START,))
+        self.prompt_length, self.prompter = model.prompt, Prompter(model.token_prompt, ask=ASK, keep=(START,))
         self.model = JanusImages(
             JanusImagesConfig(
                 codes=model.codebook_size,
@@ -81,7 +81,7 @@ class Janus(Captioned):
     def is_hf_checkpoint(self, state: dict[str, Tensor]) -> bool:
         return any(name.startswith(("model.language_model.", "model.generation_")) for name in state)
 
-    def own(self, name: str, tensor: Tensor) -> tuple[str, Tensor] | None:
+    def map_tensor(self, name: str, tensor: Tensor) -> tuple[str, Tensor] | None:
         if name.startswith(LEFT_OUT):
             return None
         name = name.replace("model.language_model.", "model.", 1).replace("model.generation_head.", "lm_head.", 1)
@@ -90,7 +90,7 @@ class Janus(Captioned):
     def drop(self, condition: Condition, where: Tensor) -> Prompts:
         """Replace words by visible padding tokens, as in the original: `tokens[i, 1:-1] = pad_id`."""
         assert isinstance(condition, Prompts)
-        return self.words.dropped(condition, where)
+        return self.prompter.pad_caption(condition, where)
 
     def embed(self, tokens: Tensor) -> Tensor:
         return self.model.generation_aligner(self.model.generation_embeddings(tokens))

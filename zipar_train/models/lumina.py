@@ -15,7 +15,7 @@ from zipar_train.models.conditions import Condition
 from zipar_train.models.files import read_folder
 from zipar_train.models.filling import filled
 from zipar_train.models.pretrained import pretrained
-from zipar_train.models.text_to_image import Captioned
+from zipar_train.models.text_to_image import TextToImage
 from zipar_train.models.token_prompts import Prompter, Prompts
 from zipar_train.models.tokenizers.chameleon import FIRST
 from zipar_train.plan.table import ROW_END
@@ -60,10 +60,10 @@ class LuminaImages(ChameleonForConditionalGeneration):
         self.post_init()
 
 
-class Lumina(Captioned):
+class Lumina(TextToImage):
     """The family Lumina-mGPT: text-conditional, H x W codes with row ends."""
 
-    whole, hub = ChameleonForConditionalGeneration, "Alpha-VLLM/Lumina-mGPT-7B-768:"
+    hf_class, hub = ChameleonForConditionalGeneration, "Alpha-VLLM/Lumina-mGPT-7B-768:"
 
     def __init__(self, model: Model):
         depth, heads, width, feed_forward = (
@@ -75,7 +75,7 @@ class Lumina(Captioned):
         rows, columns = model.grid
         after = FIRST + model.codebook_size
         self.row_end = after + ROW_END_AFTER
-        self.words = Prompter(
+        self.prompter = Prompter(
             model.token_prompt,
             ask=f"Generate an image of {16 * columns}x{16 * rows} according to the following prompt:\n"
             "{}<reserved08706>",
@@ -102,7 +102,7 @@ class Lumina(Captioned):
         head = state.get(HEAD)  # names are the same; its head also has rows for words
         return head is not None and head.ndim == 2 and len(head) > self.codes
 
-    def own(self, name: str, tensor: Tensor) -> tuple[str, Tensor] | None:
+    def map_tensor(self, name: str, tensor: Tensor) -> tuple[str, Tensor] | None:
         if name.startswith(LEFT_OUT):
             return None
         if name == HEAD:
@@ -118,19 +118,19 @@ class Lumina(Captioned):
             return tensor
         return tensor.repeat_interleave(heads // len(tensor), dim=0)
 
-    def load_whole(self, folder: Path) -> PreTrainedModel:
+    def load_hf_model(self, folder: Path) -> PreTrainedModel:
         """Load the authors' files, with norms that transformers does not load, and possibly no image tokenizer."""
         state = {name: self.of_each_head(name, tensor) for name, tensor in read_folder(folder).items()}
-        what = f"no {self.whole.__name__}"
+        what = f"no {self.hf_class.__name__}"
         config = pretrained(ChameleonConfig, folder, key="model.weights", what=what)
 
         def make() -> PreTrainedModel:
-            whole: Any = self.whole(config).to(dtype=self.model.dtype)  # type: ignore[call-arg]
+            whole: Any = self.hf_class(config).to(dtype=self.model.dtype)  # type: ignore[call-arg]
             if not any(name.startswith(LEFT_OUT) for name in state):
                 del whole.model.vqmodel
             return whole
 
-        wrong = f"is no checkpoint of {self.whole.__name__}. Give the published one"
+        wrong = f"is not a checkpoint of {self.hf_class.__name__}. Give the published one"
         return filled(make, state, where=folder, what=wrong)
 
     def drop(self, condition: Condition, where: Tensor) -> Prompts:
@@ -139,7 +139,7 @@ class Lumina(Captioned):
         The released ZipAR code replaces the words by visible padding instead.
         """
         assert isinstance(condition, Prompts)
-        return self.words.drop_caption(condition, where)
+        return self.prompter.drop_caption(condition, where)
 
     def embed(self, tokens: Tensor) -> Tensor:
         return self.model.get_input_embeddings()(torch.where(tokens == ROW_END, self.row_end, tokens + FIRST))

@@ -14,7 +14,7 @@ from zipar_train.models import lora
 from zipar_train.models.family import Family, build
 from zipar_train.models.files import Checksums, find, peeled, read_file, read_folder, tensors
 from zipar_train.models.filling import check_numbers, unaccounted
-from zipar_train.models.llamagen import state_dict as layout
+from zipar_train.models.llamagen import state_dict
 from zipar_train.recipe.load import parse_stored
 from zipar_train.recipe.model import Model
 from zipar_train.recipe.schema import Recipe
@@ -148,8 +148,8 @@ def load_family(
             raise ValueError(
                 f"{saved.path} has {theirs} attention heads, the model of this recipe {heads}. Fix model.num_heads"
             )
-    if layout.is_published(state):
-        state = layout.from_published(state, heads=heads)
+    if state_dict.is_published(state):
+        state = state_dict.from_published(state, heads=heads)
     if dtype is None:
         family.model.load_state_dict(state, assign=True)
         family.model.to(device=device)  # type: ignore[call-arg]
@@ -165,8 +165,8 @@ def _named(family: Family, saved: dict[str, Tensor], *, codes: int) -> tuple[dic
         if (renamed := family.renamed(state)) is not None:
             state = renamed
         wanted = ours
-        if layout.is_published(state):
-            wanted = layout.to_published(ours, heads=family.model.config.num_attention_heads, codes=codes)
+        if state_dict.is_published(state):
+            wanted = state_dict.to_published(ours, heads=family.model.config.num_attention_heads, codes=codes)
         found.append((state, wanted))
     return min(found, key=lambda pair: len(pair[0].keys() ^ pair[1].keys()))
 
@@ -253,6 +253,6 @@ def _account(saved: LoadedWeights, state: dict[str, Tensor], wanted: dict[str, T
     """
     if problems := unaccounted(state, wanted):
         remedy = "Give a checkpoint of this recipe, or fix its num_layers, num_heads, hidden_size and ffn_size"
-        if layout.is_published(state):
-            remedy = f"The file looks like {layout.looks_like(state)}: use the recipe of that size, or its file"
+        if state_dict.is_published(state):
+            remedy = f"The file looks like {state_dict.looks_like(state)}: use the recipe of that size, or its file"
         raise ValueError(f"{saved.path} does not fit the model of this recipe. {problems}. {remedy}")

@@ -13,21 +13,21 @@ from zipar_train.models.pretrained import pretrained
 from zipar_train.models.token_prompts import Prompter, Prompts
 
 
-class Captioned(LlamaFamily, ABC):
+class TextToImage(LlamaFamily, ABC):
     """A `Family` whose model is a Llama that is part of a larger transformers model.
 
     Attributes:
-        whole: Class of the larger model.
+        hf_class: Class of the larger model.
         hub: Hugging Face hub id where it is published, with a colon at the end.
-        words: Converts captions to prompts.
+        prompter: Converts captions to prompts.
     """
 
-    whole: type[PreTrainedModel]
+    hf_class: type[PreTrainedModel]
     hub: str
-    words: Prompter
+    prompter: Prompter
 
     @abstractmethod
-    def own(self, name: str, tensor: Tensor) -> tuple[str, Tensor] | None:
+    def map_tensor(self, name: str, tensor: Tensor) -> tuple[str, Tensor] | None:
         """Map a published tensor to its name in `model` and a view of the rows for codes; None if it is not used."""
 
     @abstractmethod
@@ -37,29 +37,29 @@ class Captioned(LlamaFamily, ABC):
     def renamed(self, state: dict[str, Tensor]) -> dict[str, Tensor] | None:
         if not self.is_hf_checkpoint(state):
             return None
-        return dict(found for name, tensor in state.items() if (found := self.own(name, tensor)))
+        return dict(found for name, tensor in state.items() if (found := self.map_tensor(name, tensor)))
 
     def published(self, source: str | None) -> PreTrainedModel:
         folder = find(source or "")
         if source is None or not (folder / "config.json").is_file():
             raise ValueError(
-                f"model.weights = {source}: {self.whole.__name__} has parts that are not used for images, taken from "
-                f"the published checkpoint. Set model.weights to its folder, or to {self.hub}"
+                f"model.weights = {source}: {self.hf_class.__name__} has parts that are not used for images, taken "
+                f"from the published checkpoint. Set model.weights to its folder, or to {self.hub}"
             )
         ours = self.model.state_dict()
-        whole = self.load_whole(folder)
+        whole = self.load_hf_model(folder)
         for name, tensor in whole.state_dict().items():
-            if found := self.own(name, tensor):
+            if found := self.map_tensor(name, tensor):
                 found[1].copy_(ours[found[0]])
         return whole
 
-    def load_whole(self, folder: Path) -> PreTrainedModel:
+    def load_hf_model(self, folder: Path) -> PreTrainedModel:
         """Load the larger model from a folder, in the dtype of `model`."""
-        what = f"no {self.whole.__name__}"
-        return pretrained(self.whole, folder, key="model.weights", what=what, dtype=self.model.dtype)
+        what = f"no {self.hf_class.__name__}"
+        return pretrained(self.hf_class, folder, key="model.weights", what=what, dtype=self.model.dtype)
 
     def check(self, condition: ConditionInput) -> Prompts:
-        return self.words.check(condition, self.model.device)
+        return self.prompter.check(condition, self.model.device)
 
     def prompt(self, condition: Condition) -> Tensor:
         assert isinstance(condition, Prompts)

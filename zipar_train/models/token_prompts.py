@@ -132,7 +132,7 @@ class Prompter:
             f"{self.text.tokens}: shorten it, or set model.token_prompt.tokens higher"
         )
 
-    def dropped(self, prompts: Prompts, where: Tensor) -> Prompts:
+    def pad_caption(self, prompts: Prompts, where: Tensor) -> Prompts:
         """Replace the words of the images `where`, bool (B,), by padding tokens that stay visible to attention."""
         kept = {self.tokenizer.bos_token_id, *map(self.tokenizer.convert_tokens_to_ids, self.keep)}
         stays = torch.isin(prompts.ids, torch.tensor(sorted(kept), device=prompts.ids.device))

@@ -14,7 +14,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from zipar_train.io import safe_yaml as plain
+from zipar_train.io import safe_yaml
 from zipar_train.io.errors import did_you_mean, safe_repr, truncate
 from zipar_train.io.expansion import expand
 from zipar_train.recipe.renamed import KEYS, REMOVED, renamed
@@ -67,7 +67,7 @@ def load_recipe(recipe: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     """
     path = find(recipe)
     try:
-        raw = plain.read(path, loader=plain.Recipes)
+        raw = safe_yaml.read(path, loader=safe_yaml.Recipes)
     except ValueError as error:
         raise RecipeError(str(error)) from None
     if not isinstance(raw, dict):
@@ -107,7 +107,7 @@ def parse_stored(raw: Any, *, where: str) -> Recipe:
     """
     if isinstance(raw, Path):
         try:
-            raw = plain.read(raw, loader=plain.Recipes)
+            raw = safe_yaml.read(raw, loader=safe_yaml.Recipes)
         except ValueError as error:
             raise RecipeError(str(error)) from None
     return parse(renamed(raw) if isinstance(raw, dict) else raw, where=where)
@@ -123,13 +123,13 @@ def overridden(recipe: Recipe, overrides: Iterable[str], *, where: str) -> Recip
 
 def override(key: str, text: str) -> str:
     """Return the override that sets a key to exactly this text, even if YAML would not read it as text (`no`)."""
-    quoted = yaml.dump(text, Dumper=plain.Dumper, default_style='"', width=2**31, allow_unicode=True)
+    quoted = yaml.dump(text, Dumper=safe_yaml.Dumper, default_style='"', width=2**31, allow_unicode=True)
     return f"{key}={quoted.strip()}"
 
 
 def dump(recipe: Recipe) -> str:
     """Return the recipe as YAML, complete and resolved."""
-    return yaml.dump(recipe.model_dump(), Dumper=plain.Dumper, sort_keys=False, allow_unicode=True)
+    return yaml.dump(recipe.model_dump(), Dumper=safe_yaml.Dumper, sort_keys=False, allow_unicode=True)
 
 
 def differences(a: Recipe, b: Recipe, *, ignore: Iterable[str] = ()) -> list[str]:
@@ -155,7 +155,7 @@ _WHOLE = re.compile(r"[0-9]{1,9}")
 
 
 def _expand(value: Any, key: str, mistakes: list[str], met: Iterator[int]) -> Any:
-    if next(met) > plain.MOST:
+    if next(met) > safe_yaml.MAX_VALUES:
         raise RecursionError
     if isinstance(value, dict):
         return {k: _expand(v, f"{key}.{truncate(k, length=60)}".lstrip("."), mistakes, met) for k, v in value.items()}
@@ -175,7 +175,7 @@ def _override(raw: dict[Any, Any], override: str) -> None:
     if not equals or not key:
         raise RecipeError(f"--set {safe_repr(override)}: write it as key.path=value, for example --set optim.lr=1e-4")
     try:
-        value = plain.parse(text, loader=plain.Recipes)
+        value = safe_yaml.parse(text, loader=safe_yaml.Recipes)
     except ValueError as error:
         raise RecipeError(f"--set {safe_repr(override)}: the value is not YAML: {error}") from None
     *sections, last = [int(part) if _WHOLE.fullmatch(part) else part for part in key.split(".")]

@@ -5,7 +5,7 @@ from typing import Any
 
 from zipar_train.io.errors import safe_repr, truncate
 
-MOST = 10_000  # largest number of trials, and of values of a grid's parameter
+MAX_TRIALS = 10_000  # largest number of trials, and of values of a grid's parameter
 EXPONENTS = {"log_uniform": 300, "inv_log_uniform": 300, "log_normal": 30}  # largest absolute value, otherwise 1e15
 Parts = dict[str, float | None]
 UNIFORM: Parts = {"min": None, "max": None}
@@ -44,7 +44,7 @@ def checked(given: dict[str, Any], method: str, *, where: str) -> dict[str, Any]
         where: The file and the parameter, for error messages.
 
     Raises:
-        ValueError: If the entries are no distribution, or a grid would have more than `MOST` values.
+        ValueError: If the entries are no distribution, or a grid would have more than `MAX_TRIALS` values.
     """
     kind = given.get("distribution")
     kind = _default(given) if kind is None else kind
@@ -63,8 +63,8 @@ def checked(given: dict[str, Any], method: str, *, where: str) -> dict[str, Any]
     spread = {**parts, **given, "distribution": kind}
     _check_values(where, {part: spread[part] for part in VALUES if part in parts})
     _check_numbers(where, kind, {part: spread[part] for part in parts if part not in VALUES})
-    if method == "grid" and (many := _many(spread)) > MOST:
-        raise ValueError(f"{where}: a grid of {many:,} values, more than {MOST:,}. Use method: random, or values")
+    if method == "grid" and (many := _many(spread)) > MAX_TRIALS:
+        raise ValueError(f"{where}: a grid of {many:,} values, more than {MAX_TRIALS:,}. Use method: random, or values")
     return spread
 
 
@@ -83,7 +83,7 @@ def _check_values(where: str, entries: dict[str, Any]) -> None:
         raise ValueError(f"{where}: values = {safe_repr(values)}: a list of at least one")
     if strange := [each for part in ("value", "values") if part in entries for each in _strange(entries[part])]:
         raise ValueError(
-            f"{where}: {safe_repr(strange[0])} is no text, no finite number, nor a list or mapping of them"
+            f"{where}: {safe_repr(strange[0])} is neither text, a finite number, nor a list or mapping of them"
         )
     if "probabilities" in entries:
         chances = entries["probabilities"]
@@ -110,12 +110,12 @@ def _check_numbers(where: str, kind: str, entries: dict[str, Any]) -> None:
 def _check_number(where: str, kind: str, part: str, value: Any) -> None:
     """Check that an entry of a distribution is a number, and keeps the sampled values finite."""
     if not _number(value):
-        raise ValueError(f"{where}: {part} = {safe_repr(value)} is no number (write 1.0e-4, not 1e-4)")
+        raise ValueError(f"{where}: {part} = {safe_repr(value)} is not a number (write 1.0e-4, not 1e-4)")
     most = EXPONENTS.get(kind.removeprefix("q_"), 1e15)
     if abs(value) > most:
         raise ValueError(f"{where}: {part} = {safe_repr(value)}: outside {-most:g} .. {most:g}")
     if kind == "int_uniform" and type(value) is not int:
-        raise ValueError(f"{where}: {part} = {value} is no whole number, which int_uniform needs")
+        raise ValueError(f"{where}: {part} = {value} is not a whole number, which int_uniform needs")
     if (part in ("q", "a", "b") and value < 1e-12) or (part == "sigma" and value < 0):
         raise ValueError(f"{where}: {part} = {value} must be above 0")
 

@@ -9,9 +9,9 @@ import re
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from zipar_train.io import safe_yaml as plain
+from zipar_train.io import safe_yaml
 from zipar_train.io.errors import did_you_mean, safe_repr, truncate
-from zipar_train.sweep.distributions import MOST, checked
+from zipar_train.sweep.distributions import MAX_TRIALS, checked
 
 PATH = re.compile(r"\w[\w-]{0,59}(\.\w[\w-]{0,59}){0,9}", re.ASCII)  # of a recipe's key
 PARAMETERS = 100  # largest number of parameters
@@ -54,12 +54,13 @@ def read_sweep(path: str | Path) -> Sweep:
         ValueError: If the file is not valid; names the file, the key, the value and the remedy.
     """
     path = Path(path)
-    raw = plain.read(path)
+    raw = safe_yaml.read(path)
     if not isinstance(raw, dict) or not isinstance(raw.get("parameters"), dict) or not raw["parameters"]:
         raise ValueError(f"{path}: a sweep file has `parameters`, each with `values` or `min` and `max`")
     if unknown := [key for key in raw if key not in KEYS]:
         raise ValueError(
-            f"{path}: {truncate(unknown[0], length=60)} is no key of a sweep.{did_you_mean('', str(unknown[0]), KEYS)}"
+            f"{path}: {truncate(unknown[0], length=60)} is not a key of a sweep."
+            f"{did_you_mean('', str(unknown[0]), KEYS)}"
         )
     method, metric = raw.get("method"), raw.get("metric") or {}
     if method not in ("grid", "random"):
@@ -68,8 +69,8 @@ def read_sweep(path: str | Path) -> Sweep:
     if not isinstance(named, str | None) or metric.get("goal", "minimize") not in ("minimize", "maximize"):
         raise ValueError(f"{path}: metric = {safe_repr(metric)}: give its name, and goal: minimize or maximize")
     cap = raw.get("run_cap")
-    if cap is not None and not (type(cap) is int and 1 <= cap <= MOST):
-        raise ValueError(f"{path}: run_cap = {safe_repr(cap)}: a whole number from 1 to {MOST:,}")
+    if cap is not None and not (type(cap) is int and 1 <= cap <= MAX_TRIALS):
+        raise ValueError(f"{path}: run_cap = {safe_repr(cap)}: a whole number from 1 to {MAX_TRIALS:,}")
     parameters: dict[str, dict[str, Any]] = {}
     for key, found in _flat(raw["parameters"], path):
         if key in parameters:

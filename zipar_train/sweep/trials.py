@@ -9,7 +9,7 @@ import numpy as np
 import yaml
 
 from zipar_train.io.errors import truncate
-from zipar_train.sweep.distributions import MOST
+from zipar_train.sweep.distributions import MAX_TRIALS
 from zipar_train.sweep.spec import Sweep
 
 
@@ -22,18 +22,18 @@ def trials_of(sweep: Sweep, *, count: int | None = None, seed: int = 0) -> list[
         seed: Seed of a random sweep.
 
     Raises:
-        ValueError: If a random sweep has no count, or there are more than `MOST` trials.
+        ValueError: If a random sweep has no count, or there are more than `MAX_TRIALS` trials.
     """
     count = count or sweep.cap
-    if count is not None and count > MOST:
-        raise ValueError(f"--count {count}: more than {MOST:,} trials. Give a smaller one")
+    if count is not None and count > MAX_TRIALS:
+        raise ValueError(f"--count {count}: more than {MAX_TRIALS:,} trials. Give a smaller one")
     if sweep.method == "grid":
         choices = [_grid(spread) for spread in sweep.parameters.values()]
         whole = prod(map(len, choices))
-        if count is None and whole > MOST:
+        if count is None and whole > MAX_TRIALS:
             raise ValueError(
-                f"a grid of {truncate(whole, length=20)} trials, more than {MOST:,}. Give fewer values, use method: "
-                "random, or give --count or run_cap for the first of them"
+                f"a grid of {truncate(whole, length=20)} trials, more than {MAX_TRIALS:,}. Give fewer values, use "
+                "method: random, or give --count or run_cap for the first of them"
             )
         return [dict(zip(sweep.parameters, chosen, strict=True)) for chosen in islice(product(*choices), count)]
     if count is None:

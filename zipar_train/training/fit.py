@@ -223,7 +223,7 @@ def to_continue(recipe: Recipe, run: Path, allow: Sequence[str]) -> tuple[Path |
             rank_zero_print(f"{error}: an older one is looked for.")
             continue
         if saved.recipe is None:
-            raise ValueError(f"{path} carries no recipe: it is no run of zipar-train. Choose another run folder")
+            raise ValueError(f"{path} carries no recipe: it is not a run of zipar-train. Choose another run folder")
         moved = MOVED if saved.extra.get("base") else ()  # the fingerprint tells if the weights are the same
         if changed := blocking_changes(saved.recipe, recipe, (*allow, *moved)):
             fixed = [words for words in changed if words.startswith(FIXED) and words.partition(":")[0] not in MOVED]

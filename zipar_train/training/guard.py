@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 Policy = Literal["stop", "skip"]
 RECENT = 100  # losses in the spike baseline
-LEAST = 20  # losses before a spike can be detected
+MIN_LOSSES = 20  # losses before a spike can be detected
 STOP_REMEDY = (
     "The weights have not taken it, and the last checkpoint is older. Lower optim.lr, fix the data, or let such steps "
     "be left out: health.on_nonfinite, health.on_spike = skip"
@@ -40,7 +40,7 @@ class Guard:
             norm: Norm of its gradient.
         """
         what: tuple[Policy, str] | None = None
-        usual = median(self.losses) if len(self.losses) >= LEAST else inf
+        usual = median(self.losses) if len(self.losses) >= MIN_LOSSES else inf
         if not (isfinite(loss) and isfinite(norm)):
             what = self.gradients, f"loss {loss:.4g}, gradient norm {norm:.4g}: not finite"
         elif self.spike is not None and loss > self.spike * usual:

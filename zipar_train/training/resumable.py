@@ -178,12 +178,12 @@ def check_fits(saved: LoadedWeights, module: ZipARModule) -> None:
         lacking = "current_model_state" if current is None else "averaging_state"
         raise ValueError(f"{saved.path} lacks its entry {lacking}, and its weights are averages. {REMEDY}")
     if averaging is not None and averaging["n_averaged"].ndim:
-        raise ValueError(f"{saved.path}: its entry averaging_state.n_averaged is no single number. {REMEDY}")
+        raise ValueError(f"{saved.path}: its entry averaging_state.n_averaged is not a single number. {REMEDY}")
     if current is not None:
         parts["current_model_state"] = {str(name).removeprefix("model."): tensor for name, tensor in current.items()}
     for entry, state in parts.items():
         if strange := [name for name, tensor in state.items() if not isinstance(tensor, Tensor)]:
-            raise ValueError(f"{saved.path}: its entry {entry}.{strange[0]} is no tensor. {REMEDY}")
+            raise ValueError(f"{saved.path}: its entry {entry}.{strange[0]} is not a tensor. {REMEDY}")
         if problems := unaccounted(state, wanted):
             raise ValueError(f"{saved.path}: its entry {entry} is not of this model. {problems}. {REMEDY}")
     groups = [group["params"] for group in module.optimizer().param_groups]

@@ -18,7 +18,7 @@ from zipar_train.run.metrics_csv import validations
 from zipar_train.training.wandb_service import end_service, forget, reason_of, within
 
 FINISHING = 60  # seconds for the remaining uploads at a run's end, unless WANDB_FINISH_TIMEOUT is set
-LEAST = 3  # seconds to write everything to disk
+MIN_CLOSING_SECONDS = 3  # seconds to write everything to disk
 
 
 class Run(WandbLogger):
@@ -127,7 +127,10 @@ class Run(WandbLogger):
         try:
             if last and not self.failed:
                 within(limit / 2 if limit else None, before)
-            ended = within(max(LEAST, limit - (time.monotonic() - begun)) if limit else None, end) and not errors
+            ended = (
+                within(max(MIN_CLOSING_SECONDS, limit - (time.monotonic() - begun)) if limit else None, end)
+                and not errors
+            )
         finally:  # also after a signal
             if not ended:
                 end_service()

@@ -33,7 +33,7 @@ HEAD = [
     "measured on",
 ]
 WIDTH = 1400  # pixels of the picture
-LEAST = 0.005  # share of next-token's bits that a gap must have to be spoken of, as `zipar-train evaluate` has it
+MIN_GAP = 0.005  # share of next-token's bits that a gap must have to be spoken of, as `zipar-train evaluate` has it
 
 
 def lines(found: dict[str, Any]) -> list[str]:
@@ -112,7 +112,7 @@ def closed(bits: dict[int, float], untuned: dict[int, float], window: int) -> st
         return "-"
     whole = untuned[max(untuned)]
     gap = untuned[window] - whole
-    return f"{1 - (bits[window] - whole) / gap:.0%}" if gap > LEAST * whole else "-"
+    return f"{1 - (bits[window] - whole) / gap:.0%}" if gap > MIN_GAP * whole else "-"
 
 
 def measured(made: dict[str, str], found: dict[str, Any]) -> str:

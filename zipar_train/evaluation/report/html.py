@@ -15,13 +15,13 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
 
-from zipar_train.evaluation.report.schema import Report
+from zipar_train.evaluation.report.schema import EvaluationReport
 
 PLAIN = "#000000"  # matplotlib's colour of text and axes, replaced by the page's
 
 
 def html(
-    report: Report,
+    report: EvaluationReport,
     samples: Mapping[tuple[str, int], Tensor],
     figure: Figure,
     *,

@@ -9,7 +9,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from zipar_train.evaluation.report.schema import Report
+from zipar_train.evaluation.report.schema import EvaluationReport
 from zipar_train.io.figures import write_figure
 
 matplotlib.use("Agg")
@@ -22,7 +22,7 @@ QUALITIES = {"fid": "Frechet distance", "clip": "CLIP score", "bits": "held-out 
 BETTER = {"fid": "lower is better", "clip": "higher is better", "bits": "lower is better"}
 
 
-def pareto(report: Report, *, paper: Mapping[str, list[tuple[float, float]]] | None = None) -> Figure:
+def pareto(report: EvaluationReport, *, paper: Mapping[str, list[tuple[float, float]]] | None = None) -> Figure:
     """Plot quality against passes and milliseconds, with a line per checkpoint and a point per window.
 
     Args:

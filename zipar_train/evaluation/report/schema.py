@@ -9,10 +9,10 @@ from zipar_train.decoding.generator import DecodeMode
 from zipar_train.evaluation.report.protocol import Protocol
 from zipar_train.evaluation.scores.scores import Score
 
-Samples = dict[tuple[str, int], Tensor]  # uint8 (images, 3, height, width) by Row.name and window
+Samples = dict[tuple[str, int], Tensor]  # uint8 (images, 3, height, width) by EvaluationRow.name and window
 
 
-class Row(BaseModel):
+class EvaluationRow(BaseModel):
     """Result of one checkpoint at one window; None: not measured, without reference, held-out codes or second batch."""
 
     checkpoint: str
@@ -23,7 +23,7 @@ class Row(BaseModel):
     width: int | None  # slots of the widest pass; None for adaptive windows
     bits: float | None  # exact bits per code, on held-out images under this window's mask
     window_costs: float | None  # bits relative to this checkpoint's next-token bits, minus 1
-    gap_closed: float | None  # see Report
+    gap_closed: float | None  # see EvaluationReport
     milliseconds: float  # per image, at batch size 1
     images_per_second: float | None  # at the recipe's batch size, one process
     fid: Score | None = None
@@ -43,14 +43,14 @@ class Row(BaseModel):
 SCORES = ("fid", "sfid", "kid", "isc", "precision", "recall", "class_accuracy", "clip")
 
 
-class Report(BaseModel):
+class EvaluationReport(BaseModel):
     """Report of an evaluation: all rows, and how they were measured.
 
     `gap_closed` at a window: the gap is the baseline's bits at that window minus its own next-token bits. The value is
     the share of the gap that this checkpoint closes. None if the gap is below 0.5 % of the next-token bits.
     """
 
-    rows: list[Row]
+    rows: list[EvaluationRow]
     baseline: str | None
     protocol: Protocol
     warnings: list[str]
@@ -61,7 +61,7 @@ class Report(BaseModel):
     recipe: dict[str, Any]
     environment: dict[str, str]
 
-    def row(self, checkpoint: str, window: int, *, mode: DecodeMode = "planned") -> Row:
+    def row(self, checkpoint: str, window: int, *, mode: DecodeMode = "planned") -> EvaluationRow:
         wanted = (checkpoint, window, mode)
         return next(row for row in self.rows if (row.checkpoint, row.window, row.mode) == wanted)
 

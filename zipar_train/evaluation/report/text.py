@@ -9,7 +9,7 @@ from PIL import Image
 from zipar_train.evaluation.report.html import html
 from zipar_train.evaluation.report.plots import pareto, plot_samples
 from zipar_train.evaluation.report.protocol import in_pixels
-from zipar_train.evaluation.report.schema import SCORES, Report, Row, Samples
+from zipar_train.evaluation.report.schema import SCORES, EvaluationReport, EvaluationRow, Samples
 from zipar_train.evaluation.scores.scores import Score
 from zipar_train.io.figures import write_figure
 from zipar_train.io.files import make_folder, write_atomic
@@ -18,7 +18,7 @@ from zipar_train.recipe.published import Paper
 NEXT_TOKEN = "next-token"
 
 
-def write_report(report: Report, samples: Samples, out: str | Path) -> list[Path]:
+def write_report(report: EvaluationReport, samples: Samples, out: str | Path) -> list[Path]:
     """Write the five report files and return their paths.
 
     Raises:
@@ -37,11 +37,11 @@ def write_report(report: Report, samples: Samples, out: str | Path) -> list[Path
     return [out / name for name in ("report.html", "report.md", "report.json", "pareto.png", "samples.png")]
 
 
-def paper_of(report: Report) -> Paper | None:
+def paper_of(report: EvaluationReport) -> Paper | None:
     return Paper.model_validate(report.recipe["published_results"]) if report.recipe.get("published_results") else None
 
 
-def published_points(report: Report) -> dict[str, list[tuple[float, float]]]:
+def published_points(report: EvaluationReport) -> dict[str, list[tuple[float, float]]]:
     """Return the recipe's published (passes, score) pairs by quality."""
     paper = paper_of(report)
     rows = paper.rows if paper else []
@@ -51,7 +51,7 @@ def published_points(report: Report) -> dict[str, list[tuple[float, float]]]:
     }
 
 
-def frechet_name(report: Report) -> str:
+def frechet_name(report: EvaluationReport) -> str:
     """Return the column name of the Frechet distance: FID only with Inception features, else FD."""
     protocol = report.protocol
     if protocol.features != "inception":
@@ -60,7 +60,7 @@ def frechet_name(report: Report) -> str:
     return f"{name} (val)" if protocol.validation else name
 
 
-def columns(report: Report) -> list[tuple[str, Callable[[Row], str]]]:
+def columns(report: EvaluationReport) -> list[tuple[str, Callable[[EvaluationRow], str]]]:
     """Return the heading and the text function of every column that is not empty."""
     few = {
         "fid": frechet_name(report),
@@ -74,12 +74,12 @@ def columns(report: Report) -> list[tuple[str, Callable[[Row], str]]]:
     }
     scales = {"kid": (1000, 1), "class_accuracy": (100, 1), "clip": (1, 4), "precision": (1, 3), "recall": (1, 3)}
 
-    def shown(name: str) -> Callable[[Row], str]:
+    def shown(name: str) -> Callable[[EvaluationRow], str]:
         scale, digits = scales.get(name, (1, 2))
         unit = " %" if name == "class_accuracy" else ""
         return lambda row: _pm(getattr(row, name), scale, digits) + unit if getattr(row, name) else ""
 
-    found: list[tuple[str, Callable[[Row], str]]] = [
+    found: list[tuple[str, Callable[[EvaluationRow], str]]] = [
         ("checkpoint", lambda row: row.name),
         ("window", lambda row: str(row.window)),
         ("passes", lambda row: f"{row.passes:,.{int(row.mode == 'adaptive')}f}"),
@@ -103,7 +103,7 @@ def _pm(score: Score, scale: float, digits: int) -> str:
     return f"{score.mean * scale:.{digits}f}{spread}"
 
 
-def table(report: Report) -> list[list[str]]:
+def table(report: EvaluationReport) -> list[list[str]]:
     """Return the heading, the report's rows, and the published rows of the recipe; † marks incomparable ones.
 
     A published FID is never put into a column of distances from another network.
@@ -132,7 +132,7 @@ def table(report: Report) -> list[list[str]]:
     return rows
 
 
-def findings(report: Report) -> list[str]:
+def findings(report: EvaluationReport) -> list[str]:
     """Return sentences that compare each checkpoint with the baseline, computed from the rows."""
     if report.baseline is None:
         return []
@@ -159,7 +159,7 @@ def findings(report: Report) -> list[str]:
     return lines
 
 
-def reading(report: Report) -> list[str]:
+def reading(report: EvaluationReport) -> list[str]:
     """Return sentences on how to read the table and how it was measured."""
     protocol = report.protocol
     environment = ", ".join(f"{key} {value}" for key, value in report.environment.items())
@@ -167,9 +167,9 @@ def reading(report: Report) -> list[str]:
     resized = f", resized from {before} (bicubic, as LlamaGen does)" if protocol.size != protocol.generated_size else ""
     seeds = f"seed{'s' * (len(protocol.seeds) > 1)} {', '.join(map(str, protocol.seeds))}"
     lines = [
-        f"Generated: {protocol.images:,} images a row and seed ({seeds}), {protocol.conditions}, {in_pixels(protocol.size)}"
-        f"{resized}, {protocol.dtype}; guidance {protocol.guidance:g}, temperature {protocol.temperature:g}, "
-        f"top-k {protocol.top_k}, top-p {protocol.top_p:g}.",
+        f"Generated: {protocol.images:,} images a row and seed ({seeds}), {protocol.conditions}, "
+        f"{in_pixels(protocol.size)}{resized}, {protocol.dtype}; guidance {protocol.guidance:g}, "
+        f"temperature {protocol.temperature:g}, top-k {protocol.top_k}, top-p {protocol.top_p:g}.",
     ]
     if protocol.reference:
         over = "" if protocol.reference_images is None else f", {protocol.reference_images:,} images"
@@ -220,12 +220,12 @@ def reading(report: Report) -> list[str]:
     return [*lines, f"{environment}."]
 
 
-def markdown_table(report: Report) -> list[str]:
+def markdown_table(report: EvaluationReport) -> list[str]:
     heading, *rows = table(report)
     return ["| " + " | ".join(row) + " |" for row in [heading, ["---"] * len(heading), *rows]]
 
 
-def markdown(report: Report) -> str:
+def markdown(report: EvaluationReport) -> str:
     """Return the report as Markdown."""
     return "\n".join(
         [
@@ -247,7 +247,7 @@ def markdown(report: Report) -> str:
     )
 
 
-def log_to_wandb(report: Report, pictures: Iterable[Path]) -> None:
+def log_to_wandb(report: EvaluationReport, pictures: Iterable[Path]) -> None:
     """Log the table and pictures as one W&B run, online or offline by the recipe's `log` section."""
     from zipar_train.recipe.load import parse
     from zipar_train.training.wandb_tracking import start
@@ -264,7 +264,7 @@ def log_to_wandb(report: Report, pictures: Iterable[Path]) -> None:
     run.finish(last={"table": table})
 
 
-def _flat(row: Row) -> dict[str, float | str | None]:
+def _flat(row: EvaluationRow) -> dict[str, float | str | None]:
     """Return a row as a flat dictionary, with each score split into mean and standard deviation."""
     flat: dict[str, float | str | None] = {}
     for key, value in row.model_dump().items():

@@ -77,7 +77,7 @@ def read_reference(path: Path) -> Reference:
             archive = stack.enter_context(zipfile.ZipFile(held))
             shape, numbers = _checked(archive, path)
         except UNREADABLE as error:
-            raise ValueError(f"{path} is no readable .npz file ({error}). {REMEDY}") from None
+            raise ValueError(f"{path} is not a readable .npz file ({error}). {REMEDY}") from None
         reference = Reference(
             path=path,
             sha256=sha256_of(held),
@@ -98,7 +98,7 @@ def _checked(archive: zipfile.ZipFile, path: Path) -> tuple[tuple[int, ...] | No
     if unknown := names - SHAPES.keys() - {"arr_0"}:
         raise ValueError(f"{path} holds {sorted(unknown)[0]!r}, which is not of ADM's format. {REMEDY}")
     if strange := [name for name in members if members.count(name) > 1 or not name.endswith(".npy")]:
-        raise ValueError(f"{path}: {strange[0]} is there twice, or is no array of numpy. {REMEDY}")
+        raise ValueError(f"{path}: {strange[0]} is there twice, or is not an array of numpy. {REMEDY}")
     for a, b in (("mu", "sigma"), ("mu_s", "sigma_s")):
         if (a in names) != (b in names):
             raise ValueError(f"{path} holds one of {a} and {b} without the other. {REMEDY}")
@@ -172,5 +172,7 @@ def _numbers(archive: zipfile.ZipFile, name: str, path: Path) -> NDArray[np.floa
     if not np.isfinite(numbers).all():
         raise ValueError(f"{path}: {name} holds numbers that are not finite. {REMEDY}")
     if numbers.ndim == 2 and not (np.allclose(numbers, numbers.T, atol=1e-6) and (numbers.diagonal() >= -1e-6).all()):
-        raise ValueError(f"{path}: {name} is no covariance: it is not symmetric, or a variance is negative. {REMEDY}")
+        raise ValueError(
+            f"{path}: {name} is not a covariance: it is not symmetric, or a variance is negative. {REMEDY}"
+        )
     return numbers.astype(np.float64)

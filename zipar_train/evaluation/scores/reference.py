@@ -26,7 +26,7 @@ from zipar_train.models.tokenizers.base import Tokenizer
 from zipar_train.plan.grid import Grid
 
 BLOCK = 64  # images in memory
-LEAST = 10  # smallest number of reference images
+MIN_REFERENCE_IMAGES = 10  # smallest number of reference images
 VALIDATION = re.compile(r"(^|[^a-z])(val|valid|validation)([^a-z]|$)|ILSVRC2012_val", re.IGNORECASE)
 
 
@@ -176,8 +176,10 @@ def _from_folder(path: Path, extractor: Extractor, *, size: tuple[int, int]) -> 
 
 
 def _enough(source: str | Path, images: int) -> None:
-    if images < LEAST:
-        raise ValueError(f"evaluate.reference = {source}: {images} pictures; at least {LEAST} are needed. {adm.REMEDY}")
+    if images < MIN_REFERENCE_IMAGES:
+        raise ValueError(
+            f"evaluate.reference = {source}: {images} pictures; it needs {MIN_REFERENCE_IMAGES} or more. {adm.REMEDY}"
+        )
 
 
 def _by(size: tuple[int, int]) -> str:
@@ -188,7 +190,7 @@ def _picture(file: Path, size: tuple[int, int]) -> Tensor:
     try:
         picture = decode_image(file)
     except (ValueError, OSError) as error:
-        raise ValueError(f"{file} is no readable picture ({error}): remove it or fetch it again") from None
+        raise ValueError(f"{file} is not a readable picture ({error}): remove it or fetch it again") from None
     if picture.height < size[0] or picture.width < size[1]:
         raise ValueError(
             f"{file} has {picture.height} x {picture.width} pixels, the generated images {_by(size)}: enlarging it "

@@ -95,7 +95,7 @@ def load_chameleon_vq(source: str | None, *, codes: int) -> ChameleonVQ:
     checksums: Checksums = {}
     state = innermost(tensors(read_file(path / WEIGHTS, checksums=checksums), where=path / WEIGHTS))
     state = {_rename(name, state): t for name, t in state.items() if not name.startswith("loss.")}  # training losses
-    what = "is no image tokenizer of Chameleon. Give the published file"
+    what = "is not an image tokenizer of Chameleon. Give the published file"
     model = filled(lambda: VQGAN(_config(state)), state, where=path / WEIGHTS, what=what)
     order = _order(path / VOCABULARY)
     if not len(order) == model.config.num_embeddings == codes:
@@ -125,7 +125,7 @@ def _order(path: Path) -> Tensor:
             raise ValueError(f"ids of codes are not {FIRST} .. {FIRST + len(order) - 1}")
         return order
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no vocabulary of Chameleon ({error!r}). Give the published file") from None
+        raise ValueError(f"{path} is not a vocabulary of Chameleon ({error!r}). Give the published file") from None
 
 
 def _rename(name: str, state: dict[str, Tensor]) -> str:

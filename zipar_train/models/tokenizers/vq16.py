@@ -113,7 +113,7 @@ def load_vq16(source: str | None, *, codes: int) -> VQ16:
     checksums: Checksums = {}
     state = innermost(tensors(read_file(path, checksums=checksums), where=path))
     renamed = {_rename(name): tensor for name, tensor in state.items() if name != "quantize.codebook_used"}
-    what = "is no VQ-16 of LlamaGen. Give vq_ds16_c2i.pt or vq_ds16_t2i.pt"
+    what = "is not a VQ-16 of LlamaGen. Give vq_ds16_c2i.pt or vq_ds16_t2i.pt"
     model = filled(lambda: JanusVQVAE(_config(renamed)), renamed, where=path, what=what)
     tokenizer = VQ16(_unit(model), sha256=checksums[path])
     if tokenizer.stride != STRIDE:

@@ -19,7 +19,7 @@ from zipar_train.recipe.schema import Recipe
 from zipar_train.training.module import ZipARModule
 
 Show = Callable[[str, list[Image.Image], list[str], int], None]  # (name, pictures, captions, log step)
-LEAST = 96  # pixels; smaller pictures are enlarged to about this size
+MIN_PICTURE_SIDE = 96  # pixels; smaller pictures are enlarged to about this size
 
 
 class Samples(L.Callback):
@@ -102,5 +102,5 @@ def _caption(wanted: Any) -> str:
 
 
 def _enlarged(picture: Image.Image) -> Image.Image:
-    scale = max(1, LEAST // max(picture.size))
+    scale = max(1, MIN_PICTURE_SIDE // max(picture.size))
     return picture.resize((scale * picture.width, scale * picture.height), Image.Resampling.NEAREST)
