@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from zipar_train.plan.masks import block, dense
     from zipar_train.plan.table import ROW_END, Plan
     from zipar_train.recipe.load import load_recipe
-    from zipar_train.recipe.schema import Draw, Recipe
+    from zipar_train.recipe.schema import Recipe, SamplingParams
     from zipar_train.training.fit import fit
     from zipar_train.training.module import ZipARModule
 
@@ -30,7 +30,7 @@ __version__ = "0.1.0"
 _HOMES = {  # imported on first use, so that `zipar-train --help` needs no torch
     "AdaptiveDecoder": "decoding.adaptive.decoder",
     "Decoder": "decoding.decoder",
-    "Draw": "recipe.schema",
+    "SamplingParams": "recipe.schema",
     "Family": "models.family",
     "Generator": "decoding.generator",
     "Grid": "plan.grid",
@@ -53,7 +53,7 @@ _HOMES = {  # imported on first use, so that `zipar-train --help` needs no torch
 __all__ = [
     "AdaptiveDecoder",
     "Decoder",
-    "Draw",
+    "SamplingParams",
     "Family",
     "Generator",
     "Grid",

@@ -14,7 +14,7 @@ from zipar_train import load
 from zipar_train.data.loader import ShardLoader
 from zipar_train.data.manifest import Layout
 from zipar_train.data.shards import Sample, read_manifest, write_shards
-from zipar_train.evaluation.likelihood import bits_by_drawing
+from zipar_train.evaluation.likelihood import bits_by_decoding
 from zipar_train.recipe.load import load_recipe
 
 HERE, NARROW = Path(__file__).parent, [4, 2, 1]
@@ -24,14 +24,10 @@ PLAIN = [  # what sweeps start from: before anything was chosen
     *("optim.lr=1e-3", "data.micro_batch_size=32", "tune.distill=0"),
     *("zipar.windows={14: 1, 7: 1, 4: 1, 2: 1, 1: 1}", STAND_IN),
 ]
-RULES = {  # decoder choices: what stands in, who sees it, whether row 1 waits
+RULES = {  # decoder choices: what stands in, whether row 1 waits
     "nearest": [STAND_IN],
-    "latest": ["zipar.stand_in=latest"],
-    "above": ["zipar.stand_in=above"],
     "completed": ["zipar.stand_in=completed"],
     "released": ["zipar.stand_in=released"],
-    "nearest, seen by itself": [STAND_IN, "zipar.seen=by_itself"],
-    "above, seen by itself": ["zipar.stand_in=above", "zipar.seen=by_itself"],
     "nearest, rows overlap from the first": [STAND_IN, "zipar.first_row=overlapping"],
 }
 
@@ -169,17 +165,17 @@ def rules() -> None:
             "--out",
             OUT / "rules",
         )
-        for manner in ("planned", "released") if more else ("planned",):
-            own = {row["window"]: row for row in found if row["manner"] == manner}
+        for mode in ("planned", "released") if more else ("planned",):
+            own = {row["window"]: row for row in found if row["mode"] == mode}
             bits = {w: own[w]["bits"] for w in NARROW}
-            if manner == "released":
-                bits = {w: bits_by_drawing(generator.decoder(w, manner="released"), loader) for w in NARROW}
-            words = name if manner == "planned" else "released, and unwritten slots attended: the released decoder"
+            if mode == "released":
+                bits = {w: bits_by_decoding(generator.decoder(w, mode="released"), loader) for w in NARROW}
+            words = name if mode == "planned" else "released, and unwritten slots attended: the released decoder"
             told = [
                 [f"{bits[w]:.4f}", f"{own[w]['fid']['mean']:.2f}", f"{own[w]['agreement']['mean']:.1%}"] for w in NARROW
             ]
             rows.append(
                 [words, *(cell for column in zip(*told, strict=True) for cell in column), f"{own[1]['passes']:.0f}"]
             )
-    head = [f"{what} at {w}" for what in ("bits", "FD", "agreement") for w in NARROW]
+    head = [f"{what} at {w}" for what in ("bits", "FD", "class accuracy") for w in NARROW]
     write("rules", OUT, table(["what stands in", *head, "passes at 1"], rows))

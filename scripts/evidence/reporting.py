@@ -1,18 +1,15 @@
-"""What is reported, of test images: the headline of three seeds, and windows of their own for rows."""
+"""Results on test images: the headline of three seeds, and bits at every window."""
 
 import shutil
 from statistics import mean
 
 from models import MNIST, OUT, SEEDS, base, control, evaluated, sets, tuned
 from tables import CONTROL, PICTURES, TUNED, UNTUNED, WINDOWS, Found, picture, pm, share, table, write
-from tqdm import tqdm, trange
+from tqdm import tqdm
 
-from zipar_train import Plan, load
+from zipar_train import load
 from zipar_train.data.loader import ShardLoader
 from zipar_train.evaluation.likelihood import bits_per_code
-from zipar_train.recipe.load import load_recipe
-
-NARROWEST = min(load_recipe("mnist").zipar.windows)  # that is trained
 
 
 def headline() -> None:
@@ -25,27 +22,37 @@ def headline() -> None:
         rows = [row for row in rows if row["checkpoint"] == control(seed).name]
         rows += evaluated(f"test-{seed}", tuned(seed), "--compare", base(seed), "--released", "--adaptive", *test)
         for row in rows:
-            found.setdefault((names[row["checkpoint"]], row["manner"], row["window"]), []).append(row)
+            found.setdefault((names[row["checkpoint"]], row["mode"], row["window"]), []).append(row)
 
-    def cells(name: str, manner: str, window: int) -> list[str]:
-        rows = found[name, manner, window]
+    def cells(name: str, mode: str, window: int) -> list[str]:
+        rows = found[name, mode, window]
         passes = mean(row["passes"] for row in rows)
         bits, gap = [], []
-        if manner == "planned":  # bits are of a mask
+        if mode == "planned":  # bits are of a mask
             bits = [pm([row["bits"] for row in rows], 4)]
             gap = [pm([100 * row["gap_closed"] for row in rows if row["gap_closed"] is not None], 1)]
         scores = [pm([row[score]["mean"] for row in rows], 3) for score in ("fid", "precision", "recall")]
         return [
             name,
             str(window),
-            f"{passes:.1f}" if manner == "adaptive" else f"{passes:.0f}",
+            f"{passes:.1f}" if mode == "adaptive" else f"{passes:.0f}",
             *bits,
             *gap,
             *scores,
-            pm([100 * row["agreement"]["mean"] for row in rows], 1),
+            pm([100 * row["class_accuracy"]["mean"] for row in rows], 1),
         ]
 
-    head = ["model", "window", "passes", "bits a code", "gap closed, %", "FD", "precision", "recall", "agreement, %"]
+    head = [
+        "model",
+        "window",
+        "passes",
+        "bits a code",
+        "gap closed, %",
+        "FD",
+        "precision",
+        "recall",
+        "class accuracy, %",
+    ]
     models = [UNTUNED, CONTROL, TUNED]
     told = [(name, window) for name in models for window in WINDOWS if (name, "planned", window) in found]
     write("headline", OUT, table(head, [cells(name, "planned", window) for name, window in told]))
@@ -82,27 +89,3 @@ def windows() -> None:
         )
     head = ["window", "untuned, bits", "tuned, bits", "untuned, above next-token, %", "tuned, above it, %", "closed, %"]
     write("windows", OUT, table(head, rows))
-
-
-def by_row() -> None:
-    """A window for each row instead of one for all: raised one row after another, where a pass buys most bits."""
-    generator = load(tuned(0))
-    height, width = generator.drawing.grid.height, generator.drawing.grid.width
-
-    def bits(windows: list[int], part: str, images: int) -> float:
-        plan = Plan.zipar(generator.drawing.grid, window=windows, prompt=generator.drawing.prompt_length)
-        return bits_per_code(generator, plan, ShardLoader(MNIST / f"{part}.json", batch_size=200), images=images)
-
-    windows, rows = [NARROWEST] * (height - 1), []
-    for spent in trange(1, 3 * (height - 2) + 1, desc="widened", unit="rows"):
-        wider = [[w + (at == row) for at, w in enumerate(windows)] for row in range(1, height - 1)]
-        windows = min((each for each in wider if max(each) <= width), key=lambda each: bits(each, "val", 200))
-        if spent % (height - 2) == 0:
-            same = NARROWEST + spent // (height - 2)
-            told = [f"{bits(each, 'test', 5000):.4f}" for each in ([same] * (height - 1), windows)]
-            rows.append([str(same), told[0], ", ".join(map(str, windows[1:])), told[1]])
-    write(
-        "by-row",
-        OUT,
-        table(["window of all rows", "bits", "windows of rows 1, 2, ... for as many passes", "bits"], rows),
-    )

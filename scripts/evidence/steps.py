@@ -3,7 +3,6 @@
     scripts/evidence/run data --images mnist-pngs    # shards; a folder with train/ and test/, in each a folder a digit
     scripts/evidence/run mixes rates chosen lora amounts drawn rules stand-ins    # by validation images, seed 0
     scripts/evidence/run headline windows    # test images, three seeds
-    scripts/evidence/run by-row              # by validation images, reported on test images, seed 0
     scripts/evidence/run                     # everything but the data
 
 Shards and runs lie where ZIPAR_DATA and ZIPAR_RUNS say, in data/ and runs/ if nowhere. Tables go to runs/evidence and,
@@ -15,7 +14,7 @@ import shutil
 
 from choosing import amounts, chosen, drawn, lora, mixes, rates, rules, stand_ins
 from models import MNIST, zipar
-from reporting import by_row, headline, windows
+from reporting import headline, windows
 
 from zipar_train.data.manifest import Layout
 from zipar_train.data.shards import read_manifest, write_manifest
@@ -32,7 +31,6 @@ STEPS = {
     "drawn": drawn,
     "rules": rules,
     "stand-ins": stand_ins,
-    "by-row": by_row,
 }
 
 

@@ -13,7 +13,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 PICTURES = DOCS / "evidence"
 WINDOWS = [14, 7, 4, 2, 1]
 UNTUNED, CONTROL, TUNED = "untuned", "control: one more epoch, next-token", "one epoch, mixed windows"
-Found = dict[tuple[str, str, int], list[dict[str, Any]]]  # model, manner of drawing, window: a row for each seed
+Found = dict[tuple[str, str, int], list[dict[str, Any]]]  # model, mode of drawing, window: a row for each seed
 
 
 def write(name: str, folder: Path, lines: list[str]) -> None:
@@ -65,18 +65,18 @@ def picture(found: Found) -> None:
             (axes[0], lambda row: row["bits"], "held-out bits a code"),
             (axes[1], lambda row: row["fid"]["mean"], "Frechet distance of what is drawn"),
         ):
-            for (name, manner), colour, style in (
+            for (name, mode), colour, style in (
                 ((UNTUNED, "planned"), "#8a8a8a", "o-"),
                 ((CONTROL, "planned"), "#c0573e", "o-"),
                 ((TUNED, "planned"), "#2f7f9f", "o-"),
                 ((UNTUNED, "adaptive"), "#8a8a8a", "s:"),
                 ((TUNED, "adaptive"), "#2f7f9f", "s:"),
             ):
-                rows = [found[name, manner, w] for w in WINDOWS if (name, manner, w) in found]
+                rows = [found[name, mode, w] for w in WINDOWS if (name, mode, w) in found]
                 if any(told(row) is None for each in rows for row in each):
                     continue
                 values = [[told(row) for row in each] for each in rows]
-                label = name if manner == "planned" else f"{name}, adaptive"
+                label = name if mode == "planned" else f"{name}, adaptive"
                 axis.errorbar(
                     [mean(row["passes"] for row in each) for each in rows],
                     [mean(v) for v in values],

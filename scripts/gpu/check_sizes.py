@@ -13,7 +13,7 @@ class Sizes:
     window: str = "16"
     train_batch: int = 32
     draw_batch: int = 32
-    many: int = 64  # images drawn at once
+    many: int = 64  # images generated at once
     images: int = 64
     rounds: int = 3
     steps: int = 25  # of `fit`, when it has been resumed

@@ -50,7 +50,7 @@ def checks(work: Path, sizes: Sizes) -> list[list[Step]]:
         command = verb("bench", *arguments, *overrides, "--json", str(json / f"{name}.json"), recipe=recipe)
         return Step(name, about, command, limit, least, json / f"{name}.json")
 
-    def drawing(name: str, about: str, *arguments: str, limit: float, least: float, **more: str) -> Step:
+    def decoding(name: str, about: str, *arguments: str, limit: float, least: float, **more: str) -> Step:
         alone = ("--no-baselines", "--repeats", str(sizes.rounds), *arguments)
         return timed(name, about, *alone, limit=limit, least=least, **more)
 
@@ -130,7 +130,7 @@ def checks(work: Path, sizes: Sizes) -> list[list[Step]]:
             ),
         ],
         # 30 s
-        [drawing("decode-l", "LlamaGen-L, one image", "--windows", sizes.windows, limit=90, least=20)],
+        [decoding("decode-l", "LlamaGen-L, one image", "--windows", sizes.windows, limit=90, least=20)],
         # 45 s: 10 to load, 15 to compile from the cache, 10 for 20 steps and a validation, 10 for a checkpoint
         [Step("fit", "20 training steps, killed while it writes a checkpoint", fit, 120, 35, **interrupted)],
         # as long, if the one before has left no checkpoint
@@ -203,7 +203,7 @@ def checks(work: Path, sizes: Sizes) -> list[list[Step]]:
         ],
         # 45 s
         [
-            drawing(
+            decoding(
                 "decode-l-compiled",
                 "LlamaGen-L, one image, torch.compile",
                 "--compiled",
@@ -215,7 +215,7 @@ def checks(work: Path, sizes: Sizes) -> list[list[Step]]:
         ],
         # 35 s
         [
-            drawing(
+            decoding(
                 "decode-l-many",
                 "LlamaGen-L, many images at once",
                 "--windows",
@@ -228,7 +228,7 @@ def checks(work: Path, sizes: Sizes) -> list[list[Step]]:
         ],
         # 35 s
         [
-            drawing(
+            decoding(
                 "decode-xl",
                 "LlamaGen-XL, one image",
                 "--windows",
@@ -268,7 +268,7 @@ def checks(work: Path, sizes: Sizes) -> list[list[Step]]:
         [
             timed(
                 "baselines",
-                "LlamaGen-L beside other ways of drawing",
+                "LlamaGen-L beside other decoders",
                 "--windows",
                 sizes.wide_and_paper,
                 "--repeats",

@@ -25,12 +25,12 @@ asked = parser.parse_args()
 
 device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 generator = load(asked.run, device=device, dtype=torch.bfloat16 if device.type == "cuda" else torch.float32)
-plan, guidance = generator.plan(asked.window), generator.recipe.draw.guidance
+plan, guidance = generator.plan(asked.window), generator.recipe.sampling.guidance
 labels = [number % (generator.recipe.model.num_classes or 1) for number in range(asked.images)]
 rates = measure(device, generator.dtype)
 rows = asked.batch * (2 if guidance != 1 else 1)
 batches = asked.images / asked.batch
-floor = Work.of(generator.family).floor(plan, rates, rows=rows, size=generator.dtype.itemsize) * batches
+floor = Work.of(generator.load_family()).floor(plan, rates, rows=rows, size=generator.dtype.itemsize) * batches
 told: dict = {
     "window": asked.window,
     "batch": asked.batch,
@@ -73,7 +73,7 @@ tell(
     times_floor=told["seconds"]["codes"] / floor,
     image_ms=told["seconds"]["codes"] / asked.images * 1000,
     pixels_add=told["seconds"]["pixels"] / told["seconds"]["codes"] - 1,
-    grey_levels_off=generator.drawing.tokenizer.rounding(device),
+    grey_levels_off=generator.inference_family.tokenizer.rounding(device),
 )
 pictures.save(asked.png)
 print(json.dumps(told, indent=1))

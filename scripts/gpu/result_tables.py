@@ -13,7 +13,7 @@ PLANNED = {  # step: what its rows are about
     "decode-l-many": "llamagen-l, many images at once",
     "decode-l-compiled": "llamagen-l, torch.compile",
     "decode-xl": "llamagen-xl, one image",
-    "baselines": "llamagen-l, other ways of drawing",
+    "baselines": "llamagen-l, other decoders",
     "generate": "llamagen-l, codes and pixels",
     "probe": "products and attention of a pass and of a training step",
     "train": "llamagen-l, without a teacher",
@@ -46,7 +46,7 @@ def sections(runs: list[Run]) -> dict[str, list[str]]:
         "decode": _table(
             [
                 "model",
-                "drawn by",
+                "method",
                 "window",
                 "images at once",
                 "ms a pass (spread)",
@@ -144,7 +144,7 @@ def refusal(failed: Run) -> str:
 
 def decoding(name: str, report: Run) -> Iterator[list[str]]:
     for row in report["rows"]:
-        agreement = row.get("agreement")
+        code_match = row.get("code_match")
         yield [
             report["recipe"]["name"],
             row["method"],
@@ -154,7 +154,7 @@ def decoding(name: str, report: Run) -> Iterator[list[str]]:
             f"{row['floor_ms']:.3g}",
             f"{row['times_floor']:.2f}",
             f"{row['image_ms']:.4g}",
-            "" if agreement is None else f"{agreement:.2%}",
+            "" if code_match is None else f"{code_match:.2%}",
         ]
     for failed in report.get("failures", []):
         yield [report["recipe"]["name"], failed["method"], str(failed["window"]), str(failed["batch"]), refusal(failed)]

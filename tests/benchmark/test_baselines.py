@@ -11,16 +11,15 @@ from transformers import CompileConfig
 
 from zipar_train import Grid, Plan
 from zipar_train.benchmark.baselines import eager_loop
-from zipar_train.benchmark.decode import EAGER, OURS, PLAIN, STOCK
+from zipar_train.benchmark.random_family import random_family
+from zipar_train.benchmark.results import CAUSAL, EAGER, OURS, PLAIN, SDPA, STOCK
 from zipar_train.benchmark.stock import Stock
-from zipar_train.benchmark.subject import subject
-from zipar_train.benchmark.train_step import CAUSAL, SDPA
 from zipar_train.benchmark.turns import compilations
 from zipar_train.decoding.decoder import Decoder
 from zipar_train.decoding.sampling import uniforms
 from zipar_train.models.family import conditions
 from zipar_train.recipe.load import load_recipe
-from zipar_train.recipe.schema import Draw
+from zipar_train.recipe.schema import SamplingParams
 
 pytestmark = pytest.mark.usefixtures("known_rates")
 
@@ -44,11 +43,11 @@ def test_the_eager_loop_draws_what_the_released_decoder_draws_for_any_grid(data)
     prompt = data.draw(st.integers(1, 3), label="prompt")
     made = data.draw(st.sampled_from([StockLlama, PaddedLlama]), label="family")
     family = made(grid, prompt=prompt, seed=data.draw(st.integers(0, 3), label="seed"))
-    draw = Draw(guidance=data.draw(st.sampled_from([1.0, 2.5]), label="guidance"), top_k=5)
+    sampling = SamplingParams(guidance=data.draw(st.sampled_from([1.0, 2.5]), label="guidance"), top_k=5)
     numbers = uniforms([0, 1], grid.codes, seed=1)
     plan = Plan.zipar(grid, window=window, stand_in="released", prompt=prompt)
-    drawn = eager_loop(family, [0, 2], numbers, draw, window=window)
-    assert torch.equal(drawn, Decoder(family, plan, released=True)([0, 2], numbers, draw))
+    drawn = eager_loop(family, [0, 2], numbers, sampling, window=window)
+    assert torch.equal(drawn, Decoder(family, plan, released=True)([0, 2], numbers, sampling))
 
 
 def tiny(name: str, *more: str):
@@ -87,7 +86,7 @@ def test_bench_of_captioned_recipes_from_the_command_line(run, tmp_path, name):
     assert set(rows) == {(way, w) for way in (OURS, PLAIN, EAGER) for w in (full, 2)} | {(STOCK, full)}
     assert rows[OURS, full]["passes"] == 24
     assert rows[STOCK, full]["passes"] == (27 if full == 7 else 24)  # a pass for each row end between rows
-    assert rows[OURS, 2]["agreement"] == 1
+    assert rows[OURS, 2]["code_match"] == 1
     assert ("takes a pass for each row end too, 27 an image" in out) == (full == 7)
     status, out, err = run("bench", "--train", "--recipe", name, *sets, "--repeats", "1", "--json", tmp_path / "t.json")
     assert status == 0, err + out
@@ -100,7 +99,7 @@ def test_bench_of_captioned_recipes_from_the_command_line(run, tmp_path, name):
 def test_stock_generate_draws_the_next_token_codes(name):
     """Greedily, from padded prompts, in float64: those of our decoder, row ends forced between rows."""
     recipe = load_recipe(name, tiny(name))
-    family = subject(recipe, recipe.model.grid, dtype=torch.float64, device=torch.device("cpu"))
+    family = random_family(recipe, recipe.model.grid, dtype=torch.float64, device=torch.device("cpu"))
     with torch.no_grad():
         for parameter in family.model.parameters():
             if parameter.ndim > 1:
@@ -108,27 +107,27 @@ def test_stock_generate_draws_the_next_token_codes(name):
     condition = family.check(conditions(recipe.model, 3))
     padding = torch.arange(family.prompt_length) < torch.tensor([[0], [1], [2]])
     condition = condition._replace(padding=padding)
-    draw = Draw(temperature=0)
+    sampling = SamplingParams(temperature=0)
     plan = Plan.raster(family.grid, prompt=family.prompt_length)
     own = family.model.get_input_embeddings()
-    greedy = Decoder(family, plan)(condition, uniforms([0, 1, 2], 24, seed=0), draw)
+    greedy = Decoder(family, plan)(condition, uniforms([0, 1, 2], 24, seed=0), sampling)
     assert len(greedy.unique()) > 3
-    assert torch.equal(Stock(family)(condition, draw), greedy.flatten(1))
-    assert Stock(family)(condition, Draw(guidance=2.0)).shape == (6, 24)
+    assert torch.equal(Stock(family)(condition, sampling), greedy.flatten(1))
+    assert Stock(family)(condition, SamplingParams(guidance=2.0)).shape == (6, 24)
     assert family.model.get_input_embeddings() is own
 
 
 def test_generate_compiles_in_its_first_call_alone():
     """As on CUDA, where it compiles by itself; here by the backend that leaves operators as they are."""
-    family, draw = llamagen(4, 5), Draw(temperature=0)
+    family, sampling = llamagen(4, 5), SamplingParams(temperature=0)
     stock = Stock(family)
-    plain = stock([0, 1], draw)
+    plain = stock([0, 1], sampling)
     family.model.generation_config.compile_config = CompileConfig(backend="eager", mode=None)
     family.model.generation_config.compile_config._compile_all_devices = True
     torch.compiler.reset()
     counts = [compilations()]
     for _ in range(3):
-        assert torch.equal(stock([0, 1], draw), plain)
+        assert torch.equal(stock([0, 1], sampling), plain)
         counts.append(compilations())
     torch.compiler.reset()
     assert counts[1] > counts[0]

@@ -2,6 +2,7 @@
 
 import json
 import mmap
+import time
 
 import numpy as np
 import pytest
@@ -12,42 +13,43 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from zipar_train import Grid, Plan
 from zipar_train.benchmark.baselines import eager_loop
-from zipar_train.benchmark.decode import EAGER, OURS, PLAIN, STOCK, bench_decode
-from zipar_train.benchmark.roofline import Rates, Work, measure
+from zipar_train.benchmark.decode import bench_decode
+from zipar_train.benchmark.results import CAUSAL, EAGER, OURS, PLAIN, SDPA, STOCK
+from zipar_train.benchmark.roofline import Rates, Work, measure, seconds
 from zipar_train.benchmark.stock import Stock
-from zipar_train.benchmark.train_step import CAUSAL, SDPA, bench_train
+from zipar_train.benchmark.train import bench_train
 from zipar_train.decoding.decoder import Decoder
 from zipar_train.decoding.memory import Peak
 from zipar_train.decoding.sampling import uniforms
 from zipar_train.recipe.load import load_recipe
-from zipar_train.recipe.schema import Draw
+from zipar_train.recipe.schema import SamplingParams
 
 
 @pytest.mark.parametrize("window", [6, 4, 2])
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 def test_the_eager_loop_draws_what_the_released_decoder_draws(window, guidance):
-    family, draw = llamagen(6, 6), Draw(guidance=guidance, top_k=5)
+    family, sampling = llamagen(6, 6), SamplingParams(guidance=guidance, top_k=5)
     numbers = uniforms([0, 1], 36, seed=3)
     plan = Plan.zipar(family.grid, window=window, stand_in="released")
-    theirs = eager_loop(family, [0, 2], numbers, draw, window=window)
-    assert torch.equal(theirs, Decoder(family, plan, released=True)([0, 2], numbers, draw))
+    theirs = eager_loop(family, [0, 2], numbers, sampling, window=window)
+    assert torch.equal(theirs, Decoder(family, plan, released=True)([0, 2], numbers, sampling))
     if window == 2:
-        assert not torch.equal(theirs, Decoder(family, plan)([0, 2], numbers, draw))
+        assert not torch.equal(theirs, Decoder(family, plan)([0, 2], numbers, sampling))
 
 
 def test_the_eager_loop_hides_padding_too():
-    family, draw = llamagen_t2i(4, 5), Draw(guidance=2.0)
+    family, sampling = llamagen_t2i(4, 5), SamplingParams(guidance=2.0)
     captions, numbers = family.check([torch.randn(n, 6) for n in (3, 1)]), uniforms([0, 1], 20, seed=0)
     plan = Plan.zipar(family.grid, window=2, stand_in="released", prompt=3)
-    drawn = eager_loop(family, captions, numbers, draw, window=2)
-    assert torch.equal(drawn, Decoder(family, plan, released=True)(captions, numbers, draw))
+    drawn = eager_loop(family, captions, numbers, sampling, window=2)
+    assert torch.equal(drawn, Decoder(family, plan, released=True)(captions, numbers, sampling))
 
 
 def test_stock_generate_draws_every_code():
-    family, draw = llamagen(4, 5), Draw(temperature=0)
-    greedy = Decoder(family, Plan.raster(family.grid))([0, 1, 2], uniforms([0, 1, 2], 20, seed=0), draw)
-    assert torch.equal(Stock(family)([0, 1, 2], draw), greedy.flatten(1))
-    assert Stock(family)([0, 1, 2], Draw(guidance=2.0)).shape == (6, 20)
+    family, sampling = llamagen(4, 5), SamplingParams(temperature=0)
+    greedy = Decoder(family, Plan.raster(family.grid))([0, 1, 2], uniforms([0, 1, 2], 20, seed=0), sampling)
+    assert torch.equal(Stock(family)([0, 1, 2], sampling), greedy.flatten(1))
+    assert Stock(family)([0, 1, 2], SamplingParams(guidance=2.0)).shape == (6, 20)
 
 
 @pytest.mark.parametrize("window", [6, 3, 1])
@@ -56,7 +58,7 @@ def test_operations_are_those_that_torch_counts(window):
     family = llamagen(6, 6, dtype=torch.float32)
     plan, work = Plan.zipar(family.grid, window=window), Work.of(family)
     with FlopCounterMode(display=False) as counter:
-        Decoder(family, plan)([0, 1], uniforms([0, 1], 36, seed=0), Draw(guidance=2.0))
+        Decoder(family, plan)([0, 1], uniforms([0, 1], 36, seed=0), SamplingParams(guidance=2.0))
     counted = {str(op): n for op, n in counter.get_flop_counts()["Global"].items()}
     norms = sum(p.numel() for p in family.model.model.parameters() if p.ndim < 2)
     products = 2 * (work.body - norms) * len(plan) + 2 * work.head * 36
@@ -95,6 +97,23 @@ def test_rates_are_plausible():
     assert 1e8 < rates.matmul < 1e15
 
 
+def test_work_is_timed_on_all_threads_and_once_a_number():
+    """Timer's own default is one thread."""
+    before, seen = torch.get_num_threads(), []
+
+    def work():
+        seen.append(torch.get_num_threads())
+        time.sleep(0.2)
+
+    torch.set_num_threads(2)
+    try:
+        taken = seconds(work, torch.device("cpu"), repeat=2)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert len(taken) == 2 and 0.2 <= min(taken) < 0.4 and set(seen) == {2}
+
+
 def test_peak_sees_what_is_gone_again():
     with Peak(torch.device("cpu")) as peak:
         fresh = mmap.mmap(-1, 64 * 2**20)  # malloc might reuse what earlier tests have freed
@@ -123,7 +142,7 @@ def test_rows_of_the_report_hang_together():
         assert np.isclose(row.images_per_second * row.image_ms, 1000)
         assert np.isclose(row.pass_ms / row.floor_ms, row.times_floor)
         assert row.times_floor > 1
-        assert row.agreement == (1.0 if row.method in (OURS, PLAIN) and (row.batch, row.grid[0]) == (1, 8) else None)
+        assert row.code_match == (1.0 if row.method in (OURS, PLAIN) and (row.batch, row.grid[0]) == (1, 8) else None)
 
 
 def test_training_steps_hang_together():
@@ -191,7 +210,7 @@ def test_bench_from_the_command_line(run, tmp_path):
         (["--grids", "8,-4"], "--grids: -4 must be at least 1"),
         (["--batch-sizes", "a"], "--batch-sizes 'a': write whole numbers"),
         (["--dtype", "int8"], "--dtype 'int8' is unknown: use float32 or bfloat16"),
-        (["--train", "--png", "x.png"], "--png goes with drawing, not with --train"),
+        (["--train", "--png", "x.png"], "--png does not apply to --train"),
         (["--train", "--windows", "9"], "window 9 does not fit a row of 8 tokens"),
         (["--batch-sizes", "10000000000"], "images at once need"),
     ],

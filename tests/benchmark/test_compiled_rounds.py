@@ -4,9 +4,10 @@ import pytest
 import torch
 from small import TINY
 
-from zipar_train.benchmark import train_step as train
-from zipar_train.benchmark.decode import COMPILED, OURS, bench_decode
-from zipar_train.benchmark.train_step import bench_train
+from zipar_train.benchmark import train
+from zipar_train.benchmark.decode import bench_decode
+from zipar_train.benchmark.results import COMPILED, OURS
+from zipar_train.benchmark.train import bench_train
 from zipar_train.decoding import fused_llama as body
 from zipar_train.models import compiled
 from zipar_train.recipe.load import load_recipe

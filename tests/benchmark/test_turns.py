@@ -10,11 +10,10 @@ from small import TINY
 from torch.utils.data import DataLoader
 
 from zipar_train import Plan
-from zipar_train.benchmark import decode
-from zipar_train.benchmark import train_step as train
-from zipar_train.benchmark.decode import EAGER, OURS, PLAIN, STOCK, bench_decode, in_groups
-from zipar_train.benchmark.subject import subject
-from zipar_train.benchmark.train_step import SDPA
+from zipar_train.benchmark import decode, decoders, train, train_step
+from zipar_train.benchmark.decode import bench_decode, in_groups
+from zipar_train.benchmark.random_family import random_family
+from zipar_train.benchmark.results import EAGER, OURS, PLAIN, SDPA, STOCK
 from zipar_train.benchmark.turns import MOST_WARM_UPS, Way, take_turns
 from zipar_train.cli import bench as bench_cli
 from zipar_train.data.loader import Batch
@@ -86,14 +85,14 @@ def test_no_graph_is_captured_in_a_counted_round(monkeypatch, recorder):
 
 
 def test_a_way_that_fails_leaves_the_rows_of_others(run, tmp_path, monkeypatch):
-    real = decode.eager_loop
+    real = decoders.eager_loop
 
     def scarce(*args, window, **kwargs):
         if window == 2:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB")
         return real(*args, window=window, **kwargs)
 
-    monkeypatch.setattr(decode, "eager_loop", scarce)
+    monkeypatch.setattr(decoders, "eager_loop", scarce)
     sets = [part for override in TINY for part in ("--set", override)]
     status, out, _ = run(
         "bench",
@@ -128,7 +127,7 @@ def test_a_step_that_fails_leaves_the_rows_of_others(run, tmp_path, monkeypatch)
     def scarce(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB")
 
-    monkeypatch.setattr(train.ZipARModule, "losses", scarce)
+    monkeypatch.setattr(train_step.ZipARModule, "losses", scarce)
     sets = [part for override in TINY for part in ("--set", override)]
     arguments = [
         "bench",
@@ -148,7 +147,7 @@ def test_a_step_that_fails_leaves_the_rows_of_others(run, tmp_path, monkeypatch)
     assert "not measured: sdpa, window 1, batch 2, 8x8: OutOfMemoryError: CUDA out of memory" in out
     report = json.loads((tmp_path / "t.json").read_text())
     assert [row["attention"] for row in report["rows"]] == ["causal"]
-    monkeypatch.setattr(train, "causal", scarce)
+    monkeypatch.setattr(train_step, "causal", scarce)
     status, _, err = run(*arguments)
     assert status == 2 and "CUDA out of memory" in err
 
@@ -179,13 +178,13 @@ def test_a_bench_that_is_killed_leaves_its_rows(tmp_path, monkeypatch, verb):
 def test_ways_that_do_not_fit_together_take_turns_in_groups(monkeypatch):
     assert in_groups({"a": 5, "b": 4, "c": 2, "d": 11, "e": 1}, 10) == [["a", "b"], ["c"], ["d"], ["e"]]
     recipe = load_recipe("digits", TINY)
-    family = subject(recipe, [8, 8], dtype=torch.float32, device=torch.device("cpu"))
+    family = random_family(recipe, [8, 8], dtype=torch.float32, device=torch.device("cpu"))
     plan = Plan.zipar(family.grid, window=2, **recipe.zipar.rule)
     one = decode_bytes(family, plan, 2, rows=4, slots=len(plan))
     monkeypatch.setattr(memory, "free_bytes", lambda device: int(one * 1.3))
     report = bench_decode(recipe, windows=[8, 2], batches=[2], rounds=1, progress=False)
     assert len(report.rows) == 7 and not report.failures
-    assert any("memory does not hold all ways of drawing at once" in note for note in report.notes)
+    assert any("memory does not hold all methods at once" in note for note in report.notes)
 
 
 def test_a_measured_step_is_a_step_of_fit(tmp_path):
@@ -205,9 +204,9 @@ def test_a_measured_step_is_a_step_of_fit(tmp_path):
         ],
     )
     settings = train._settings(recipe, [8, 8], 2, compiled=False)
-    made = train._Made(settings, train.Case(SDPA, (8, 8), 2, 3), "32-true", torch.device("cpu"))
+    made = train_step.TrainingStep(settings, train_step.Case(SDPA, (8, 8), 2, 3), "32-true", torch.device("cpu"))
     made()
-    family = subject(settings, [8, 8], dtype=torch.float32, device=torch.device("cpu"))
+    family = random_family(settings, [8, 8], dtype=torch.float32, device=torch.device("cpu"))
     start = {name: tensor.clone() for name, tensor in family.model.state_dict().items()}
     module = module_of(settings, family)
     batch = Batch(made.codes, made.condition, ["a", "b", "c"])

@@ -52,7 +52,7 @@ def test_plan_prints_the_papers_counts_and_draws(run, tmp_path):
     content = json.loads((tmp_path / "plan.json").read_text())
     passes = {row["window"]: row["passes"] for row in content["windows"]}
     assert passes == {24: 576, 16: 400, 12: 312, 8: 224, 6: 180, 4: 136, 3: 114, 2: 92, 1: 70}
-    assert content["map"]["drawn"][2][0] == 24 + 3
+    assert content["map"]["generated_at"][2][0] == 24 + 3
     assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
 
 

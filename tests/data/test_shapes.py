@@ -40,7 +40,7 @@ def drawn(tmp_path, *more: str) -> SampleSet:
         window=8,
         seed=0,
         batch_size=2,
-        draw=recipe.draw,
+        sampling=recipe.sampling,
         size=scored(recipe),
     )
     found.make(progress=False)
@@ -91,13 +91,13 @@ def test_references_are_cropped_to_height_and_width(tmp_path):
         picture(k, size=(50, 40)).save(tmp_path / f"{k:02d}.png")
     found = open_reference(str(tmp_path), Plain(), tokenizer=Palette.grey(2), size=(20, 40))
     assert found.features.layers["x"].shape == (12, 3 * 20 * 40)
-    with pytest.raises(ValueError, match="has 40 x 50 pixels, the drawn images 41 x 20"):
+    with pytest.raises(ValueError, match="has 40 x 50 pixels, the generated images 41 x 20"):
         open_reference(str(tmp_path), Plain(), tokenizer=Palette.grey(2), size=(41, 20))
     images = torch.randint(256, (12, 3, 6, 8), dtype=torch.uint8)
     write_images(tmp_path / "x.npz", images.split(5), count=12, size=(6, 8))
     file = open_reference(str(tmp_path / "x.npz"), Plain(), tokenizer=Palette.grey(2), size=(6, 8))
     assert torch.equal(file.features.layers["x"], images.flatten(1).float())
-    with pytest.raises(ValueError, match="its images have 6 x 8 pixels, the drawn ones 8 x 6"):
+    with pytest.raises(ValueError, match="its images have 6 x 8 pixels, the generated ones 8 x 6"):
         open_reference(str(tmp_path / "x.npz"), Plain(), tokenizer=Palette.grey(2), size=(8, 6))
 
 

@@ -19,7 +19,7 @@ from zipar_train.decoding.fused_llama import compile_body, fuse_for_inference
 from zipar_train.decoding.sampling import uniforms
 from zipar_train.models import compiled
 from zipar_train.plan.masks import dense
-from zipar_train.recipe.schema import Draw
+from zipar_train.recipe.schema import SamplingParams
 
 
 @pytest.fixture
@@ -58,11 +58,13 @@ def test_a_recorded_graph_is_the_work(recorder):
 
 
 @pytest.mark.parametrize(("window", "guidance"), [(6, 1.0), (4, 2.5), (2, 1.0), (1, 2.5)])
-@pytest.mark.parametrize("draw", [Draw(), Draw(temperature=0), Draw(temperature=0.8, top_k=4, top_p=0.9)])
-def test_theorem_of_captured_passes(recorder, window, guidance, draw):
+@pytest.mark.parametrize(
+    "sampling", [SamplingParams(), SamplingParams(temperature=0), SamplingParams(temperature=0.8, top_k=4, top_p=0.9)]
+)
+def test_theorem_of_captured_passes(recorder, window, guidance, sampling):
     family = llamagen(6, 6)
     plan = Plan.zipar(family.grid, window=window)
-    check_theorem(family, plan, draw.model_copy(update={"guidance": guidance}), dense(plan))
+    check_theorem(family, plan, sampling.model_copy(update={"guidance": guidance}), dense(plan))
     assert 0 < recorder.recorded < recorder.replayed < plan.passes
 
 
@@ -70,7 +72,7 @@ def test_theorem_of_captured_passes(recorder, window, guidance, draw):
 def test_theorem_of_captured_passes_with_row_ends_and_a_longer_prompt(recorder, window):
     grid = Grid(5, 4, row_end=True)
     plan = Plan.zipar(grid, window=window, prompt=3)
-    check_theorem(StockLlama(grid, prompt=3), plan, Draw(guidance=2.0), dense(plan))
+    check_theorem(StockLlama(grid, prompt=3), plan, SamplingParams(guidance=2.0), dense(plan))
     assert recorder.replayed
 
 
@@ -84,8 +86,8 @@ def test_captured_passes_draw_what_plain_ones_draw(recorder, window, released):
     captured = Decoder(family, plan, released=released)
     for labels in ([0, 1, 2], [2, 1, 0], [1], [0, 0, 1]):
         numbers = uniforms(list(range(len(labels))), 25, seed=len(labels))
-        for draw in (Draw(guidance=2.0), Draw(guidance=2.0, temperature=0)):
-            assert torch.equal(captured(labels, numbers, draw), plain(labels, numbers, draw))
+        for sampling in (SamplingParams(guidance=2.0), SamplingParams(guidance=2.0, temperature=0)):
+            assert torch.equal(captured(labels, numbers, sampling), plain(labels, numbers, sampling))
 
 
 def test_captured_captions(recorder):
@@ -96,7 +98,7 @@ def test_captured_captions(recorder):
     for lengths in ((3, 1), (2, 3), (1, 1)):
         captions = family.check([torch.randn(n, 6) for n in lengths])
         numbers = uniforms([0, 1], 20, seed=0)
-        assert torch.equal(captured(captions, numbers, Draw()), plain(captions, numbers, Draw()))
+        assert torch.equal(captured(captions, numbers, SamplingParams()), plain(captions, numbers, SamplingParams()))
     assert recorder.recorded <= 2 * len(set(captured.shapes))
 
 
@@ -128,10 +130,10 @@ def test_a_compiled_body_draws_the_same_with_a_few_compilations(streamlined, win
     torch.compiler.reset()
     counter = counted_body(family.model)
     for window, images in zip(windows, (2, 3, 1, 5), strict=False):
-        plan, draw = Plan.zipar(family.grid, window=window), Draw(guidance=2.0)
+        plan, sampling = Plan.zipar(family.grid, window=window), SamplingParams(guidance=2.0)
         labels, numbers = [k % 3 for k in range(images)], uniforms(list(range(images)), 64, seed=0)
-        drawn = Decoder(family, plan)(labels, numbers, draw)
-        assert torch.equal(drawn, Decoder(plain, plan)(labels, numbers, draw))
+        drawn = Decoder(family, plan)(labels, numbers, sampling)
+        assert torch.equal(drawn, Decoder(plain, plan)(labels, numbers, sampling))
     torch.compiler.reset()
     assert 1 <= counter.frame_count <= 4  # whatever the number of layers, if they are compiled one by one
 
@@ -145,9 +147,9 @@ def test_a_compiled_body_never_goes_on_uncompiled(monkeypatch):
     monkeypatch.setattr(compiled, "RECOMPILE_LIMIT", 2)
     with torch._dynamo.config.patch(recompile_limit=1):
         decoder, numbers = Decoder(family, Plan.raster(family.grid)), uniforms([0], 36, seed=0)
-        decoder([0], numbers, Draw())
+        decoder([0], numbers, SamplingParams())
         with pytest.raises(RuntimeError, match="a compiled layer has 2 versions.*raise torch._dynamo.config"):
-            decoder([0], numbers, Draw(guidance=2.0))
+            decoder([0], numbers, SamplingParams(guidance=2.0))
         assert torch._dynamo.config.recompile_limit == 1  # the process's own settings are as they were
         assert not torch._dynamo.config.fail_on_recompile_limit_hit
     assert counter.frame_count == 2
@@ -169,7 +171,7 @@ def test_nothing_is_compiled_inside_a_captured_pass(recorder, window):
     decoder = Decoder(family, plan)
     for seed in range(3):
         captions = family.check([torch.randn(n, 6) for n in (3, 1)])
-        decoder(captions, uniforms([0, 1], 20, seed=seed), Draw())
+        decoder(captions, uniforms([0, 1], 20, seed=seed), SamplingParams())
     torch.compiler.reset()
     assert recorder.recorded == len(set(decoder.shapes)) and counter.frame_count
 
@@ -201,8 +203,8 @@ def test_keys_and_values_lie_where_they_are_before_the_first_pass():
 
     family.hidden = look
     decoder = Decoder(family, plan)
-    decoder([0, 1], uniforms([0, 1], 16, seed=0), Draw())
-    decoder([1, 2], uniforms([2, 3], 16, seed=0), Draw())
+    decoder([0, 1], uniforms([0, 1], 16, seed=0), SamplingParams())
+    decoder([1, 2], uniforms([2, 3], 16, seed=0), SamplingParams())
     assert len(seen) == 2 * plan.passes and all(each == seen[0] for each in seen)
 
 
@@ -221,12 +223,12 @@ def test_graphs_are_captured_on_their_own_device(recorder, number):
 
 
 def check_captured(family, plain, *, window: int) -> None:
-    """CudaGraphs passes draw what plain ones draw, batch after batch, in as many graphs as there are shapes."""
-    plan, draw = Plan.zipar(family.grid, window=window), Draw(guidance=2.0)
+    """CudaGraphs passes draw what plain ones sampling, batch after batch, in as many graphs as there are shapes."""
+    plan, sampling = Plan.zipar(family.grid, window=window), SamplingParams(guidance=2.0)
     plain, captured = Decoder(plain, plan, capture=False), Decoder(family, plan, capture=True)
     for labels in ([0, 2], [1, 0], [1]):
         numbers = uniforms(list(range(len(labels))), plan.grid.codes, seed=len(labels))
-        assert torch.equal(captured(labels, numbers, draw), plain(labels, numbers, draw))
+        assert torch.equal(captured(labels, numbers, sampling), plain(labels, numbers, sampling))
         graphs = captured.captured.graphs
         assert len(graphs) == len(set(captured.shapes)) < plan.passes
     assert any(graph is not None for graph in graphs.values())

@@ -44,18 +44,18 @@ def test_batches_are_whole_images_in_order(generator):
 
 def test_adaptive_windows_draw_the_same_images_in_any_batch(generator):
     labels = [k % 10 for k in range(11)]
-    whole = generator.generate(labels, window=2, batch_size=11, manner="adaptive")
-    parts = generator.generate(labels, window=2, batch_size=4, manner="adaptive")
+    whole = generator.generate(labels, window=2, batch_size=11, mode="adaptive")
+    parts = generator.generate(labels, window=2, batch_size=4, mode="adaptive")
     assert torch.equal(whole.codes, parts.codes) and torch.equal(whole.passes, parts.passes)
     assert 28 < whole.passes.min() <= whole.passes.max() <= 64
-    with pytest.raises(ValueError, match="manner 'adaptve' is unknown: use 'planned', 'released', 'adaptive'"):
-        generator.generate(labels, window=2, manner="adaptve")
+    with pytest.raises(ValueError, match="mode 'adaptve' is unknown: use 'planned', 'released', 'adaptive'"):
+        generator.generate(labels, window=2, mode="adaptve")
 
 
 def test_its_family_can_be_trained_after_drawing(generator):
     """The weights that draw are folded into other orders; the family is transformers' own, its weights the saved."""
     drawn = generator.generate([0, 3], window=2)
-    family, labels = generator.family, torch.tensor([0, 3])
+    family, labels = generator.load_family(), torch.tensor([0, 3])
     assert all(torch.equal(t, generator.saved.state[name]) for name, t in family.model.state_dict().items())
     plan = generator.plan(2)
     logits = teacher_forced(family, plan, drawn.codes.flatten(1), labels, dense(plan))
@@ -67,13 +67,13 @@ def test_its_family_can_be_trained_after_drawing(generator):
 
 
 def held(generator) -> int:
-    canvases = [decoder.canvas for decoder in generator.decoders.values() if decoder.canvas]
-    return sum(t.nbytes for c in canvases for layer in c.cache.slot_layers for t in (layer.keys, layer.values))
+    states = [decoder.state for decoder in generator.decoders.values() if decoder.state]
+    return sum(t.nbytes for c in states for layer in c.cache.slot_layers for t in (layer.keys, layer.values))
 
 
 def test_what_a_batch_needs_is_what_it_takes(generator):
     """Keys and values to the byte; the rest of the estimate is the pass in progress."""
-    family, plan = generator.drawing, generator.plan(2)
+    family, plan = generator.inference_family, generator.plan(2)
     generator.generate([0] * 50, window=2, batch_size=50, guidance=2.0)
     slots = len(plan)
     more = decode_bytes(family, plan, 50, rows=100, slots=slots + 1) - decode_bytes(
@@ -103,7 +103,7 @@ def test_values_out_of_range_are_named(generator, given, message):
 
 def test_a_batch_that_cannot_fit_is_refused_with_the_largest_that_does(generator, monkeypatch):
     plan = generator.plan(2)
-    one = decode_bytes(generator.drawing, plan, 1, rows=2, slots=len(plan))
+    one = decode_bytes(generator.inference_family, plan, 1, rows=2, slots=len(plan))
     monkeypatch.setattr(memory, "free_bytes", lambda device: int(7.5 * one / memory.SPARE))
     with pytest.raises(ValueError, match=r"8 images at once need 0\.0 GiB, and cpu has .* left: at most 7 fit"):
         generator.generate([0] * 8, window=2, batch_size=8, guidance=2.0)
@@ -117,10 +117,10 @@ def test_decoders_of_other_windows_make_room(generator, monkeypatch):
     """Room for one batch and a half."""
     monkeypatch.setattr(memory, "decode_bytes", lambda family, plan, images, **sizes: 100 * images)
     taken = generator.decoders.values()
-    monkeypatch.setattr(memory, "free_bytes", lambda device: 1200 - 800 * sum(d.canvas is not None for d in taken))
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 1200 - 800 * sum(d.state is not None for d in taken))
     for window in (4, 2, 1, 4):
         assert len(generator.generate([3] * 8, window=window, batch_size=8)) == 8
-        assert [w for (w, _), decoder in generator.decoders.items() if decoder.canvas] == [window]
+        assert [w for (w, _), decoder in generator.decoders.items() if decoder.state] == [window]
 
 
 def test_an_allocator_that_fails_is_put_in_words(generator, monkeypatch):
@@ -128,8 +128,8 @@ def test_an_allocator_that_fails_is_put_in_words(generator, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(type(generator.drawing), "hidden", fail)
-        with pytest.raises(ValueError, match="memory ran out while drawing 6 images at once.*batch size to 3"):
+        patch.setattr(type(generator.inference_family), "hidden", fail)
+        with pytest.raises(ValueError, match="memory ran out while generating 6 images at once.*batch size to 3"):
             generator.generate([0] * 6, batch_size=6)
     assert len(generator.generate([0] * 3)) == 3
 
@@ -164,15 +164,15 @@ import os, signal, torch
 from zipar_train.decoding.decoder import Decoder
 from zipar_train.decoding.sampling import uniforms
 from zipar_train import Plan
-from zipar_train.recipe.schema import Draw
+from zipar_train.recipe.schema import SamplingParams
 from families import llamagen
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which shells take from what they run in the background
 torch.set_num_threads(1)
 family = llamagen(8, 8)
 decoder = Decoder(family, Plan.zipar(family.grid, window=2))
-numbers, draw = uniforms([0, 1], 64, seed=0), Draw(guidance=2.0)
-whole = decoder([0, 1], numbers, draw)
+numbers, sampling = uniforms([0, 1], 64, seed=0), SamplingParams(guidance=2.0)
+whole = decoder([0, 1], numbers, sampling)
 passes = 0
 
 def interrupt(targets, logits):
@@ -182,10 +182,10 @@ def interrupt(targets, logits):
         os.kill(os.getpid(), signal.SIGINT)
 
 try:
-    decoder([1, 2], numbers.flip(0), draw, observe=interrupt)
+    decoder([1, 2], numbers.flip(0), sampling, observe=interrupt)
 except KeyboardInterrupt:
     print("interrupted after", passes)
-print("same", torch.equal(decoder([0, 1], numbers, draw), whole))
+print("same", torch.equal(decoder([0, 1], numbers, sampling), whole))
 """
     )
     here = os.pathsep.join([os.path.dirname(families.__file__), os.environ.get("PYTHONPATH", "")])

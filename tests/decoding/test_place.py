@@ -23,7 +23,7 @@ from zipar_train.decoding.pixel_stream import PixelStream
 from zipar_train.decoding.sampling import probabilities, sample_inverse_cdf, uniforms
 from zipar_train.models.attention import WITHOUT_CUDNN
 from zipar_train.models.cache_argument import cache_arguments
-from zipar_train.recipe.schema import Draw
+from zipar_train.recipe.schema import SamplingParams
 from zipar_train.run.ranks import process
 
 
@@ -82,22 +82,22 @@ def test_passes_run_on_their_device_without_cudnn(gpus, number):
     """Whatever is current; on the CPU nothing changes."""
     device, allowed = torch.device("cuda", number), torch.backends.cuda.cudnn_sdp_enabled
     assert allowed()
-    with place.drawing_on(device):
+    with place.inference_on(device):
         assert graphs.current[-1] == device and not allowed()
         assert torch.backends.cuda.mem_efficient_sdp_enabled() and torch.backends.cuda.math_sdp_enabled()
-    with place.drawing_on(torch.device("cpu")):
+    with place.inference_on(torch.device("cpu")):
         assert graphs.current[-1] == torch.device("cuda", 0) and allowed()
     assert graphs.current == [torch.device("cuda", 0)] and allowed()
     assert torch.nn.attention.SDPBackend.CUDNN_ATTENTION not in WITHOUT_CUDNN
 
 
-@pytest.mark.parametrize("manner", ["planned", "adaptive"])
-def test_every_pass_runs_where_it_is_told(monkeypatch, manner):
+@pytest.mark.parametrize("mode", ["planned", "adaptive"])
+def test_every_pass_runs_where_it_is_told(monkeypatch, mode):
     """The kernels of every attention, as if the CPU were a GPU."""
     device = torch.device("cuda", 1)
-    family, seen, drawing_on = llamagen(4, 4), [], place.drawing_on
+    family, seen, inference_on = llamagen(4, 4), [], place.inference_on
     for module in (decoder, adaptive):
-        monkeypatch.setattr(module, "drawing_on", lambda _: drawing_on(device))
+        monkeypatch.setattr(module, "inference_on", lambda _: inference_on(device))
     graphs.install(monkeypatch)
     hidden = family.hidden
 
@@ -107,8 +107,8 @@ def test_every_pass_runs_where_it_is_told(monkeypatch, manner):
 
     family.hidden = look
     plan = Plan.zipar(family.grid, window=2)
-    drawer = Decoder(family, plan) if manner == "planned" else AdaptiveDecoder(family, window=2)
-    drawer([0, 1], uniforms([0, 1], drawer.numbers, seed=0), Draw())
+    drawer = Decoder(family, plan) if mode == "planned" else AdaptiveDecoder(family, window=2)
+    drawer([0, 1], uniforms([0, 1], drawer.numbers, seed=0), SamplingParams())
     assert len(seen) >= plan.passes and set(seen) == {(device, False)}
 
 
@@ -177,17 +177,17 @@ def with_enable_gqa(layer, hidden, cos, sin, mask):
     return hidden + layer.down(silu(gate) * up)
 
 
-@pytest.mark.parametrize("manner", ["planned", "adaptive"])
+@pytest.mark.parametrize("mode", ["planned", "adaptive"])
 @pytest.mark.parametrize("make", [lambda: llamagen(5, 5), lambda: llamagen_t2i(4, 5)])
-def test_masks_begin_at_multiples_and_are_made_once_a_pass(monkeypatch, manner, make):
+def test_masks_begin_at_multiples_and_are_made_once_a_pass(monkeypatch, mode, make):
     """As on a GPU without captured passes: no layer has to copy its mask; the codes stay the same."""
     family, masks = make(), []
     labels = family.check([0, 1] if family.grid.height == 5 else [torch.randn(n, 6) for n in (3, 1)])
 
     def drawn():
         plan = Plan.zipar(family.grid, window=2, prompt=family.prompt_length)
-        drawer = Decoder(family, plan) if manner == "planned" else AdaptiveDecoder(family, window=2)
-        return drawer(labels, uniforms([0, 1], drawer.numbers, seed=0), Draw())
+        drawer = Decoder(family, plan) if mode == "planned" else AdaptiveDecoder(family, window=2)
+        return drawer(labels, uniforms([0, 1], drawer.numbers, seed=0), SamplingParams())
 
     plain, hidden = drawn(), family.hidden
 
@@ -209,9 +209,9 @@ def test_masks_begin_at_multiples_and_are_made_once_a_pass(monkeypatch, manner, 
 # Sums
 
 
-@pytest.mark.parametrize("manner", ["planned", "adaptive"])
-@pytest.mark.parametrize("draw", [Draw(), Draw(guidance=2.0, top_p=0.9, top_k=5)])
-def test_no_sum_runs_along_a_single_row(manner, draw):
+@pytest.mark.parametrize("mode", ["planned", "adaptive"])
+@pytest.mark.parametrize("sampling", [SamplingParams(), SamplingParams(guidance=2.0, top_p=0.9, top_k=5)])
+def test_no_sum_runs_along_a_single_row(mode, sampling):
     """CUDA's scan over one row alone, and no other, may differ from run to run: see `sampling.two_rows`."""
     family, sums = llamagen(4, 4), []
 
@@ -219,10 +219,10 @@ def test_no_sum_runs_along_a_single_row(manner, draw):
         if name.startswith(("cumsum", "cumprod", "logcumsumexp")):
             sums.append((args[0].numel(), args[0].shape[args[1]]))
 
-    planned = manner == "planned"
+    planned = mode == "planned"
     drawer = Decoder(family, Plan.raster(family.grid)) if planned else AdaptiveDecoder(family, window=2)
     with Operators(look):
-        drawer([1], uniforms([0], drawer.numbers, seed=0), draw)
+        drawer([1], uniforms([0], drawer.numbers, seed=0), sampling)
     assert len(sums) >= 10 and all(numbers > size for numbers, size in sums)
 
 
@@ -281,6 +281,6 @@ def test_a_family_hands_its_cache_on(streamlined, recwarn):
     if streamlined:
         assert fuse_for_inference(family.model)
     drawer = Decoder(family, Plan.raster(family.grid))
-    drawer(torch.tensor([0, 1]), uniforms([0, 1], 9, seed=0), Draw())
-    assert drawer.canvas.cache.slot_layers[0].keys.abs().amax((0, 1, 3)).min() > 0  # every slot was written
+    drawer(torch.tensor([0, 1]), uniforms([0, 1], 9, seed=0), SamplingParams())
+    assert drawer.state.cache.slot_layers[0].keys.abs().amax((0, 1, 3)).min() > 0  # every slot was written
     assert not [w for w in recwarn if "deprecated" in str(w.message)]

@@ -74,7 +74,7 @@ def test_files_that_are_not_adms_are_refused(folders, extractor, tmp_path):
         np.savez(tmp_path / f"{name}.npz", **arrays)
         with pytest.raises(ValueError, match=message):
             read_reference(tmp_path / f"{name}.npz")
-    with pytest.raises(ValueError, match="its images have 40 x 40 pixels, the drawn ones 256 x 256"):
+    with pytest.raises(ValueError, match="its images have 40 x 40 pixels, the generated ones 256 x 256"):
         open_reference(
             str(adm_file(tmp_path / "a.npz", folders[0])), extractor, tokenizer=Palette.grey(2), size=(256, 256)
         )
@@ -99,7 +99,7 @@ def test_files_that_are_not_adms_are_refused(folders, extractor, tmp_path):
     for source in ("gone.npz", "gone", "gone.json"):
         with pytest.raises(ValueError, match="gone"):
             open_reference(str(tmp_path / source), extractor, tokenizer=Palette.grey(2), size=(40, 40))
-    with pytest.raises(ValueError, match=r"000\.png has 40 x 40 pixels, the drawn images 64"):
+    with pytest.raises(ValueError, match=r"000\.png has 40 x 40 pixels, the generated images 64"):
         open_reference(str(folders[0]), extractor, tokenizer=Palette.grey(2), size=(64, 64))
 
 

@@ -10,9 +10,9 @@ from transformers import DynamicCache
 from zipar_train import Plan
 from zipar_train.data.loader import Batch
 from zipar_train.decoding.decoder import Decoder
-from zipar_train.evaluation.likelihood import bits_by_drawing, bits_per_code
+from zipar_train.evaluation.likelihood import bits_by_decoding, bits_per_code
 from zipar_train.plan.masks import dense, unwritten_slots_mask
-from zipar_train.recipe.schema import Draw
+from zipar_train.recipe.schema import SamplingParams
 
 
 @pytest.mark.parametrize("window", [6, 3, 1])
@@ -30,7 +30,7 @@ def test_bits_are_the_chain_rule_of_the_decoder(window):
 
     order: list[int] = []
     labels = torch.tensor([2, 0])
-    codes = Decoder(family, plan)(labels, torch.rand(2, 36), Draw(), observe=observe).flatten(1)
+    codes = Decoder(family, plan)(labels, torch.rand(2, 36), SamplingParams(), observe=observe).flatten(1)
     chain = -sum(p.gather(1, codes[:, [n]]).sum().item() for p, n in zip(probabilities, order, strict=True))
 
     class One:
@@ -41,9 +41,9 @@ def test_bits_are_the_chain_rule_of_the_decoder(window):
         pass
 
     generator = Bare()
-    generator.drawing = family
+    generator.inference_family = family
     assert bits_per_code(generator, plan, One()) == pytest.approx(chain / 72 / log(2), rel=1e-12)
-    assert bits_by_drawing(Decoder(family, plan), One()) == pytest.approx(chain / 72 / log(2), rel=1e-12)
+    assert bits_by_decoding(Decoder(family, plan), One()) == pytest.approx(chain / 72 / log(2), rel=1e-12)
 
 
 def test_bits_of_the_released_decoder_are_those_of_a_cache_of_zeros():
@@ -69,8 +69,8 @@ def test_bits_of_the_released_decoder_are_those_of_a_cache_of_zeros():
         def __iter__(self):
             yield Batch(codes, labels)
 
-    assert bits_by_drawing(Decoder(family, plan, released=True), One()) == pytest.approx(truth, rel=1e-12)
-    assert bits_by_drawing(Decoder(family, plan), One()) != pytest.approx(truth, rel=1e-4)
+    assert bits_by_decoding(Decoder(family, plan, released=True), One()) == pytest.approx(truth, rel=1e-12)
+    assert bits_by_decoding(Decoder(family, plan), One()) != pytest.approx(truth, rel=1e-4)
 
 
 def test_bits_are_of_as_many_images_as_is_said():

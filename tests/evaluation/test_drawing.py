@@ -19,7 +19,7 @@ from zipar_train.evaluation.sample_set import SampleSet, classes_of
 from zipar_train.models.family import build
 from zipar_train.models.restore import LoadedWeights
 from zipar_train.recipe.load import load_recipe
-from zipar_train.recipe.schema import Draw
+from zipar_train.recipe.schema import SamplingParams
 from zipar_train.training.fit import fit
 
 
@@ -44,7 +44,7 @@ def drawing(root, generator, images=11, **changes) -> SampleSet:
         "window": 4,
         "seed": 0,
         "batch_size": 4,
-        "draw": Draw(guidance=1.5),
+        "sampling": SamplingParams(guidance=1.5),
     }
     return SampleSet(**{**settings, **changes})
 
@@ -108,10 +108,10 @@ def test_finished_batches_are_not_drawn_again_and_more_images_begin_with_the_few
         {"weights": "other"},
         {"window": 2},
         {"seed": 1},
-        {"draw": Draw(guidance=2.0)},
-        {"manner": "released"},
+        {"sampling": SamplingParams(guidance=2.0)},
+        {"mode": "released"},
         {"origin": "classes in turn"},
-        {"manner": "adaptive"},
+        {"mode": "adaptive"},
         {"batch_size": 3},
     ],
 )

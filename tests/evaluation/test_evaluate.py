@@ -1,4 +1,4 @@
-"""Evaluation: the report against its own numbers, gaps, the paper's protocol and departures from it, guidance."""
+"""Evaluation: the report against its own numbers, gaps, the paper's protocol and differences from it, guidance."""
 
 import json
 
@@ -8,7 +8,7 @@ import torch
 from commands import sets
 
 from zipar_train.evaluation.evaluate import _closed
-from zipar_train.evaluation.report.protocol import departures, warnings
+from zipar_train.evaluation.report.protocol import differences, warnings
 from zipar_train.models.tokenizers.base import Palette
 
 
@@ -89,7 +89,7 @@ def test_the_protocol_is_guarded(tiny, tmp_path, run, kept_classifier):
     )
     assert status == 0, err
     report = json.loads((tmp_path / "r.json").read_text())
-    assert [(row["window"], row["manner"]) for row in report["rows"]] == [
+    assert [(row["window"], row["mode"]) for row in report["rows"]] == [
         (8, "planned"),
         (2, "planned"),
         (2, "released"),
@@ -98,10 +98,10 @@ def test_the_protocol_is_guarded(tiny, tmp_path, run, kept_classifier):
     assert all(row["images_per_second"] > 0 for row in report["rows"])
     assert report["rows"][2]["bits"] is None and report["rows"][3]["bits"] is None
     assert 22 <= report["rows"][3]["passes"] <= 64 and report["rows"][3]["width"] is None
-    assert report["departures"][0] == "images: 20 (published: 50000)"
-    assert report["departures"][1] == "conditions: classes in turn (published: random classes)"
-    assert report["departures"][2].startswith("features: classifier-")
-    assert len(report["departures"]) == 3  # guidance is the published one
+    assert report["differences"][0] == "images: 20 (published: 50000)"
+    assert report["differences"][1] == "conditions: classes in turn (published: random classes)"
+    assert report["differences"][2].startswith("features: classifier-")
+    assert len(report["differences"]) == 3  # guidance is the published one
     assert report["protocol"]["validation"] is True
     page = (tmp_path / "out" / "report.html").read_text()
     for text in (out, (tmp_path / "out" / "report.md").read_text(), page):
@@ -112,8 +112,8 @@ def test_the_protocol_is_guarded(tiny, tmp_path, run, kept_classifier):
         "http://creativecommons.org", ""
     )
     assert (
-        len(list((tmp_path / "out" / "drawn").glob("*.npz")))
-        == len(list((tmp_path / "out" / "drawn").glob("*-8px")))
+        len(list((tmp_path / "out" / "samples").glob("*.npz")))
+        == len(list((tmp_path / "out" / "samples").glob("*-8px")))
         == 4
     )
 
@@ -127,7 +127,7 @@ def test_a_departure_is_each_difference_and_nothing_else():
         "seeds": [0],
         "conditions": "random classes",
         "size": 256,
-        "drawn": 384,
+        "generated_size": 384,
         "reference": "VIRTUAL_imagenet256_labeled.npz, ADM's statistics",
         "reference_checksum": "0",
         "reference_images": None,
@@ -145,7 +145,7 @@ def test_a_departure_is_each_difference_and_nothing_else():
     paper = load_recipe("llamagen-l").published_results
     assert isinstance(paper, Paper)
     protocol = Protocol(**ours)
-    assert departures(protocol, paper) == [] and warnings(protocol) == []
+    assert differences(protocol, paper) == [] and warnings(protocol) == []
     changes = {
         "images": 5000,
         "conditions": "classes in turn",
@@ -160,7 +160,7 @@ def test_a_departure_is_each_difference_and_nothing_else():
     }
     for key, value in changes.items():
         changed = Protocol(**{**ours, key: value})
-        (only,) = departures(changed, paper)
+        (only,) = differences(changed, paper)
         assert str(value) in only
     assert "biased upwards" in warnings(Protocol(**{**ours, "images": 5000}))[0]
     assert "validation set" in warnings(Protocol(**{**ours, "validation": True}))[0]
@@ -179,7 +179,7 @@ def test_guidance_is_searched(tiny, tmp_path, run, kept_classifier):
     assert [(t["guidance"], t["window"]) for t in found["tried"]] == [(g, w) for g in (1, 1.5, 30) for w in (8, 2)]
     means = {g: np.mean([t["score"]["mean"] for t in found["tried"] if t["guidance"] == g]) for g in (1, 1.5, 30)}
     assert found["best"] == min(means, key=means.get) != 30
-    assert f"Best over these windows: --set draw.guidance={found['best']:g}" in out
+    assert f"Best over these windows: --set sampling.guidance={found['best']:g}" in out
     for scales, message in {
         "-1": "-1 is no guidance scale",
         "x": "write numbers with commas",

@@ -14,7 +14,7 @@ from zipar_train.models.family import build
 from zipar_train.models.restore import load_family, read
 from zipar_train.recipe.load import load_recipe
 from zipar_train.recipe.model import Model, Words
-from zipar_train.recipe.schema import Draw
+from zipar_train.recipe.schema import SamplingParams
 
 HEIGHT, WIDTH, CODES = 4, 3, 10
 WORDS = [
@@ -147,8 +147,8 @@ def test_next_token_draws_what_transformers_draws(checkpoint, guidance):
         )
         expected.append(drawn[0, ids.shape[1] :].view(HEIGHT, WIDTH + 1)[:, :-1] - FIRST)
     plan = Plan.raster(family.grid, prompt=family.prompt_length)
-    draw = Draw(guidance=guidance, temperature=0.0)
-    ours = Decoder(family, plan)(CAPTIONS, torch.zeros(3, HEIGHT * WIDTH), draw)
+    sampling = SamplingParams(guidance=guidance, temperature=0.0)
+    ours = Decoder(family, plan)(CAPTIONS, torch.zeros(3, HEIGHT * WIDTH), sampling)
     assert torch.equal(ours, torch.stack(expected))
     assert len(torch.unique(ours)) > 3
     pixels = family.tokenizer.decode(ours)

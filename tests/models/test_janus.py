@@ -15,7 +15,7 @@ from zipar_train.models.family import build
 from zipar_train.models.restore import load_family, read
 from zipar_train.models.token_prompts import Prompts
 from zipar_train.recipe.model import Model, Words
-from zipar_train.recipe.schema import Draw
+from zipar_train.recipe.schema import SamplingParams
 
 TEXT = {
     "vocab_size": 20,
@@ -131,8 +131,8 @@ def test_next_token_draws_what_transformers_draws(checkpoint, guidance):
         do_sample=False,
     )
     plan = Plan.raster(family.grid, prompt=family.prompt_length)
-    draw = Draw(guidance=guidance, temperature=0.0)
-    ours = Decoder(family, plan)(CAPTIONS, torch.zeros(3, 9), draw).flatten(1)
+    sampling = SamplingParams(guidance=guidance, temperature=0.0)
+    ours = Decoder(family, plan)(CAPTIONS, torch.zeros(3, 9), sampling).flatten(1)
     assert torch.equal(ours, expected)
     assert len(torch.unique(ours)) > 3
     pixels = family.tokenizer.decode(ours.view(3, 3, 3))

@@ -99,7 +99,7 @@ def test_classes_from_end_to_end(tmp_path, run, vq, weights):
     assert generator.generate([0, 2], window=2).pixels.shape == (2, 3, 48, 48)
     codes, labels = torch.randint(24, (2, 9)), torch.tensor([2, 1])
     with torch.no_grad():
-        ours = teacher_forced(generator.family, generator.plan(), codes, labels, dense(generator.plan()))
+        ours = teacher_forced(generator.load_family(), generator.plan(), codes, labels, dense(generator.plan()))
     theirs = original.next_token_logits(state, codes, labels, heads=2, columns=3)
     assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max()
 

@@ -19,7 +19,7 @@ from zipar_train.models.t5_features import Captions
 from zipar_train.plan.masks import dense
 from zipar_train.plan.table import Plan
 from zipar_train.recipe.load import load_recipe
-from zipar_train.recipe.schema import Draw
+from zipar_train.recipe.schema import SamplingParams
 
 
 def family_of(recipe, state, dtype=torch.float64):
@@ -70,14 +70,14 @@ def test_the_baseline_draws_what_the_released_decoder_draws(size, window, scale)
     state = original.random_gpt(depth=2, width=24, codes=11, grid=size, classes=5, seed=3)
     family = family_of(c2i(f"model.grid=[{size},{size}]", "zipar.windows={2: 1}", "evaluate.windows=[2]"), state)
     plan = Plan.zipar(family.grid, window=window, stand_in="released")
-    labels, draw = torch.tensor([1, 4]), Draw(temperature=0, guidance=scale)
+    labels, sampling = torch.tensor([1, 4]), SamplingParams(temperature=0, guidance=scale)
     forwards, uniforms = simulate(size, window), torch.zeros(2, size * size)
     drawn = {
         zeros: original.released_zipar(state, labels, forwards, size=size, heads=2, scale=scale, zeros=zeros)
         for zeros in (True, False)
     }
     for zeros in (True, False):
-        codes = Decoder(family, plan, released=zeros)(labels, uniforms, draw).flatten(1)
+        codes = Decoder(family, plan, released=zeros)(labels, uniforms, sampling).flatten(1)
         assert torch.equal(codes, drawn[zeros])
     assert window > 2 or not torch.equal(drawn[True], drawn[False])  # many unwritten slots
 

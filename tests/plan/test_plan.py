@@ -72,7 +72,7 @@ def test_released_plan_is_the_released_decoder(size, window):
 def test_every_code_is_drawn_once_and_before_it_is_fed(plan):
     codes = plan.grid.codes
     assert sorted(plan.target[plan.target >= 0]) == list(range(codes))
-    drawn = plan.drawn().reshape(-1)
+    drawn = plan.generated_at().reshape(-1)
     fed = plan.source >= 0
     assert (drawn[plan.source[fed]] < plan.step[fed]).all()
     assert plan.step[plan.target == drawn.argmax()].max() == plan.passes - 1
@@ -80,10 +80,10 @@ def test_every_code_is_drawn_once_and_before_it_is_fed(plan):
     assert order == sorted(set(order))
 
 
-@given(plans(row_ends=(False,), first_rows=("complete",), by_row=(False,)))
+@given(plans(row_ends=(False,), first_rows=("complete",)))
 @settings(max_examples=100)
 def test_a_row_opens_when_window_codes_of_the_row_above_exist(plan):
-    drawn = plan.drawn()
+    drawn = plan.generated_at()
     height, width = drawn.shape
     assert plan.passes == (2 * width + (height - 2) * plan.window if height > 1 else width)
     for row in range(2, height):
@@ -91,7 +91,7 @@ def test_a_row_opens_when_window_codes_of_the_row_above_exist(plan):
     assert (np.diff(drawn, axis=1) == 1).all()
 
 
-@given(plans(row_ends=(True,), by_row=(False,)))
+@given(plans(row_ends=(True,)))
 @settings(max_examples=100)
 def test_row_ends_open_rows_and_are_fed_once(plan):
     grid, ends = plan.grid, plan.source == ROW_END
@@ -101,10 +101,10 @@ def test_row_ends_open_rows_and_are_fed_once(plan):
     assert (plan.target[ends] % grid.width == 0).all()
 
 
-@given(plans(row_ends=(False,), stand_ins=("nearest",), seen=("until_replaced",)))
+@given(plans(row_ends=(False,), stand_ins=("nearest",)))
 @settings(max_examples=100)
 def test_nothing_drawn_is_nearer_than_the_nearest_stand_in(plan):
-    drawn, width = plan.drawn(), plan.grid.width
+    drawn, width = plan.generated_at(), plan.grid.width
     for slot in np.flatnonzero(plan.expires != NEVER):
         row = plan.position[slot] // width
 
@@ -124,7 +124,7 @@ def test_nothing_drawn_is_nearer_than_the_nearest_stand_in(plan):
 def test_every_other_stand_in_is_the_one_it_is_said_to_be(plan, rule):
     """From the table of when codes are drawn, for each stand-in anew."""
     height, width = plan.grid.height, plan.grid.width
-    drawn = plan.drawn()
+    drawn = plan.generated_at()
     opens = drawn[:, 0].tolist()
     again = Plan.opened(plan.grid, opens, window=1, stand_in=rule)
     for slot in np.flatnonzero(again.expires != NEVER):
@@ -132,8 +132,6 @@ def test_every_other_stand_in_is_the_one_it_is_said_to_be(plan, rule):
         latest = [int(there[r].sum()) - 1 for r in range(height)]
         whole = [r for r in range(row + 1) if latest[r] == width - 1]
         expected = {
-            "latest": (row, latest[row]),
-            "above": (row, 0),
             "completed": (whole[-1] if whole else 0, width - 1 if whole else latest[0]),
             "released": (row - 1, latest[row - 1]) if row else (0, latest[0]),
         }
@@ -141,33 +139,13 @@ def test_every_other_stand_in_is_the_one_it_is_said_to_be(plan, rule):
             assert divmod(int(again.source[slot]), width) == expected[rule]
 
 
-@given(plans(row_ends=(False,), seen=("by_itself",)))
-@settings(max_examples=100)
-def test_a_stand_in_seen_by_itself_is_seen_by_no_other(plan):
-    visible = plan.visible()
-    other = Plan.opened(plan.grid, plan.drawn()[:, 0].tolist(), window=1, prompt=plan.prompt)
-    for slot in np.flatnonzero(plan.expires != NEVER):
-        assert np.flatnonzero(visible[:, slot]).tolist() == [slot]
-        real = plan.expires == NEVER
-        assert (visible[slot, real] == other.visible()[slot, real]).all()
-
-
-@given(plans(row_ends=(False,), first_rows=("overlapping",), by_row=(False,)))
+@given(plans(row_ends=(False,), first_rows=("overlapping",)))
 @settings(max_examples=100)
 def test_rows_that_overlap_from_the_first_on(plan):
     height, width = plan.grid.height, plan.grid.width
     assert plan.passes == width + (height - 1) * plan.window
     if height > 1 and plan.window < width:
         assert (plan.expires != NEVER).sum() == height - 1
-
-
-def test_windows_by_row():
-    plan = Plan.zipar(Grid(4, 6), window=[6, 2, 3])
-    assert plan.drawn()[:, 0].tolist() == [0, 6, 8, 11]
-    assert plan.window == 6
-    assert Plan.zipar(Grid(4, 6), window=[1, 2, 3], first_row="overlapping").drawn()[:, 0].tolist() == [0, 1, 3, 6]
-    assert Plan.zipar(Grid(4, 5, row_end=True), window=[6, 1, 3]).drawn()[:, 0].tolist() == [0, 5, 5, 7]
-    assert (Plan.zipar(Grid(5, 6), window=[3] * 4).step == Plan.zipar(Grid(5, 6), window=3).step).all()
 
 
 @given(plans())
@@ -193,14 +171,8 @@ def test_stand_ins_of_the_released_code_by_hand():
         (lambda: Plan.zipar(Grid(24, 24), window=25), "window 25 does not fit a row of 24 tokens: use 1 .. 24"),
         (lambda: Plan.zipar(Grid(24, 24), window=0), "window 0"),
         (lambda: Plan.zipar(Grid(4, 4, row_end=True), window=6), "use 1 .. 5"),
-        (
-            lambda: Plan.zipar(Grid(4, 4), window=2, stand_in="last"),
-            "use 'completed', 'nearest', 'latest', 'above', 'released'",
-        ),
-        (lambda: Plan.zipar(Grid(4, 4), window=2, seen="none"), "seen 'none' is unknown: use 'until_replaced'"),
+        (lambda: Plan.zipar(Grid(4, 4), window=2, stand_in="last"), "use 'completed', 'nearest', 'released'"),
         (lambda: Plan.zipar(Grid(4, 4), window=2, first_row="last"), "use 'complete', 'overlapping'"),
-        (lambda: Plan.zipar(Grid(4, 4), window=[2, 2]), "2 windows for 4 rows: give one, or 3"),
-        (lambda: Plan.zipar(Grid(4, 4), window=[2, 5, 2]), "window 5 does not fit a row of 4 tokens"),
         (lambda: Plan.zipar(Grid(4, 4), window=2, prompt=0), "prompt 0"),
         (lambda: Grid(0, 4), "not 0 x 4"),
     ],

@@ -16,7 +16,7 @@ from ranges import TRAINER
 from verdicts import PLAIN, TEXTS, judged, planned, swept
 
 from zipar_train.recipe.load import recipe_folder
-from zipar_train.sweep.spec import overrides_of_agent
+from zipar_train.sweep.overrides import overrides_of_agent
 from zipar_train.training.trainer import build_datamodule, build_module, build_trainer
 
 pytestmark = pytest.mark.usefixtures("as_before")

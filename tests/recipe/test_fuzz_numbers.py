@@ -32,8 +32,7 @@ NUMBERS = [
 CHOICES = {
     "tune.activation_checkpointing": [True, False],
     "tune.attention": ["sdpa", "flex_attention"],
-    "zipar.stand_in": ["nearest", "latest", "above", "completed", "released"],
-    "zipar.seen": ["until_replaced", "by_itself"],
+    "zipar.stand_in": ["nearest", "completed", "released"],
     "zipar.first_row": ["complete", "overlapping"],
     "trainer.precision": ["32", "16", "bf16", "16-true", "bf16-true", "64-true", 64, None],
     "model.tokenizer": [None, "palette", "vq16"],

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from verdicts import swept
 
 from zipar_train.recipe.load import recipe_folder
-from zipar_train.sweep.spec import SPREADS, read_sweep, trials_of
+from zipar_train.sweep.distributions import SPREADS
+from zipar_train.sweep.spec import read_sweep
+from zipar_train.sweep.trials import trials_of
 
 SWEEPS = [path.read_text() for path in sorted((recipe_folder() / "sweeps").glob("*.yaml"))]
 PARAMETERS = st.fixed_dictionaries(

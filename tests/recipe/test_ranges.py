@@ -69,8 +69,8 @@ def test_numbers_just_outside_are_refused_and_just_inside_accepted(path):
 
 @pytest.mark.parametrize("value", [1e-300, 1e-9, 0.00099])
 def test_a_temperature_that_leaves_no_finite_numbers_is_refused(value):
-    assert refused("draw.temperature", value)
-    assert not refused("draw.temperature", 0.001)
+    assert refused("sampling.temperature", value)
+    assert not refused("sampling.temperature", 0.001)
 
 
 def test_every_argument_of_lightnings_trainer_has_a_rule():

@@ -8,7 +8,7 @@ from zipar_train import load
 from zipar_train.export.weights import export
 from zipar_train.models.restore import read
 from zipar_train.recipe.load import dump, load_recipe, parse_stored
-from zipar_train.recipe.renamed import COMMANDS, KEYS, OPTIONS, renamed
+from zipar_train.recipe.renamed import COMMANDS, KEYS, OPTIONS, REMOVED, renamed
 from zipar_train.recipe.schema import RecipeError
 from zipar_train.training.fit import fit
 
@@ -20,6 +20,19 @@ def test_a_former_key_names_the_present_one(former):
     with pytest.raises(RecipeError, match=rf"{former} = .*: this key is called {now} now\.") as error:
         load_recipe(name, [f"{former}=1"])
     assert "unknown" not in str(error.value)
+
+
+@pytest.mark.parametrize("former", REMOVED)
+def test_a_removed_key_says_what_holds_now(former):
+    with pytest.raises(RecipeError, match=rf"{former} = 'x': this key was removed: .*\. Drop it\."):
+        load_recipe("digits", [f"{former}=x"])
+
+
+def test_a_stored_recipe_with_a_removed_behavior_is_refused():
+    stored = load_recipe("digits").model_dump()
+    stored["zipar"]["seen"] = "by_itself"
+    with pytest.raises(RecipeError, match=r"zipar\.seen = 'by_itself': this key was removed"):
+        parse_stored(stored, where="a checkpoint")
 
 
 def test_present_keys_are_those_of_the_schema():
@@ -57,6 +70,7 @@ def former(recipe):
             place = (place or {}).get(section)
         if isinstance(place, dict):
             place[old.rpartition(".")[2]] = place.pop(last)
+    made["zipar"]["seen"] = "until_replaced"
     made["zipar"]["first_row"] = {"complete": "alone"}.get(made["zipar"]["first_row"], made["zipar"]["first_row"])
     return made
 

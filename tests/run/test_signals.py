@@ -118,13 +118,13 @@ def test_signals_that_were_ignored_at_the_start_stay_ignored():
 
 
 def test_loader_processes_hear_nothing_from_their_first_moment_and_die_with_their_parent():
-    """Signals come between the fork and `deafen`, and later; then the parent is killed."""
+    """Signals come between the fork and `ignore_signals`, and later; then the parent is killed."""
     process = script("""
 with raised():
     with held():
         if not os.fork():
             for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP): os.kill(os.getpid(), signum)
-            deafen()
+            ignore_signals()
             for signum in (signal.SIGINT, signal.SIGHUP): os.kill(os.getpid(), signum)
             print('ready', flush=True)
             print(os.getpid(), flush=True)

@@ -61,10 +61,8 @@ def test_stand_ins_are_as_far_off_as_columns_and_rows_say(tables):
             colours.apart(picture, Plan.zipar(Grid(side, side), window=window, stand_in=rule))
             for picture in (column, row)
         ]
-        for rule in ("completed", "latest", "above", "released")
+        for rule in ("completed", "released")
     }
-    assert off["latest"] == [side - window, 0]  # of the same row, which has as many codes as the window
-    assert off["above"] == [side - 1, 0]
     assert (
         off["completed"][0] == 0 and 2.5 < off["completed"][1] <= 3
     )  # four windows are a row; the first rows are near
@@ -91,18 +89,18 @@ def test_the_headline_takes_seeds_together(tables, tmp_path, monkeypatch):
         seed, rows = int(name[-1]), []
         base, planned = models.base(seed).name, [14, 4, 2] if "control" in name else tables.WINDOWS
         for run in (base, checkpoint.name):
-            for manner, windows in (("planned", planned), ("released", [7, 4, 2, 1]), ("adaptive", [7, 4, 2, 1])):
-                if manner == "planned" or f"--{manner}" in arguments and (manner == "adaptive" or run == base):
+            for mode, windows in (("planned", planned), ("released", [7, 4, 2, 1]), ("adaptive", [7, 4, 2, 1])):
+                if mode == "planned" or f"--{mode}" in arguments and (mode == "adaptive" or run == base):
                     rows += [
                         {
                             "checkpoint": run,
-                            "manner": manner,
+                            "mode": mode,
                             "window": window,
                             "passes": 10.5 + window,
-                            "bits": 0.9 + 0.1 * seed if manner == "planned" else None,
-                            "gap_closed": None if window > 2 or run == base or manner != "planned" else 0.5,
+                            "bits": 0.9 + 0.1 * seed if mode == "planned" else None,
+                            "gap_closed": None if window > 2 or run == base or mode != "planned" else 0.5,
                             **{score: {"mean": 3.0 + seed} for score in ("fid", "precision", "recall")},
-                            "agreement": {"mean": 0.25},
+                            "class_accuracy": {"mean": 0.25},
                         }
                         for window in windows
                     ]

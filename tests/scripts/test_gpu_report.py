@@ -6,7 +6,7 @@ import shutil
 import pytest
 from gpu_scripts import DOCS, SECTIONS, rows, script
 
-from zipar_train.benchmark import decode
+from zipar_train.benchmark.results import COMPILED, EAGER, OURS, PLAIN, STOCK
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def made_by_hand(device: str = MACHINE["device"]) -> dict:
         }
 
     drawn = {
-        "method": decode.OURS,
+        "method": OURS,
         "grid": [24, 24],
         "window": 24,
         "batch": 1,
@@ -55,9 +55,9 @@ def made_by_hand(device: str = MACHINE["device"]) -> dict:
         "memory": None,
         "floor_ms": 0.24,
         "times_floor": 5.14,
-        "agreement": 0.991,
+        "code_match": 0.991,
     }
-    failed = {"method": decode.OURS, "grid": [24, 24], "window": 4, "batch": 1, "error": "no room | here\nat all"}
+    failed = {"method": OURS, "grid": [24, 24], "window": 4, "batch": 1, "error": "no room | here\nat all"}
     speed = {"steps": 20, "images_per_second": 123.4, "mfu": 0.4, "memory_gib": 33.3, "data_wait": 0.01}
     return {
         "machine": MACHINE | {"device": device},
@@ -162,8 +162,8 @@ def test_a_dry_run_does_every_step_and_its_results_stand_in_the_pages(docs, tmp_
     assert found["continuity"]["largest_difference"] == 0 and len(found["continuity"]["steps_made_twice"]) >= 5
     assert found["continuity"]["last_loss"] < found["continuity"]["first_loss"]
     assert found["generate"]["same_codes_twice"] == 1 and found["generate"]["same_codes_in_smaller_batches"] == 1
-    assert {row["method"] for row in found["decode-l-compiled"]["rows"]} == {decode.OURS, decode.COMPILED}
-    assert {decode.PLAIN, decode.EAGER, decode.STOCK} < {row["method"] for row in found["baselines"]["rows"]}
+    assert {row["method"] for row in found["decode-l-compiled"]["rows"]} == {OURS, COMPILED}
+    assert {PLAIN, EAGER, STOCK} < {row["method"] for row in found["baselines"]["rows"]}
     assert not found["tests"]["failed"] and len(found["tests"]["skipped"]) >= 14  # no GPU here
     assert (out / "generated.png").read_bytes().startswith(b"\x89PNG") and "A step is" in (out / "logs.txt").read_text()
     assert script("report", out / "results.json", "--docs", docs).returncode == 0

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -28,16 +29,25 @@ class Running:
         errors: file for what it prints to stderr; without it, `log`.
         env: variables beside those of this process.
         session: whether it leads a process group of its own, as one started by a shell does.
+        before: called in the process first.
     """
 
     all: list["Running"] = []
 
-    def __init__(self, *args, log: Path, errors: Path | None = None, env: dict[str, str] | None = None, session=False):
+    def __init__(
+        self,
+        *args,
+        log: Path,
+        errors: Path | None = None,
+        env: dict[str, str] | None = None,
+        session: bool = False,
+        before: Callable[[], None] | None = None,
+    ):
         self.log, self.errors = log, errors or log
         # The fork server has the folder and the environment of the first test that used it.
         here = (os.getcwd(), {**os.environ, **(env or {})})
         files = (str(log), str(self.errors))
-        self.process = CONTEXT.Process(target=_work, args=([str(arg) for arg in args], files, *here, session))
+        self.process = CONTEXT.Process(target=_work, args=([str(arg) for arg in args], files, *here, session, before))
         self.process.start()
         self.pid = self.process.pid
         self.all.append(self)
@@ -107,9 +117,18 @@ def together(world: int, *args, log: Path, env: dict[str, str] | None = None) ->
     ]
 
 
-def _work(args: list[str], files: tuple[str, str], folder: str, env: dict[str, str], session: bool) -> None:
+def _work(
+    args: list[str],
+    files: tuple[str, str],
+    folder: str,
+    env: dict[str, str],
+    session: bool,
+    before: Callable[[], None] | None,
+) -> None:
     if session:
         os.setsid()
+    if before:
+        before()
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(env)

@@ -77,10 +77,10 @@ RANGES = {  # path: range; * is an entry of a list or a mapping, # a mapping's k
     "optim.ema_decay": real(0, 1, open="low high"),
     "health.loss_spike_factor": real(1, 10**6, open="low"),
     "health.stall_warning_s": real(0, 86400, open="low"),
-    "draw.guidance": real(0, 1000),
-    "draw.temperature": real(0, 1000),  # and nothing between 0 and 0.001
-    "draw.top_k": Range(0, 65536),
-    "draw.top_p": real(0, 1, open="low"),
+    "sampling.guidance": real(0, 1000),
+    "sampling.temperature": real(0, 1000),  # and nothing between 0 and 0.001
+    "sampling.top_k": Range(0, 65536),
+    "sampling.top_p": real(0, 1, open="low"),
     "evaluate.windows.*": WINDOW,
     "evaluate.images": Range(10, 10**6),
     "evaluate.seeds.*": Range(0, 2**63 - 1),

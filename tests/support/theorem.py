@@ -9,10 +9,10 @@ from zipar_train.decoding.fused_llama import fuse_for_inference
 from zipar_train.decoding.sampling import uniforms
 from zipar_train.models.family import teacher_forced
 from zipar_train.plan.masks import dense
-from zipar_train.recipe.schema import Draw
+from zipar_train.recipe.schema import SamplingParams
 
 
-def drawn_and_seen(family, plan, draw, labels, seed=0, images=None):
+def drawn_and_seen(family, plan, sampling, labels, seed=0, images=None):
     """Codes (B, N) of a decode, and the logits (B or 2 B, N, V) it saw of every code."""
     codes, seen = plan.grid.codes, {}
 
@@ -23,14 +23,14 @@ def drawn_and_seen(family, plan, draw, labels, seed=0, images=None):
                 seen[target] = logits[:, column].clone()
 
     numbers = uniforms(list(range(images or len(labels))), codes, seed=seed)
-    drawn = Decoder(family, plan)(labels, numbers, draw, observe=observe)
+    drawn = Decoder(family, plan)(labels, numbers, sampling, observe=observe)
     return drawn.flatten(1), torch.stack([seen[n] for n in range(codes)], dim=1)
 
 
-def check_theorem(family, plan, draw, mask, tolerance=1e-10):
+def check_theorem(family, plan, sampling, mask, tolerance=1e-10):
     labels = torch.tensor([0, 2, 1])
-    codes, seen = drawn_and_seen(family, plan, draw, labels)
-    if draw.guidance != 1:
+    codes, seen = drawn_and_seen(family, plan, sampling, labels)
+    if sampling.guidance != 1:
         null = family.drop(labels, torch.ones(3, dtype=torch.bool))
         codes, labels = torch.cat([codes, codes]), torch.cat([labels, null])
     with torch.no_grad():
@@ -55,7 +55,7 @@ def check_captioned_theorem(family, captions, *, window: int, guidance: float, s
         assert fuse_for_inference(family.model)
     prompts, images = family.check(captions), len(captions)
     plan = Plan.zipar(family.grid, window=window, prompt=family.prompt_length)
-    codes, seen = drawn_and_seen(family, plan, Draw(guidance=guidance), prompts, images=images)
+    codes, seen = drawn_and_seen(family, plan, SamplingParams(guidance=guidance), prompts, images=images)
     if guidance != 1:
         null = family.drop(prompts, torch.ones(images, dtype=torch.bool))
         codes, prompts = torch.cat([codes, codes]), type(prompts)(*map(torch.cat, zip(prompts, null, strict=True)))

@@ -14,7 +14,10 @@ from zipar_train.io import safe_yaml as plain
 from zipar_train.plan.table import Plan
 from zipar_train.recipe.load import dump, load_recipe, parse, recipe_folder, shipped
 from zipar_train.recipe.schema import RecipeError
-from zipar_train.sweep.spec import MOST, overrides_of, read_sweep, trials_of
+from zipar_train.sweep.distributions import MOST
+from zipar_train.sweep.overrides import overrides_of
+from zipar_train.sweep.spec import read_sweep
+from zipar_train.sweep.trials import trials_of
 
 TEXTS = {name: (recipe_folder() / f"{name}.yaml").read_text() for name in shipped()}
 PLAIN = {name: plain.parse(text, loader=plain.Recipes) for name, text in TEXTS.items()}

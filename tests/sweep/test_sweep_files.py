@@ -9,7 +9,9 @@ import yaml
 from sweep_files import GRIDS, SHIPPED, agents, write
 
 from zipar_train.recipe.load import load_recipe, recipe_folder
-from zipar_train.sweep.spec import overrides_of, overrides_of_agent, read_sweep, trials_of
+from zipar_train.sweep.overrides import overrides_of, overrides_of_agent
+from zipar_train.sweep.spec import read_sweep
+from zipar_train.sweep.trials import trials_of
 
 
 def test_shipped_grids_by_value():

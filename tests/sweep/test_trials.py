@@ -16,7 +16,10 @@ from hypothesis import strategies as st
 from sweep_files import GRIDS, SHIPPED, agents, write
 
 from zipar_train.recipe.load import load_recipe
-from zipar_train.sweep.spec import SPREADS, overrides_of, overrides_of_agent, read_sweep, trials_of
+from zipar_train.sweep.distributions import SPREADS
+from zipar_train.sweep.overrides import overrides_of, overrides_of_agent
+from zipar_train.sweep.spec import read_sweep
+from zipar_train.sweep.trials import trials_of
 
 
 @pytest.fixture(scope="module")

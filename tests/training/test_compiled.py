@@ -16,7 +16,7 @@ from zipar_train.data.loader import Batch
 from zipar_train.models import compiled
 from zipar_train.recipe.load import load_recipe
 from zipar_train.training import optimizer as optimizers
-from zipar_train.training.module import fsdp_units
+from zipar_train.training.fsdp import fsdp_units
 from zipar_train.training.trainer import module_of
 
 

@@ -76,9 +76,9 @@ def test_windows_come_in_their_shares_and_dropout_in_its():
         assert abs(counts[3] - 20) <= 1
         assert abs(counts[1] - 10) <= 1
     assert [module.sample_window(0, b) for b in range(40)] != [module.sample_window(1, b) for b in range(40)]
-    drops = torch.stack([module.draw_dropout(0, step, range(50)) for step in range(200)])
+    drops = torch.stack([module.sample_dropout(0, step, range(50)) for step in range(200)])
     assert abs(drops.float().mean() - 0.25) < 0.02
-    assert torch.equal(module.draw_dropout(0, 7, range(20, 40)), drops[7][20:40])
+    assert torch.equal(module.sample_dropout(0, 7, range(20, 40)), drops[7][20:40])
 
 
 def test_an_image_is_treated_alike_for_any_number_of_devices():
@@ -90,7 +90,7 @@ def test_an_image_is_treated_alike_for_any_number_of_devices():
             for batch in range(3 * parts):
                 module._trainer = SimpleNamespace(accumulate_grad_batches=parts, global_rank=rank)
                 step, places = module.places(batch, images)
-                drops = module.draw_dropout(1, step, places).tolist()
+                drops = module.sample_dropout(1, step, places).tolist()
                 found |= {(step, place): drop for place, drop in zip(places, drops, strict=True)}
         seen[ranks, parts] = found
     assert len({tuple(sorted(found.items())) for found in seen.values()}) == 1 and len(found) == 24
@@ -100,7 +100,7 @@ def test_the_loss_is_the_mean_over_codes_and_gradients_reach_every_weight():
     family = llamagen(4, 4)
     module = ZipARModule(family, windows={2: 1})
     batch = Batch(torch.randint(7, (5, 16)), torch.tensor([0, 1, 2, 0, 1]))
-    module.draw_dropout = lambda *_: torch.tensor([True, False, False, False, False])
+    module.sample_dropout = lambda *_: torch.tensor([True, False, False, False, False])
     module.sample_window = lambda *_: 2
     logged = {}
     module.log = lambda name, value, **_: logged.update({name: value})

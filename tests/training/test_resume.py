@@ -18,7 +18,7 @@ from zipar_train.recipe.load import load_recipe
 from zipar_train.run.signals import Stopped
 from zipar_train.training.callbacks.checkpoint import Checkpoint
 from zipar_train.training.fit import fit
-from zipar_train.training.module import fsdp_units
+from zipar_train.training.fsdp import fsdp_units
 
 LONG = ["checkpoint_every=3", "optim.ema_decay=0.9", "data.micro_batch_size=8"]
 

@@ -24,7 +24,7 @@ from zipar_train.run.metrics_csv import validations
 from zipar_train.run.signals import Stopped
 from zipar_train.training.fit import fit
 from zipar_train.training.trainer import build_trainer
-from zipar_train.training.wandb_run import tracked
+from zipar_train.training.wandb_tracking import tracked
 
 wandb = pytest.importorskip("wandb")
 pytestmark = pytest.mark.usefixtures("alone")

@@ -15,7 +15,7 @@ from zipar_train.decoding.state import prompts
 from zipar_train.models.family import Family
 from zipar_train.plan.masks import mask_padding
 from zipar_train.plan.table import ROW_END, Plan
-from zipar_train.recipe.schema import Draw
+from zipar_train.recipe.schema import SamplingParams
 
 
 class InsertedLayer(CacheLayerMixin):
@@ -66,7 +66,7 @@ class InsertedCache(Cache):
 
 
 @torch.inference_mode()
-def eager_loop(family: Family, condition: Any, uniforms: Tensor, draw: Draw, *, window: int) -> Tensor:
+def eager_loop(family: Family, condition: Any, uniforms: Tensor, sampling: SamplingParams, *, window: int) -> Tensor:
     """Generate B images as the released ZipAR decoders do (ThisisBillhe/ZipAR 2a5695c), with the package's family.
 
     Each pass is a Python loop with lists and concatenation, unfused attention, the head applied to every input, and one
@@ -83,7 +83,7 @@ def eager_loop(family: Family, condition: Any, uniforms: Tensor, draw: Draw, *, 
         family: The generator.
         condition: Conditions of B images.
         uniforms: (B, N), see `sampling.uniforms`.
-        draw: How codes are sampled.
+        sampling: How codes are sampled.
         window: The window, in codes.
 
     Returns:
@@ -91,18 +91,18 @@ def eager_loop(family: Family, condition: Any, uniforms: Tensor, draw: Draw, *, 
     """
     grid, device = family.grid, family.model.device
     plan = Plan.zipar(grid, window=window, stand_in="released", prompt=family.prompt_length)
-    prompt, padding = prompts(family, family.check(condition), guided=draw.guidance != 1)
+    prompt, padding = prompts(family, family.check(condition), guided=sampling.guidance != 1)
     uniforms = uniforms.to(device)
     row_end = torch.full((len(uniforms), 1), ROW_END, device=device)
     memory = (_Inserted if grid.row_end else _Whole)(family, plan, rows=len(prompt))
-    drawn: dict[int, Tensor] = {}
+    generated: dict[int, Tensor] = {}
     for step in range(plan.passes):
         inputs = [i for i in range(len(plan)) if plan.step[i] == step]
         positions = [int(plan.position[i]) for i in inputs]
         fed = [int(plan.source[i]) for i in inputs if plan.position[i] >= 0]
         parts = [prompt] if step == 0 else []
         if fed:
-            tokens = torch.cat([row_end if source == ROW_END else drawn[source] for source in fed], dim=1)
+            tokens = torch.cat([row_end if source == ROW_END else generated[source] for source in fed], dim=1)
             parts.append(family.embed(tokens).repeat(len(prompt) // len(uniforms), 1, 1))
         mask, places = memory.begin_pass(positions)
         if padding is not None:
@@ -110,20 +110,20 @@ def eager_loop(family: Family, condition: Any, uniforms: Tensor, draw: Draw, *, 
         with sdpa_kernel(SDPBackend.MATH):
             position = torch.tensor(positions, device=device)
             logits = family.head(family.hidden(torch.cat(parts, dim=1), position, mask, memory.cache))
-        if draw.guidance != 1:
-            logits = guide(logits, draw.guidance)
+        if sampling.guidance != 1:
+            logits = guide(logits, sampling.guidance)
         for column, i in enumerate(inputs):
             target = int(plan.target[i])
             if target >= 0:
                 codes = sample(
                     logits[:, column],
                     uniforms[:, target],
-                    temperature=draw.temperature,
-                    top_k=draw.top_k,
-                    top_p=draw.top_p,
+                    temperature=sampling.temperature,
+                    top_k=sampling.top_k,
+                    top_p=sampling.top_p,
                 )
-                drawn[target] = codes[:, None]
-    codes = torch.cat([drawn[target] for target in range(grid.codes)], dim=1)
+                generated[target] = codes[:, None]
+    codes = torch.cat([generated[target] for target in range(grid.codes)], dim=1)
     return codes.view(len(uniforms), grid.height, grid.width)
 
 

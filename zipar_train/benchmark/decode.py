@@ -1,66 +1,21 @@
 """Benchmark of generation: times per pass, image and batch, compared with the roofline floor and other decoders."""
 
-import copy
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
-from pydantic import BaseModel
 from torch import Tensor
 from tqdm import tqdm
 
-from zipar_train.benchmark.baselines import eager_loop
-from zipar_train.benchmark.roofline import Rates, Work, measure
-from zipar_train.benchmark.stock import Stock
-from zipar_train.benchmark.subject import on_grid, subject
-from zipar_train.benchmark.turns import Failure, Key, Timed, Trouble, Way, release, take_turns, whole_graphs
+from zipar_train.benchmark.decoders import Case, Decoders
+from zipar_train.benchmark.random_family import on_grid, random_family
+from zipar_train.benchmark.results import OURS, PLAIN, DecodeReport, DecodeRow
+from zipar_train.benchmark.roofline import Rates, measure
+from zipar_train.benchmark.turns import Failure, Key, Timed, Trouble, release, take_turns
 from zipar_train.decoding import memory
-from zipar_train.decoding.decoder import Decoder
-from zipar_train.decoding.fused_llama import compile_body, fuse_for_inference
-from zipar_train.decoding.place import drawing_on
-from zipar_train.decoding.sampling import uniforms
-from zipar_train.models.family import Family, conditions
 from zipar_train.plan.table import Plan
 from zipar_train.recipe.schema import Recipe
 from zipar_train.run.provenance import environment
-
-OURS, PLAIN, COMPILED = "zipar-train", "zipar-train, plain", "zipar-train, compiled"
-EAGER, STOCK = "eager loop, as released", "transformers generate"
-
-
-class Row(BaseModel):
-    """Result of one decoder at one window, batch size and grid; times are medians over rounds of one batch each."""
-
-    method: str
-    grid: list[int]
-    window: int
-    batch: int
-    passes: int
-    pass_ms: float
-    spread: float  # (slowest - fastest round) / median
-    image_ms: float  # time of a batch divided by its images
-    images_per_second: float
-    memory: int | None  # peak bytes, weights included
-    floor_ms: float  # per pass: its bytes at the measured copy bandwidth, or its FLOPs at the measured rate
-    times_floor: float
-    agreement: float | None  # share of codes equal to the plain decoder's, for the same uniform numbers
-    warm_ups: int  # batches before the counted rounds, until nothing was compiled and every pass was captured
-    rounds: int  # counted
-
-
-class Report(BaseModel):
-    recipe: dict[str, Any]
-    dtype: str
-    guidance: float
-    parameters: int  # parameters used in a pass
-    copy_bandwidth: float  # bytes per second, measured
-    matmul_rate: float  # FLOP/s, measured
-    rounds: int  # requested
-    rows: list[Row]
-    failures: list[Failure]  # cases without a row
-    notes: list[str]  # remarks on the rows
-    environment: dict[str, str]
 
 
 def bench_decode(
@@ -75,8 +30,8 @@ def bench_decode(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     progress: bool = True,
-    save: Callable[[Report], None] = lambda report: None,
-) -> Report:
+    save: Callable[[DecodeReport], None] = lambda report: None,
+) -> DecodeReport:
     """Time the generation of whole batches by a recipe's model with random weights.
 
     Decoders are interleaved in every round, see `turns.take_turns`. Warm-up rounds are not counted; the first one gives
@@ -105,10 +60,10 @@ def bench_decode(
     if not any(fitting):
         raise ValueError(f"no window of {list(windows)} fits a grid of {sizes}: use 1 .. the number of columns")
     rates = measure(device, dtype)
-    report = Report(
+    report = DecodeReport(
         recipe=recipe.model_dump(),
         dtype=str(dtype).removeprefix("torch."),
-        guidance=recipe.draw.guidance,
+        guidance=recipe.sampling.guidance,
         parameters=0,
         copy_bandwidth=rates.copy,
         matmul_rate=rates.matmul,
@@ -121,169 +76,126 @@ def bench_decode(
     for place, (grid, widths) in enumerate(zip(sizes, fitting, strict=True)):
         if not widths:
             continue
-        family = subject(recipe, grid, dtype=dtype, device=device)
-        cases = _Cases(family, recipe, rates, baselines=baselines and not place, compiled=compiled)
-        report.parameters = cases.work.body + cases.work.head
+        decoders = Decoders(
+            random_family(recipe, grid, dtype=dtype, device=device),
+            recipe,
+            baselines=baselines and not place,
+            compiled=compiled,
+        )
+        report.parameters = decoders.work.body + decoders.work.head
         for first, batch in enumerate(batches):
-            cases.measure(
-                report,
-                widths,
-                batch,
-                rounds=rounds,
-                baselines=baselines and not place and not first,
-                progress=progress,
-                save=save,
+            _Batch(decoders, rates, batch).add_to(
+                report, widths, baselines=baselines and not place and not first, progress=progress, save=save
             )
-        del family, cases  # before the next grid's model is made
+        del decoders  # before the next grid's model is made
     if not report.rows:
         raise ValueError(report.failures[0].error)
     return report
 
 
-class _Cases:
-    """Model on one grid, with a copy of its weights for each decoder that needs its own layout."""
+class _Batch:
+    """Batch of images, to be generated by every decoder at every window that fits into memory."""
 
-    def __init__(self, family: Family, recipe: Recipe, rates: Rates, *, baselines: bool, compiled: bool):
-        self.recipe, self.rates, self.ours = recipe, rates, family
-        self.grid, self.device = family.grid, family.model.device
-        family.model.eval()
-        self.work = Work.of(family)
-        self.weights = sum(p.nbytes for p in family.model.parameters())
-        self.plain = copy.deepcopy(family) if baselines else None
-        self.compiled = copy.deepcopy(family) if compiled else None
-        fuse_for_inference(family.model)
-        if self.compiled:
-            fuse_for_inference(self.compiled.model)
-            compile_body(self.compiled.model)
+    def __init__(self, decoders: Decoders, rates: Rates, batch: int):
+        self.decoders, self.rates, self.batch = decoders, rates, batch
+        self.rows = batch * (2 if decoders.recipe.sampling.guidance != 1 else 1)  # of the cache
 
-    def measure(
+    def add_to(
         self,
-        report: Report,
+        report: DecodeReport,
         windows: Sequence[int],
-        batch: int,
         *,
-        rounds: int,
         baselines: bool,
         progress: bool,
-        save: Callable[[Report], None],
+        save: Callable[[DecodeReport], None],
     ) -> None:
-        """Add the rows of a batch size to a report, and the failures."""
-        images = batch * (2 if self.recipe.draw.guidance != 1 else 1)
-        plans = {}
-        for window in windows:
-            plan = Plan.zipar(self.grid, window=window, prompt=self.ours.prompt_length, **self.recipe.zipar.rule)
-            try:
-                memory.check_memory(self.ours, plan, batch, rows=images, slots=len(plan))
-            except memory.BatchTooLarge as error:
-                report.failures.append(self._failure((OURS, window), batch, Trouble.of(error)))
-            else:
-                plans[window] = plan
+        """Time the decoders, and add their rows and failures to a report."""
+        plans = self._plans(report, windows)
         if not plans:
             return
-        ways, passes = self._ways(report, plans, batch, baselines=baselines)
-        needs = {
-            (name, w): memory.decode_bytes(self.ours, plans[w], batch, rows=images, slots=len(plans[w]))
-            for name, w in ways
-        }
-        groups = in_groups(needs, int(memory.free_bytes(self.device) * memory.SPARE))
-        if len(groups) > 1:
-            report.notes.append(
-                f"{self.grid}, batch {batch}: memory does not hold all ways of drawing at once. They took turns in "
-                f"{len(groups)} groups, one after the other, in the order of the rows"
-            )
-        bar = tqdm(
-            total=len(ways) * (rounds + 1),
-            desc=f"{self.grid}, batch {batch}",
-            disable=not progress,
-            mininterval=0.1 if sys.stderr.isatty() else 20,
-        )
-
-        def tell(key: tuple[str, int]) -> None:
-            bar.total = max(bar.total, bar.n + 1)  # there may be several warm-up rounds
-            bar.set_postfix_str(f"{key[0]}, window {key[1]}")
-            bar.update()
-
-        done: dict[tuple[str, int], Timed] = {}
+        ways, passes, notes = self.decoders.ways(plans, self.batch, baselines=baselines)
+        report.notes += notes
+        groups = self._groups(report, ways, plans)
+        done: dict[Case, Timed] = {}
         before = list(report.rows)
 
-        def keep(timed: Mapping[tuple[str, int], Timed]) -> None:
+        def keep(timed: Mapping[Case, Timed]) -> None:
             found = {**done, **timed}
             plain = {w: one.made for (name, w), one in found.items() if name == PLAIN}
             report.rows = before + [
-                self._row(key, one, plans[key[1]], passes[key], batch, images, plain.get(key[1]))
+                self._row(key, one, plans[key[1]], passes[key], plain.get(key[1]))
                 for key, one in found.items()
                 if one.times and one.failure is None
             ]
             save(report)
 
-        for group in groups:
-            chosen = {key: ways[key] for key in group}
-            timed = take_turns(chosen, rounds=rounds, device=self.device, before=tell, after=keep)
-            done |= timed
-            release(chosen.values(), self.device)
-            report.failures += [
-                self._failure(key, batch, one.failure) for key, one in timed.items() if one.failure is not None
-            ]
-            keep(timed)
-        bar.close()
+        with tqdm(
+            total=len(ways) * (report.rounds + 1),
+            desc=f"{self.decoders.grid}, batch {self.batch}",
+            disable=not progress,
+            mininterval=0.1 if sys.stderr.isatty() else 20,
+        ) as bar:
 
-    def _ways(
-        self, report: Report, plans: Mapping[int, Plan], batch: int, *, baselines: bool
-    ) -> tuple[dict[tuple[str, int], Way], dict[tuple[str, int], int]]:
-        """Return, by method and window, the functions that generate a batch, and their numbers of passes."""
-        draw, plain = self.recipe.draw, self.plain
-        condition = conditions(self.recipe.model, batch)
-        numbers = uniforms(list(range(batch)), self.grid.codes, seed=self.recipe.seed)
-        ways: dict[tuple[str, int], Way] = {}
-        passes: dict[tuple[str, int], int] = {}
+            def tell(key: Case) -> None:
+                bar.total = max(bar.total, bar.n + 1)  # there may be several warm-up rounds
+                bar.set_postfix_str(f"{key[0]}, window {key[1]}")
+                bar.update()
 
-        def drawing(family: Family, plan: Plan, **how: Any) -> Way:
-            made: list[Decoder] = []
+            for group in groups:
+                chosen = {key: ways[key] for key in group}
+                timed = take_turns(chosen, rounds=report.rounds, device=self.decoders.device, before=tell, after=keep)
+                done |= timed
+                release(chosen.values(), self.decoders.device)
+                report.failures += [
+                    self._failure(key, one.failure) for key, one in timed.items() if one.failure is not None
+                ]
+                keep(timed)
 
-            def run() -> Tensor:
-                if not made:
-                    made.append(Decoder(family, plan, **how))
-                with whole_graphs():
-                    return made[0](condition, numbers, draw)
+    def _plans(self, report: DecodeReport, windows: Sequence[int]) -> dict[int, Plan]:
+        """Return the plans by window; those that memory does not hold are failures of the report."""
+        ours, rule = self.decoders.ours, self.decoders.recipe.zipar.rule
+        plans = {}
+        for window in windows:
+            plan = Plan.zipar(ours.grid, window=window, prompt=ours.prompt_length, **rule)
+            try:
+                memory.check_memory(ours, plan, self.batch, rows=self.rows, slots=len(plan))
+            except memory.BatchTooLarge as error:
+                report.failures.append(self._failure((OURS, window), Trouble.of(error)))
+            else:
+                plans[window] = plan
+        return plans
 
-            def settled() -> bool:
-                return not made[0].capture or made[0].captured.complete
+    def _groups(self, report: DecodeReport, ways: Iterable[Case], plans: Mapping[int, Plan]) -> list[list[Case]]:
+        """Return the ways in groups that memory holds at once; if there are several, a note of the report says so."""
+        decoders = self.decoders
+        needs = {
+            (name, w): memory.decode_bytes(decoders.ours, plans[w], self.batch, rows=self.rows, slots=len(plans[w]))
+            for name, w in ways
+        }
+        groups = in_groups(needs, int(memory.free_bytes(decoders.device) * memory.SPARE))
+        if len(groups) > 1:
+            report.notes.append(
+                f"{decoders.grid}, batch {self.batch}: memory does not hold all methods at once. They took "
+                f"turns in {len(groups)} groups, one after the other, in the order of the rows"
+            )
+        return groups
 
-            return Way(run, settled, made.clear)
+    def _row(self, key: Case, timed: Timed, plan: Plan, passes: int, plain: Tensor | None) -> DecodeRow:
+        """Return the result of a decoder.
 
-        def eager(window: int) -> None:
-            assert plain is not None
-            with drawing_on(self.device):
-                eager_loop(plain, condition, numbers, draw, window=window)  # codes of another rule, not compared
-
-        for window, plan in plans.items():
-            ways[OURS, window] = drawing(self.ours, plan)
-            if self.compiled:
-                ways[COMPILED, window] = drawing(self.compiled, plan)
-            if baselines and plain:
-                ways[PLAIN, window] = drawing(plain, plan, capture=False)
-                ways[EAGER, window] = Way(lambda window=window: eager(window))  # type: ignore[misc]
-            passes |= {key: plan.passes for key in ways if key[1] == window}
-            if baselines and plain and window == self.grid.row_length:
-                stock = Stock(plain)
-
-                def generate(stock: Stock = stock) -> None:
-                    with drawing_on(self.device):
-                        stock(condition, draw)  # other random numbers, not compared
-
-                ways[STOCK, window], passes[STOCK, window] = Way(generate), stock.passes
-                report.notes += stock.notes(guided=draw.guidance != 1)
-        return ways, passes
-
-    def _row(
-        self, key: tuple[str, int], timed: Timed, plan: Plan, passes: int, batch: int, images: int, plain: Tensor | None
-    ) -> Row:
-        name, window = key
-        floor = self.work.floor(plan, self.rates, rows=images, size=self.ours.model.dtype.itemsize)
+        Args:
+            key: The decoder and the window.
+            timed: Its measurements.
+            plan: The window's plan.
+            passes: Its forward passes.
+            plain: Codes of the plain decoder.
+        """
+        (name, window), batch, decoders = key, self.batch, self.decoders
+        floor = decoders.work.floor(plan, self.rates, rows=self.rows, size=decoders.ours.model.dtype.itemsize)
         peak = timed.peaks[0]
-        return Row(
+        return DecodeRow(
             method=name,
-            grid=[self.grid.height, self.grid.width],
+            grid=[decoders.grid.height, decoders.grid.width],
             window=window,
             batch=batch,
             passes=passes,
@@ -291,21 +203,22 @@ class _Cases:
             spread=timed.spread,
             image_ms=timed.middle / batch * 1000,
             images_per_second=batch / timed.middle,
-            memory=None if peak is None else self.weights + peak,
+            memory=None if peak is None else decoders.weights + peak,
             floor_ms=floor / passes * 1000,
             times_floor=timed.middle / floor,
-            agreement=None if timed.made is None or plain is None else float((timed.made == plain).float().mean()),
+            code_match=None if timed.made is None or plain is None else float((timed.made == plain).float().mean()),
             warm_ups=timed.warm_ups,
             rounds=len(timed.times),
         )
 
-    def _failure(self, key: tuple[str, int], batch: int, trouble: Trouble) -> Failure:
-        name, window = key
+    def _failure(self, key: Case, trouble: Trouble) -> Failure:
+        """Return the failure of a decoder."""
+        (name, window), grid = key, self.decoders.grid
         return Failure(
             method=name,
-            grid=[self.grid.height, self.grid.width],
+            grid=[grid.height, grid.width],
             window=window,
-            batch=batch,
+            batch=self.batch,
             error=trouble.error,
             trace=trouble.trace,
         )

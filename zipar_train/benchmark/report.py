@@ -5,9 +5,19 @@ from pathlib import Path
 
 import matplotlib
 
-from zipar_train.benchmark import decode
-from zipar_train.benchmark import train_step as train
+from zipar_train.benchmark.results import (
+    CAUSAL,
+    COMPILED,
+    EAGER,
+    OURS,
+    PLAIN,
+    STOCK,
+    DecodeReport,
+    DecodeRow,
+    TrainReport,
+)
 from zipar_train.io.figures import write_figure
+from zipar_train.io.tables import aligned
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
@@ -15,19 +25,19 @@ from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter  # noqa: E402
 
 COLOURS = {
-    decode.OURS: "#2f6f8f",
-    decode.COMPILED: "#5b8c5a",
-    decode.PLAIN: "#8a5a83",
-    decode.EAGER: "#c0573e",
-    decode.STOCK: "#b58a2b",
+    OURS: "#2f6f8f",
+    COMPILED: "#5b8c5a",
+    PLAIN: "#8a5a83",
+    EAGER: "#c0573e",
+    STOCK: "#b58a2b",
 }
 
 
-def decode_lines(report: decode.Report) -> list[str]:
+def decode_lines(report: DecodeReport) -> list[str]:
     """Return the lines of the decode table, its ratios and remarks."""
     cells = [
         [
-            "drawn by",
+            "method",
             "grid",
             "window",
             "batch",
@@ -57,7 +67,7 @@ def decode_lines(report: decode.Report) -> list[str]:
                 f"{row.image_ms:,.4g}",
                 f"{row.images_per_second:.3g}",
                 _mib(row.memory),
-                "" if row.agreement is None else f"{row.agreement:.2%}",
+                "" if row.code_match is None else f"{row.code_match:.2%}",
             ]
         )
     return [
@@ -65,24 +75,24 @@ def decode_lines(report: decode.Report) -> list[str]:
         f"{report.environment['device']}: copies {report.copy_bandwidth / 1e9:,.3g} GB/s, "
         f"multiplies {report.matmul_rate / 1e12:.3g} TFLOP/s",
         "",
-        *_aligned(cells),
+        *aligned(cells, "<>"),
         "",
         *_ratios(report),
         *_remarks(report),
     ]
 
 
-def _ratios(report: decode.Report) -> list[str]:
+def _ratios(report: DecodeReport) -> list[str]:
     """Return sentences that compare the image times of one run with next-token decoding and other decoders."""
     times = {(r.method, tuple(r.grid), r.batch, r.window): r.image_ms for r in report.rows}
     lines = []
     for (method, grid, batch, window), taken in times.items():
-        if method != decode.OURS:
+        if method != OURS:
             continue
         said = []
         if window != grid[1] and (plain := times.get((method, grid, batch, grid[1]))):
             said.append(f"{taken / plain:.2f} of next-token's time")
-        for other in (decode.PLAIN, decode.EAGER, decode.STOCK):
+        for other in (PLAIN, EAGER, STOCK):
             if slower := times.get((other, grid, batch, window)):
                 said.append(f"{slower / taken:.1f}x as fast as {other}")
         if said:
@@ -90,7 +100,7 @@ def _ratios(report: decode.Report) -> list[str]:
     return lines
 
 
-def _remarks(report: decode.Report | train.Report) -> list[str]:
+def _remarks(report: DecodeReport | TrainReport) -> list[str]:
     """Return the failures and notes as lines."""
     failures = [
         f"not measured: {f.method}, window {f.window}, batch {f.batch}, {f.grid[0]}x{f.grid[1]}: {f.error}"
@@ -99,7 +109,7 @@ def _remarks(report: decode.Report | train.Report) -> list[str]:
     return [*failures, *(f"note: {note}" for note in report.notes)]
 
 
-def train_lines(report: train.Report) -> list[str]:
+def train_lines(report: TrainReport) -> list[str]:
     """Return the lines of the training table, and the fastest attention for each number of slots."""
     cells = [
         ["step", "grid", "window", "slots", "batch", "ms/step", "spread", "tokens/s", "utilisation", "of causal", "MiB"]
@@ -107,7 +117,7 @@ def train_lines(report: train.Report) -> list[str]:
     for row in report.rows:
         cells.append(
             [
-                row.attention if row.attention == train.CAUSAL else f"plan, {row.attention}",
+                row.attention if row.attention == CAUSAL else f"plan, {row.attention}",
                 f"{row.grid[0]}x{row.grid[1]}",
                 str(row.window),
                 str(row.slots),
@@ -124,17 +134,17 @@ def train_lines(report: train.Report) -> list[str]:
         f"{report.recipe['name']}, random weights, {report.precision}{', compiled' if report.compiled else ''}; "
         f"{report.environment['device']}; utilisation of {report.rate / 1e12:.3g} TFLOP/s ({report.rate_is})",
         "",
-        *_aligned(cells),
+        *aligned(cells, "<>"),
         "",
     ]
-    tried = {row.attention for row in report.rows} - {train.CAUSAL}
+    tried = {row.attention for row in report.rows} - {CAUSAL}
     for slots, attention in report.choices().items():
         why = "the faster here" if len(tried) > 1 else "the only one that trains on this device"
         lines.append(f"{slots} slots: --set tune.attention={attention}, {why}")
     return [*lines, *_remarks(report)]
 
 
-def plot(report: decode.Report, path: Path) -> None:
+def plot(report: DecodeReport, path: Path) -> None:
     """Plot milliseconds per pass over window, batch size and grid, a panel for each that varies, the floor dashed.
 
     Raises:
@@ -158,11 +168,11 @@ def plot(report: decode.Report, path: Path) -> None:
     write_figure(figure, path)
 
 
-def _value(row: decode.Row, name: str) -> int:
+def _value(row: DecodeRow, name: str) -> int:
     return row.grid[1] if name == "grid" else getattr(row, name)
 
 
-def _panel(panel: Axes, rows: Sequence[decode.Row], name: str) -> None:
+def _panel(panel: Axes, rows: Sequence[DecodeRow], name: str) -> None:
     """Plot milliseconds over one of window, batch size and grid, with the other two as in the first row."""
     others = [other for other in ("window", "batch", "grid") if other != name]
     first = {other: _value(rows[0], other) for other in others}
@@ -179,7 +189,7 @@ def _panel(panel: Axes, rows: Sequence[decode.Row], name: str) -> None:
             margin = [t * s / 2 for t, s in zip(taken, spread, strict=True)]
             panel.errorbar(where, taken, yerr=margin, marker="o", markersize=4, label=method, color=colour, capsize=2)
     # with row ends, the passes of transformers' generate differ from a plan's
-    floor = sorted({(_value(row, name), row.floor_ms) for row in shown if row.method != decode.STOCK})
+    floor = sorted({(_value(row, name), row.floor_ms) for row in shown if row.method != STOCK})
     panel.plot(*zip(*floor, strict=True), "--", color="#333333", label="floor of the bytes and operations")
     panel.set(xscale="log", yscale="log")
     panel.set_xticks([place for place, _ in floor])
@@ -194,14 +204,3 @@ def _panel(panel: Axes, rows: Sequence[decode.Row], name: str) -> None:
 
 def _mib(memory: int | None) -> str:
     return "" if memory is None else f"{memory / 2**20:,.0f}"
-
-
-def _aligned(cells: list[list[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-
-    def line(row: list[str]) -> str:
-        return "  ".join(
-            cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-
-    return [line(row).rstrip() for row in cells]

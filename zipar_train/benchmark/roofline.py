@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.benchmark import Timer
 
 from zipar_train.models.family import Family
 from zipar_train.plan.table import Plan
@@ -26,15 +27,14 @@ class Rates:
 
 
 def seconds(work: Callable[[], Any], device: torch.device, *, repeat: int = 7) -> list[float]:
-    """Return the seconds of each of `repeat` calls, with device synchronization, after one warm-up call."""
-    taken = []
-    for _ in range(repeat + 1):
-        wait(device)
-        start = perf_counter()
-        work()
-        wait(device)
-        taken.append(perf_counter() - start)
-    return taken[1:]
+    """Return the seconds of each of `repeat` calls, with device synchronization; two calls warm up before each."""
+
+    def clock() -> float:
+        wait(device)  # Timer's own clock waits for the current device, which may be another one
+        return perf_counter()
+
+    timer = Timer("work()", globals={"work": work}, timer=clock, num_threads=torch.get_num_threads())
+    return [timer.timeit(1).mean for _ in range(repeat)]
 
 
 def wait(device: torch.device) -> None:
@@ -99,8 +99,8 @@ class Work:
 
     def forward(self, plan: Plan) -> int:
         """Return the FLOPs of one row over a plan: 2 per parameter and slot, and attention to visible slots."""
-        drawn = int((plan.target >= 0).sum())
-        return 2 * (self.body * len(plan) + self.head * drawn) + self.attention * int(plan.visible().sum())
+        predicted = int((plan.target >= 0).sum())
+        return 2 * (self.body * len(plan) + self.head * predicted) + self.attention * int(plan.visible().sum())
 
     def floor(self, plan: Plan, rates: Rates, *, rows: int, size: int) -> float:
         """Return the least seconds for all passes of a batch: for each pass, its bytes or its FLOPs, the slower one.
@@ -113,8 +113,8 @@ class Work:
         """
         passes = plan.passes
         fed = np.bincount(plan.step, minlength=passes)
-        drawn = np.bincount(plan.step[plan.target >= 0], minlength=passes)
+        predicted = np.bincount(plan.step[plan.target >= 0], minlength=passes)
         seen = np.bincount(plan.step, weights=plan.visible().sum(1), minlength=passes)
-        operations = rows * (2 * (self.body * fed + self.head * drawn) + self.attention * seen)
+        operations = rows * (2 * (self.body * fed + self.head * predicted) + self.attention * seen)
         numbers = self.body + self.head + rows * self.key * np.cumsum(fed)  # all keys so far, including this pass's
         return float(np.maximum(numbers * size / rates.copy, operations / rates.matmul).sum())

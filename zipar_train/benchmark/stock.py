@@ -9,7 +9,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from zipar_train.decoding.state import prompts
 from zipar_train.models.family import Family
 from zipar_train.plan.table import ROW_END
-from zipar_train.recipe.schema import Draw
+from zipar_train.recipe.schema import SamplingParams
 
 
 class RowEnds(LogitsProcessor):
@@ -61,7 +61,7 @@ class Stock:
         if self.family.model.device.type == "cuda":
             found.append("compiles the model by itself, its default with a static cache; compiling is not in its times")
         if guided:
-            found.append("draws the conditional and the unconditional rows without mixing them")
+            found.append("generates the conditional and the unconditional rows without mixing them")
         if self.family.grid.row_end:
             found.append(
                 f"takes a pass for each row end too, {self.passes} an image: they are forced by a logits processor"
@@ -69,21 +69,26 @@ class Stock:
         return [f"transformers generate {words}" for words in found]
 
     @torch.inference_mode()
-    def __call__(self, condition: Any, draw: Draw) -> Tensor:
+    def __call__(self, condition: Any, sampling: SamplingParams) -> Tensor:
         """Generate codes, int64 (R, N).
 
         Under guidance, R = 2 B rows are sampled independently: the cost is the same, but the logits are not mixed.
         """
         family, grid = self.family, self.family.grid
-        prompt, padding = prompts(family, family.check(condition), guided=draw.guidance != 1)
+        prompt, padding = prompts(family, family.check(condition), guided=sampling.guidance != 1)
         seen = torch.ones(prompt.shape[:2], dtype=torch.bool, device=prompt.device) if padding is None else ~padding
         sampled: dict[str, Any] = {"do_sample": False}
-        if draw.temperature:
-            sampled = {"do_sample": True, "temperature": draw.temperature, "top_k": draw.top_k, "top_p": draw.top_p}
+        if sampling.temperature:
+            sampled = {
+                "do_sample": True,
+                "temperature": sampling.temperature,
+                "top_k": sampling.top_k,
+                "top_p": sampling.top_p,
+            }
         own = family.model.get_input_embeddings()
         family.model.set_input_embeddings(self.table)
         try:
-            drawn = family.model.generate(  # type: ignore[operator]
+            generated = family.model.generate(  # type: ignore[operator]
                 inputs_embeds=prompt,
                 attention_mask=seen.long(),
                 position_ids=torch.arange(prompt.shape[1], device=prompt.device).expand(
@@ -100,6 +105,8 @@ class Stock:
         finally:
             family.model.set_input_embeddings(own)
         if not grid.row_end:
-            return drawn
-        last = drawn.new_full((len(drawn), 1), family.codes)
-        return torch.cat([drawn, last], dim=1).view(len(drawn), grid.height, grid.row_length)[..., :-1].flatten(1)
+            return generated
+        last = generated.new_full((len(generated), 1), family.codes)
+        return (
+            torch.cat([generated, last], dim=1).view(len(generated), grid.height, grid.row_length)[..., :-1].flatten(1)
+        )

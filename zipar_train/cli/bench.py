@@ -20,10 +20,10 @@ def bench(
         str | None, typer.Option(help="Square grids, for example 16,24,32,48; otherwise the recipe's.")
     ] = None,
     rounds: Annotated[
-        int, typer.Option("--repeats", min=1, help="Images or batches each way draws, after those that warm up.")
+        int, typer.Option("--repeats", min=1, help="Images or batches that each method generates, after the warm-up.")
     ] = 3,
     alone: Annotated[
-        bool, typer.Option("--no-baselines", help="Our decoder without the other ways of drawing beside it.")
+        bool, typer.Option("--no-baselines", help="Measure our decoder only, without the baselines.")
     ] = False,
     compiled: Annotated[
         bool, typer.Option("--compiled", help="Our decoder with torch.compile too: minutes before the first image.")
@@ -39,7 +39,10 @@ def bench(
     png: Annotated[
         Path | None,
         typer.Option(
-            parser=user_path, callback=chart_file, metavar="FILE", help="Draw milliseconds a pass, and the floor."
+            parser=user_path,
+            callback=chart_file,
+            metavar="FILE",
+            help="Plot milliseconds per pass, and the roofline.",
         ),
     ] = None,
 ) -> None:
@@ -65,7 +68,7 @@ def bench(
         "--no-baselines": alone,
     }.items():
         if train and meaningless:
-            raise ValueError(f"{option} goes with drawing, not with --train")
+            raise ValueError(f"{option} does not apply to --train")
     import torch
 
     from zipar_train.benchmark import report as tell
@@ -75,7 +78,7 @@ def bench(
             write_json(json_file, report.model_dump())
 
     if train:
-        from zipar_train.benchmark.train_step import bench_train
+        from zipar_train.benchmark.train import bench_train
 
         window = min(wanted or loaded.zipar.windows)
         steps = bench_train(loaded, window=window, batches=batches, grids=sizes, rounds=rounds, save=save)

@@ -33,7 +33,8 @@ def evaluate(
     ] = [],  # noqa: B006
     windows: Annotated[str | None, typer.Option(help="For example 8,4,2,1; otherwise the recipe's.")] = None,
     released: Annotated[
-        bool, typer.Option("--released", help="The first compared checkpoint also as the released ZipAR code draws.")
+        bool,
+        typer.Option("--released", help="Also decode the first compared checkpoint as the released ZipAR code does."),
     ] = False,
     adaptive: Annotated[
         bool,
@@ -46,7 +47,7 @@ def evaluate(
         typer.Option(help="Only try guidance scales, for example 1.5,1.75,2.0, and say which is best."),
     ] = None,
     search_images: Annotated[
-        int | None, typer.Option(min=10, help="Images drawn at each scale and window; 2000 if not given.")
+        int | None, typer.Option(min=10, help="Images generated at each scale and window; 2000 if not given.")
     ] = None,
     overrides: SetOption = [],  # noqa: B006
     out: Annotated[
@@ -102,17 +103,15 @@ def _score(
 ) -> None:
     from zipar_train.evaluation.evaluate import evaluate as work
     from zipar_train.evaluation.report.text import findings, log_to_wandb, reading, table, write_report
+    from zipar_train.io.tables import aligned
 
     done = work(loaded, checkpoint, compare=compare, windows=windows, out=folder, **chosen)
     if done is None:
-        print("this process has drawn its share; the first one scores")
+        print("this process has generated its share; the first one scores")
         return
     report, samples, images = done
     files = write_report(report, samples, folder)
-    lines = table(report)
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    print("\n".join(aligned(table(report), "<")))
     said = [*findings(report), *(note for note in reading(report) if note.startswith(("**", "†")))]
     print("\n" + "\n".join(said).replace("**", ""))
     print("\n".join(["", *map(str, [*files, *images])]))
@@ -135,7 +134,7 @@ def _search(
 
     found = work(loaded, checkpoint, scales, windows=windows, images=images, out=folder)
     if found is None:
-        print("this process has drawn its share; the first one scores")
+        print("this process has generated its share; the first one scores")
         return
     print("\n".join(lines(found)))
     if json_file:

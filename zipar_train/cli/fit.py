@@ -27,7 +27,7 @@ def fit(
 ) -> None:
     """Train a recipe into its run folder. Ctrl-C finishes the step, writes a checkpoint and stops."""
     from zipar_train.recipe.load import load_recipe, override
-    from zipar_train.sweep.spec import overrides_of_agent
+    from zipar_train.sweep.overrides import overrides_of_agent
 
     overrides = [*overrides, *overrides_of_agent(more)]
     loaded = load_recipe(recipe, overrides)
@@ -38,8 +38,8 @@ def fit(
             overrides.append("log.wandb=online")  # the sweep's server needs the metrics
         loaded, resume = load_recipe(recipe, overrides), True  # the agent may run it again
     try:
+        from zipar_train.run.ranks import rank_zero_print
         from zipar_train.training.fit import fit as work
-        from zipar_train.training.fit import rank_zero_print
 
         made = work(loaded, resume=resume, allow=allow)
         rank_zero_print(str(made) if made else "trainer.fast_dev_run: tried out, nothing is kept")

@@ -29,7 +29,10 @@ def generate(
     ] = [],  # noqa: B006
     window: Annotated[int | None, typer.Option(help="1 .. the grid's width; next-token if not given.")] = None,
     released: Annotated[
-        bool, typer.Option("--released", help="As the released ZipAR code draws, unwritten slots attended: a baseline.")
+        bool,
+        typer.Option(
+            "--released", help="Baseline: decode as the released ZipAR code does, attending to unwritten slots."
+        ),
     ] = False,
     adaptive: Annotated[
         bool,
@@ -47,7 +50,7 @@ def generate(
     if (labels is None) == (not captions):
         raise ValueError("give either --labels or --caption")
     if released and adaptive:
-        raise ValueError("--released draws as the released code does, which has no adaptive windows: drop one of them")
+        raise ValueError("the released code has no adaptive windows: drop --released or --adaptive")
     if adaptive and window is None:
         raise ValueError("--adaptive needs --window: the smallest that a row may open at")
     wanted: Any = integers("--labels", labels) if labels is not None else captions
@@ -57,8 +60,8 @@ def generate(
     given: dict[str, Any] = {"guidance": guidance, "temperature": temperature, "top_k": top_k, "top_p": top_p}
     generator = load(source, overrides=overrides)
     settings = {key: value for key, value in given.items() if value is not None}
-    manner: Any = "released" if released else "adaptive" if adaptive else "planned"
-    images = generator.generate(wanted, window=window, seed=seed, manner=manner, **settings)
+    mode: Any = "released" if released else "adaptive" if adaptive else "planned"
+    images = generator.generate(wanted, window=window, seed=seed, mode=mode, **settings)
     images.save(out)
     least, most = int(images.passes.min()), int(images.passes.max())
     print(f"{out}: {len(images)} images in {least if least == most else f'{least} to {most}'} passes")

@@ -23,7 +23,7 @@ def plan(
     windows: Annotated[str | None, typer.Option(help="Windows of the table, for example 24,16,8.")] = None,
     png: Annotated[
         Path | None,
-        typer.Option(parser=user_path, callback=chart_file, metavar="FILE", help="Draw the pass map and the mask."),
+        typer.Option(parser=user_path, callback=chart_file, metavar="FILE", help="Plot the pass map and the mask."),
     ] = None,
     memory: Annotated[
         bool, typer.Option(help="Estimate the memory of training and generation, in ten seconds.")
@@ -37,6 +37,7 @@ def plan(
     json_file: JsonOption = None,
 ) -> None:
     """Show passes per window, the pass that predicts each code, and estimated memory. Needs no weights."""
+    from zipar_train.io.tables import aligned
     from zipar_train.plan.table import Plan
     from zipar_train.recipe.load import load_recipe
 
@@ -54,29 +55,29 @@ def plan(
     }
     sizes = integers("--windows", windows) if windows else sorted(named, reverse=True)
     shown = make(min(loaded.zipar.windows) if window is None else window)
+    plans = [make(size) for size in sizes]
     rows = [
         {"window": p.window, "passes": p.passes, "reduction": p.reduction, "width": p.width, "slots": len(p)}
-        for p in map(make, sizes)
+        for p in plans
     ]
     print(f"{loaded.name}: {grid} codes, {grid.codes} next-token passes\n")
-    print("window  passes  fewer  widest pass  slots")
-    for row in rows:
-        print("{window:6}  {passes:6}  {reduction:5.1%}  {width:11}  {slots:5}".format(**row))
-    drawn = shown.drawn()
+    cells = [[*map(str, (p.window, p.passes, f"{p.reduction:.1%}", p.width, len(p)))] for p in plans]
+    print("\n".join(aligned([["window", "passes", "fewer", "widest pass", "slots"], *cells])))
+    generated_at = shown.generated_at()
     print(f"\nThe pass that generates each code at window {shown.window}:\n")
     digits = len(str(shown.passes))
-    for line in drawn:
+    for line in generated_at:
         print(" ".join(f"{t:{digits}}" for t in line))
     if png:
-        from zipar_train.plan.diagram import draw_plan
+        from zipar_train.plan.diagram import plot_plan
 
-        draw_plan(shown, png)
+        plot_plan(shown, png)
         print(f"\n{png}")
     record: dict[str, Any] = {
         "recipe": loaded.name,
         "grid": [grid.height, grid.width],
         "windows": rows,
-        "map": {"window": shown.window, "drawn": drawn.tolist()},
+        "map": {"window": shown.window, "generated_at": generated_at.tolist()},
     }
     if memory:
         from zipar_train.training.memory_estimate import advice, predict, room_here

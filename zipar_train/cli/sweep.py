@@ -29,13 +29,13 @@ def sweep(
     count: Annotated[
         int | None, typer.Option(min=1, help="Trials at most; a random sweep needs it or run_cap.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of a random sweep's draws.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of a random sweep.")] = 0,
     jobs: Annotated[int, typer.Option(min=1, help="Trials at once.")] = 1,
     gpus: Annotated[str | None, typer.Option(help="0,1,3: a trial on each at once, instead of --jobs.")] = None,
     json_file: JsonOption = None,
 ) -> None:
     """Train a recipe once for each trial of a sweep, without a server. A second run resumes."""
-    from zipar_train.sweep.results import draw, lines
+    from zipar_train.sweep.results import lines, plot
     from zipar_train.sweep.runner import run
 
     outcome, folder = run(
@@ -49,7 +49,7 @@ def sweep(
         gpus=gpus.split(",") if gpus else (),
     )
     if outcome.trials:
-        draw(outcome, folder / "sweep.png")
+        plot(outcome, folder / "sweep.png")
     print("\n".join(lines(outcome, folder)))
     if json_file:
         write_json(json_file, outcome.model_dump())

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from zipar_train.data.datasets_source import SPLITS, is_saved, is_table, listing_of, matching, open_table, split_names
+from zipar_train.data.datasets_loading import SPLITS, is_saved, is_table, listing_of, matching, split_names
+from zipar_train.data.datasets_source import open_table
 from zipar_train.data.image_decoding import decode_image
 from zipar_train.data.image_files import named, picture_files
 from zipar_train.data.keys import unique_keys

@@ -21,7 +21,7 @@ from zipar_train.data.epoch_order import Order, Share
 from zipar_train.data.manifest import Manifest
 from zipar_train.data.shards import Misfit, Sample, read_manifest, read_shard
 from zipar_train.io.remote import conceal, is_url
-from zipar_train.run.signals import deafen, held
+from zipar_train.run.signals import held, ignore_signals
 
 Damaged = Literal["stop", "skip"]
 
@@ -258,11 +258,6 @@ class ShardLoader:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.epoch, self.batches, self.resumed = state["epoch"], state["steps"] * self.batches_a_step, True
-
-
-def ignore_signals(worker: int) -> None:
-    """Ignore signals in a loader process, because the parent process handles them."""
-    deafen()
 
 
 def _collate(chunk: list[tuple[Any, Any, str]]) -> Batch:

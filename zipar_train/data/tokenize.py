@@ -20,7 +20,6 @@ from tqdm import tqdm
 from zipar_train.data.crops import Views
 from zipar_train.data.encoding import LABEL, Waiting, Work, encoded, fitting_rows, loader_context
 from zipar_train.data.image_sources import Source, open_source
-from zipar_train.data.loader import ignore_signals
 from zipar_train.data.manifest import LATER, Layout, Manifest, Shard
 from zipar_train.data.shards import Sample, read_manifest, shard_name, write_manifest, write_shard
 from zipar_train.data.splits import class_numbers
@@ -31,7 +30,7 @@ from zipar_train.models.t5_features import TextEncoder
 from zipar_train.models.tokenizers.base import build_tokenizer
 from zipar_train.recipe.schema import Recipe
 from zipar_train.run.ranks import process
-from zipar_train.run.signals import noted
+from zipar_train.run.signals import ignore_signals, noted
 
 
 class Tokenized(NamedTuple):

@@ -16,13 +16,14 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from zipar_train.decoding.cuda_graphs import CudaGraphs
-from zipar_train.decoding.place import drawing_on, keys_aligned
+from zipar_train.decoding.place import inference_on, keys_aligned
 from zipar_train.decoding.sampling import guide, sample
 from zipar_train.decoding.state import DecodeState, prompts
+from zipar_train.models.conditions import ConditionInput
 from zipar_train.models.family import Family
 from zipar_train.plan.masks import dense, mask_padding, unwritten_slots_mask
 from zipar_train.plan.table import ROW_END, Plan
-from zipar_train.recipe.schema import Draw
+from zipar_train.recipe.schema import SamplingParams
 
 Observer = Callable[[Tensor, Tensor], None]
 BUCKET = 128  # captured passes attend to a multiple of this many slots, so that a few graphs serve an image
@@ -69,8 +70,8 @@ class Decoder:
         # columns of the token buffer: every code, then the row-end token
         self.source = table(np.where(plan.source == ROW_END, codes, plan.source))
         self.position = table(plan.position)
-        drawing = np.flatnonzero(plan.target >= 0)  # slots whose logits predict a code
-        self.drawing, self.target = table(drawing), table(plan.target[drawing])
+        predicting = np.flatnonzero(plan.target >= 0)  # slots whose logits predict a code
+        self.predicting, self.target = table(predicting), table(plan.target[predicting])
         visible = dense(plan, device=device)[0, 0]
         released = released and not plan.grid.row_end
         if released:
@@ -81,8 +82,8 @@ class Decoder:
         for step in range(plan.passes):
             first, last = np.searchsorted(plan.step, (step, step + 1))
             keys = self.visible.shape[1] if released else last + -last % bucket
-            drawn = np.count_nonzero(plan.target[first:last] >= 0)
-            self.shapes.append(Shape(int(last - first), int(drawn), int(keys), prompt=step == 0))
+            predicted = np.count_nonzero(plan.target[first:last] >= 0)
+            self.shapes.append(Shape(int(last - first), int(predicted), int(keys), prompt=step == 0))
         self.release()
 
     @property
@@ -96,17 +97,19 @@ class Decoder:
 
     def release(self) -> None:
         """Free the state and the CUDA graphs of the last batch."""
-        self.canvas: DecodeState | None = None
+        self.state: DecodeState | None = None
         self.captured = CudaGraphs(self.family.model.device)
 
     @torch.inference_mode()
-    def __call__(self, condition: Any, uniforms: Tensor, draw: Draw, *, observe: Observer | None = None) -> Tensor:
+    def __call__(
+        self, condition: ConditionInput, uniforms: Tensor, sampling: SamplingParams, *, observe: Observer | None = None
+    ) -> Tensor:
         """Generate B images.
 
         Args:
             condition: Conditions of B images.
             uniforms: (B, N), see `sampling.uniforms`.
-            draw: How codes are sampled.
+            sampling: How codes are sampled.
             observe: Called in every pass with the targets (K,) and logits (B, K, V), (2 B, K, V) under guidance. Both
                 are valid until it returns. For tests.
 
@@ -117,51 +120,53 @@ class Decoder:
             ValueError: If the family does not support the condition.
             BatchTooLarge: If the batch does not fit into memory; names the largest that does.
         """
-        with drawing_on(self.family.model.device):
-            return self._drawn(condition, uniforms, draw, observe)
+        with inference_on(self.family.model.device):
+            return self._generate(condition, uniforms, sampling, observe)
 
-    def _drawn(self, condition: Any, uniforms: Tensor, draw: Draw, observe: Observer | None) -> Tensor:
+    def _generate(
+        self, condition: ConditionInput, uniforms: Tensor, sampling: SamplingParams, observe: Observer | None
+    ) -> Tensor:
         family, grid, images = self.family, self.plan.grid, len(uniforms)
         assert uniforms.shape == (images, grid.codes), uniforms.shape
-        prompt, padding = prompts(family, family.check(condition), guided=draw.guidance != 1)
-        if self.canvas is None or not self.canvas.fits(images, prompt):
+        prompt, padding = prompts(family, family.check(condition), guided=sampling.guidance != 1)
+        if self.state is None or not self.state.fits(images, prompt):
             self.release()  # free the old state before allocating the new one
-            self.canvas = DecodeState(family, self.plan, images, prompt, padding, slots=self.visible.shape[1])
-        canvas = self.canvas
-        canvas.begin(prompt, padding, uniforms)
+            self.state = DecodeState(family, self.plan, images, prompt, padding, slots=self.visible.shape[1])
+        state = self.state
+        state.begin(prompt, padding, uniforms)
         for shape in self.shapes:
-            work = partial(self._pass, canvas, shape, draw, keep=observe is not None)
-            seen = self.captured((shape, draw, observe is not None), work) if self.capture else work()
+            work = partial(self._pass, state, shape, sampling, keep=observe is not None)
+            seen = self.captured((shape, sampling, observe is not None), work) if self.capture else work()
             if observe:
                 observe(*seen)
-        return canvas.tokens[:, : grid.codes].view(images, grid.height, grid.width).clone()
+        return state.tokens[:, : grid.codes].view(images, grid.height, grid.width).clone()
 
-    def _pass(self, canvas: DecodeState, shape: Shape, draw: Draw, *, keep: bool) -> tuple[Tensor, ...]:
+    def _pass(self, state: DecodeState, shape: Shape, sampling: SamplingParams, *, keep: bool) -> tuple[Tensor, ...]:
         """Run the pass at the state's counters; with `keep`, return the codes' places (K,) and logits (R, K, V)."""
-        family, device = self.family, canvas.slot.device
-        slots = canvas.slot + torch.arange(shape.slots, device=device)
-        drawing = canvas.code + torch.arange(shape.codes, device=device)
+        family, device = self.family, state.slot.device
+        slots = state.slot + torch.arange(shape.slots, device=device)
+        predicting = state.code + torch.arange(shape.codes, device=device)
         fed = self.source[slots[self.plan.prompt if shape.prompt else 0 :]]
-        embeddings = family.embed(canvas.tokens[:, fed]).repeat(len(canvas.prompt) // len(canvas.tokens), 1, 1)
+        embeddings = family.embed(state.tokens[:, fed]).repeat(len(state.prompt) // len(state.tokens), 1, 1)
         if shape.prompt:
-            embeddings = torch.cat([canvas.prompt, embeddings], dim=1)
+            embeddings = torch.cat([state.prompt, embeddings], dim=1)
         visible = self.visible[slots, : shape.keys][None, None]
-        if canvas.padding is not None:
-            visible = mask_padding(visible, canvas.padding, slots=slots)
+        if state.padding is not None:
+            visible = mask_padding(visible, state.padding, slots=slots)
         bias = torch.zeros_like(visible, dtype=embeddings.dtype).masked_fill(
             ~visible, -torch.inf
         )  # once for all layers
-        canvas.cache.begin_pass(slots, shape.keys)
-        wanted, target = self.drawing[drawing] - canvas.slot, self.target[drawing]
-        logits = family.head(family.hidden(embeddings, self.position[slots], bias, canvas.cache)[:, wanted])
-        drawn = sample(
-            (guide(logits, draw.guidance) if draw.guidance != 1 else logits).flatten(0, 1),
-            canvas.uniforms[:, target].flatten(),
-            temperature=draw.temperature,
-            top_k=draw.top_k,
-            top_p=draw.top_p,
+        state.cache.begin_pass(slots, shape.keys)
+        wanted, target = self.predicting[predicting] - state.slot, self.target[predicting]
+        logits = family.head(family.hidden(embeddings, self.position[slots], bias, state.cache)[:, wanted])
+        generated = sample(
+            (guide(logits, sampling.guidance) if sampling.guidance != 1 else logits).flatten(0, 1),
+            state.uniforms[:, target].flatten(),
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
         )
-        canvas.tokens.index_copy_(1, target, drawn.view(len(canvas.tokens), -1))
-        canvas.slot += shape.slots
-        canvas.code += shape.codes
+        state.tokens.index_copy_(1, target, generated.view(len(state.tokens), -1))
+        state.slot += shape.slots
+        state.code += shape.codes
         return (target, logits) if keep else ()

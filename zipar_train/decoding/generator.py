@@ -3,7 +3,6 @@
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -24,7 +23,7 @@ from zipar_train.models.family import Family
 from zipar_train.models.restore import LoadedWeights, initial_weights, load_family, read
 from zipar_train.plan.table import Plan
 from zipar_train.recipe.load import differences, explain, load_recipe, overridden, shipped
-from zipar_train.recipe.schema import Draw, Recipe
+from zipar_train.recipe.schema import Recipe, SamplingParams
 
 MOVED = ("model.weights", "model.weights_entry")  # may be overridden beside adapters: where their base weights are now
 DecodeMode = Literal["planned", "released", "adaptive"]  # see `Generator.generate`
@@ -107,47 +106,46 @@ class Generator:
     ):
         self.recipe, self.saved, self.dtype = recipe, saved, dtype
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.drawing = load_family(recipe.model, saved, dtype=dtype, device=self.device)
-        fuse_for_inference(self.drawing.model)
+        self.inference_family = load_family(recipe.model, saved, dtype=dtype, device=self.device)
+        fuse_for_inference(self.inference_family.model)
         if compile:
-            compile_body(self.drawing.model)
+            compile_body(self.inference_family.model)
         self.decoders: dict[tuple[int | None, DecodeMode], Decoder | AdaptiveDecoder] = {}
 
-    @cached_property
-    def family(self) -> Family:
-        """Second copy of the weights in transformers' own layers, to train, change or export.
+    def load_family(self) -> Family:
+        """Load the weights again, in transformers' own layers, to train, change or export them.
 
-        The attribute `drawing` is the family that generates: its layers are fused and its weights frozen.
+        The attribute `inference_family` is the family that generates: its layers are fused and its weights frozen.
         """
         return load_family(self.recipe.model, self.saved, dtype=self.dtype, device=self.device)
 
-    def plan(self, window: int | None = None, *, manner: DecodeMode = "planned") -> Plan:
+    def plan(self, window: int | None = None, *, mode: DecodeMode = "planned") -> Plan:
         """Return the plan of a window.
 
         Args:
             window: None: the widest window, which is next-token decoding.
-            manner: "released": the plan of the released code. "adaptive": the plan of the smallest window, since the
+            mode: "released": the plan of the released code. "adaptive": the plan of the smallest window, since the
                 plan of an image is known only after it is generated.
         """
-        grid, rule = self.drawing.grid, self.recipe.zipar.rule
+        grid, rule = self.inference_family.grid, self.recipe.zipar.rule
         return Plan.zipar(
             grid,
             window=grid.row_length if window is None else window,
-            prompt=self.drawing.prompt_length,
-            **({"stand_in": "released"} if manner == "released" else rule),
+            prompt=self.inference_family.prompt_length,
+            **({"stand_in": "released"} if mode == "released" else rule),
         )
 
-    def decoder(self, window: int | None = None, *, manner: DecodeMode = "planned") -> Decoder | AdaptiveDecoder:
+    def decoder(self, window: int | None = None, *, mode: DecodeMode = "planned") -> Decoder | AdaptiveDecoder:
         """Return the decoder of a window; it is built once and cached."""
-        key = (window, manner)
+        key = (window, mode)
         if key not in self.decoders:
-            plan = self.plan(window, manner=manner)
-            if manner == "adaptive":
+            plan = self.plan(window, mode=mode)
+            if mode == "adaptive":
                 made: Decoder | AdaptiveDecoder = AdaptiveDecoder(
-                    self.drawing, window=plan.window, **self.recipe.zipar.rule
+                    self.inference_family, window=plan.window, **self.recipe.zipar.rule
                 )
             else:
-                made = Decoder(self.drawing, plan, released=manner == "released")
+                made = Decoder(self.inference_family, plan, released=mode == "released")
             self.decoders[key] = made
         return self.decoders[key]
 
@@ -156,12 +154,12 @@ class Generator:
         labels: Sequence[int] | Sequence[str],
         *,
         window: int | None = None,
-        manner: DecodeMode = "planned",
+        mode: DecodeMode = "planned",
         seed: int = 0,
         first: int = 0,
         batch_size: int | None = None,
         pixels: bool = True,
-        **draw: Any,
+        **sampling: Any,
     ) -> Images:
         """Generate one image for each label or caption.
 
@@ -170,29 +168,31 @@ class Generator:
         Args:
             labels: Class numbers, or captions for a text-conditional model.
             window: 1 .. the grid's row length. None: the widest window, which is next-token decoding.
-            manner: "planned": along the window's plan. "released": as the released ZipAR code does, flaws included, a
+            mode: "planned": along the window's plan. "released": as the released ZipAR code does, flaws included, a
                 baseline, see `Decoder`. "adaptive": each row starts once its first code passes verification, with at
                 least `window` codes of the row above, see `AdaptiveDecoder`.
             seed: An integer, 0 .. 2**63 - 1.
             first: Index of the first image; the others follow.
             batch_size: Images per batch. None: `evaluate.batch_size` of the recipe.
             pixels: False: return codes without decoding them to pixels.
-            draw: guidance, temperature, top_k, top_p; values not given are the recipe's.
+            sampling: guidance, temperature, top_k, top_p; values not given are the recipe's.
 
         Raises:
-            ValueError: If a window, label, seed, batch size, manner or sampling value is out of range, or the batch
+            ValueError: If a window, label, seed, batch size, mode or sampling value is out of range, or the batch
                 does not fit into memory; names the largest that does.
         """
-        if manner not in get_args(DecodeMode):
-            raise ValueError(f"manner {manner!r} is unknown: use {', '.join(map(repr, get_args(DecodeMode)))}")
+        if mode not in get_args(DecodeMode):
+            raise ValueError(f"mode {mode!r} is unknown: use {', '.join(map(repr, get_args(DecodeMode)))}")
         if not len(labels):
             raise ValueError("labels are empty: give at least one class number or caption")
         if not 0 <= seed < 2**63 or not 0 <= first < 2**63 - len(labels):
             raise ValueError(f"seed {seed} and first {first} must be 0 or more, and below 2**63")
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size {batch_size} must be at least 1")
-        tokenizer = self.drawing.tokenizer if pixels else None  # loaded before any work: its file may be missing
-        decoder, settings = self.decoder(window, manner=manner), self._settings(draw)
+        tokenizer = (
+            self.inference_family.tokenizer if pixels else None
+        )  # loaded before any work: its file may be missing
+        decoder, settings = self.decoder(window, mode=mode), self._settings(sampling)
         size = batch_size or self.recipe.evaluate.batch_size
         codes, passes, shown = [], [], PixelStream(tokenizer, self.device) if tokenizer else None
         for start in range(0, len(labels), size):
@@ -200,22 +200,22 @@ class Generator:
             numbers = uniforms([first + start + k for k in range(len(chunk))], decoder.numbers, seed=seed)
             with oom_as_value_error(len(chunk)):
                 try:
-                    drawn = decoder(chunk, numbers, settings)
+                    generated = decoder(chunk, numbers, settings)
                 except BatchTooLarge:  # free the memory of the other windows' decoders
                     for other in self.decoders.values():
                         other.release()
-                    drawn = decoder(chunk, numbers, settings)
+                    generated = decoder(chunk, numbers, settings)
                 if shown:
-                    shown.add(drawn)
-            codes.append(drawn)
+                    shown.add(generated)
+            codes.append(generated)
             passes += decoder.passes(len(chunk))
         return Images(torch.cat(codes).cpu(), torch.tensor(passes), shown.all() if shown else None)
 
-    def _settings(self, changes: dict[str, Any]) -> Draw:
-        if unknown := changes.keys() - Draw.model_fields.keys():
-            raise ValueError(f"generate takes no {sorted(unknown)[0]!r}: use {', '.join(Draw.model_fields)}")
+    def _settings(self, changes: dict[str, Any]) -> SamplingParams:
+        if unknown := changes.keys() - SamplingParams.model_fields.keys():
+            raise ValueError(f"generate takes no {sorted(unknown)[0]!r}: use {', '.join(SamplingParams.model_fields)}")
         try:
-            return Draw.model_validate(self.recipe.draw.model_dump() | changes)
+            return SamplingParams.model_validate(self.recipe.sampling.model_dump() | changes)
         except ValidationError as error:
             raise ValueError("; ".join(line for problem in error.errors() for line in explain(problem))) from None
 
@@ -262,7 +262,7 @@ def load(
     recipe = load_recipe(source, overrides)
     if recipe.model.weights is None:
         raise ValueError(
-            f"recipe {recipe.name} starts from random weights, which draw nothing. "
+            f"recipe {recipe.name} starts from random weights, which generate noise. "
             f"Train it with `zipar-train fit --recipe {source}`, then load {recipe.run_dir}"
         )
     return Generator(recipe, initial_weights(recipe.model), device=device, dtype=dtype)

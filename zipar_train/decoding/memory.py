@@ -33,9 +33,9 @@ def decode_bytes(family: Family, plan: Plan, images: int, *, rows: int, slots: i
     heads, width = head_shape(config)
     cache = 2 * config.num_hidden_layers * heads * width * slots
     fed = int(np.bincount(plan.step).max())
-    drawn = int(np.bincount(plan.step[plan.target >= 0]).max())
+    predicted = int(np.bincount(plan.step[plan.target >= 0]).max())
     hidden = fed * (8 * config.hidden_size + 3 * config.intermediate_size)
-    logits = drawn * family.codes
+    logits = predicted * family.codes
     return rows * size * (cache + hidden + logits) + images * logits * 4 * SAMPLING
 
 
@@ -83,7 +83,7 @@ def oom_as_value_error(images: int) -> Iterator[None]:
             raise
         advice = f"Lower the batch size to {images // 2}" if images > 1 else "Use a smaller model"
         raise ValueError(
-            f"memory ran out while drawing {images:,} images at once; something else may be using the device. {advice}"
+            f"memory ran out while generating {images:,} images at once; is something else using the device? {advice}"
         ) from error
 
 

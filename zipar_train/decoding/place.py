@@ -12,7 +12,7 @@ ALIGNED = 8  # keys: kernels copy a mask in every layer unless its rows start at
 
 
 @contextmanager
-def drawing_on(device: torch.device) -> Iterator[None]:
+def inference_on(device: torch.device) -> Iterator[None]:
     """Set up a device for forward passes within the `with` block.
 
     The device becomes the current CUDA device, because libraries and compiled kernels use the current one even if the

@@ -1,12 +1,11 @@
 """Decoding state of a batch: codes, cache and counters, allocated once per batch size."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from zipar_train.decoding.cache import SlotCache
 from zipar_train.decoding.memory import check_memory
+from zipar_train.models.conditions import Condition
 from zipar_train.models.family import Family
 from zipar_train.plan.table import ROW_END, Plan
 
@@ -51,7 +50,7 @@ class DecodeState:
         self.code.zero_()
 
 
-def prompts(family: Family, condition: Any, *, guided: bool) -> tuple[Tensor, Tensor | None]:
+def prompts(family: Family, condition: Condition, *, guided: bool) -> tuple[Tensor, Tensor | None]:
     """Return prompt embeddings (R, P, D) of B images, and their padding mask, bool (R, P), or None.
 
     Args:

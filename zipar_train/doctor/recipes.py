@@ -103,7 +103,7 @@ def memory(asked: CheckContext) -> Iterator[Row]:
         sizes = [torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())]
         room, whose = min(sizes), "of a GPU"
     told = advice(recipe, found, NEAR * room)
-    for name, needed in (("training", found.train), ("drawing", found.draw)):
+    for name, needed in (("training", found.train), ("generation", found.generation)):
         what = f"{size(needed.total)} of {size(room)} {whose}, {needed.images} images at once"
         how = [line.partition("Try ")[2].rstrip(".") for line in told if line.lower().startswith(name)]
         if not how:

@@ -13,7 +13,7 @@ from zipar_train.evaluation.sample_set import SampleSet, classes_of
 from zipar_train.models.family import fits
 from zipar_train.models.restore import LoadedWeights, read
 from zipar_train.recipe.fields import scaled
-from zipar_train.recipe.schema import Draw, Recipe
+from zipar_train.recipe.schema import Recipe, SamplingParams
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def candidates(recipe: Recipe, paths: Sequence[str | Path], *, device: torch.dev
         saved = read(path, checksum=True)
         name = saved.path.parent.parent.name if saved.path.suffix == ".ckpt" else saved.path.stem
         name = name or (saved.recipe or recipe).name
-        if name in {subject.name for subject in found}:
+        if name in {candidate.name for candidate in found}:
             name = f"{name}-{len(found) + 1}"
         weights, file = _checksum(saved)
         generator = Generator(recipe, saved, device=device, dtype=dtype)
@@ -111,28 +111,28 @@ def check_captions(recipe: Recipe, wanted: Iterable[Any]) -> None:
 
 def sample_set(
     recipe: Recipe,
-    subject: Candidate,
+    candidate: Candidate,
     window: int,
     seed: int,
     *,
     out: Path,
-    manner: DecodeMode = "planned",
-    draw: Draw | None = None,
+    mode: DecodeMode = "planned",
+    sampling: SamplingParams | None = None,
     images: int | None = None,
 ) -> SampleSet:
-    """Return the sample set of a candidate by the recipe, optionally with another `draw` or number of images."""
+    """Return the sample set of a candidate by the recipe, optionally with another `sampling` or number of images."""
     settings = recipe.evaluate
     wanted, origin = conditions(recipe, images=images or settings.images, seed=seed)
     return SampleSet(
-        root=out / "drawn",
-        generator=subject.generator,
-        weights=subject.weights,
+        root=out / "samples",
+        generator=candidate.generator,
+        weights=candidate.weights,
         conditions=wanted,
         origin=origin,
         window=window,
         seed=seed,
         batch_size=settings.batch_size,
-        draw=draw or recipe.draw,
-        manner=manner,
+        sampling=sampling or recipe.sampling,
+        mode=mode,
         size=scored(recipe),
     )

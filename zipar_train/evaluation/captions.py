@@ -6,7 +6,8 @@ import io
 from contextlib import suppress
 from pathlib import Path
 
-from zipar_train.data.datasets_source import caption_column, load_table, reason
+from zipar_train.data.datasets_columns import caption_column
+from zipar_train.data.datasets_loading import load_table, reason
 from zipar_train.data.labels import LabelError, caption
 from zipar_train.data.shards import read_manifest, read_shard
 from zipar_train.io.files import regular

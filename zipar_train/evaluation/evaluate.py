@@ -20,10 +20,10 @@ from zipar_train.evaluation.candidates import (
     windows_of,
 )
 from zipar_train.evaluation.likelihood import bits_per_code, milliseconds
-from zipar_train.evaluation.report.protocol import Protocol, departures, one_or_two, warnings
+from zipar_train.evaluation.report.protocol import Protocol, differences, one_or_two, warnings
 from zipar_train.evaluation.report.schema import Report, Row, Samples
 from zipar_train.evaluation.sample_set import SampleSet
-from zipar_train.evaluation.scorer import Scorer, build_scorer, drawn_size, manifest_exists
+from zipar_train.evaluation.scorer import Scorer, build_scorer, generated_size, manifest_exists
 from zipar_train.evaluation.scores.scores import Score, over_seeds
 from zipar_train.io.files import make_folder
 from zipar_train.io.remote import is_url
@@ -77,7 +77,7 @@ def evaluate(
     wanted = windows_of(recipe, windows)
     found = candidates(recipe, [*compare, checkpoint], device=device)
     baseline = found[0].name if compare else None
-    judging = build_scorer(recipe, found[0], out=out, device=device) if rank == 0 else None
+    scorer = build_scorer(recipe, found[0], out=out, device=device) if rank == 0 else None
     if manifest_exists(recipe.data.val):
         held_out, trained_on = read_manifest(recipe.data.val, **expected(recipe)), None
         with suppress(ValueError):  # training shards may be missing
@@ -85,100 +85,100 @@ def evaluate(
         if trained_on is not None:
             same_classes(recipe.data.train, recipe.data.val, (trained_on, held_out))
     if (released or adaptive) and len(wanted) == 1:
-        raise ValueError("--released, --adaptive: at next-token, the only window, they draw as ever. Add --windows")
+        raise ValueError("--released, --adaptive: at next-token, the only window, they change nothing. Add --windows")
     cases: list[tuple[Candidate, int, DecodeMode]] = []
-    for subject in found:
-        cases += [(subject, window, "planned") for window in wanted]
-        if released and subject is found[0]:
-            cases += [(subject, window, "released") for window in wanted[1:]]
+    for candidate in found:
+        cases += [(candidate, window, "planned") for window in wanted]
+        if released and candidate is found[0]:
+            cases += [(candidate, window, "released") for window in wanted[1:]]
         if adaptive:
-            cases += [(subject, window, "adaptive") for window in wanted[1:]]
-    drawings = {
-        (subject.name, window, manner): [
-            sample_set(recipe, subject, window, seed, out=out, manner=manner) for seed in recipe.evaluate.seeds
+            cases += [(candidate, window, "adaptive") for window in wanted[1:]]
+    sample_sets = {
+        (candidate.name, window, mode): [
+            sample_set(recipe, candidate, window, seed, out=out, mode=mode) for seed in recipe.evaluate.seeds
         ]
-        for subject, window, manner in cases
+        for candidate, window, mode in cases
     }
-    check_captions(recipe, chain(*(drawn.conditions for of_seeds in drawings.values() for drawn in of_seeds)))
-    for (name, window, manner), of_seeds in drawings.items():
-        for drawn in of_seeds:
-            words = f"{name}, window {window}{'' if manner == 'planned' else f', {manner}'}, seed {drawn.seed}"
-            drawn.make(rank=rank, world=world, progress=progress, words=words)
-    if judging is None:
+    check_captions(recipe, chain(*(samples.conditions for of_seeds in sample_sets.values() for samples in of_seeds)))
+    for (name, window, mode), of_seeds in sample_sets.items():
+        for samples in of_seeds:
+            words = f"{name}, window {window}{'' if mode == 'planned' else f', {mode}'}, seed {samples.seed}"
+            samples.make(rank=rank, world=world, progress=progress, words=words)
+    if scorer is None:
         return None
 
     times = milliseconds(
         {
-            (subject.name, window, manner): lambda s=subject, w=window, m=manner: s.generator.generate(  # type: ignore[misc]
-                drawings[s.name, w, m][0].conditions[:1], window=w, manner=m
+            (candidate.name, window, mode): lambda s=candidate, w=window, m=mode: s.generator.generate(  # type: ignore[misc]
+                sample_sets[s.name, w, m][0].conditions[:1], window=w, mode=m
             )
-            for subject, window, manner in cases
+            for candidate, window, mode in cases
         }
     )
     bits = _bits(recipe, cases)
     rows: list[Row] = []
-    samples: Samples = {}
+    pictures: Samples = {}
     images: list[Path] = []
-    for subject, window, manner in cases:
-        key = (subject.name, window, manner)
+    for candidate, window, mode in cases:
+        key = (candidate.name, window, mode)
         scores: dict[str, list[Score]] = {}
-        for drawn in drawings[key]:
-            drawn.wait()
-            for score, value in judging.scores(drawn, f"scoring {subject.name}, window {window}").items():
+        for samples in sample_sets[key]:
+            samples.wait()
+            for score, value in scorer.scores(samples, f"scoring {candidate.name}, window {window}").items():
                 scores.setdefault(score, []).append(value)
-            images += [drawn.write_npz()] if npz else []
-            images += [drawn.write_png()] if png else []
-        plan = subject.generator.plan(window, manner=manner)
-        passes = torch.cat([drawn.passes() for drawn in drawings[key]]).double().mean().item()
+            images += [samples.write_npz()] if npz else []
+            images += [samples.write_png()] if png else []
+        plan = candidate.generator.plan(window, mode=mode)
+        passes = torch.cat([samples.passes() for samples in sample_sets[key]]).double().mean().item()
         row = Row(
-            checkpoint=subject.name,
-            manner=manner,
+            checkpoint=candidate.name,
+            mode=mode,
             window=window,
             passes=passes,
             reduction=1 - passes / plan.grid.codes,
-            width=None if manner == "adaptive" else plan.width,
+            width=None if mode == "adaptive" else plan.width,
             bits=bits.get(key),
-            window_costs=bits[key] / bits[subject.name, wanted[0], "planned"] - 1 if key in bits else None,
+            window_costs=bits[key] / bits[candidate.name, wanted[0], "planned"] - 1 if key in bits else None,
             gap_closed=_closed(bits, baseline, key, wanted[0]) if key in bits else None,
             milliseconds=times[key],
-            images_per_second=drawings[key][0].speed,
+            images_per_second=sample_sets[key][0].speed,
             **{score: over_seeds(values) for score, values in scores.items()},  # type: ignore[arg-type]
         )
         rows.append(row)
-        samples[row.name, window] = next(drawings[key][0].pixels())[:SHOWN]
-    protocol = _protocol(recipe, judging, drawings[found[0].name, wanted[0], "planned"][0])
+        pictures[row.name, window] = next(sample_sets[key][0].pixels())[:SHOWN]
+    protocol = _protocol(recipe, scorer, sample_sets[found[0].name, wanted[0], "planned"][0])
     report = Report(
         rows=rows,
         baseline=baseline,
         protocol=protocol,
         warnings=warnings(protocol),
-        departures=departures(protocol, recipe.published_results) if recipe.published_results else [],
-        features_accuracy=judging.accuracy,
+        differences=differences(protocol, recipe.published_results) if recipe.published_results else [],
+        features_accuracy=scorer.accuracy,
         held_out=_held_out(recipe) if bits else None,
-        checkpoints={subject.name: subject.origin for subject in found},
+        checkpoints={candidate.name: candidate.origin for candidate in found},
         recipe=recipe.model_dump(),
         environment=environment(device),
     )
-    return report, samples, images
+    return report, pictures, images
 
 
-def _protocol(recipe: Recipe, judging: Scorer, drawn: SampleSet) -> Protocol:
-    reference, settings = judging.reference, recipe.evaluate
-    tokenizer = drawn.generator.drawing.tokenizer
+def _protocol(recipe: Recipe, scorer: Scorer, samples: SampleSet) -> Protocol:
+    reference, settings = scorer.reference, recipe.evaluate
+    tokenizer = samples.generator.inference_family.tokenizer
     assert tokenizer is not None
-    extractor = judging.extractor
+    extractor = scorer.extractor
     return Protocol(
         images=settings.images,
         seeds=settings.seeds,
-        conditions=drawn.origin,
-        size=one_or_two(judging.size),
-        drawn=one_or_two(drawn_size(recipe, tokenizer)),
+        conditions=samples.origin,
+        size=one_or_two(scorer.size),
+        generated_size=one_or_two(generated_size(recipe, tokenizer)),
         reference=reference.words if reference else None,
         reference_checksum=reference.checksum if reference else None,
         reference_images=reference.images if reference else None,
         validation=bool(reference and reference.validation),
-        **recipe.draw.model_dump(),
-        dtype=drawn.settings["dtype"],
+        **recipe.sampling.model_dump(),
+        dtype=samples.settings["dtype"],
         features=("inception" if extractor.inception else extractor.name) if extractor else None,
         features_weights=extractor.weights if extractor else None,
         clip=settings.clip,
@@ -201,11 +201,11 @@ def _bits(recipe: Recipe, cases: Sequence[tuple[Candidate, int, DecodeMode]]) ->
         misfit=fitting.misfit if fitting else None,
     )
     return {
-        (subject.name, window, manner): bits_per_code(
-            subject.generator, subject.generator.plan(window), loader, images=max(recipe.evaluate.images, LEAST)
+        (candidate.name, window, mode): bits_per_code(
+            candidate.generator, candidate.generator.plan(window), loader, images=max(recipe.evaluate.images, LEAST)
         )
-        for subject, window, manner in cases
-        if manner == "planned"
+        for candidate, window, mode in cases
+        if mode == "planned"
     }
 
 

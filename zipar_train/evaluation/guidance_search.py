@@ -10,6 +10,7 @@ from zipar_train.evaluation.candidates import candidates, check_captions, condit
 from zipar_train.evaluation.scorer import build_scorer
 from zipar_train.evaluation.scores.scores import Score
 from zipar_train.io.files import make_folder
+from zipar_train.io.tables import aligned
 from zipar_train.recipe.schema import Recipe
 from zipar_train.run.ranks import process
 
@@ -53,38 +54,40 @@ def search_guidance(
     scales, out = sorted(set(scales)), Path(out)
     make_folder(out)
     rank, world, device = process()
-    (subject,) = candidates(recipe, [checkpoint], device=device)
+    (candidate,) = candidates(recipe, [checkpoint], device=device)
     wanted = windows_of(recipe, windows)
-    judging = build_scorer(recipe, subject, out=out, device=device) if rank == 0 else None
-    drawings = []
+    scorer = build_scorer(recipe, candidate, out=out, device=device) if rank == 0 else None
+    sample_sets = []
     check_captions(recipe, conditions(recipe, images=images, seed=recipe.evaluate.seeds[0])[0])
     for scale in scales:
-        draw = recipe.draw.model_copy(update={"guidance": float(scale)})
+        sampling = recipe.sampling.model_copy(update={"guidance": float(scale)})
         for window in wanted:
-            drawn = sample_set(recipe, subject, window, recipe.evaluate.seeds[0], out=out, draw=draw, images=images)
-            drawn.make(rank=rank, world=world, progress=progress, words=f"guidance {scale:g}, window {window}")
-            drawings.append((float(scale), window, drawn))
-    if judging is None:
+            samples = sample_set(
+                recipe, candidate, window, recipe.evaluate.seeds[0], out=out, sampling=sampling, images=images
+            )
+            samples.make(rank=rank, world=world, progress=progress, words=f"guidance {scale:g}, window {window}")
+            sample_sets.append((float(scale), window, samples))
+    if scorer is None:
         return None
-    score, tried = "fid" if judging.reference else "clip", []
-    for guidance, window, drawn in drawings:
-        drawn.wait()
-        found = judging.scores(drawn, f"scoring guidance {guidance:g}, window {window}")
+    score, tried = "fid" if scorer.reference else "clip", []
+    for guidance, window, samples in sample_sets:
+        samples.wait()
+        found = scorer.scores(samples, f"scoring guidance {guidance:g}, window {window}")
         tried.append(Tried(guidance=guidance, window=window, score=found[score]))
     sign = 1 if score == "fid" else -1
     means = {s: sign * fmean(t.score.mean for t in tried if t.guidance == s) for s in dict.fromkeys(map(float, scales))}
     best = min(means, key=means.__getitem__)
-    return Search(checkpoint=subject.name, score=score, images=images, tried=tried, best=best)
+    return Search(checkpoint=candidate.name, score=score, images=images, tried=tried, best=best)
 
 
 def lines(search: Search) -> list[str]:
     """Return the lines of a table, with a row per scale and a column per window, and the best setting."""
     windows = list(dict.fromkeys(t.window for t in search.tried))
     name = "Frechet distance" if search.score == "fid" else "CLIP score"
-    said = [f"{search.checkpoint}: {name} from {search.images:,} images, by guidance and window", ""]
-    said.append("guidance  " + "  ".join(f"{f'window {w}':>15}" for w in windows) + "       mean")
+    cells = [["guidance", *(f"window {w}" for w in windows), "mean"]]
     for scale in dict.fromkeys(t.guidance for t in search.tried):
         row = [t.score for t in search.tried if t.guidance == scale]
-        cells = [f"{f'{s.mean:.3f} ± {s.std or 0:.3f}':>15}" for s in row]
-        said.append(f"{scale:8g}  " + "  ".join(cells) + f"  {fmean(s.mean for s in row):9.3f}")
-    return [*said, "", f"Best over these windows: --set draw.guidance={search.best:g}"]
+        scores = [f"{s.mean:.3f} ± {s.std or 0:.3f}" for s in row]
+        cells.append([f"{scale:g}", *scores, f"{fmean(s.mean for s in row):.3f}"])
+    said = f"{search.checkpoint}: {name} from {search.images:,} images, by guidance and window"
+    return [said, "", *aligned(cells), "", f"Best over these windows: --set sampling.guidance={search.best:g}"]

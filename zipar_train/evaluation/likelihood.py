@@ -15,7 +15,7 @@ from zipar_train.decoding.generator import Generator
 from zipar_train.models.family import target_hidden_states
 from zipar_train.plan.masks import dense
 from zipar_train.plan.table import Plan
-from zipar_train.recipe.schema import Draw
+from zipar_train.recipe.schema import SamplingParams
 from zipar_train.training.loss import losses
 
 Key = TypeVar("Key")
@@ -31,21 +31,21 @@ def bits_per_code(generator: Generator, plan: Plan, loader: ShardLoader, *, imag
         loader: Loader of the images.
         images: Use at most this many images, the loader's first. None: all.
     """
-    family = generator.drawing
+    family = generator.inference_family
     mask, device = dense(plan, device=family.model.device), family.model.device
     total, codes, counted = 0.0, 0, 0
     for batch in loader:
         left = len(batch.codes) if images is None else images - counted
-        drawn = batch.codes[:left].to(device)
-        hidden = target_hidden_states(family, plan, drawn, family.check(batch.condition[:left]), mask)
-        total += losses(family.head, hidden, drawn, size=family.codes)[0].double().item() * drawn.numel()
-        codes, counted = codes + drawn.numel(), counted + len(drawn)
+        codes_given = batch.codes[:left].to(device)
+        hidden = target_hidden_states(family, plan, codes_given, family.check(batch.condition[:left]), mask)
+        total += losses(family.head, hidden, codes_given, size=family.codes)[0].double().item() * codes_given.numel()
+        codes, counted = codes + codes_given.numel(), counted + len(codes_given)
         if counted == images:
             break
     return total / codes / log(2)
 
 
-def bits_by_drawing(decoder: Decoder, loader: ShardLoader, *, images: int | None = None) -> float:
+def bits_by_decoding(decoder: Decoder, loader: ShardLoader, *, images: int | None = None) -> float:
     """Return the bits per code of a decoder without an equivalent mask, at about the cost of generating the images.
 
     The decoder generates images, and after every pass the given codes replace the generated ones.
@@ -65,12 +65,12 @@ def bits_by_drawing(decoder: Decoder, loader: ShardLoader, *, images: int | None
 
         def replace(target: Tensor, logits: Tensor, given: Tensor = given) -> None:
             nonlocal total
-            assert decoder.canvas is not None
+            assert decoder.state is not None
             wanted = given[:, target]
             total -= logits.double().log_softmax(-1).gather(-1, wanted[..., None]).sum().item()
-            decoder.canvas.tokens.index_copy_(1, target, wanted)
+            decoder.state.tokens.index_copy_(1, target, wanted)
 
-        decoder(condition, torch.zeros(len(given), decoder.numbers), Draw(), observe=replace)
+        decoder(condition, torch.zeros(len(given), decoder.numbers), SamplingParams(), observe=replace)
         codes, counted = codes + given.numel(), counted + len(given)
         if counted == images:
             break

@@ -29,7 +29,7 @@ from zipar_train.decoding.generator import DecodeMode, Generator
 from zipar_train.evaluation.scores.adm_npz import write_images
 from zipar_train.evaluation.scores.features import Pictures
 from zipar_train.io.files import make_folder, write_atomic
-from zipar_train.recipe.schema import Draw
+from zipar_train.recipe.schema import SamplingParams
 
 
 def classes_of(images: int, classes: int, *, seed: int, balanced: bool) -> list[int]:
@@ -49,8 +49,8 @@ class SampleSet:
         weights: SHA-256 of the checkpoint.
         conditions: A class or caption for each image.
         origin: Description of their source; a longer list from the same source begins with the shorter one.
-        draw: How codes are sampled.
-        manner: See `Generator.generate`.
+        sampling: How codes are sampled.
+        mode: See `Generator.generate`.
         size: Height and width in pixels to resize to. None: no resizing.
     """
 
@@ -62,8 +62,8 @@ class SampleSet:
     window: int
     seed: int
     batch_size: int
-    draw: Draw
-    manner: DecodeMode = "planned"
+    sampling: SamplingParams
+    mode: DecodeMode = "planned"
     size: tuple[int, int] | None = None
 
     @cached_property
@@ -74,10 +74,10 @@ class SampleSet:
             "weights": self.weights,
             "model": model.model_dump(exclude={"weights", "weights_entry", "tokenizer", "tokenizer_weights"}),
             "window": self.window,
-            "rule": {} if self.manner == "released" else self.generator.recipe.zipar.rule,
-            "manner": self.manner,
+            "rule": {} if self.mode == "released" else self.generator.recipe.zipar.rule,
+            "mode": self.mode,
             "seed": self.seed,
-            "draw": self.draw.model_dump(),
+            "sampling": self.sampling.model_dump(),
             "batch_size": self.batch_size,
             "conditions": self.origin,
             "dtype": str(self.generator.dtype).removeprefix("torch."),
@@ -86,7 +86,7 @@ class SampleSet:
 
     @cached_property
     def folder(self) -> Path:
-        name = f"window-{self.window}{'' if self.manner == 'planned' else f'-{self.manner}'}-seed-{self.seed}"
+        name = f"window-{self.window}{'' if self.mode == 'planned' else f'-{self.mode}'}-seed-{self.seed}"
         return self.root / f"{name}-{_digest(self.settings)[:10]}"
 
     @cached_property
@@ -106,7 +106,7 @@ class SampleSet:
             ValueError: If a batch does not fit into memory.
         """
         make_folder(self.folder)
-        write_atomic(self.folder / "drawing.json", (json.dumps(self.settings, indent=1) + "\n").encode())
+        write_atomic(self.folder / "settings.json", (json.dumps(self.settings, indent=1) + "\n").encode())
         mine = self.batches[rank::world]
         left = [batch for batch in mine if self._read(batch) is None]
         times = []
@@ -122,20 +122,20 @@ class SampleSet:
             for batch in left:
                 start = perf_counter()
                 conditions = self.conditions[batch.start : batch.stop]
-                drawn = self.generator.generate(
+                images = self.generator.generate(
                     conditions,
                     window=self.window,
                     seed=self.seed,
                     first=batch.start,
-                    manner=self.manner,
+                    mode=self.mode,
                     batch_size=len(batch),
                     pixels=False,
-                    **self.draw.model_dump(),
+                    **self.sampling.model_dump(),
                 )
                 if len(batch) == self.batch_size:
                     times.append((perf_counter() - start) / len(batch))
                 buffer = io.BytesIO()
-                np.savez(buffer, codes=drawn.codes.numpy().astype(np.uint16), passes=drawn.passes.numpy())
+                np.savez(buffer, codes=images.codes.numpy().astype(np.uint16), passes=images.passes.numpy())
                 write_atomic(self.path(batch), buffer.getvalue())
                 bar.update(len(batch))
         if len(times) > 1 and rank == 0:  # the first batch warms up
@@ -181,12 +181,12 @@ class SampleSet:
         for batch in self.batches:
             found = self._read(batch)
             if found is None:
-                raise ValueError(f"{self.path(batch)} is missing or damaged: run the same command again to draw it")
+                raise ValueError(f"{self.path(batch)} is missing or damaged: run the same command again to generate it")
             yield found
 
     def pixels(self) -> Iterator[Tensor]:
         """Yield blocks of pixels, uint8 (B, 3, height, width), on the CPU."""
-        tokenizer = self.generator.drawing.tokenizer
+        tokenizer = self.generator.inference_family.tokenizer
         assert tokenizer is not None
         for codes in self.codes():
             yield tokenizer.decode(codes.to(self.generator.device), size=self.size).cpu()
@@ -225,7 +225,7 @@ class SampleSet:
 
     def _read(self, batch: range) -> tuple[Tensor, Tensor] | None:
         """Return the codes and passes of a batch, or None if it is missing or damaged (the archive has checksums)."""
-        grid = self.generator.drawing.grid
+        grid = self.generator.inference_family.grid
         try:
             with np.load(self.path(batch), allow_pickle=False) as file:
                 codes, passes = file["codes"], file["passes"]
@@ -236,7 +236,7 @@ class SampleSet:
         if passes.dtype != np.int64 or passes.shape != (len(batch),) or passes.min() < 1 or passes.max() > grid.codes:
             return None
         found = torch.from_numpy(codes.astype(np.int64))
-        return (found, torch.from_numpy(passes)) if int(found.max()) < self.generator.drawing.codes else None
+        return (found, torch.from_numpy(passes)) if int(found.max()) < self.generator.inference_family.codes else None
 
 
 def _named(size: tuple[int, int]) -> str:

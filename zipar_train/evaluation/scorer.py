@@ -35,36 +35,36 @@ class Scorer:
     accuracy: float | None = None
     clip: Clip | None = None
 
-    def scores(self, drawn: SampleSet, words: str) -> dict[str, Score]:
+    def scores(self, samples: SampleSet, words: str) -> dict[str, Score]:
         """Compute all available scores of a sample set; `words` labels the progress bar."""
         found: dict[str, Score] = {}
         if self.extractor and self.reference:
-            features = self.extractor(drawn.pictures(words), spatial=self.reference.spatial is not None)
+            features = self.extractor(samples.pictures(words), spatial=self.reference.spatial is not None)
             found |= fidelity(features, self.reference, self.extractor)
             if self.classifier:
                 named = features.layers[LOGITS].argmax(-1)
-                right = (named == torch.tensor(drawn.conditions)).float().mean().item()
-                found["agreement"] = share(right, len(drawn.conditions))
+                right = (named == torch.tensor(samples.conditions)).float().mean().item()
+                found["class_accuracy"] = share(right, len(samples.conditions))
         if self.clip:
             cosines, start = [], 0
-            for block in drawn.pixels():
-                cosines.append(self.clip(block, drawn.conditions[start : start + len(block)]))
+            for block in samples.pixels():
+                cosines.append(self.clip(block, samples.conditions[start : start + len(block)]))
                 start += len(block)
             found["clip"] = average(torch.cat(cosines))
         return found
 
 
-def build_scorer(recipe: Recipe, subject: Candidate, *, out: Path, device: torch.device) -> Scorer:
+def build_scorer(recipe: Recipe, candidate: Candidate, *, out: Path, device: torch.device) -> Scorer:
     """Load the recipe's scoring networks and reference, before any image is generated.
 
     Raises:
         ValueError: If the reference, weights or shards do not fit.
     """
     settings, model = recipe.evaluate, recipe.model
-    tokenizer = subject.generator.drawing.tokenizer
+    tokenizer = candidate.generator.inference_family.tokenizer
     if tokenizer is None:
         raise ValueError(f"recipe {recipe.name} has no model.tokenizer: images cannot be scored without pixels")
-    size = scored(recipe) or drawn_size(recipe, tokenizer)
+    size = scored(recipe) or generated_size(recipe, tokenizer)
     clip = Clip(settings.clip, device=device) if settings.clip else None
     reference = settings.reference or (recipe.data.val if manifest_exists(recipe.data.val) else None)
     if reference is None:
@@ -100,7 +100,7 @@ def build_scorer(recipe: Recipe, subject: Candidate, *, out: Path, device: torch
     )
 
 
-def drawn_size(recipe: Recipe, tokenizer: Tokenizer) -> tuple[int, int]:
+def generated_size(recipe: Recipe, tokenizer: Tokenizer) -> tuple[int, int]:
     """Return the height and width of generated images in pixels, before they are resized."""
     rows, columns = recipe.model.grid
     return rows * tokenizer.stride, columns * tokenizer.stride

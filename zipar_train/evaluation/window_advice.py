@@ -25,6 +25,7 @@ from zipar_train.data.shards import read_manifest
 from zipar_train.evaluation.candidates import candidates, expected, windows_of
 from zipar_train.evaluation.likelihood import bits_per_code
 from zipar_train.io.figures import write_figure
+from zipar_train.io.tables import aligned
 from zipar_train.models.family import target_hidden_states
 from zipar_train.plan.grid import Grid
 from zipar_train.plan.masks import dense
@@ -96,8 +97,8 @@ def advise(
     widest = model.raster.row_length
     powers = [2**k for k in range(widest.bit_length()) if 2**k < widest]
     wanted = windows_of(recipe, windows or [*powers, *recipe.evaluate.windows])
-    (subject,) = candidates(recipe, [checkpoint], device=device)
-    generator = subject.generator
+    (candidate,) = candidates(recipe, [checkpoint], device=device)
+    generator = candidate.generator
     plans = {window: generator.plan(window) for window in wanted}
     loader = ShardLoader(shards, batch_size=recipe.evaluate.batch_size)
     with tqdm(wanted, desc="bits", disable=not progress) as bar:
@@ -106,7 +107,7 @@ def advise(
     count = min(attention_images, manifest.samples)
     small = ShardLoader(shards, batch_size=1)
     layers = attention(
-        generator.family,
+        generator.load_family(),
         plans[widest],
         islice(small, count),
         bar=tqdm(total=count, desc="attention", disable=not progress),
@@ -124,7 +125,7 @@ def advise(
         for window, plan in plans.items()
     ]
     return Advice(
-        checkpoint=subject.origin,
+        checkpoint=candidate.origin,
         shards=f"{manifest.source} ({Path(shards).name}, {manifest.checksum[:8]})",
         images=min(manifest.samples, images or manifest.samples),
         attention_images=count,
@@ -146,8 +147,8 @@ def cut_off(plan: Plan) -> NDArray[np.bool_]:
 
 def _slots(plan: Plan) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the slots that predict codes 0, 1, ..., and the slots that feed codes, without stand-ins."""
-    drawing = np.flatnonzero(plan.target >= 0)
-    return drawing[plan.target[drawing].argsort()], np.flatnonzero((plan.source >= 0) & (plan.expires == NEVER))
+    predicting = np.flatnonzero(plan.target >= 0)
+    return predicting[plan.target[predicting].argsort()], np.flatnonzero((plan.source >= 0) & (plan.expires == NEVER))
 
 
 @torch.inference_mode()
@@ -173,14 +174,14 @@ def attention(family: Any, plan: Plan, batches: Iterator[Any], *, bar: tqdm) -> 
 def _observed(sums: dict[int, Tensor], plan: Plan) -> Iterator[None]:
     """Add up every layer's attention weights within the `with` block, by wrapping transformers' attention function."""
     stock, codes = ALL_ATTENTION_FUNCTIONS["sdpa"], plan.grid.codes
-    drawing, feeding = _slots(plan)
+    predicting, feeding = _slots(plan)
 
     def attend(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, **rest: Any) -> Any:
         keys = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1).float()
         scale = rest.get("scaling") or query.shape[-1] ** -0.5
         bias = mask.float()
         total = sums.setdefault(module.layer_idx, torch.zeros(codes, codes, dtype=torch.float64, device=query.device))
-        queries, fed = (torch.tensor(slots, device=query.device) for slots in (drawing, feeding))
+        queries, fed = (torch.tensor(slots, device=query.device) for slots in (predicting, feeding))
         source = torch.tensor(plan.source[feeding], device=query.device)
         for some in queries.split(max(1, WEIGHTS // (query.shape[0] * query.shape[1] * keys.shape[2]))):
             weights = (query[:, :, some].float() @ keys.transpose(2, 3) * scale + bias[:, :, some]).softmax(-1)
@@ -213,21 +214,25 @@ def _by_offset(weights: NDArray[np.float64], grid: Grid) -> list[list[float | No
 
 def lines(advice: Advice) -> list[str]:
     """Return the lines of the table and the recommendation."""
-    said = [
-        advice.checkpoint,
-        f"{advice.images:,} held-out images of {advice.shards}; attention of {advice.attention_images}",
-        "",
-        "window  passes  fewer  bits/code   costs  attention cut off (worst layer)",
-    ]
+    cells = [["window", "passes", "fewer", "bits/code", "costs", "attention cut off (worst layer)"]]
     for row in advice.windows:
         worst = max(range(len(row.cut)), key=row.cut.__getitem__)
-        said.append(
-            f"{row.window:6}  {row.passes:6,}  {row.reduction:5.0%}  {row.bits:9.4f}  {row.costs:+6.2%}  "
-            f"{float(np.mean(row.cut)):6.2%} ({row.cut[worst]:.2%}, layer {worst})"
+        cells.append(
+            [
+                str(row.window),
+                f"{row.passes:,}",
+                f"{row.reduction:.0%}",
+                f"{row.bits:.4f}",
+                f"{row.costs:+.2%}",
+                f"{float(np.mean(row.cut)):6.2%} ({row.cut[worst]:.2%}, layer {worst})",
+            ]
         )
     best = next(row for row in advice.windows if row.window == advice.window)
     return [
-        *said,
+        advice.checkpoint,
+        f"{advice.images:,} held-out images of {advice.shards}; attention of {advice.attention_images}",
+        "",
+        *aligned(cells, ">>>>><"),
         "",
         f"Smallest window within {advice.tolerance:.2%} of next-token's bits: {best.window} ({best.passes:,} passes, "
         f"{best.reduction:.0%} fewer).",
@@ -271,7 +276,7 @@ def plot(advice: Advice, path: Path) -> None:
                     color=colour,
                     label=f"window {row.window}",
                 )
-        middle.set(xlabel="layer", ylabel="attention on codes not drawn yet, %", ylim=(0, None))
+        middle.set(xlabel="layer", ylabel="attention on codes not generated yet, %", ylim=(0, None))
         if len(windows) > 1:
             middle.legend(frameon=False, fontsize=8)
         shown = np.array(advice.attention, dtype=float)[:12]

@@ -72,7 +72,7 @@ def model_card(recipe: Recipe, saved: LoadedWeights, table: list[str], to: str) 
         how = f"low-rank adapters of rank {recipe.tune.lora.rank}" if recipe.tune.lora else "all weights"
         story = (
             f"{what}, trained by zipar-train ({how}) under a mix of ZipAR windows: {windows}. A window of {columns} is "
-            "next-token decoding; smaller ones draw rows in parallel."
+            "next-token decoding; smaller ones generate rows in parallel."
         )
         held = saved.extra.get("data", {})
         data = [f"- {name}: {text}" for name, text in held.items()] or [f"- {recipe.data.train}"]

@@ -1,12 +1,12 @@
 """Conversion of bool attention masks to additive ones, once for all layers of a model."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from zipar_train.plan.masks import Mask
 
-def additive(mask: Any, dtype: torch.dtype) -> Any:
+
+def additive(mask: Mask, dtype: torch.dtype) -> Mask:
     """Return a bool mask as an additive mask: 0 where a query attends to a key, -infinity elsewhere.
 
     `scaled_dot_product_attention` converts a bool mask in every call, and autograd keeps each copy until the backward

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Emu3ForConditionalGeneration, LlamaConfig, LlamaForCausalLM
 
+from zipar_train.models.conditions import Condition
 from zipar_train.models.text_to_image import Captioned
 from zipar_train.models.token_prompts import Prompter, Prompts
 from zipar_train.plan.table import ROW_END
@@ -101,8 +102,9 @@ class Emu3(Captioned):
                 break
         return name, tensor[self.first :] if name == HEAD and tensor.ndim else tensor
 
-    def drop(self, condition: Prompts, where: Tensor) -> Prompts:
+    def drop(self, condition: Condition, where: Tensor) -> Prompts:
         """Replace captions of the images `where` by the negative prompt, as in the original (image_generation.py)."""
+        assert isinstance(condition, Prompts)
         return self.words.negative_prompt(condition, where)
 
     def embed(self, tokens: Tensor) -> Tensor:

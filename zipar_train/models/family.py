@@ -16,12 +16,13 @@ from transformers import Cache, PreTrainedModel
 
 from zipar_train.models.additive import additive, computed_in
 from zipar_train.models.attention import attention_kernels
+from zipar_train.models.conditions import Condition, ConditionInput
 from zipar_train.models.filling import allocate, find_frequencies
 from zipar_train.models.t5_features import Width
 from zipar_train.models.token_prompts import Prompter, Prompts
 from zipar_train.models.tokenizers.base import Tokenizer
 from zipar_train.plan.grid import Grid
-from zipar_train.plan.masks import mask_padding
+from zipar_train.plan.masks import Mask, mask_padding
 from zipar_train.plan.table import ROW_END, Plan
 from zipar_train.recipe.model import Model
 
@@ -59,7 +60,7 @@ class Family(Protocol):
     def tokenizer(self) -> Tokenizer | None:
         """Return the image tokenizer (codes <-> pixels), whose weights are read on first access; None: codes only."""
 
-    def check(self, condition: Any) -> Any:
+    def check(self, condition: ConditionInput) -> Condition:
         """Check the condition of B images, and return it in the family's format on the model's device.
 
         Args:
@@ -69,19 +70,19 @@ class Family(Protocol):
             ValueError: If the condition is not valid for this family.
         """
 
-    def drop(self, condition: Any, where: Tensor) -> Any:
+    def drop(self, condition: Condition, where: Tensor) -> Condition:
         """Make the images `where`, bool (B,), unconditional, for label dropout and classifier-free guidance."""
 
-    def prompt(self, condition: Any) -> Tensor:
+    def prompt(self, condition: Condition) -> Tensor:
         """Return the input embeddings of the prompt, (B, P, D)."""
 
-    def padding(self, condition: Any) -> Tensor | None:
+    def padding(self, condition: Condition) -> Tensor | None:
         """Return which prompt tokens are padding, bool (B, P); no other token attends to them. None: none are."""
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Return input embeddings (B, S, D) of tokens (B, S): image codes 0 .. V-1, or ROW_END."""
 
-    def hidden(self, embeddings: Tensor, positions: Tensor, mask: Any, cache: Cache | None = None) -> Tensor:
+    def hidden(self, embeddings: Tensor, positions: Tensor, mask: Mask, cache: Cache | None = None) -> Tensor:
         """Run the model's body on S slots, and return the last hidden states (B, S, D).
 
         Args:
@@ -145,7 +146,7 @@ def fits(model: Model) -> Fits | None:
     return words
 
 
-def teacher_forced(family: Family, plan: Plan, codes: Tensor, condition: Any, mask: Any) -> Tensor:
+def teacher_forced(family: Family, plan: Plan, codes: Tensor, condition: Condition, mask: Mask) -> Tensor:
     """Compute the logits of every code of given images, as decoding along the plan would, in one parallel pass.
 
     Args:
@@ -159,7 +160,7 @@ def teacher_forced(family: Family, plan: Plan, codes: Tensor, condition: Any, ma
     return family.head(target_hidden_states(family, plan, codes, condition, mask))
 
 
-def target_hidden_states(family: Family, plan: Plan, codes: Tensor, condition: Any, mask: Any) -> Tensor:
+def target_hidden_states(family: Family, plan: Plan, codes: Tensor, condition: Condition, mask: Mask) -> Tensor:
     """Return the hidden states (B, N, D) that predict each code, for callers that cannot store all logits at once."""
     source, position, slots = _tables(plan, codes.device)
     tokens = torch.where(source >= 0, codes.index_select(1, source.clamp(min=0)), ROW_END)
@@ -175,13 +176,13 @@ def target_hidden_states(family: Family, plan: Plan, codes: Tensor, condition: A
 @lru_cache(maxsize=64)
 def _tables(plan: Plan, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Return a plan's tables on the device: sources after the prompt, all positions, and the slot for each code."""
-    drawing = np.flatnonzero(plan.target >= 0)
-    slots = drawing[plan.target[drawing].argsort()]
+    predicting = np.flatnonzero(plan.target >= 0)
+    slots = predicting[plan.target[predicting].argsort()]
     source = torch.tensor(plan.source[plan.prompt :], device=device)
     return source, torch.tensor(plan.position, device=device), torch.tensor(slots, device=device)
 
 
-def conditions(model: Model, images: int) -> Any:
+def conditions(model: Model, images: int) -> ConditionInput:
     """Return placeholder conditions for benchmarks: classes in turn, or random captions."""
     if model.t5_features:
         return [torch.randn(model.t5_features.tokens, model.t5_features.features) for _ in range(images)]

@@ -12,6 +12,7 @@ from transformers import JanusForConditionalGeneration, LlamaConfig, LlamaForCau
 from transformers.models.janus.configuration_janus import JanusVQVAEConfig
 from transformers.models.janus.modeling_janus import JanusVQVAEAlignerMLP, JanusVQVAEHead
 
+from zipar_train.models.conditions import Condition
 from zipar_train.models.text_to_image import Captioned
 from zipar_train.models.token_prompts import Prompter, Prompts
 from zipar_train.recipe.model import Model
@@ -86,8 +87,9 @@ class Janus(Captioned):
         name = name.replace("model.language_model.", "model.", 1).replace("model.generation_head.", "lm_head.", 1)
         return name.replace("model.generation_", "generation_", 1), tensor
 
-    def drop(self, condition: Prompts, where: Tensor) -> Prompts:
+    def drop(self, condition: Condition, where: Tensor) -> Prompts:
         """Replace words by visible padding tokens, as in the original: `tokens[i, 1:-1] = pad_id`."""
+        assert isinstance(condition, Prompts)
         return self.words.dropped(condition, where)
 
     def embed(self, tokens: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import ChameleonConfig, ChameleonForConditionalGeneration, PreTrainedModel
 
+from zipar_train.models.conditions import Condition
 from zipar_train.models.files import read_folder
 from zipar_train.models.filling import filled
 from zipar_train.models.pretrained import pretrained
@@ -132,11 +133,12 @@ class Lumina(Captioned):
         wrong = f"is no checkpoint of {self.whole.__name__}. Give the published one"
         return filled(make, state, where=folder, what=wrong)
 
-    def drop(self, condition: Prompts, where: Tensor) -> Prompts:
+    def drop(self, condition: Condition, where: Tensor) -> Prompts:
         """Reduce prompts to the image start and the image size, as in the original (inference_solver.py).
 
         The released ZipAR code replaces the words by visible padding instead.
         """
+        assert isinstance(condition, Prompts)
         return self.words.drop_caption(condition, where)
 
     def embed(self, tokens: Tensor) -> Tensor:

@@ -2,18 +2,18 @@
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from zipar_train.models.conditions import Condition, ConditionInput
 from zipar_train.models.files import find
-from zipar_train.models.llamagen.family import LlamaGen
+from zipar_train.models.llama_family import LlamaFamily
 from zipar_train.models.pretrained import pretrained
 from zipar_train.models.token_prompts import Prompter, Prompts
 
 
-class Captioned(LlamaGen, ABC):
+class Captioned(LlamaFamily, ABC):
     """A `Family` whose model is a Llama that is part of a larger transformers model.
 
     Attributes:
@@ -43,8 +43,8 @@ class Captioned(LlamaGen, ABC):
         folder = find(source or "")
         if source is None or not (folder / "config.json").is_file():
             raise ValueError(
-                f"model.weights = {source}: {self.whole.__name__} has parts that draw nothing, taken from the "
-                f"published checkpoint. Set model.weights to its folder, or to {self.hub}"
+                f"model.weights = {source}: {self.whole.__name__} has parts that are not used for images, taken from "
+                f"the published checkpoint. Set model.weights to its folder, or to {self.hub}"
             )
         ours = self.model.state_dict()
         whole = self.load_whole(folder)
@@ -58,11 +58,13 @@ class Captioned(LlamaGen, ABC):
         what = f"no {self.whole.__name__}"
         return pretrained(self.whole, folder, key="model.weights", what=what, dtype=self.model.dtype)
 
-    def check(self, condition: Any) -> Prompts:
+    def check(self, condition: ConditionInput) -> Prompts:
         return self.words.check(condition, self.model.device)
 
-    def prompt(self, condition: Prompts) -> Tensor:
+    def prompt(self, condition: Condition) -> Tensor:
+        assert isinstance(condition, Prompts)
         return self.model.get_input_embeddings()(condition.ids)
 
-    def padding(self, condition: Prompts) -> Tensor | None:
+    def padding(self, condition: Condition) -> Tensor | None:
+        assert isinstance(condition, Prompts)
         return condition.padding

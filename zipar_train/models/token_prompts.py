@@ -88,7 +88,7 @@ class Prompter:
             raise ValueError(f"captions must be a list of texts, not {condition!r}")
         for caption in condition:
             if not isinstance(caption, str) or not caption.strip():
-                raise ValueError(f"caption {caption!r} is empty, or no text: say what to draw")
+                raise ValueError(f"caption {caption!r} is empty, or not text: describe the image")
         return self.framed([caption.strip() + self.text.prompt_suffix for caption in condition], device)
 
     def framed(self, captions: Sequence[str], device: torch.device) -> Prompts:

@@ -9,28 +9,28 @@ from zipar_train.io.figures import plt, write_figure
 from zipar_train.plan.table import NEVER, Plan
 
 
-def draw_plan(plan: Plan, path: str | Path) -> None:
+def plot_plan(plan: Plan, path: str | Path) -> None:
     """Write a figure of the plan: the pass map (H, W) beside the mask (S, S), stand-ins in orange.
 
     Raises:
         ValueError: If the file extension is not a supported image format.
         OSError: If the file cannot be written.
     """
-    drawn, visible = plan.drawn(), plan.visible().astype(np.int8)
+    passes, visible = plan.generated_at(), plan.visible().astype(np.int8)
     visible[:, plan.expires != NEVER] *= 2
     with plt.rc_context({"font.size": 10}):
         figure, (left, right) = plt.subplots(1, 2, figsize=(12, 6), layout="constrained")
-        left.imshow(drawn, cmap="viridis")
+        left.imshow(passes, cmap="viridis")
         left.set_title(f"pass that generates each code: {plan.passes} passes, {plan.reduction:.0%} fewer", fontsize=11)
         left.set(xlabel="column", ylabel="row")
-        if drawn.size <= 24 * 24:
-            size = min(9, 160 / max(drawn.shape))
-            for row, column in [(r, c) for r in range(drawn.shape[0]) for c in range(drawn.shape[1])]:
-                light = drawn[row, column] < plan.passes * 0.6
+        if passes.size <= 24 * 24:
+            size = min(9, 160 / max(passes.shape))
+            for row, column in [(r, c) for r in range(passes.shape[0]) for c in range(passes.shape[1])]:
+                light = passes[row, column] < plan.passes * 0.6
                 left.text(
                     column,
                     row,
-                    drawn[row, column],
+                    passes[row, column],
                     ha="center",
                     va="center",
                     fontsize=size,

@@ -14,11 +14,11 @@ Example: 3 x 3 codes at window 1, row = query, column = key, in decode order (P 
     5   # # # # # . # . #
     7   # # # # # . # # # #
 
-`zipar-train plan --recipe digits --png mask.png` draws larger ones.
+`zipar-train plan --recipe digits --png mask.png` plots larger ones.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import overload
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from torch.nn.functional import pad
 from zipar_train.plan.table import NEVER, Plan, sees
 
 Device = torch.device | str
+Mask = Tensor | BlockMask  # dense: bool, or 0 and -infinity, (1 or B, 1, queries, keys)
 
 
 def mask_mod(plan: Plan, *, device: Device = "cpu") -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
@@ -66,7 +67,11 @@ def unwritten_slots_mask(plan: Plan, *, device: Device = "cpu") -> Tensor:
     return torch.tensor(before & (first[None] > plan.step[:, None]), device=device)[None, None]
 
 
-def mask_padding(mask: Any, padding: Tensor, *, slots: Tensor | None = None) -> Any:
+@overload
+def mask_padding(mask: Tensor, padding: Tensor, *, slots: Tensor | None = None) -> Tensor: ...
+@overload
+def mask_padding(mask: BlockMask, padding: Tensor, *, slots: Tensor | None = None) -> BlockMask: ...
+def mask_padding(mask: Mask, padding: Tensor, *, slots: Tensor | None = None) -> Mask:
     """Return a plan's mask for B images with padded prompts; only a padding token itself attends to it.
 
     Args:

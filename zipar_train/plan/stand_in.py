@@ -5,34 +5,29 @@ from typing import Literal
 
 from zipar_train.plan.grid import Grid
 
-StandIn = Literal["completed", "nearest", "latest", "above", "released"]  # see `stand_in_of`
-Seen = Literal["until_replaced", "by_itself"]  # which slots attend to its key, see `Plan.zipar`
+StandIn = Literal["completed", "nearest", "released"]  # see `stand_in_of`
 FirstRow = Literal["complete", "overlapping"]  # whether row 1 waits for the whole of row 0
 
 
-def stand_in_of(grid: Grid, drawn: Sequence[int], rule: StandIn) -> int:
+def stand_in_of(grid: Grid, latest: Sequence[int], rule: StandIn) -> int:
     """Return the code that stands in for the last code of a row.
 
     Args:
-        drawn: The latest generated column of each row, from row 0 to that row.
-        rule: `nearest`: the nearest generated code (Euclidean distance; the lower row wins ties). `latest`: the row's
-            latest code. `above`: the row's first code, which is above the code to be predicted. `completed`: the last
+        latest: The latest generated column of each row, from row 0 to that row.
+        rule: `nearest`: the nearest generated code (Euclidean distance; the lower row wins ties). `completed`: the last
             code of the lowest complete row, or the latest of row 0 while no row is complete (Pruna,
             pruna/algorithms/zipar/utils.py). `released`: the latest code of the row before, or of row 0 itself
             (released ZipAR code, autoregressive/models/generate_zipar.py).
     """
-    row, end = len(drawn) - 1, grid.width - 1
+    row, end = len(latest) - 1, grid.width - 1
 
     def distance(above: int) -> int:
-        return (row - above) ** 2 + (end - drawn[above]) ** 2
+        return (row - above) ** 2 + (end - latest[above]) ** 2
 
-    if rule == "above":
-        return grid.code(row, 0)
-    whole = [above for above in range(row + 1) if drawn[above] == end]
+    whole = [above for above in range(row + 1) if latest[above] == end]
     chosen = {
         "nearest": min(range(row, -1, -1), key=distance),
-        "latest": row,
         "completed": max(whole, default=0),
         "released": max(row - 1, 0),
     }[rule]
-    return grid.code(chosen, drawn[chosen])
+    return grid.code(chosen, latest[chosen])

@@ -9,14 +9,14 @@ equation 1 reads `window + 1`; its tables, its released code and this package us
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from zipar_train.plan.grid import Grid
-from zipar_train.plan.stand_in import FirstRow, Seen, StandIn, stand_in_of
+from zipar_train.plan.stand_in import FirstRow, StandIn, stand_in_of
 
 PROMPT, ROW_END = -1, -2  # `source` of slots that do not feed an image code
 NEVER = 2**31 - 1  # `expires` of keys that never expire
@@ -36,7 +36,7 @@ class Plan:
     """
 
     grid: Grid
-    window: int  # the widest, if there are several
+    window: int
     prompt: int
     step: Integers
     source: Integers
@@ -49,9 +49,8 @@ class Plan:
         cls,
         grid: Grid,
         *,
-        window: int | Sequence[int],
+        window: int,
         stand_in: StandIn = "completed",
-        seen: Seen = "until_replaced",
         first_row: FirstRow = "complete",
         prompt: int = 1,
     ) -> "Plan":
@@ -63,32 +62,23 @@ class Plan:
         window's tokens, no stand-in is needed, and row 0 is like the others.
 
         Args:
-            window: One for all rows, or H - 1, one for each row except the last: the tokens of that row that must
-                exist. If row 0 is generated alone, its window is the row's length.
+            window: The tokens of a row that must exist before the next row starts.
             stand_in: The code that stands in, see `stand_in_of`.
-            seen: The slots that attend to a stand-in's key: those that attend to its position, until it expires; or
-                the stand-in alone, so that it only affects the row's first code.
             first_row: Without row ends: row 1 waits for all of row 0 ("complete"), as in the released code and the
                 paper's pass counts, or starts like the others ("overlapping").
 
         Raises:
-            ValueError: If a window is not in 1 .. grid.row_length, a choice is unknown, or `prompt` is below 1.
+            ValueError: If the window is not in 1 .. grid.row_length, a choice is unknown, or `prompt` is below 1.
         """
-        given = list(window) if isinstance(window, Sequence) else [window]
-        windows = list(given) if isinstance(window, Sequence) else given * (grid.height - 1)
-        for one in given:
-            if not 1 <= one <= grid.row_length:
-                raise ValueError(
-                    f"window {one} does not fit a row of {grid.row_length} tokens: use 1 .. {grid.row_length}"
-                )
-        if len(windows) != grid.height - 1:
-            raise ValueError(f"{len(windows)} windows for {grid.height} rows: give one, or {grid.height - 1}")
+        if not 1 <= window <= grid.row_length:
+            raise ValueError(
+                f"window {window} does not fit a row of {grid.row_length} tokens: use 1 .. {grid.row_length}"
+            )
         _known(first_row=(first_row, FirstRow))
-        if not grid.row_end and windows and first_row == "complete":
-            windows[0] = grid.width
-        opens = [0, *accumulate(one - 1 if grid.row_end else one for one in windows)]
-        widest = max(given, default=grid.row_length)
-        return cls.opened(grid, opens, window=widest, stand_in=stand_in, seen=seen, prompt=prompt)
+        gap = window - 1 if grid.row_end else window  # a row end is known beforehand: it takes no pass
+        second = grid.width if first_row == "complete" and not grid.row_end else gap  # the pass that opens row 1
+        opens = [0, *(second + gap * row for row in range(grid.height - 1))]
+        return cls.opened(grid, opens, window=window, stand_in=stand_in, prompt=prompt)
 
     @classmethod
     def opened(
@@ -99,7 +89,6 @@ class Plan:
         window: int,
         tries: Sequence[int] | None = None,
         stand_in: StandIn = "completed",
-        seen: Seen = "until_replaced",
         prompt: int = 1,
     ) -> "Plan":
         """Return the plan that generates the first code of each row in a given pass.
@@ -114,7 +103,7 @@ class Plan:
         Raises:
             ValueError: If a choice is unknown, or `prompt` is below 1.
         """
-        _known(stand_in=(stand_in, StandIn), seen=(seen, Seen))
+        _known(stand_in=(stand_in, StandIn))
         if prompt < 1:
             raise ValueError(f"prompt {prompt} is too short: the first code needs at least 1 token before it")
         height, width = grid.height, grid.width
@@ -141,10 +130,9 @@ class Plan:
                 continue
             slots.append((fed, code, position, code + 1 if fed == below else -1, NEVER))
             for step in range(first, min(below + 1, fed)):
-                drawn = [min(step - opened, width) - 1 for opened in opens[: row + 1]]
-                target, kept = (code + 1, seen == "until_replaced") if step == below else (-1, False)
-                stands = stand_in_of(grid, drawn, stand_in)
-                slots.append((step, stands, position, target, fed if kept else step + 1))
+                latest = [min(step - opened, width) - 1 for opened in opens[: row + 1]]
+                target, expires = (code + 1, fed) if step == below else (-1, step + 1)
+                slots.append((step, stand_in_of(grid, latest, stand_in), position, target, expires))
 
         table = np.array([slot for slot in slots if slot[0] <= last], dtype=np.int64)
         columns = table[np.lexsort((table[:, 2], table[:, 0]))].T.copy()
@@ -171,7 +159,7 @@ class Plan:
         """Return the fraction of next-token decoding's passes that this plan saves, 0 .. 1."""
         return 1 - self.passes / self.grid.codes
 
-    def drawn(self) -> Integers:
+    def generated_at(self) -> Integers:
         """Return the pass that generates each code, int64 (H, W)."""
         passes = np.empty(self.grid.codes, dtype=np.int64)
         passes[self.target[self.target >= 0]] = self.step[self.target >= 0]

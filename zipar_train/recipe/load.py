@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 from zipar_train.io import safe_yaml as plain
 from zipar_train.io.errors import did_you_mean, safe_repr, truncate
 from zipar_train.io.expansion import expand
-from zipar_train.recipe.renamed import KEYS, renamed
+from zipar_train.recipe.renamed import KEYS, REMOVED, renamed
 from zipar_train.recipe.schema import Recipe, RecipeError
 
 TOLD = 50  # most mistakes in one report
@@ -203,6 +203,8 @@ def explain(problem: Any) -> list[str]:
         prefix = "".join(f"{part}." for part in sections)
         if path in KEYS:
             return [f"{path} = {safe_repr(given)}: this key is called {KEYS[path]} now."]
+        if path in REMOVED:
+            return [f"{path} = {safe_repr(given)}: this key was removed: {REMOVED[path]}. Drop it."]
         return [f"{path} = {safe_repr(given)}: unknown key." + did_you_mean(prefix, str(last), _keys(sections))]
     return [f"{path or 'the recipe'} = {safe_repr(given)}: {problem['msg'][0].lower()}{problem['msg'][1:]}."]
 

@@ -111,7 +111,7 @@ class Model(Section):
         if self.family == "lumina" and (rows % 2 or columns % 2):
             return "Lumina-mGPT's prompt counts sides in steps of 2 codes, 32 pixels: use even numbers"
         if self.family == "janus" and self.size and self.grid != [24, 24]:
-            return "Janus-Pro's prompt names no size, and it draws 24 x 24 codes alone: use [24, 24]"
+            return "Janus-Pro's prompt names no size, and it generates 24 x 24 codes only: use [24, 24]"
         tokens = self.prompt + rows * (columns + 1)
         if self.family == "emu3" and self.size and tokens > EMU3_CONTEXT:
             return f"{tokens:,} tokens with row ends and prompt, and Emu3 knows {EMU3_CONTEXT:,}: use a smaller grid"

@@ -1,4 +1,4 @@
-"""Former names of recipe keys and command-line options: renamed in stored recipes, named in errors elsewhere."""
+"""Former recipe keys and command-line options: converted in stored recipes, explained in errors elsewhere."""
 
 import copy
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 KEYS = {  # keys of version 0.1
     "about": "description",
     "run": "run_dir",
+    "draw": "sampling",
     "checkpoint_best": "checkpoint_monitor",
     "paper": "published_results",
     "model.depth": "model.num_layers",
@@ -29,6 +30,7 @@ KEYS = {  # keys of version 0.1
     "health.stalled": "health.stall_warning_s",
     "evaluate.size": "evaluate.resize_to",
 }
+REMOVED = {"zipar.seen": "a stand-in is visible until the real code replaces it"}  # key: the behavior that remains
 OPTIONS = {  # by command: options of version 0.1
     "plan": {"--gib": "--device-memory"},
     "bench": {"--alone": "--no-baselines", "--rounds": "--repeats"},
@@ -50,8 +52,11 @@ def renamed(recipe: dict[str, Any]) -> dict[str, Any]:
         if isinstance(place, dict) and last in place:
             place[now.rpartition(".")[2]] = place.pop(last)
     zipar = made.get("zipar")
-    if isinstance(zipar, dict) and zipar.get("first_row") == "alone":
-        zipar["first_row"] = "complete"
+    if isinstance(zipar, dict):
+        if zipar.get("first_row") == "alone":
+            zipar["first_row"] = "complete"
+        if zipar.get("seen") == "until_replaced":
+            del zipar["seen"]
     return made
 
 

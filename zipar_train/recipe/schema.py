@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from zipar_train.plan.stand_in import FirstRow, Seen, StandIn
+from zipar_train.plan.stand_in import FirstRow, StandIn
 from zipar_train.recipe.fields import (
     Batch,
     Name,
@@ -53,7 +53,6 @@ class ZipAR(Section):
 
     windows: Annotated[dict[Window, Weight], Field(min_length=1, max_length=128)]  # window in tokens: weight in the mix
     stand_in: StandIn = "completed"  # code that replaces one not generated yet, see `stand_in_of`
-    seen: Seen = "until_replaced"  # slots that attend to a stand-in: all until it is replaced, or itself
     first_row: FirstRow = "complete"  # whether row 1 waits for all of row 0
 
     @property
@@ -102,7 +101,7 @@ def _temperature(value: float) -> float:
     return value
 
 
-class Draw(Section):
+class SamplingParams(Section):
     """The sampling parameters, used wherever images are generated."""
 
     guidance: Annotated[float, Field(ge=0, le=1000)] = 1.0  # scale of classifier-free guidance; 1: none
@@ -161,7 +160,7 @@ class Recipe(Section):
     optim: Optim
     health: Health = Health()
     trainer: TrainerArguments = {}  # any argument of lightning.Trainer
-    draw: Draw = Draw()
+    sampling: SamplingParams = SamplingParams()
     evaluate: Evaluate
     published_results: Paper | None = None  # shown next to measured scores; null: none
     log: Log = Log()

@@ -1,5 +1,7 @@
 """The rank and the device of this process among those that share its work."""
 
+from typing import Any
+
 import torch
 from lightning.fabric.plugins.environments import (
     ClusterEnvironment,
@@ -7,6 +9,7 @@ from lightning.fabric.plugins.environments import (
     SLURMEnvironment,
     TorchElasticEnvironment,
 )
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from zipar_train.run.launcher import tasks_of_slurm
 
@@ -48,3 +51,9 @@ def process() -> tuple[int, int, torch.device]:
     device = torch.device("cuda", local % gpus)
     torch.cuda.set_device(device)
     return rank, world, device
+
+
+@rank_zero_only
+def rank_zero_print(line: str, *, file: Any = None) -> None:
+    """Print a line on rank 0 only, to `file` or standard output."""
+    print(line, file=file, flush=True)

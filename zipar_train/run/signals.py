@@ -160,7 +160,10 @@ def noted() -> Iterator[Heard]:
 
 @contextmanager
 def held() -> Iterator[None]:
-    """Block signals in this block and deliver them after it; processes started in it block them until `deafen`."""
+    """Block signals in this block and deliver them after it.
+
+    Processes started in the block do not receive signals until they call `ignore_signals`.
+    """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -171,10 +174,13 @@ def held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def deafen() -> None:
+def ignore_signals(worker: int = 0) -> None:
     """Ignore signals, which the parent process handles, and exit when it exits; a second SIGTERM ends the process.
 
     This is for loader processes: a terminal, SLURM and launchers send signals to all processes at once.
+
+    Args:
+        worker: Ignored; PyTorch passes it to a `worker_init_fn`.
     """
     for signum in _asking():
         signal.signal(signum, signal.SIG_IGN)

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
+from zipar_train.io.tables import aligned
 from zipar_train.plan.table import Plan
 from zipar_train.recipe.schema import Recipe
 
@@ -52,11 +53,9 @@ class SweepResult(BaseModel):
             ]
             for t in self.trials
         ]
-        widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-        table = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in [head, *rows]]
         shared = {key: value for trial in self.trials[:1] for key, value in trial.values.items() if key not in keys}
         told = [f"in all: {', '.join(f'{key} {_told(value)}' for key, value in shared.items())}"] if shared else []
-        return [*table, *told]
+        return [*aligned([head, *rows]), *told]
 
     def _order(self, name: str) -> tuple[bool, bool, int]:
         """Return a sort key that puts the sweep's metric first, then the windows, widest first."""
@@ -94,7 +93,7 @@ def varied(trials: Sequence[dict[str, Any]]) -> list[str]:
     return found or keys
 
 
-def draw(outcome: SweepResult, path: Path) -> None:
+def plot(outcome: SweepResult, path: Path) -> None:
     """Plot each trial's held-out bits over the passes of its windows; the best in colour, the others in grey."""
     from zipar_train.io.figures import plt, write_figure
 

@@ -22,8 +22,10 @@ from zipar_train.recipe.load import differences, dump, load_recipe, override, pa
 from zipar_train.recipe.schema import Recipe
 from zipar_train.run.metrics_csv import validations
 from zipar_train.run.signals import Heard, noted
+from zipar_train.sweep.overrides import overrides_of
 from zipar_train.sweep.results import SweepResult, Trial, gathered, passes, varied
-from zipar_train.sweep.spec import Sweep, overrides_of, read_sweep, trials_of
+from zipar_train.sweep.spec import Sweep, read_sweep
+from zipar_train.sweep.trials import trials_of
 
 
 def run(
@@ -45,7 +47,7 @@ def run(
         file: A file in W&B's sweep syntax, see `spec`.
         out: The sweep's folder, with a folder per trial. None: beside the recipe's run.
         overrides: Overrides of the recipe for all trials.
-        count, seed: See `spec.trials_of`.
+        count, seed: See `trials.trials_of`.
         jobs: Number of trials to run in parallel.
         gpus: Numbers or ids of GPUs, to run one trial on each in parallel, instead of `jobs`.
         progress: Show a progress bar.

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import lightning as L
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
@@ -21,16 +20,17 @@ from zipar_train.models.restore import LoadedWeights, read
 from zipar_train.recipe.load import differences, dump
 from zipar_train.recipe.schema import Recipe
 from zipar_train.run.checkpoints import damage, folder, last_checkpoint, newest_first
+from zipar_train.run.ranks import rank_zero_print
 from zipar_train.run.signals import Stopped, noted, raised
 from zipar_train.training.callbacks.checkpoint import Checkpoint
 from zipar_train.training.csv_log import Log
 from zipar_train.training.resumable import Resumable, check_fits
 from zipar_train.training.trainer import build_datamodule, build_module, build_trainer
-from zipar_train.training.wandb_run import tracked
+from zipar_train.training.wandb_tracking import tracked
 
 HARMLESS = (  # keys that may differ on resuming: the losses do not depend on them
-    *("description", "run_dir", "checkpoint_every", "checkpoint_keep", "checkpoint_monitor", "draw", "evaluate", "log"),
-    "health",
+    *("description", "run_dir", "checkpoint_every", "checkpoint_keep", "checkpoint_monitor"),
+    *("sampling", "evaluate", "log", "health"),
     *("trainer.log_every_n_steps", "trainer.enable_progress_bar", "trainer.enable_model_summary", "data.workers"),
 )
 # may differ too if optim.global_batch_size is given
@@ -242,11 +242,6 @@ def to_continue(recipe: Recipe, run: Path, allow: Sequence[str]) -> tuple[Path |
             "the folder and start again"
         )
     return None, None
-
-
-@rank_zero_only
-def rank_zero_print(line: str, file: Any = None) -> None:
-    print(line, file=file, flush=True)
 
 
 def write_folder(run: Path) -> None:

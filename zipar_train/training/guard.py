@@ -9,6 +9,10 @@ from typing import Any, Literal
 Policy = Literal["stop", "skip"]
 RECENT = 100  # losses in the spike baseline
 LEAST = 20  # losses before a spike can be detected
+STOP_REMEDY = (
+    "The weights have not taken it, and the last checkpoint is older. Lower optim.lr, fix the data, or let such steps "
+    "be left out: health.on_nonfinite, health.on_spike = skip"
+)
 
 
 class Guard:

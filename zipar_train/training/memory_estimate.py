@@ -22,7 +22,7 @@ from zipar_train.decoding.memory import decode_bytes
 from zipar_train.models.family import Family, build, conditions
 from zipar_train.plan.table import Plan
 from zipar_train.recipe.schema import Recipe
-from zipar_train.training.module import fsdp_units
+from zipar_train.training.fsdp import fsdp_units
 from zipar_train.training.trainer import devices, module_of, precision, weights_dtype
 
 PARTS = ("weights", "optimizer", "average", "teacher", "gradients", "cache", "activations", "total")
@@ -47,20 +47,20 @@ class Prediction(BaseModel):
     parameters: int  # number of parameters
     trained: int  # number of trained parameters
     train: Memory
-    draw: Memory
+    generation: Memory
 
     def lines(self) -> list[str]:
         """Return a readable table, in GiB."""
-        rows = [f"{'images at once':20}{self.train.images:12,}{self.draw.images:12,}"]
+        rows = [f"{'images at once':20}{self.train.images:12,}{self.generation.images:12,}"]
         for part in PARTS:
-            sizes = [getattr(memory, part) for memory in (self.train, self.draw)]
+            sizes = [getattr(memory, part) for memory in (self.train, self.generation)]
             if any(sizes):
                 rows.append(f"{part:20}" + "".join(f"{size / GIB:12.2f}" for size in sizes))
         counts = f"{self.parameters / 1e6:,.1f} M parameters, {self.trained / 1e6:,.1f} M of them trained"
         return [
             f"{counts}. GiB on each device:",
             "",
-            f"{'':20}{'training':>12}{'drawing':>12}",
+            f"{'':20}{'training':>12}{'generation':>12}",
             *rows,
         ]
 
@@ -69,12 +69,12 @@ def predict(recipe: Recipe) -> Prediction:
     """Estimate the memory of a training step at the smallest window, and of generating `evaluate.batch_size` images."""
     family = build(recipe.model, device="meta", empty=True)
     parameters = sum(p.numel() for p in family.model.parameters())
-    draw = drawing(recipe, family)
+    generation = generating(recipe, family)
     train, trained = training(recipe, family)
-    return Prediction(parameters=parameters, trained=trained, train=train, draw=draw)
+    return Prediction(parameters=parameters, trained=trained, train=train, generation=generation)
 
 
-def drawing(recipe: Recipe, family: Family) -> Memory:
+def generating(recipe: Recipe, family: Family) -> Memory:
     """Estimate the memory of generation as in evaluation on a GPU.
 
     Args:
@@ -87,7 +87,7 @@ def drawing(recipe: Recipe, family: Family) -> Memory:
         family.grid, window=min(recipe.evaluate.windows), prompt=family.prompt_length, **recipe.zipar.rule
     )
     images = recipe.evaluate.batch_size
-    rows = images * (1 if recipe.draw.guidance == 1 else 2)
+    rows = images * (1 if recipe.sampling.guidance == 1 else 2)
     cache, rest = (decode_bytes(family, plan, images, rows=rows, slots=slots) for slots in (len(plan), 0))
     weights = _bytes(family.model)
     return Memory(images=images, weights=weights, cache=cache - rest, activations=rest, total=weights + cache)
@@ -163,7 +163,7 @@ def training(recipe: Recipe, family: Family) -> tuple[Memory, int]:
 def advice(recipe: Recipe, found: Prediction, room: float) -> list[str]:
     """Return the recipe changes that make training and generation fit into `room` bytes; empty if they fit."""
     told = []
-    train, draw = found.train, found.draw
+    train, generation = found.train, found.generation
     if train.total > room:
         kept = train.weights + train.optimizer + train.average + train.teacher
         fixed = max(train.total - train.activations, kept + train.gradients)
@@ -185,15 +185,15 @@ def advice(recipe: Recipe, found: Prediction, room: float) -> list[str]:
         else:
             how = "a larger device, a smaller model or grid"
         told.append(f"Training takes {train.total / GIB:.1f} GiB of {room / GIB:.1f}. Try {how}.")
-    if draw.total > room:
-        images = int((room - draw.weights) / ((draw.total - draw.weights) / draw.images))
+    if generation.total > room:
+        images = int((room - generation.weights) / ((generation.total - generation.weights) / generation.images))
         if images >= 1:
             how = f"--set evaluate.batch_size={images}"
         elif recipe.evaluate.dtype == "float32":
             how = "--set evaluate.dtype=bfloat16"
         else:
             how = "a larger device, a smaller model or grid"
-        told.append(f"Drawing takes {draw.total / GIB:.1f} GiB of {room / GIB:.1f}. Try {how}.")
+        told.append(f"Generation takes {generation.total / GIB:.1f} GiB of {room / GIB:.1f}. Try {how}.")
     return told
 
 

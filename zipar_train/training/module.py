@@ -1,8 +1,7 @@
 """The training module: next-token cross-entropy, optionally with distillation, under one of a mix of windows."""
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from math import inf, isfinite, log, nan, sqrt
 from typing import Any, Literal
 
@@ -10,49 +9,32 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
-from lightning.pytorch.utilities import rank_zero_only
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.tensor import DTensor
-from transformers import PreTrainedModel, get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
 
 from zipar_train.data.loader import Batch
 from zipar_train.models import lora
 from zipar_train.models.attention import attention_kernels
+from zipar_train.models.conditions import Condition
 from zipar_train.models.family import Family, target_hidden_states
-from zipar_train.plan.masks import block, dense
+from zipar_train.plan.masks import Mask, block, dense
 from zipar_train.plan.table import Plan
-from zipar_train.training.guard import Guard, format_keys
+from zipar_train.run.ranks import rank_zero_print
+from zipar_train.training.frozen import add_frozen, omit_frozen
+from zipar_train.training.fsdp import shard
+from zipar_train.training.guard import STOP_REMEDY, Guard, format_keys
 from zipar_train.training.loss import losses
-from zipar_train.training.optimizer import build_optimizer, clip_gradients, gradient_norm, parameters_of
+from zipar_train.training.optimizer import (
+    Schedule,
+    build_optimizer,
+    build_schedule,
+    clip_gradients,
+    gradient_norm,
+    parameters_of,
+)
+from zipar_train.training.teacher import Teacher, original_weights
 
 GOLDEN = (sqrt(5) - 1) / 2
-
-
-@rank_zero_only
-def rank_zero_tell(words: str) -> None:
-    print(words, file=sys.stderr, flush=True)
-
-
-class Teacher:
-    """Frozen family beside the module; it is not saved, trained, or copied with the module by weight averaging."""
-
-    def __init__(self, family: Family):
-        family.model.requires_grad_(False)
-        self.family = family
-
-    def __deepcopy__(self, memo: Any) -> "Teacher":
-        return self
-
-
-def fsdp_units(model: PreTrainedModel) -> list[nn.Module]:
-    """Return the modules that FSDP shards as units: the layers of the body and the other parts with weights.
-
-    The body itself is not a unit, because its embeddings are used before it is called.
-    """
-    body: Any = model.base_model
-    parts = [*body.layers, *(part for part in body.children() if part is not body.layers)]
-    parts += [part for part in model.children() if part is not body]
-    return [part for part in parts if any(True for _ in part.parameters())]
 
 
 class ZipARModule(L.LightningModule):
@@ -100,7 +82,7 @@ class ZipARModule(L.LightningModule):
         betas: tuple[float, float] = (0.9, 0.95),
         weight_decay: float = 0.05,
         warmup: float = 0.02,
-        schedule: Literal["cosine", "constant"] = "cosine",
+        schedule: Schedule = "cosine",
         attention: Literal["sdpa", "flex_attention"] = "sdpa",
         guard: Guard | None = None,
     ):
@@ -128,11 +110,11 @@ class ZipARModule(L.LightningModule):
         self.norm = torch.tensor(0.0)  # gradient norm of the last step
         self.metrics: dict[str, float] = {}  # metrics of the last step
         self.metered = False  # True if a `ThroughputLogger` logs them
-        self.masks: dict[tuple[int, torch.device], Any] = {}
+        self.masks: dict[tuple[int, torch.device], Mask] = {}
         self.sharded = False
         self.base: str | None = None  # fingerprint of the weights that adapters or distillation started from
 
-    def mask(self, window: int) -> Any:
+    def mask(self, window: int) -> Mask:
         """Return the mask of a window on the model's device; it is cached."""
         key = (window, self.device)
         if key not in self.masks:
@@ -141,17 +123,14 @@ class ZipARModule(L.LightningModule):
         return self.masks[key]
 
     def configure_model(self) -> None:
-        """Shard the weights among devices under FSDP, by `fsdp_units`; otherwise do nothing."""
+        """Shard the weights among devices under FSDP; otherwise do nothing."""
         if self._trainer is None or not isinstance(self._trainer.strategy, ModelParallelStrategy) or self.sharded:
             return
-        from torch.distributed.fsdp import fully_shard, share_comm_ctx
-
         assert self.device_mesh is not None
-        shared = fsdp_units(self.model)
-        for unit in shared:
-            fully_shard(unit, mesh=self.device_mesh["data_parallel"], reshard_after_forward=True)
-        share_comm_ctx(shared)  # type: ignore[arg-type]  # only one unit's gradients are unsharded at a time
-        self.strict_loading = all(p.requires_grad for p in self.model.parameters())  # see `frozen`; `fit` checks names
+        shard(self.model, self.device_mesh["data_parallel"])
+        self.strict_loading = all(
+            p.requires_grad for p in self.model.parameters()
+        )  # see `omit_frozen`; `fit` checks names
         self.sharded = True
 
     def on_fit_start(self) -> None:
@@ -166,7 +145,7 @@ class ZipARModule(L.LightningModule):
         shares = np.cumsum(list(self.windows.values()))
         return list(self.windows)[int(np.searchsorted(shares, (start + step * GOLDEN) % 1 * shares[-1], side="right"))]
 
-    def draw_dropout(self, epoch: int, step: int, places: range) -> Tensor:
+    def sample_dropout(self, epoch: int, step: int, places: range) -> Tensor:
         """Return which images of a step lose their condition, bool (B,), by their places in the step."""
         rng = np.random.default_rng([self.seed, epoch, step])
         return torch.from_numpy(rng.random(places.stop)[places.start :] < self.label_dropout)
@@ -180,17 +159,8 @@ class ZipARModule(L.LightningModule):
         start = (self.global_rank * self.trainer.accumulate_grad_batches + part) * images
         return step, range(start, start + images)
 
-    @contextmanager
-    def teacher_model(self) -> Iterator[Family]:
-        """Yield the family with the weights that training started from, for distillation."""
-        if self.teacher:
-            yield self.teacher.family
-        else:
-            with lora.without(self.model):
-                yield self.family
-
     def losses(
-        self, batch: Batch, condition: Any, window: int, *, taught: bool = False
+        self, batch: Batch, condition: Condition, window: int, *, taught: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """Return the losses of B images under a window's plan, nats per code, see `loss.losses`.
 
@@ -205,19 +175,19 @@ class ZipARModule(L.LightningModule):
             return target_hidden_states(family, self.plans[window], batch.codes, condition, self.mask(window))
 
         def head(hidden: Tensor) -> Tensor:
-            with self.teacher_model() as family:
+            with original_weights(self.family, self.teacher) as family:
                 return family.head(hidden)
 
         other = None
         if taught:
-            with torch.no_grad(), self.teacher_model() as family:
+            with torch.no_grad(), original_weights(self.family, self.teacher) as family:
                 other = (head, states(family, self.family.grid.row_length))
         return losses(self.family.head, states(self.family, window), batch.codes, size=self.family.codes, teacher=other)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         epoch, (step, places) = self.current_epoch, self.places(batch_idx, len(batch.codes))
         self.window = self.sample_window(epoch, step)
-        drop = self.draw_dropout(epoch, step, places).to(self.device)
+        drop = self.sample_dropout(epoch, step, places).to(self.device)
         # dropout of adapters uses torch's global generator: reproducible after a resume, different on each rank
         torch.manual_seed(
             int(np.random.default_rng([self.seed, epoch, batch_idx, self.global_rank, 1]).integers(2**63))
@@ -278,25 +248,25 @@ class ZipARModule(L.LightningModule):
         return getattr(self.trainer.precision_plugin, "scaler", None)
 
     def _guarded(self, guard: Guard, norm: float, keys: list[str]) -> None:
+        """Let the guard stop the run or skip the step.
+
+        Raises:
+            ValueError: If the guard stops the run; names the reason and the samples.
+        """
         if isfinite(self.loss) and not isfinite(norm) and (scaler := self._scaler()) and scaler.get_scale() > 1:
             return  # the scaler skips the step and lowers its scale; at a scale of 1 that is not the reason
-        verdict = guard.verdict(self.loss, norm)
-        if verdict is None:
+        if (verdict := guard.verdict(self.loss, norm)) is None:
             return
-        what, why = verdict
         if self.trainer.world_size > 1:
-            everyones: list[Any] = [None] * self.trainer.world_size
-            torch.distributed.all_gather_object(everyones, keys)
-            keys = [key for one in everyones for key in one]
-        words = f"step {self.global_step + 1}: {why}. Its images: {format_keys(keys)}"
-        if what == "stop":
-            raise ValueError(
-                f"{words}. The weights have not taken it, and the last checkpoint is older. Lower optim.lr, fix the "
-                "data, or let such steps be left out: health.on_nonfinite, health.on_spike = skip"
-            )
+            gathered: list[Any] = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(gathered, keys)
+            keys = [key for part in gathered for key in part]
+        policy, message = verdict[0], f"step {self.global_step + 1}: {verdict[1]}. Its images: {format_keys(keys)}"
+        if policy == "stop":
+            raise ValueError(f"{message}. {STOP_REMEDY}")
         for parameter in self.model.parameters():
             parameter.grad = None  # the optimizer skips these parameters, including averages and decay
-        rank_zero_tell(f"skipped: {words} ({guard.skipped:,} steps so far)")
+        rank_zero_print(f"skipped: {message} ({guard.skipped:,} steps so far)", file=sys.stderr)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         condition = self.family.check(batch.condition)
@@ -304,18 +274,10 @@ class ZipARModule(L.LightningModule):
             bits = self.losses(batch, condition, window)[0] / log(2)
             self.log(f"val/bits_w{window}", bits, batch_size=len(batch.codes), sync_dist=True, prog_bar=True)
 
-    @property
-    def frozen(self) -> dict[str, Tensor]:
-        """Tensors that adapter training leaves unchanged; checkpoints omit them."""
-        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-        adapted = any(not parameter.requires_grad for parameter in self.parameters())
-        return {name: t for name, t in self.state_dict().items() if name not in trained} if adapted else {}
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        frozen, checkpoint["base"] = self.frozen, self.base
+        checkpoint["base"] = self.base
         checkpoint["guard"] = self.guard.state_dict() if self.guard else None
-        for part in {"state_dict", "current_model_state"} & checkpoint.keys():  # averaged and current weights
-            checkpoint[part] = {name: tensor for name, tensor in checkpoint[part].items() if name not in frozen}
+        omit_frozen(checkpoint, self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if checkpoint.get("base") != self.base:
@@ -325,9 +287,7 @@ class ZipARModule(L.LightningModule):
             )
         if self.guard and checkpoint.get("guard"):
             self.guard.load_state_dict(checkpoint["guard"])
-        frozen = self.frozen
-        for part in {"state_dict", "current_model_state"} & checkpoint.keys():
-            checkpoint[part] = frozen | checkpoint[part]
+        add_frozen(checkpoint, self)
 
     def optimizer(self) -> torch.optim.AdamW:
         return build_optimizer(self.model, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay)
@@ -336,9 +296,5 @@ class ZipARModule(L.LightningModule):
         optimizer, steps = self.optimizer(), self.trainer.estimated_stepping_batches
         if steps == inf:
             raise ValueError("trainer: the schedule needs an end. Set trainer.max_epochs or trainer.max_steps")
-        warmup = round(self.warmup * steps)
-        if self.schedule == "cosine":
-            schedule = get_cosine_schedule_with_warmup(optimizer, warmup, int(steps))
-        else:
-            schedule = get_constant_schedule_with_warmup(optimizer, warmup)
+        schedule = build_schedule(optimizer, self.schedule, steps=int(steps), warmup=self.warmup)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -1,4 +1,4 @@
-"""Optimizer and gradient clipping, shared by `fit` and `bench --train`."""
+"""Optimizer, learning-rate schedule and gradient clipping, shared by `fit` and `bench --train`."""
 
 from collections.abc import Iterable
 from typing import Literal
@@ -7,6 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_norm
 from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
+
+Schedule = Literal["cosine", "constant"]
 
 
 def fused(device: torch.device) -> bool | None:
@@ -39,6 +43,20 @@ def build_optimizer(
         {"params": [p for p in trained if p not in matrices], "weight_decay": 0.0},
     ]
     return AdamW(groups, lr=lr, betas=betas, fused=fused(trained[0].device) if trained else None)
+
+
+def build_schedule(optimizer: AdamW, kind: Schedule, *, steps: int, warmup: float) -> LambdaLR:
+    """Build the schedule of the learning rate, called once per optimizer step.
+
+    Args:
+        optimizer: The optimizer, with the peak learning rate.
+        kind: "cosine" (to zero) or "constant" after the warmup.
+        steps: Number of optimizer steps in the run.
+        warmup: Share of all steps over which the learning rate rises linearly from zero.
+    """
+    if kind == "cosine":
+        return get_cosine_schedule_with_warmup(optimizer, round(warmup * steps), steps)
+    return get_constant_schedule_with_warmup(optimizer, round(warmup * steps))
 
 
 def parameters_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from zipar_train.models.filling import unaccounted
 from zipar_train.models.restore import LoadedWeights
 from zipar_train.run.checkpoints import REMEDY, Count, Fingerprint, Kept, Part
+from zipar_train.training.frozen import frozen_tensors
 from zipar_train.training.module import ZipARModule
 
 Plain = dict[str, Any]
@@ -167,7 +168,7 @@ def check_fits(saved: LoadedWeights, module: ZipARModule) -> None:
     Raises:
         ValueError: If they do not fit; names the file, the entry and the tensor.
     """
-    frozen, wanted = module.frozen, {}
+    frozen, wanted = frozen_tensors(module), {}
     for name, tensor in module.state_dict().items():
         if name not in frozen:
             wanted[name.removeprefix("model.")] = tensor

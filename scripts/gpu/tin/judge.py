@@ -58,7 +58,7 @@ def bits(run: Path, *, images: int, out: Path, device: torch.device) -> None:
     loader = ShardLoader(recipe.data.val, batch_size=recipe.evaluate.batch_size)
     told: dict[str, Any] = {
         "environment": made_with(device),
-        "parameters": sum(parameter.numel() for parameter in generator.drawing.model.parameters()),
+        "parameters": sum(parameter.numel() for parameter in generator.inference_family.model.parameters()),
         "steps": extra["global_step"],
         "epochs": extra["global_step"] * recipe.data.micro_batch_size / read_manifest(recipe.data.train).samples,
         "training": last(logged(run)),
@@ -107,16 +107,16 @@ def distances(runs: list[Path], inputs: Path, *, out: Path, picture: Path, devic
     samples: dict[tuple[str, int], Tensor] = {("held-out images, decoded", model.grid[1]): held}
     for run in runs:
         own = read(run).recipe or recipe
-        (subject,) = candidates(own, [run], device=device)
-        subject = replace(subject, name=run.name)
-        subject.generator.drawing.tokenizer = decoder  # type: ignore[misc]
+        (candidate,) = candidates(own, [run], device=device)
+        candidate = replace(candidate, name=run.name)
+        candidate.generator.inference_family.tokenizer = decoder  # type: ignore[misc]
         for window in settings.windows:
-            drawn = sample_set(own, subject, window, settings.seeds[0], out=out.parent)
+            drawn = sample_set(own, candidate, window, settings.seeds[0], out=out.parent)
             drawn.make(progress=False)
             row = {
                 "run": run.name,
                 "window": window,
-                "passes": subject.generator.plan(window).passes,
+                "passes": candidate.generator.plan(window).passes,
                 "images_per_second": drawn.speed,
                 "dtype": drawn.settings["dtype"],
                 **scores(drawn.pictures(), reference, extractor),

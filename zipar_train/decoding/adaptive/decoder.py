@@ -21,14 +21,15 @@ from zipar_train.decoding.adaptive.schedule import RowSchedule, SlotInput
 from zipar_train.decoding.cache import SlotCache
 from zipar_train.decoding.decoder import Observer
 from zipar_train.decoding.memory import check_memory
-from zipar_train.decoding.place import drawing_on, keys_aligned
+from zipar_train.decoding.place import inference_on, keys_aligned
 from zipar_train.decoding.sampling import accept_or_resample, guide, probabilities, sample_inverse_cdf
 from zipar_train.decoding.state import prompts
+from zipar_train.models.conditions import ConditionInput
 from zipar_train.models.family import Family
 from zipar_train.plan.masks import mask_padding
-from zipar_train.plan.stand_in import FirstRow, Seen, StandIn
+from zipar_train.plan.stand_in import FirstRow, StandIn
 from zipar_train.plan.table import ROW_END, Plan
-from zipar_train.recipe.schema import Draw
+from zipar_train.recipe.schema import SamplingParams
 
 
 class AdaptiveDecoder:
@@ -37,7 +38,7 @@ class AdaptiveDecoder:
     Args:
         family: The generator, on its device and in its dtype; it is put into eval mode.
         window: The smallest window, in codes.
-        stand_in, seen, first_row: See `Plan.zipar`.
+        stand_in, first_row: See `Plan.zipar`.
 
     Raises:
         ValueError: If the window does not fit the grid.
@@ -49,16 +50,14 @@ class AdaptiveDecoder:
         *,
         window: int,
         stand_in: StandIn = "completed",
-        seen: Seen = "until_replaced",
         first_row: FirstRow = "complete",
     ):
-        self.family, self.drawn = family, list[RowSchedule]()
+        self.family, self.schedules = family, list[RowSchedule]()
         family.model.eval()
         self.rule: dict[str, Any] = {
             "grid": family.grid,
             "window": window,
             "stand_in": stand_in,
-            "seen": seen,
             "first_row": first_row,
             "prompt": family.prompt_length,
         }
@@ -66,7 +65,7 @@ class AdaptiveDecoder:
 
     def passes(self, images: int) -> list[int]:
         """Return the number of forward passes of each image in the last batch."""
-        return [rows.passes for rows in self.drawn[:images]]
+        return [rows.passes for rows in self.schedules[:images]]
 
     @property
     def numbers(self) -> int:
@@ -75,19 +74,21 @@ class AdaptiveDecoder:
 
     def plans(self, images: int) -> list[Plan]:
         """Return the plan of each image in the last batch."""
-        return [rows.plan() for rows in self.drawn[:images]]
+        return [rows.plan() for rows in self.schedules[:images]]
 
     def release(self) -> None:
         """Do nothing: no memory is kept between batches."""
 
     @torch.inference_mode()
-    def __call__(self, condition: Any, uniforms: Tensor, draw: Draw, *, observe: Observer | None = None) -> Tensor:
+    def __call__(
+        self, condition: ConditionInput, uniforms: Tensor, sampling: SamplingParams, *, observe: Observer | None = None
+    ) -> Tensor:
         """Generate B images.
 
         Args:
             condition: Conditions of B images.
             uniforms: (B, 3 N), see `sampling.uniforms`.
-            draw: How codes are sampled.
+            sampling: How codes are sampled.
             observe: Called in every pass with places (B, K) and logits (B, K, V), (2 B, K, V) under guidance. Place p
                 is slot p of the image's plan; a place beyond its last slot is padding. For tests.
 
@@ -98,35 +99,39 @@ class AdaptiveDecoder:
             ValueError: If the family does not support the condition.
             BatchTooLarge: If the batch does not fit into memory; names the largest that does.
         """
-        with drawing_on(self.family.model.device):
-            return self._drawn(condition, uniforms, draw, observe)
+        with inference_on(self.family.model.device):
+            return self._generate(condition, uniforms, sampling, observe)
 
-    def _drawn(self, condition: Any, uniforms: Tensor, draw: Draw, observe: Observer | None) -> Tensor:
+    def _generate(
+        self, condition: ConditionInput, uniforms: Tensor, sampling: SamplingParams, observe: Observer | None
+    ) -> Tensor:
         images, family = len(uniforms), self.family
         assert uniforms.shape == (images, self.numbers), uniforms.shape
         rows = [RowSchedule(**self.rule) for _ in range(images)]
-        sheet = _AdaptiveState(family, self.plan, condition, uniforms, draw)
+        state = _AdaptiveState(family, self.plan, condition, uniforms, sampling)
         step = 0
         while any(going := [one.last is None or step <= one.last for one in rows]):
             feeds = [one.feeds(step) if on else [] for one, on in zip(rows, going, strict=True)]
-            accepted = sheet.forward(step, feeds, observe)
+            accepted = state.forward(step, feeds, observe)
             for image, feed in enumerate(each[-1] if each else None for each in feeds):
                 if feed and feed.task in ("try", "settle"):
                     expires = rows[image].settle(step, feed, feed.task == "settle" or bool(accepted[image]))
-                    sheet.expires[image, sheet.written[image] - 1] = expires
+                    state.expires[image, state.written[image] - 1] = expires
             step += 1
-        self.drawn = rows
-        return sheet.tokens[:, : family.grid.codes].view(images, family.grid.height, family.grid.width).clone()
+        self.schedules = rows
+        return state.tokens[:, : family.grid.codes].view(images, family.grid.height, family.grid.width).clone()
 
 
 class _AdaptiveState:
     """State of a batch: codes, keys and values, and the slots that each image has written, in its plan's order."""
 
-    def __init__(self, family: Family, plan: Plan, condition: Any, uniforms: Tensor, draw: Draw):
+    def __init__(
+        self, family: Family, plan: Plan, condition: ConditionInput, uniforms: Tensor, sampling: SamplingParams
+    ):
         images, device, grid = len(uniforms), family.model.device, family.grid
-        self.prompt, self.padding = prompts(family, family.check(condition), guided=draw.guidance != 1)
+        self.prompt, self.padding = prompts(family, family.check(condition), guided=sampling.guidance != 1)
         self.copies = len(self.prompt) // images
-        self.family, self.draw, self.uniforms = family, draw, uniforms.to(device)
+        self.family, self.sampling, self.uniforms = family, sampling, uniforms.to(device)
         looks = (grid.height - 1) * (grid.row_length - plan.window)  # at most
         self.most = plan.prompt + grid.height * grid.row_length + looks
         self.aligned = keys_aligned(device)
@@ -173,24 +178,24 @@ class _AdaptiveState:
         logits = family.head(hidden)
         if observe:
             observe(places, logits)
-        logits = guide(logits, self.draw.guidance) if self.draw.guidance != 1 else logits
-        p = probabilities(logits.flatten(0, 1), **self.draw.model_dump(exclude={"guidance"})).view(*logits.shape)
+        logits = guide(logits, self.sampling.guidance) if self.sampling.guidance != 1 else logits
+        p = probabilities(logits.flatten(0, 1), **self.sampling.model_dump(exclude={"guidance"})).view(*logits.shape)
         numbers = self.uniforms.gather(1, targets.clamp(max=codes - 1))
-        drawn = sample_inverse_cdf(p.flatten(0, 1), numbers.flatten()).view(targets.shape)
-        accepted = self._look(feeds, p, drawn)
-        self.tokens.scatter_(1, targets, drawn)
+        generated = sample_inverse_cdf(p.flatten(0, 1), numbers.flatten()).view(targets.shape)
+        accepted = self._look(feeds, p, generated)
+        self.tokens.scatter_(1, targets, generated)
         self.tokens[:, codes:] = ROW_END
         return accepted
 
-    def _look(self, feeds: list[list[SlotInput]], p: Tensor, drawn: Tensor) -> NDArray[np.bool_]:
-        """Verify the first codes of rows: accept those sampled before, or resample them into `drawn`."""
+    def _look(self, feeds: list[list[SlotInput]], p: Tensor, generated: Tensor) -> NDArray[np.bool_]:
+        """Verify the first codes of rows: accept those sampled before, or resample them into `generated`."""
         grid, accepted = self.family.grid, np.zeros(len(feeds), dtype=np.bool_)
         looks = [(k, each[-1]) for k, each in enumerate(feeds) if each and each[-1].task in ("try", "settle")]
         if not looks:
             return accepted
         images = [k for k, _ in looks]
         table = [(k, len(feeds[k]) - 1, feed.target, feed.tried) for k, feed in looks]
-        image, column, target, tried = torch.tensor(table, device=drawn.device).T
+        image, column, target, tried = torch.tensor(table, device=generated.device).T
         number = grid.codes + 2 * (target + (tried - 1).clamp(min=0))
         if self.before is None:
             self.before = p.new_zeros(len(feeds), p.shape[-1])
@@ -202,7 +207,7 @@ class _AdaptiveState:
             self.uniforms[image, number],
             self.uniforms[image, number + 1],
         )
-        drawn[image, column] = torch.where(tried > 0, code, drawn[image, column])
+        generated[image, column] = torch.where(tried > 0, code, generated[image, column])
         self.before[image] = now
         accepted[images] = ((tried > 0) & kept).cpu().numpy()
         return accepted

@@ -8,7 +8,7 @@ accepted, or at the latest until the row above is complete.
 from typing import Literal, NamedTuple
 
 from zipar_train.plan.grid import Grid
-from zipar_train.plan.stand_in import FirstRow, Seen, StandIn, stand_in_of
+from zipar_train.plan.stand_in import FirstRow, StandIn, stand_in_of
 from zipar_train.plan.table import NEVER, PROMPT, ROW_END, Plan
 
 
@@ -19,7 +19,7 @@ class SlotInput(NamedTuple):
     position: int
     target: int = -1  # the code that its logits predict, -1: none
     expires: int = NEVER
-    task: Literal["none", "draw", "try", "settle"] = "none"  # how the target is handled
+    task: Literal["none", "sample", "try", "settle"] = "none"  # how the target is handled
     tried: int = 0  # earlier tries
 
 
@@ -27,12 +27,12 @@ class RowSchedule:
     """Schedule of one image's rows under an adaptive window.
 
     Args:
-        grid, stand_in, seen, first_row, prompt: See `Plan.zipar`.
+        grid, stand_in, first_row, prompt: See `Plan.zipar`.
         window: The smallest window, in codes.
     """
 
-    def __init__(self, grid: Grid, *, window: int, stand_in: StandIn, seen: Seen, first_row: FirstRow, prompt: int):
-        self.grid, self.window, self.stand_in, self.seen, self.prompt = grid, window, stand_in, seen, prompt
+    def __init__(self, grid: Grid, *, window: int, stand_in: StandIn, first_row: FirstRow, prompt: int):
+        self.grid, self.window, self.stand_in, self.prompt = grid, window, stand_in, prompt
         self.alone = first_row == "complete" and not grid.row_end
         self.opens = [0]  # for each open row, the pass that predicted its first code
         self.tries = [0] * grid.height
@@ -47,12 +47,12 @@ class RowSchedule:
         grid, found = self.grid, []
         if step == 0:
             prompt = [SlotInput(PROMPT, at) for at in range(-self.prompt, 0)]
-            return [*prompt[:-1], prompt[-1]._replace(target=0, task="draw")]
+            return [*prompt[:-1], prompt[-1]._replace(target=0, task="sample")]
         for row, opened in enumerate(self.opens):
             column = step - opened - 1  # predicted in the previous pass
             code = grid.code(row, min(column, grid.width - 1))
             if column < grid.width - 1:
-                found.append(SlotInput(code, grid.position(row, column), code + 1, task="draw"))
+                found.append(SlotInput(code, grid.position(row, column), code + 1, task="sample"))
             elif column == grid.width - 1 and row + 1 < grid.height:
                 found.append(SlotInput(code, grid.position(row, column)))
         return found if self.last is not None else [*found[:-1], *self._start(step, found[-1])]
@@ -60,18 +60,18 @@ class RowSchedule:
     def _start(self, step: int, above: SlotInput) -> list[SlotInput]:
         """Return the slots for the first code of the next row to open, including the latest code of the row above."""
         grid, row = self.grid, len(self.opens) - 1
-        drawn = [min(step - opened, grid.width) for opened in self.opens]
+        counts = [min(step - opened, grid.width) for opened in self.opens]
         code, tried = grid.code(row + 1, 0), self.tries[row + 1]
-        whole = drawn[row] == grid.width  # the pass feeds the row's last code
+        whole = counts[row] == grid.width  # the pass feeds the row's last code
         task: Literal["try", "settle"] = "settle" if whole else "try"
         if whole and not grid.row_end:
             return [above._replace(target=code, task=task, tried=tried)]
-        if drawn[row] + grid.row_end < self.window or (row == 0 and self.alone):
+        if counts[row] + grid.row_end < self.window or (row == 0 and self.alone):
             return [above]
         position = grid.position(row, grid.width - 1)
         if grid.row_end:
             return [above, SlotInput(ROW_END, position + 1, code, NEVER if whole else step + 1, task, tried)]
-        source = stand_in_of(grid, [latest - 1 for latest in drawn], self.stand_in)
+        source = stand_in_of(grid, [count - 1 for count in counts], self.stand_in)
         return [above, SlotInput(source, position, code, step + 1, task, tried)]
 
     def settle(self, step: int, feed: SlotInput, accepted: bool) -> int:
@@ -83,7 +83,7 @@ class RowSchedule:
         self.opens.append(step)
         if feed.expires == NEVER or self.grid.row_end:
             return NEVER
-        return self.opens[row - 1] + self.grid.width if self.seen == "until_replaced" else step + 1
+        return self.opens[row - 1] + self.grid.width
 
     @property
     def passes(self) -> int:
@@ -100,6 +100,5 @@ class RowSchedule:
             window=self.window,
             tries=self.tries,
             stand_in=self.stand_in,
-            seen=self.seen,
             prompt=self.prompt,
         )

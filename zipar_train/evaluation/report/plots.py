@@ -17,7 +17,7 @@ from matplotlib import pyplot as plt  # noqa: E402
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter  # noqa: E402
 
 COLOURS = ("#8a8a8a", "#c0573e", "#2f7f9f", "#5b8c5a", "#9a6a93", "#b58a2b")
-COSTS = {"passes": "forward passes an image", "milliseconds": "ms an image, drawn alone"}
+COSTS = {"passes": "forward passes an image", "milliseconds": "ms per image, batch size 1"}
 QUALITIES = {"fid": "Frechet distance", "clip": "CLIP score", "bits": "held-out bits a code"}
 BETTER = {"fid": "lower is better", "clip": "higher is better", "bits": "lower is better"}
 
@@ -52,7 +52,7 @@ def pareto(report: Report, *, paper: Mapping[str, list[tuple[float, float]]] | N
                     scores = [getattr(row, quality) for row in rows]
                     means = [s if quality == "bits" else s.mean for s in scores]
                     error = None if quality == "bits" else [s.std or 0.0 for s in scores]
-                    style = {"planned": "-", "released": "--", "adaptive": ":"}[rows[0].manner]
+                    style = {"planned": "-", "released": "--", "adaptive": ":"}[rows[0].mode]
                     axis.errorbar(
                         [getattr(row, cost) for row in rows],
                         means,
@@ -72,7 +72,7 @@ def pareto(report: Report, *, paper: Mapping[str, list[tuple[float, float]]] | N
                         ms=5,
                         mfc="none",
                         color="#555555",
-                        label="published†" if report.departures else "published",
+                        label="published†" if report.differences else "published",
                     )
                 axis.set_xscale("log")
                 axis.grid(alpha=0.2)

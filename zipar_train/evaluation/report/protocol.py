@@ -12,7 +12,7 @@ class Protocol(BaseModel):
     seeds: list[int]
     conditions: str  # random classes | classes in turn | captions of ...
     size: int | tuple[int, int]  # pixels as scored: side length, or height and width
-    drawn: int | tuple[int, int]  # pixels as generated, before resizing
+    generated_size: int | tuple[int, int]  # pixels as generated, before resizing
     reference: str | None  # None: no reference
     reference_checksum: str | None
     reference_images: int | None
@@ -58,7 +58,7 @@ def warnings(protocol: Protocol) -> list[str]:
     return said
 
 
-def departures(protocol: Protocol, paper: Paper) -> list[str]:
+def differences(protocol: Protocol, paper: Paper) -> list[str]:
     """Return the differences between this protocol and the published one, as text."""
     known = paper.protocol
     pairs = [

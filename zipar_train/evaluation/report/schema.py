@@ -16,7 +16,7 @@ class Row(BaseModel):
     """Result of one checkpoint at one window; None: not measured, without reference, held-out codes or second batch."""
 
     checkpoint: str
-    manner: DecodeMode  # see `Generator.generate`
+    mode: DecodeMode  # see `Generator.generate`
     window: int  # for adaptive windows the smallest
     passes: float  # for adaptive windows the mean over images
     reduction: float  # share of the next-token passes saved
@@ -32,15 +32,15 @@ class Row(BaseModel):
     isc: Score | None = None
     precision: Score | None = None
     recall: Score | None = None
-    agreement: Score | None = None  # share of images that the classifier assigns to their class
+    class_accuracy: Score | None = None  # share of images that the classifier assigns to their class
     clip: Score | None = None
 
     @property
     def name(self) -> str:
-        return self.checkpoint + {"planned": "", "released": ", as released", "adaptive": ", adaptive"}[self.manner]
+        return self.checkpoint + {"planned": "", "released": ", as released", "adaptive": ", adaptive"}[self.mode]
 
 
-SCORES = ("fid", "sfid", "kid", "isc", "precision", "recall", "agreement", "clip")
+SCORES = ("fid", "sfid", "kid", "isc", "precision", "recall", "class_accuracy", "clip")
 
 
 class Report(BaseModel):
@@ -54,16 +54,16 @@ class Report(BaseModel):
     baseline: str | None
     protocol: Protocol
     warnings: list[str]
-    departures: list[str]  # differences from the protocol of the published scores
+    differences: list[str]  # differences from the protocol of the published scores
     features_accuracy: float | None  # accuracy of the classifier on held-out images
     held_out: str | None  # description of the images for bits
     checkpoints: dict[str, str]  # name: path and hash
     recipe: dict[str, Any]
     environment: dict[str, str]
 
-    def row(self, checkpoint: str, window: int, *, manner: DecodeMode = "planned") -> Row:
-        wanted = (checkpoint, window, manner)
-        return next(row for row in self.rows if (row.checkpoint, row.window, row.manner) == wanted)
+    def row(self, checkpoint: str, window: int, *, mode: DecodeMode = "planned") -> Row:
+        wanted = (checkpoint, window, mode)
+        return next(row for row in self.rows if (row.checkpoint, row.window, row.mode) == wanted)
 
     def measured(self, score: str) -> bool:
         """Return True if any row has the score."""

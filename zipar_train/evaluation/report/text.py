@@ -69,20 +69,20 @@ def columns(report: Report) -> list[tuple[str, Callable[[Row], str]]]:
         "isc": "IS",
         "precision": "precision",
         "recall": "recall",
-        "agreement": "agreement",
+        "class_accuracy": "class accuracy",
         "clip": "CLIP",
     }
-    scales = {"kid": (1000, 1), "agreement": (100, 1), "clip": (1, 4), "precision": (1, 3), "recall": (1, 3)}
+    scales = {"kid": (1000, 1), "class_accuracy": (100, 1), "clip": (1, 4), "precision": (1, 3), "recall": (1, 3)}
 
     def shown(name: str) -> Callable[[Row], str]:
         scale, digits = scales.get(name, (1, 2))
-        unit = " %" if name == "agreement" else ""
+        unit = " %" if name == "class_accuracy" else ""
         return lambda row: _pm(getattr(row, name), scale, digits) + unit if getattr(row, name) else ""
 
     found: list[tuple[str, Callable[[Row], str]]] = [
         ("checkpoint", lambda row: row.name),
         ("window", lambda row: str(row.window)),
-        ("passes", lambda row: f"{row.passes:,.{int(row.manner == 'adaptive')}f}"),
+        ("passes", lambda row: f"{row.passes:,.{int(row.mode == 'adaptive')}f}"),
         ("fewer", lambda row: f"{row.reduction:.0%}"),
         ("ms/image", lambda row: f"{row.milliseconds:,.0f}"),
     ]
@@ -112,7 +112,7 @@ def table(report: Report) -> list[list[str]]:
     names = [name for name, _ in found]
     rows = [names] + [[text(row) for _, text in found] for row in report.rows]
     paper = paper_of(report)
-    mark = "†" if report.departures else ""
+    mark = "†" if report.differences else ""
     for published in paper.rows if paper else []:
         cells = {
             "checkpoint": f"published{mark}",
@@ -147,14 +147,14 @@ def findings(report: Report) -> list[str]:
         kept += [f"CLIP score {before.clip.mean:.4f} -> {after.clip.mean:.4f}"] if before.clip and after.clip else []
         lines.append(f"**{other}** against {report.baseline}, next-token kept: {', '.join(kept)}.")
         for row in report.rows:
-            if row.checkpoint != other or row.window == widest or row.manner != "planned":
+            if row.checkpoint != other or row.window == widest or row.mode != "planned":
                 continue
             base = report.row(report.baseline, row.window)
             said = [f"closes {row.gap_closed:.0%} of the gap in bits"] if row.gap_closed is not None else []
             said += [f"{name} {base.fid.mean:.2f} -> {row.fid.mean:.2f}"] if base.fid and row.fid else []
             said += [f"CLIP score {base.clip.mean:.4f} -> {row.clip.mean:.4f}"] if base.clip and row.clip else []
-            if base.agreement and row.agreement:
-                said.append(f"agreement {base.agreement.mean:.1%} -> {row.agreement.mean:.1%}")
+            if base.class_accuracy and row.class_accuracy:
+                said.append(f"class accuracy {base.class_accuracy.mean:.1%} -> {row.class_accuracy.mean:.1%}")
             lines.append(f"At window {row.window}, {row.reduction:.0%} fewer passes: {', '.join(said)}.")
     return lines
 
@@ -163,11 +163,11 @@ def reading(report: Report) -> list[str]:
     """Return sentences on how to read the table and how it was measured."""
     protocol = report.protocol
     environment = ", ".join(f"{key} {value}" for key, value in report.environment.items())
-    drawn = in_pixels(protocol.drawn).removesuffix(" px")
-    resized = f", resized from {drawn} (bicubic, as LlamaGen does)" if protocol.size != protocol.drawn else ""
+    before = in_pixels(protocol.generated_size).removesuffix(" px")
+    resized = f", resized from {before} (bicubic, as LlamaGen does)" if protocol.size != protocol.generated_size else ""
     seeds = f"seed{'s' * (len(protocol.seeds) > 1)} {', '.join(map(str, protocol.seeds))}"
     lines = [
-        f"Drawn: {protocol.images:,} images a row and seed ({seeds}), {protocol.conditions}, {in_pixels(protocol.size)}"
+        f"Generated: {protocol.images:,} images a row and seed ({seeds}), {protocol.conditions}, {in_pixels(protocol.size)}"
         f"{resized}, {protocol.dtype}; guidance {protocol.guidance:g}, temperature {protocol.temperature:g}, "
         f"top-k {protocol.top_k}, top-p {protocol.top_p:g}.",
     ]
@@ -182,8 +182,8 @@ def reading(report: Report) -> list[str]:
     paper = paper_of(report)
     if paper:
         lines.append(f"Published: {paper.source}.")
-    if report.departures:
-        lines.append(f"† Not comparable with the published numbers: {'; '.join(report.departures)}.")
+    if report.differences:
+        lines.append(f"† Not comparable with the published numbers: {'; '.join(report.differences)}.")
     if paper and any(row.seconds for row in paper.rows):
         lines.append("† Published times are of another machine.")
     if report.held_out:
@@ -196,10 +196,10 @@ def reading(report: Report) -> list[str]:
             f"Gap closed: of the bits that {report.baseline} loses at that window against its own next-token bits, the "
             "share this one does not lose."
         )
-    if report.measured("agreement"):
+    if report.measured("class_accuracy"):
         lines.append(
-            f"Agreement: share of drawn images that the classifier ({report.features_accuracy:.1%} right on held-out "
-            "ones) names as the class they were drawn for."
+            f"Class accuracy: share of images that the classifier ({report.features_accuracy:.1%} right on held-out "
+            "ones) names as the class they were generated for."
         )
     if report.measured("kid"):
         lines.append(
@@ -213,7 +213,7 @@ def reading(report: Report) -> list[str]:
             "IS: its ten splits; shares: binomial; sFID: none."
         )
     lines.append(
-        "ms/image: median of three to nine times that image 0 is drawn alone, windows and checkpoints taking turns"
+        "ms/image: median of three to nine times that image 0 is generated alone, windows and checkpoints taking turns"
         + ("; images/s: one process at the recipe's batch size." if report.measured("images_per_second") else ".")
     )
     lines += [f"{name}: {origin}." for name, origin in report.checkpoints.items()]
@@ -250,7 +250,7 @@ def markdown(report: Report) -> str:
 def log_to_wandb(report: Report, pictures: Iterable[Path]) -> None:
     """Log the table and pictures as one W&B run, online or offline by the recipe's `log` section."""
     from zipar_train.recipe.load import parse
-    from zipar_train.training.wandb_run import start
+    from zipar_train.training.wandb_tracking import start
 
     recipe = parse(report.recipe, where="the report's recipe")
     run = start(recipe, "evaluate", config={"environment": report.environment})

@@ -1,4 +1,4 @@
-"""Small image classifier trained on a recipe's own shards, for features and agreement where Inception is too large."""
+"""Small image classifier trained on a recipe's own shards: features and class accuracy where Inception is too large."""
 
 import hashlib
 from collections.abc import Iterator

@@ -87,12 +87,12 @@ def _from_adm(path: Path, extractor: Extractor, *, size: tuple[int, int]) -> Ref
     file = adm.read_reference(path)
     if file.size is None and size[0] != size[1]:
         raise ValueError(
-            f"evaluate.reference = {path}: its statistics are of square images, the drawn ones have {_by(size)} "
+            f"evaluate.reference = {path}: its statistics are of square images, the generated ones have {_by(size)} "
             "pixels. Give a folder of pictures, or shards made by `zipar-train tokenize`"
         )
     if file.size not in (None, size):
         raise ValueError(
-            f"evaluate.reference = {path}: its images have {_by(file.size)} pixels, the drawn ones {_by(size)}. "
+            f"evaluate.reference = {path}: its images have {_by(file.size)} pixels, the generated ones {_by(size)}. "
             f"Set evaluate.resize_to={min(file.size)}, or give a reference of {_by(size)} pixels"
         )
     if file.pooled and not extractor.inception:
@@ -191,8 +191,8 @@ def _picture(file: Path, size: tuple[int, int]) -> Tensor:
         raise ValueError(f"{file} is no readable picture ({error}): remove it or fetch it again") from None
     if picture.height < size[0] or picture.width < size[1]:
         raise ValueError(
-            f"{file} has {picture.height} x {picture.width} pixels, the drawn images {_by(size)}: enlarging it would "
-            "change the scores. Give pictures at least as large, or set evaluate.resize_to"
+            f"{file} has {picture.height} x {picture.width} pixels, the generated images {_by(size)}: enlarging it "
+            "would change the scores. Give pictures at least as large, or set evaluate.resize_to"
         )
     return pil_to_tensor(centre_crop(picture, *size))
 

@@ -1,8 +1,8 @@
 """Scores of generated images from features, by torch-fidelity's own functions, each with its uncertainty.
 
 From a single seed the uncertainty is estimated from the images: for FID by a jackknife over tenths of the images, for
-KID from the spread of its subsets, for IS from its ten splits, for shares of images (precision, recall, agreement) by
-the binomial formula, and for means (CLIP) by the standard error. For sFID it is not estimated.
+KID from the spread of its subsets, for IS from its ten splits, for shares of images (precision, recall, class
+accuracy) by the binomial formula, and for means (CLIP) by the standard error. For sFID it is not estimated.
 """
 
 from math import sqrt
@@ -43,46 +43,47 @@ def over_seeds(scores: list[Score]) -> Score:
     return Score(mean=mean(values), std=stdev(values))
 
 
-def fidelity(drawn: Features, reference: Reference, extractor: Extractor, *, kid: bool = True) -> dict[str, Score]:
+def fidelity(generated: Features, reference: Reference, extractor: Extractor, *, kid: bool = True) -> dict[str, Score]:
     """Compute FID, KID, IS, precision, recall and sFID, as far as the reference allows.
 
     Args:
-        drawn: Features of the generated images.
+        generated: Features of the generated images.
         reference: The reference.
         extractor: The feature network.
         kid: False: skip KID, whose 100 subsets take seconds on a CPU.
     """
-    features = {score: drawn.layers[extractor.layer(score)] for score in ("fid", "kid", "isc", "prc")}
+    features = {score: generated.layers[extractor.layer(score)] for score in ("fid", "kid", "isc", "prc")}
     inception_score = isc_features_to_metric(features["isc"])
     scores = {
         "fid": _fid(features["fid"], reference.statistics),
         "isc": Score(mean=inception_score[KEY_METRIC_ISC_MEAN], std=inception_score[KEY_METRIC_ISC_STD] / sqrt(GROUPS)),
     }
-    if drawn.spatial and reference.spatial:
-        scores["sfid"] = Score(mean=frechet(drawn.spatial.statistics(), reference.spatial), std=None)
+    if generated.spatial and reference.spatial:
+        scores["sfid"] = Score(mean=frechet(generated.spatial.statistics(), reference.spatial), std=None)
     if reference.features is not None:
         if kid:
             real = reference.features.layers[extractor.layer("kid")]
-            size = subset_size(len(drawn), len(real))
+            size = subset_size(len(generated), len(real))
             found = kid_features_to_metric(
                 features["kid"], real, kid_subsets=SUBSETS, kid_subset_size=size, verbose=False
             )
             scores["kid"] = Score(
-                mean=found[KEY_METRIC_KID_MEAN], std=found[KEY_METRIC_KID_STD] * sqrt(size / min(len(drawn), len(real)))
+                mean=found[KEY_METRIC_KID_MEAN],
+                std=found[KEY_METRIC_KID_STD] * sqrt(size / min(len(generated), len(real))),
             )
         device, real = extractor.device, reference.features.layers[extractor.layer("prc")]
-        rows = max(1, DISTANCES // max(len(drawn), len(real)))
+        rows = max(1, DISTANCES // max(len(generated), len(real)))
         balls = prc_features_to_metric(
             features["prc"].to(device), real.to(device), save_cpu_ram=True, prc_batch_size=rows, verbose=False
         )
-        scores["precision"] = share(balls[KEY_METRIC_PRECISION], len(drawn))
+        scores["precision"] = share(balls[KEY_METRIC_PRECISION], len(generated))
         scores["recall"] = share(balls[KEY_METRIC_RECALL], len(real))
     return scores
 
 
-def subset_size(drawn: int, real: int) -> int:
+def subset_size(generated: int, real: int) -> int:
     """Return the size of KID's subsets: 1000, or half of the images if there are fewer, so that subsets differ."""
-    return min(SUBSET, (min(drawn, real) + 1) // 2)
+    return min(SUBSET, (min(generated, real) + 1) // 2)
 
 
 def share(value: float, count: int) -> Score:

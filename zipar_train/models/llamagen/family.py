@@ -6,14 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask
-from transformers import Cache, PreTrainedModel
+from transformers import PreTrainedModel
 
-from zipar_train.models.cache_argument import cache_arguments
+from zipar_train.models.conditions import Condition, ConditionInput
+from zipar_train.models.llama_family import LlamaFamily
 from zipar_train.models.llamagen.modeling_llamagen import LlamaGenConfig, LlamaGenForCausalLM
 from zipar_train.models.llamagen.state_dict import SIZES
 from zipar_train.models.t5_features import Captions, TextEncoder, left_padded
-from zipar_train.models.tokenizers.base import Tokenizer, build_tokenizer
 from zipar_train.recipe.model import Model
 
 
@@ -22,13 +21,11 @@ def feed_forward(width: int) -> int:
     return -(-int(8 * width / 3) // 256) * 256
 
 
-class LlamaGen:
+class LlamaGen(LlamaFamily):
     """A Llama over image codes, prompted by one class token; label `classes` is the null class of guidance.
 
     The original is trained with dropout 0.1 on tokens, residuals and feed-forwards; transformers' Llama has none.
     """
-
-    model: Any  # a transformers model
 
     def __init__(self, model: Model):
         depth, heads, width = (
@@ -64,11 +61,7 @@ class LlamaGen:
     def published(self, source: str | None) -> PreTrainedModel:
         return self.model
 
-    @cached_property
-    def tokenizer(self) -> Tokenizer | None:
-        return build_tokenizer(self.section)
-
-    def check(self, condition: Any) -> Any:
+    def check(self, condition: ConditionInput) -> Condition:
         if isinstance(condition, Sequence) and any(isinstance(label, str) for label in condition):
             raise ValueError(f"this model is prompted by class numbers, not by {condition!r}")
         labels = torch.as_tensor(condition)  # a list is checked before it goes to a GPU, which avoids a synchronisation
@@ -79,31 +72,16 @@ class LlamaGen:
             raise ValueError(f"label {int(wrong[0])} is not a class of this model: use 0 .. {self.classes - 1}")
         return labels.to(self.model.device).long()
 
-    def drop(self, condition: Any, where: Tensor) -> Any:
+    def drop(self, condition: Condition, where: Tensor) -> Condition:
+        assert isinstance(condition, Tensor)
         return torch.where(where, self.classes, condition)
 
-    def prompt(self, condition: Any) -> Tensor:
+    def prompt(self, condition: Condition) -> Tensor:
+        assert isinstance(condition, Tensor)
         return self.model.get_input_embeddings()(self.codes + condition)[:, None]
 
-    def padding(self, condition: Any) -> Tensor | None:
+    def padding(self, condition: Condition) -> Tensor | None:
         return None
-
-    def embed(self, tokens: Tensor) -> Tensor:
-        return self.model.get_input_embeddings()(tokens)
-
-    def hidden(self, embeddings: Tensor, positions: Tensor, mask: Any, cache: Cache | None = None) -> Tensor:
-        attention = "flex_attention" if isinstance(mask, BlockMask) else "sdpa"
-        if self.model.config._attn_implementation != attention:  # not flex: it would add a bool mask
-            self.model.set_attn_implementation(attention)
-        return self.model.model(
-            inputs_embeds=embeddings,
-            position_ids=(positions + self.prompt_length).view(-1, positions.shape[-1]),
-            attention_mask=mask,
-            **cache_arguments(self.model.model, cache),
-        ).last_hidden_state
-
-    def head(self, hidden: Tensor) -> Tensor:
-        return self.model.lm_head(hidden)
 
 
 class LlamaGenT2I(LlamaGen):
@@ -118,7 +96,7 @@ class LlamaGenT2I(LlamaGen):
         assert self.section.t5_features
         return TextEncoder(self.section.t5_features)
 
-    def check(self, condition: Any) -> Any:
+    def check(self, condition: ConditionInput) -> Condition:
         """Convert captions (str, features (n, F), or an earlier result) to left-padded features on the device.
 
         Raises:
@@ -130,18 +108,22 @@ class LlamaGenT2I(LlamaGen):
             return Captions(*(part.to(device) for part in condition))
         if not isinstance(condition, Sequence) or isinstance(condition, str) or not len(condition):
             raise ValueError(f"captions must be a list of texts, not {condition!r}")
-        if all(isinstance(caption, str) for caption in condition):
-            condition = self.encoder(condition, device)
-        if not all(isinstance(features, Tensor) for features in condition):
+        texts = [caption for caption in condition if isinstance(caption, str)]
+        encoded: Sequence[Any] = self.encoder(texts, device) if len(texts) == len(condition) else condition
+        features = [each for each in encoded if isinstance(each, Tensor)]
+        if len(features) != len(condition):
             raise ValueError(f"captions must be texts, not {condition!r}")
-        return left_padded(condition, text, device)
+        return left_padded(features, text, device)
 
-    def drop(self, condition: Any, where: Tensor) -> Any:
+    def drop(self, condition: Condition, where: Tensor) -> Condition:
+        assert isinstance(condition, Captions)
         null = self.model.get_buffer("caption.null").to(condition.features)
         return Captions(torch.where(where[:, None, None], null, condition.features), condition.padding)
 
-    def prompt(self, condition: Any) -> Tensor:
+    def prompt(self, condition: Condition) -> Tensor:
+        assert isinstance(condition, Captions)
         return self.model.caption(condition.features.to(self.model.dtype))
 
-    def padding(self, condition: Any) -> Tensor | None:
+    def padding(self, condition: Condition) -> Tensor | None:
+        assert isinstance(condition, Captions)
         return condition.padding

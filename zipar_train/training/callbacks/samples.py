@@ -61,15 +61,18 @@ class Samples(L.Callback):
         with isolate_rng(), torch.compiler.set_stance("force_eager"):
             try:
                 for window in sorted({min(self.recipe.zipar.windows), family.grid.row_length}):
-                    pictures, captions = self._drawn(family, window)
+                    pictures, captions = self._generate(family, window)
                     self.show(f"images/w{window}", pictures, captions, trainer.global_step - 1)  # as Lightning counts
             except (BatchTooLarge, RuntimeError, MemoryError) as error:
                 if not isinstance(error, BatchTooLarge) and not is_oom(error):
                     raise
                 self.given_up = True
-                print(f"log.images: no more are drawn, as memory has no room for it: {error}", flush=True)
+                print(
+                    f"log.images: generating no more images, which do not fit into memory: {error}",
+                    flush=True,
+                )
 
-    def _drawn(self, family: Family, window: int) -> tuple[list[Image.Image], list[str]]:
+    def _generate(self, family: Family, window: int) -> tuple[list[Image.Image], list[str]]:
         recipe = self.recipe
         wanted = self.captions or _spread(self.images, recipe.model.num_classes or 1)
         plan = Plan.zipar(family.grid, window=window, prompt=family.prompt_length, **recipe.zipar.rule)
@@ -78,7 +81,7 @@ class Samples(L.Callback):
         for start in range(0, len(wanted), size):
             chunk = wanted[start : start + size]
             numbers = uniforms([start + k for k in range(len(chunk))], family.grid.codes, seed=0)
-            codes.append(decoder(chunk, numbers, recipe.draw))
+            codes.append(decoder(chunk, numbers, recipe.sampling))
             assert family.tokenizer
             pixels.append(family.tokenizer.decode(codes[-1]).cpu())
         images = Images(torch.cat(codes).cpu(), torch.full((len(wanted),), plan.passes), torch.cat(pixels))

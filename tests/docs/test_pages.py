@@ -8,7 +8,7 @@ import torch
 import zipar_train
 from zipar_train.decoding.adaptive.decoder import AdaptiveDecoder
 
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 def test_a_model_of_ones_own_draws_what_it_was_taught_with():
@@ -26,14 +26,14 @@ def test_a_model_of_ones_own_draws_what_it_was_taught_with():
         real = targets < 20
         seen[:, targets[real]] = logits[:, real]
 
-    draw = names["Draw"]()
+    sampling = names["SamplingParams"]()
     labels = torch.tensor([1, 0])
-    codes = names["Decoder"](family, plan)(labels, torch.rand(2, 20), draw, observe=observe).flatten(1)
+    codes = names["Decoder"](family, plan)(labels, torch.rand(2, 20), sampling, observe=observe).flatten(1)
     with torch.no_grad():
         forced = names["teacher_forced"](family, plan, codes, labels, names["dense"](plan))
     assert (forced - seen).abs().max() < 1e-10
     adaptive = AdaptiveDecoder(family, window=1)
-    assert adaptive([0, 1, 0], torch.rand(3, adaptive.numbers), draw).shape == (3, 4, 5)
+    assert adaptive([0, 1, 0], torch.rand(3, adaptive.numbers), sampling).shape == (3, 4, 5)
     assert 20 >= max(adaptive.passes(3)) > adaptive.plan.passes
 
 

@@ -33,7 +33,7 @@ class AnyWords:
         return Ids([2] * min(len(text.split()), self.most))
 
 
-def subject(recipe: Recipe, grid: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Family:
+def random_family(recipe: Recipe, grid: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Family:
     """Build the recipe's generator on a grid (rows, columns), with random weights from the recipe's seed."""
     torch.manual_seed(recipe.seed)
     family = build(on_grid(recipe.model, grid), dtype=dtype, device=device)

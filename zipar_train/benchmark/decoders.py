@@ -1,0 +1,108 @@
+"""The decoders that the benchmark of generation compares, each with the layout of the weights that it needs."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from zipar_train.benchmark.baselines import eager_loop
+from zipar_train.benchmark.results import COMPILED, EAGER, OURS, PLAIN, STOCK
+from zipar_train.benchmark.roofline import Work
+from zipar_train.benchmark.stock import Stock
+from zipar_train.benchmark.turns import Way, whole_graphs
+from zipar_train.decoding.decoder import Decoder
+from zipar_train.decoding.fused_llama import compile_body, fuse_for_inference
+from zipar_train.decoding.place import inference_on
+from zipar_train.decoding.sampling import uniforms
+from zipar_train.models.family import Family, conditions
+from zipar_train.plan.table import Plan
+from zipar_train.recipe.schema import Recipe
+
+Case = tuple[str, int]  # a decoder's name, and a window
+
+
+class Ways(NamedTuple):
+    """Ways to generate the same batch."""
+
+    run: dict[Case, Way]
+    passes: dict[Case, int]  # forward passes of each
+    notes: list[str]  # remarks on the rows
+
+
+class Decoders:
+    """Decoders of a model on one grid, with a copy of its weights for each that needs its own layout.
+
+    Attributes:
+        ours: The model, fused for inference.
+        plain: A copy as transformers made it; None without baselines.
+        compiled: A copy that is fused and compiled; None if not asked for.
+        work: Sizes of the model.
+        weights: Bytes of the model's weights.
+    """
+
+    def __init__(self, family: Family, recipe: Recipe, *, baselines: bool, compiled: bool):
+        self.recipe, self.ours = recipe, family
+        self.grid, self.device = family.grid, family.model.device
+        family.model.eval()
+        self.work = Work.of(family)
+        self.weights = sum(p.nbytes for p in family.model.parameters())
+        self.plain = copy.deepcopy(family) if baselines else None
+        self.compiled = copy.deepcopy(family) if compiled else None
+        fuse_for_inference(family.model)
+        if self.compiled:
+            fuse_for_inference(self.compiled.model)
+            compile_body(self.compiled.model)
+
+    def ways(self, plans: Mapping[int, Plan], batch: int, *, baselines: bool) -> Ways:
+        """Return the ways to generate a batch, with each decoder at each window.
+
+        Args:
+            plans: Plans by window.
+            batch: Number of images.
+            baselines: Also return the other decoders.
+        """
+        sampling, plain = self.recipe.sampling, self.plain
+        condition = conditions(self.recipe.model, batch)
+        numbers = uniforms(list(range(batch)), self.grid.codes, seed=self.recipe.seed)
+        ways: dict[Case, Way] = {}
+        passes: dict[Case, int] = {}
+        notes: list[str] = []
+
+        def decoding(family: Family, plan: Plan, **how: Any) -> Way:
+            made: list[Decoder] = []
+
+            def run() -> Tensor:
+                if not made:
+                    made.append(Decoder(family, plan, **how))
+                with whole_graphs():
+                    return made[0](condition, numbers, sampling)
+
+            def settled() -> bool:
+                return not made[0].capture or made[0].captured.complete
+
+            return Way(run, settled, made.clear)
+
+        def eager(window: int) -> None:
+            assert plain is not None
+            with inference_on(self.device):
+                eager_loop(plain, condition, numbers, sampling, window=window)  # codes of another rule, not compared
+
+        for window, plan in plans.items():
+            ways[OURS, window] = decoding(self.ours, plan)
+            if self.compiled:
+                ways[COMPILED, window] = decoding(self.compiled, plan)
+            if baselines and plain:
+                ways[PLAIN, window] = decoding(plain, plan, capture=False)
+                ways[EAGER, window] = Way(lambda window=window: eager(window))  # type: ignore[misc]
+            passes |= {key: plan.passes for key in ways if key[1] == window}
+            if baselines and plain and window == self.grid.row_length:
+                stock = Stock(plain)
+
+                def generate(stock: Stock = stock) -> None:
+                    with inference_on(self.device):
+                        stock(condition, sampling)  # other random numbers, not compared
+
+                ways[STOCK, window], passes[STOCK, window] = Way(generate), stock.passes
+                notes += stock.notes(guided=sampling.guidance != 1)
+        return Ways(ways, passes, notes)
