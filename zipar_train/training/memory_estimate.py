@@ -19,6 +19,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from zipar_train.data.loader import Batch
 from zipar_train.decoding.memory import decode_bytes
+from zipar_train.io.tables import aligned
 from zipar_train.models.family import Family, build, conditions
 from zipar_train.plan.table import Plan
 from zipar_train.recipe.schema import Recipe
@@ -51,18 +52,14 @@ class Prediction(BaseModel):
 
     def lines(self) -> list[str]:
         """Return a readable table, in GiB."""
-        rows = [f"{'images at once':20}{self.train.images:12,}{self.generation.images:12,}"]
+        both = (self.train, self.generation)
+        rows = [["", "training", "generation"], ["images at once", *(f"{memory.images:,}" for memory in both)]]
         for part in PARTS:
-            sizes = [getattr(memory, part) for memory in (self.train, self.generation)]
+            sizes = [getattr(memory, part) for memory in both]
             if any(sizes):
-                rows.append(f"{part:20}" + "".join(f"{size / GIB:12.2f}" for size in sizes))
+                rows.append([part, *(f"{size / GIB:.2f}" for size in sizes)])
         counts = f"{self.parameters / 1e6:,.1f} M parameters, {self.trained / 1e6:,.1f} M of them trained"
-        return [
-            f"{counts}. GiB on each device:",
-            "",
-            f"{'':20}{'training':>12}{'generation':>12}",
-            *rows,
-        ]
+        return [f"{counts}. GiB on each device:", "", *aligned(rows, "<>")]
 
 
 def predict(recipe: Recipe) -> Prediction:
