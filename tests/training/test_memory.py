@@ -113,7 +113,7 @@ def test_numbers_follow_the_recipe():
     taught = of("model.weights=x", "tune.distill=0.5").train
     assert taught.teacher == plain.train.weights and plain.train.teacher == 0
     assert of(*LORA, "tune.distill=0.5").train.teacher == 0  # the model without its adapters teaches
-    drawn = plain.draw
+    drawn = plain.generation
     assert (
         drawn.cache == 2 * 2 * drawn.images * 12 * 598 * 768 * 2
     )  # rows, keys and values, layers, slots, width, bytes

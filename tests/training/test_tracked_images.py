@@ -11,7 +11,7 @@ from zipar_train import load
 from zipar_train.data.loader import Batch
 from zipar_train.models.restore import read
 from zipar_train.recipe.load import load_recipe
-from zipar_train.recipe.schema import RecipeError
+from zipar_train.recipe.schema import RecipeError, SamplingParams
 from zipar_train.run.signals import Stopped
 from zipar_train.training.callbacks.samples import Samples
 from zipar_train.training.fit import fit
@@ -58,16 +58,17 @@ def test_captions_are_the_first_held_out_and_no_room_means_no_images(capsys, mon
         return codes[:, None].expand(-1, 3, -1, -1).to(torch.uint8)
 
     family.tokenizer = SimpleNamespace(decode=decode)
-    recipe = SimpleNamespace(
-        log=SimpleNamespace(images=3),
-        zipar=SimpleNamespace(windows={2: 1}, rule={}),
-        model=SimpleNamespace(captions=True, num_classes=None),
-        draw=load_recipe("digits").draw,
-        data=SimpleNamespace(micro_batch_size=2),
-        evaluate=SimpleNamespace(batch_size=2),
-    )
     shown = []
-    samples, trainer = Samples(recipe, lambda *each: shown.append(each)), SimpleNamespace(sanity_checking=False)
+    samples = Samples(
+        lambda *each: shown.append(each),
+        images=3,
+        window=2,
+        rule={},
+        sampling=SamplingParams(),
+        classes=None,
+        batch_size=2,
+    )
+    trainer = SimpleNamespace(sanity_checking=False)
     trainer.global_step = 1
     features = [torch.randn(2, 6) for _ in range(4)]
     before = torch.get_rng_state()

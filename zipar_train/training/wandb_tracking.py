@@ -49,7 +49,16 @@ def tracked(trainer: L.Trainer, recipe: Recipe, *, resume: bool = False) -> Iter
         return
     trainer.loggers = [*trainer.loggers, run]
     if recipe.log.images:
-        trainer.callbacks.insert(0, Samples(recipe, run.show))  # type: ignore[attr-defined]  # first: see `Samples`
+        samples = Samples(
+            run.show,
+            images=recipe.log.images,
+            window=min(recipe.zipar.windows),
+            rule=recipe.zipar.rule,
+            sampling=recipe.sampling,
+            classes=recipe.model.num_classes,
+            batch_size=min(recipe.data.micro_batch_size, recipe.evaluate.batch_size),
+        )
+        trainer.callbacks.insert(0, samples)  # type: ignore[attr-defined]  # first: see `Samples`
     passes = _passes(recipe)
     status, seconds, last = 1, float(STOPPING), {}
     try:

@@ -1,6 +1,6 @@
 """Callback that generates the same images from the current weights at every validation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning as L
@@ -15,7 +15,7 @@ from zipar_train.decoding.memory import BatchTooLarge, is_oom
 from zipar_train.decoding.sampling import uniforms
 from zipar_train.models.family import Family
 from zipar_train.plan.table import Plan
-from zipar_train.recipe.schema import Recipe
+from zipar_train.recipe.schema import SamplingParams
 from zipar_train.training.module import ZipARModule
 
 Show = Callable[[str, list[Image.Image], list[str], int], None]  # (name, pictures, captions, log step)
@@ -23,7 +23,7 @@ MIN_PICTURE_SIDE = 96  # pixels; smaller pictures are enlarged to about this siz
 
 
 class Samples(L.Callback):
-    """Callback that generates `log.images` images, at the smallest trained window and next-token, for `show`.
+    """Callback that generates images for `show`, at one window and next-token.
 
     They equal those of `zipar-train generate --seed 0`, for evenly spaced classes or the first held-out captions. They
     use averaged weights if there are any; the callback must precede the averaging one. Random states are preserved. If
@@ -33,13 +33,28 @@ class Samples(L.Callback):
     no process has all weights.
 
     Args:
-        recipe: The recipe of the run; its `log.images` must be set.
         show: Called with a name, pictures, their captions and the log step.
+        images: Number of images.
+        window: The window.
+        rule: Arguments of `Plan.zipar` other than the window.
+        sampling: How codes are sampled.
+        classes: Number of classes; None if the model is prompted by captions.
+        batch_size: Images generated together.
     """
 
-    def __init__(self, recipe: Recipe, show: Show):
-        assert recipe.log.images
-        self.recipe, self.show, self.images = recipe, show, recipe.log.images
+    def __init__(
+        self,
+        show: Show,
+        *,
+        images: int,
+        window: int,
+        rule: Mapping[str, Any],
+        sampling: SamplingParams,
+        classes: int | None,
+        batch_size: int,
+    ):
+        self.show, self.images, self.window, self.rule = show, images, window, rule
+        self.sampling, self.classes, self.batch_size = sampling, classes, batch_size
         self.captions: list[Any] = []
         self.given_up = False
 
@@ -50,7 +65,7 @@ class Samples(L.Callback):
     def on_validation_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        if self.recipe.model.captions and len(self.captions) < self.images:
+        if self.classes is None and len(self.captions) < self.images:
             self.captions += batch.condition[: self.images - len(self.captions)]
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -60,7 +75,7 @@ class Samples(L.Callback):
         # eager: compiled layers would recompile for each pass, and CUDA graphs do not tolerate a loader's threads
         with isolate_rng(), torch.compiler.set_stance("force_eager"):
             try:
-                for window in sorted({min(self.recipe.zipar.windows), family.grid.row_length}):
+                for window in sorted({self.window, family.grid.row_length}):
                     pictures, captions = self._generate(family, window)
                     self.show(f"images/w{window}", pictures, captions, trainer.global_step - 1)  # as Lightning counts
             except (BatchTooLarge, RuntimeError, MemoryError) as error:
@@ -73,15 +88,14 @@ class Samples(L.Callback):
                 )
 
     def _generate(self, family: Family, window: int) -> tuple[list[Image.Image], list[str]]:
-        recipe = self.recipe
-        wanted = self.captions or _spread(self.images, recipe.model.num_classes or 1)
-        plan = Plan.zipar(family.grid, window=window, prompt=family.prompt_length, **recipe.zipar.rule)
+        wanted = self.captions or _spread(self.images, self.classes or 1)
+        plan = Plan.zipar(family.grid, window=window, prompt=family.prompt_length, **self.rule)
         decoder = Decoder(family, plan, capture=False)
-        size, codes, pixels = min(recipe.data.micro_batch_size, recipe.evaluate.batch_size), [], []
-        for start in range(0, len(wanted), size):
-            chunk = wanted[start : start + size]
+        codes, pixels = [], []
+        for start in range(0, len(wanted), self.batch_size):
+            chunk = wanted[start : start + self.batch_size]
             numbers = uniforms([start + k for k in range(len(chunk))], family.grid.codes, seed=0)
-            codes.append(decoder(chunk, numbers, recipe.sampling))
+            codes.append(decoder(chunk, numbers, self.sampling))
             assert family.tokenizer
             pixels.append(family.tokenizer.decode(codes[-1]).cpu())
         images = Images(torch.cat(codes).cpu(), torch.full((len(wanted),), plan.passes), torch.cat(pixels))
