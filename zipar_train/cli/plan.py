@@ -85,9 +85,9 @@ def plan(
         found = predict(loaded)
         print("\n" + "\n".join(found.lines()))
         room = room_here() if gib is None else gib * 2**30
-        told = [] if room is None else advice(loaded, found, room)
+        advice_lines = [] if room is None else advice(loaded, found, room)
         if room is not None:
-            print("\n" + "\n".join(told or [f"It fits into {room / 2**30:.1f} GiB."]))
-        record["memory"] = {**found.model_dump(), "advice": told}
+            print("\n" + "\n".join(advice_lines or [f"It fits into {room / 2**30:.1f} GiB."]))
+        record["memory"] = {**found.model_dump(), "advice": advice_lines}
     if json_file:
         write_json(json_file, record)

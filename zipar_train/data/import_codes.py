@@ -43,9 +43,9 @@ class Codes(NamedTuple):
             return key, rows, number(label)
         except Exception as error:  # parsing untrusted bytes can raise almost any exception
             kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-            told = f"{kind}{_line(error)}"
-            told = told if self.where(i) in told else f"{self.where(i)} is damaged ({told})"
-            raise ValueError(f"{told}. Copy or download it again") from error
+            message = f"{kind}{_line(error)}"
+            message = message if self.where(i) in message else f"{self.where(i)} is damaged ({message})"
+            raise ValueError(f"{message}. Copy or download it again") from error
 
 
 def import_codes(

@@ -201,10 +201,10 @@ def same_classes(a: str | Path, b: str | Path, manifests: tuple[Manifest, Manife
     Raises:
         ValueError: If they differ; names both sets and the first class that differs.
     """
-    if told := differ(manifests[0].class_names, manifests[1].class_names):
+    if difference := differ(manifests[0].class_names, manifests[1].class_names):
         raise ValueError(
-            f"{a} and {b} number their classes differently: {told}. Tokenize both splits of one data set into the same "
-            "--out, the one with all classes first"
+            f"{a} and {b} number their classes differently: {difference}. Tokenize both splits of one data set "
+            "into the same --out, the one with all classes first"
         )
 
 

@@ -166,8 +166,8 @@ def left_out(done: Tokenized, listing: Path) -> str:
         return f"{done.manifest.skipped:,} files or pictures were not read: {listing} says which and why"
     key, reason = min(done.skipped.items())
     why = f", {wrong:,} of them for their labels or captions" if wrong else ""
-    told = f"{done.manifest.skipped:,} files or pictures were not read{why}: {listing} says which and why"
-    return f"{told}. The first, {key}: {reason}"
+    message = f"{done.manifest.skipped:,} files or pictures were not read{why}: {listing} says which and why"
+    return f"{message}. The first, {key}: {reason}"
 
 
 def _finished(manifest: Path, layout: Layout) -> Manifest | None:

@@ -80,14 +80,14 @@ def two_rows(x: Tensor) -> Tensor:
 
 
 def accept_or_resample(
-    code: Tensor, before: Tensor, now: Tensor, accept: Tensor, anew: Tensor
+    code: Tensor, before: Tensor, now: Tensor, accept: Tensor, resample: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Accept codes sampled from `before` under `now`, or resample them, by the rule of speculative sampling.
 
     Args:
         code: Codes sampled from `before`, int64 (M,).
         before, now: Earlier and current probabilities, (M, V).
-        accept, anew: Uniform numbers (M,) in [0, 1), to accept codes and to resample rejected ones.
+        accept, resample: Uniform numbers (M,) in [0, 1), to accept codes and to resample rejected ones.
 
     Returns:
         Which codes are accepted, bool (M,), and the codes after resampling, int64 (M,).
@@ -95,4 +95,4 @@ def accept_or_resample(
     index, rest = code[:, None], (now - before).clamp(min=0)
     accepted = accept.to(now) * before.gather(1, index)[:, 0] < now.gather(1, index)[:, 0]
     accepted |= rest.sum(-1) == 0  # the same distribution up to rounding
-    return accepted, torch.where(accepted, code, sample_inverse_cdf(rest, anew))
+    return accepted, torch.where(accepted, code, sample_inverse_cdf(rest, resample))

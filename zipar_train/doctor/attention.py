@@ -149,7 +149,7 @@ def compiles(asked: CheckContext) -> Iterator[CheckResult]:
         yield unless_needed(asked, COMPILE, words(error), REMEDY)
         return
     assert torch.allclose(found, wanted, atol=1e-5), "the compiled function's gradient is another"
-    yield ok(COMPILE, "a function and its gradient, compiled anew, are right")
+    yield ok(COMPILE, "a function and its gradient, compiled just now, are right")
 
 
 def flex(asked: CheckContext, *, backward: bool) -> Iterator[CheckResult]:

@@ -62,8 +62,8 @@ def examine(
         pool = stack.enter_context(ThreadPoolExecutor(len(wanted) or 1))
         for process in processes.values():
             stack.callback(kill, process)  # runs before the pool waits for them
-        told = [pool.submit(listen, name, process, asked) for name, process in processes.items()]
-        rows = [row for future in told for row in future.result()]
+        results = [pool.submit(listen, name, process, asked) for name, process in processes.items()]
+        rows = [row for future in results for row in future.result()]
     if recipe:
         rows += owned("recipe", guarded(Check("needs", partial(needs, rows=rows), "Report this line"), asked))
     elif broken:

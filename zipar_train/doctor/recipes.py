@@ -102,10 +102,10 @@ def memory(asked: CheckContext) -> Iterator[CheckResult]:
     if device(asked).type == "cuda":
         sizes = [torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())]
         room, whose = min(sizes), "of a GPU"
-    told = advice(recipe, found, NEAR * room)
+    lines = advice(recipe, found, NEAR * room)
     for name, needed in (("training", found.train), ("generation", found.generation)):
         what = f"{size(needed.total)} of {size(room)} {whose}, {needed.images} images at once"
-        how = [line.partition("Try ")[2].rstrip(".") for line in told if line.lower().startswith(name)]
+        how = [line.partition("Try ")[2].rstrip(".") for line in lines if line.lower().startswith(name)]
         if not how:
             yield ok(f"memory, {name}", what)
         elif needed.total > room and name == "training":

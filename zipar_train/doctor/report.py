@@ -30,21 +30,21 @@ class DoctorReport(BaseModel):
             max((len(getattr(row, part)) for rows in shown.values() for row in rows), default=0) + 2
             for part in ("section", "name")
         )
-        told = [f"zipar-train {self.version}, revision {self.revision}"]
+        lines = [f"zipar-train {self.version}, revision {self.revision}"]
         for status, rows in shown.items():
-            told += ["", TITLES[status]] if rows else []
+            lines += ["", TITLES[status]] if rows else []
             before = ""
             for row in rows:
                 text = [*row.seen.splitlines(), *([f"-> {row.remedy}"] if row.remedy else [])]
                 texts = [part for line in text for part in _wrapped(line, max(width - side - name, 40))]
                 head = f"{row.section if row.section != before else '':{side}}{row.name:{name}}"
-                told += [f"{head if i == 0 else '':{side + name}}{part}" for i, part in enumerate(texts)]
+                lines += [f"{head if i == 0 else '':{side + name}}{part}" for i, part in enumerate(texts)]
                 before = row.section
         counts = [
             f"{len(self.of(status)) or 'no'} {words}{'s' * (len(self.of(status)) != 1 and words != 'fine')}"
             for status, words in (("ok", "fine"), ("note", "note"), ("problem", "problem"))
         ]
-        return [*told, "", f"{', '.join(counts)}, in {self.seconds:.0f} s."]
+        return [*lines, "", f"{', '.join(counts)}, in {self.seconds:.0f} s."]
 
 
 def _joined(rows: list[CheckResult]) -> list[CheckResult]:

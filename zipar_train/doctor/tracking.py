@@ -14,7 +14,7 @@ ONLINE, OFFLINE, DISABLED = "online", "offline", "disabled"
 GO_WITHOUT = "--set log.wandb=offline or disabled"
 
 
-def told() -> str | None:
+def mode_from_environment() -> str | None:
     """Return WANDB_MODE as wandb interprets it, or None if it is not set."""
     said = os.environ.get("WANDB_MODE")
     return {"dryrun": OFFLINE, "run": ONLINE, "shared": ONLINE}.get(said, said) if said is not None else None
@@ -24,7 +24,7 @@ def mode(asked: CheckContext) -> str | None:
     """Return the W&B mode of the recipe's runs; without a recipe that of WANDB_MODE, or None."""
     recipe = asked.recipe
     if recipe is None or recipe.log.wandb == ONLINE:
-        return told() if told() is not None else (ONLINE if recipe else None)
+        return mode_from_environment() if mode_from_environment() is not None else (ONLINE if recipe else None)
     return recipe.log.wandb
 
 

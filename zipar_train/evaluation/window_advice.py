@@ -89,7 +89,7 @@ def advise(
         ValueError: If a window, checkpoint or shard set does not fit, or the tolerance is below 0.
     """
     if not tolerance >= 0:
-        raise ValueError(f"--tolerance {tolerance:g} must be 0 or more: 0.01 bears one percent more bits")
+        raise ValueError(f"--tolerance {tolerance:g} must be 0 or more: 0.01 accepts one percent more bits")
     if attention_images < 1 or (images is not None and images < 1):
         raise ValueError("--images must be at least 1")
     model, (_, _, device) = recipe.model, process()

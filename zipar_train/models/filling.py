@@ -44,8 +44,8 @@ def filled(make: Callable[[], M], state: dict[str, Tensor], *, where: Path, what
             model = make()
     except Exception as error:  # sizes from a damaged file may fail anywhere in a constructor
         reason = truncate((str(error).strip().split("\n") or [""])[0], length=200)
-        told = reason if isinstance(error, ValueError) else f"{type(error).__name__} {reason}"
-        raise ValueError(f"{where} {wrong}: {told}. {remedy}") from error
+        message = reason if isinstance(error, ValueError) else f"{type(error).__name__} {reason}"
+        raise ValueError(f"{where} {wrong}: {message}. {remedy}") from error
     if device == "meta":
         allocate(model, device="cpu")
     if problems := unaccounted(state, model.state_dict()):

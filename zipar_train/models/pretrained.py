@@ -42,8 +42,8 @@ def pretrained(kind: Any, source: str | Path, *, key: str, what: str, **options:
         raise
     except BaseException as error:  # panics of tokenizers are not of class Exception
         reason = truncate((str(error).strip().splitlines() or [""])[0], length=300)
-        told = reason if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {reason}"
+        message = reason if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {reason}"
         raise ValueError(
-            f"{key} = {source}: {what} can be loaded ({told}). Give the hub id or the folder of a published "
+            f"{key} = {source}: {what} can be loaded ({message}). Give the hub id or the folder of a published "
             "checkpoint, and download it again if it is cut short"
         ) from error

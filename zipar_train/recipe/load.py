@@ -20,7 +20,7 @@ from zipar_train.io.expansion import expand
 from zipar_train.recipe.renamed import KEYS, REMOVED, renamed
 from zipar_train.recipe.schema import Recipe, RecipeError
 
-TOLD = 50  # most mistakes in one report
+MAX_MISTAKES = 50  # most mistakes in one report
 
 
 def recipe_folder() -> Path:
@@ -87,11 +87,13 @@ def parse(raw: dict[str, Any], *, where: str) -> Recipe:
     try:
         recipe = Recipe.model_validate(raw)
     except ValidationError as error:
-        for problem in error.errors(include_url=False)[:TOLD]:
+        for problem in error.errors(include_url=False)[:MAX_MISTAKES]:
             mistakes += explain(problem)
     if mistakes:
-        told = [truncate(mistake) for mistake in mistakes[:TOLD]] + ["and more"] * (len(mistakes) > TOLD)
-        raise RecipeError(f"{where}: {len(mistakes)} mistake{'s' * (len(mistakes) > 1)}\n  " + "\n  ".join(told))
+        lines = [truncate(mistake) for mistake in mistakes[:MAX_MISTAKES]] + ["and more"] * (
+            len(mistakes) > MAX_MISTAKES
+        )
+        raise RecipeError(f"{where}: {len(mistakes)} mistake{'s' * (len(mistakes) > 1)}\n  " + "\n  ".join(lines))
     return recipe
 
 

@@ -22,10 +22,10 @@ class Trial(BaseModel):
 
     def words(self, *keys: str) -> str:
         """Return the trial's number, and its values of the given recipe keys, as text."""
-        values = ", ".join(f"{_short(key, keys)} {_told(self.values[key])}" for key in keys if key in self.values)
+        values = ", ".join(f"{_short(key, keys)} {_formatted(self.values[key])}" for key in keys if key in self.values)
         return f"{self.number:03d}  {values}" if values else f"{self.number:03d}"
 
-    def told(self, name: str) -> str:
+    def formatted(self, name: str) -> str:
         """Return a metric as text, or "-" if it is missing."""
         return f"{self.metrics[name]:.4f}" if name in self.metrics else "-"
 
@@ -47,15 +47,17 @@ class SweepResult(BaseModel):
         rows = [
             [
                 f"{t.number:03d}",
-                *(_told(t.values.get(key, "")) for key in keys),
-                *(t.told(name) for name in names),
+                *(_formatted(t.values.get(key, "")) for key in keys),
+                *(t.formatted(name) for name in names),
                 f"{t.seconds / 60:.1f}",
             ]
             for t in self.trials
         ]
         shared = {key: value for trial in self.trials[:1] for key, value in trial.values.items() if key not in keys}
-        told = [f"in all: {', '.join(f'{key} {_told(value)}' for key, value in shared.items())}"] if shared else []
-        return [*aligned([head, *rows]), *told]
+        shared_lines = (
+            [f"in all: {', '.join(f'{key} {_formatted(value)}' for key, value in shared.items())}"] if shared else []
+        )
+        return [*aligned([head, *rows]), *shared_lines]
 
     def _order(self, name: str) -> tuple[bool, bool, int]:
         """Return a sort key that puts the sweep's metric first, then the windows, widest first."""
@@ -142,7 +144,7 @@ def _short(key: str, keys: Sequence[str]) -> str:
     return last if [other.rpartition(".")[2] for other in keys].count(last) == 1 else key
 
 
-def _told(value: Any) -> str:
+def _formatted(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

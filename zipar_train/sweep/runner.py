@@ -135,7 +135,7 @@ def _run(
         try:
             trial = _one(_name(folder, number), commands[number], number, found[number], recipes[number], slot, running)
             if progress:
-                words = f"trial {trial.words(*varied(found))}: {metric} {trial.told(metric)}"
+                words = f"trial {trial.words(*varied(found))}: {metric} {trial.formatted(metric)}"
                 bar.write(words, file=sys.stderr)
         except (ValueError, OSError) as error:
             failed.append(str(error))
@@ -229,8 +229,8 @@ def _metric(sweep: Sweep, recipes: Sequence[Recipe], file: str | Path) -> str:
     Raises:
         ValueError: If not all trials report the file's metric.
     """
-    told = [recipe.data.val_windows or {*recipe.zipar.windows, recipe.model.raster.row_length} for recipe in recipes]
-    shared = sorted(set.intersection(*map(set, told)))
+    choices = [recipe.data.val_windows or {*recipe.zipar.windows, recipe.model.raster.row_length} for recipe in recipes]
+    shared = sorted(set.intersection(*map(set, choices)))
     names = [f"val/bits_w{window}" for window in shared]
     if sweep.metric is None and names:
         return names[0]

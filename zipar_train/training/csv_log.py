@@ -42,7 +42,7 @@ class Rows(ExperimentWriter):
 class Log(CSVLogger):
     """Lightning's CSV logger; rows that cannot be written are kept for a later attempt, with a warning."""
 
-    told = False
+    warned = False
 
     @property
     @rank_zero_experiment
@@ -55,11 +55,11 @@ class Log(CSVLogger):
     def save(self) -> None:
         try:
             super().save()
-            self.told = False
+            self.warned = False
         except OSError as error:
-            if not self.told:
+            if not self.warned:
                 print(f"{error}; the rows wait for a later try", file=sys.stderr, flush=True)
-            self.told = True
+            self.warned = True
 
     @rank_zero_only
     def close(self) -> None:

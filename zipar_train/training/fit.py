@@ -213,8 +213,8 @@ def to_continue(recipe: Recipe, run: Path, allow: Sequence[str]) -> tuple[Path |
     found, wrong = newest_first(run), {}
     for path in found:
         try:
-            if told := damage(path):
-                raise ValueError(f"{path} is damaged ({told})")
+            if damaged := damage(path):
+                raise ValueError(f"{path} is damaged ({damaged})")
             saved = read(path)
             if saved.recipe is not None:
                 Resumable.check(saved.extra, where=path)

@@ -159,7 +159,7 @@ def training(recipe: Recipe, family: Family) -> tuple[Memory, int]:
 
 def advice(recipe: Recipe, found: Prediction, room: float) -> list[str]:
     """Return the recipe changes that make training and generation fit into `room` bytes; empty if they fit."""
-    told = []
+    lines = []
     train, generation = found.train, found.generation
     if train.total > room:
         kept = train.weights + train.optimizer + train.average + train.teacher
@@ -181,7 +181,7 @@ def advice(recipe: Recipe, found: Prediction, room: float) -> list[str]:
             how += " --set optim.ema_decay=null" if recipe.optim.ema_decay else ""
         else:
             how = "a larger device, a smaller model or grid"
-        told.append(f"Training takes {train.total / GIB:.1f} GiB of {room / GIB:.1f}. Try {how}.")
+        lines.append(f"Training takes {train.total / GIB:.1f} GiB of {room / GIB:.1f}. Try {how}.")
     if generation.total > room:
         images = int((room - generation.weights) / ((generation.total - generation.weights) / generation.images))
         if images >= 1:
@@ -190,8 +190,8 @@ def advice(recipe: Recipe, found: Prediction, room: float) -> list[str]:
             how = "--set evaluate.dtype=bfloat16"
         else:
             how = "a larger device, a smaller model or grid"
-        told.append(f"Generation takes {generation.total / GIB:.1f} GiB of {room / GIB:.1f}. Try {how}.")
-    return told
+        lines.append(f"Generation takes {generation.total / GIB:.1f} GiB of {room / GIB:.1f}. Try {how}.")
+    return lines
 
 
 def room_here() -> float | None:

@@ -205,5 +205,5 @@ def check_fits(saved: LoadedWeights, module: ZipARModule) -> None:
             shape = [] if name == "step" else list(parameters[key].shape)
             value = averages.get(name)
             if not isinstance(value, Tensor) or not value.is_floating_point() or list(value.shape) != shape:
-                told = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
-                raise ValueError(f"{where}.{name} is {told}, not a tensor of shape {shape}. {REMEDY}")
+                given = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                raise ValueError(f"{where}.{name} is {given}, not a tensor of shape {shape}. {REMEDY}")

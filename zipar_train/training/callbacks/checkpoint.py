@@ -229,8 +229,8 @@ class EpochPrinter(L.Callback):
 
     @rank_zero_only
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        told = [f"train/loss {pl_module.loss:.4g}"]  # type: ignore[str-format]
+        parts = [f"train/loss {pl_module.loss:.4g}"]  # type: ignore[str-format]
         if self.validated:
-            told += [f"{key} {value:.4g}" for key, value in trainer.callback_metrics.items() if key.startswith("val/")]
+            parts += [f"{key} {value:.4g}" for key, value in trainer.callback_metrics.items() if key.startswith("val/")]
         self.validated = False
-        print(f"epoch {trainer.current_epoch + 1}, step {trainer.global_step}: {'  '.join(told)}", flush=True)
+        print(f"epoch {trainer.current_epoch + 1}, step {trainer.global_step}: {'  '.join(parts)}", flush=True)
