@@ -191,8 +191,8 @@ def test_commands_print_what_the_page_shows(key, run):
 
 def recipe_of(block: Block) -> Recipe:
     """The recipe that a YAML block is, or is part of: the word after `yaml` names the one that it changes."""
-    part = safe_yaml.parse(block.text, loader=safe_yaml.Recipes)
-    raw = {} if "name" in part else safe_yaml.read(find(block.words), loader=safe_yaml.Recipes)
+    part = safe_yaml.parse(block.text, loader=safe_yaml.RecipeLoader)
+    raw = {} if "name" in part else safe_yaml.read(find(block.words), loader=safe_yaml.RecipeLoader)
 
     def merge(old, new):
         for name, value in new.items():

@@ -14,8 +14,9 @@ from zipar_train.data.shards import read_manifest, read_shard, write_shards
 from zipar_train.models.restore import read
 from zipar_train.recipe.load import load_recipe
 from zipar_train.run.checkpoints import damage, last_checkpoint, newest_first, older
+from zipar_train.run.resume_state import ResumeState
 from zipar_train.training.fit import fit, to_continue
-from zipar_train.training.resumable import Resumable, check_fits
+from zipar_train.training.resume_check import check_fits
 from zipar_train.training.trainer import build_module
 
 SHORT = [
@@ -166,17 +167,19 @@ def changed(content, path, change):
 
 def test_every_entry_that_is_read_must_be_there_in_its_type(made):
     content = torch.load(made / "checkpoints" / "last.ckpt", weights_only=True)
-    Resumable.check(content, where=made)
+    ResumeState.check(content, where=made)
     paths = list(entries(content))
     assert len(paths) > 100
     for path in paths:
         if isinstance(path[-1], str):
             with pytest.raises(ValueError, match=f"lacks its entry {re.escape('.'.join(map(str, path)))}. ") as missing:
-                Resumable.check(changed(content, path, lambda part, key: part.pop(key)), where=made)
+                ResumeState.check(changed(content, path, lambda part, key: part.pop(key)), where=made)
             assert str(made) in str(missing.value)
         with pytest.raises(ValueError, match=f"its entry {re.escape('.'.join(map(str, path)))}.* = .*: "):
-            Resumable.check(changed(content, path, lambda part, key: part.__setitem__(key, torch.ones(2))), where=made)
-        Resumable.check(content, where=made)
+            ResumeState.check(
+                changed(content, path, lambda part, key: part.__setitem__(key, torch.ones(2))), where=made
+            )
+        ResumeState.check(content, where=made)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from zipar_train.sweep.spec import read_sweep
 from zipar_train.sweep.trials import trials_of
 
 TEXTS = {name: (recipe_folder() / f"{name}.yaml").read_text() for name in shipped()}
-PLAIN = {name: safe_yaml.parse(text, loader=safe_yaml.Recipes) for name, text in TEXTS.items()}
+PLAIN = {name: safe_yaml.parse(text, loader=safe_yaml.RecipeLoader) for name, text in TEXTS.items()}
 
 
 def judged(path, overrides=()):
@@ -33,7 +33,7 @@ def judged(path, overrides=()):
             assert path.name in message or "--set" in message
             assert message.strip() and len(message) < 60_000 and "Traceback" not in message
             return None
-        again = parse(safe_yaml.parse(dump(recipe), loader=safe_yaml.Recipes), where="its dump")
+        again = parse(safe_yaml.parse(dump(recipe), loader=safe_yaml.RecipeLoader), where="its dump")
     assert again == recipe
     assert beyond(recipe.model_dump()) == []
     json.dumps(recipe.model_dump(), allow_nan=False)

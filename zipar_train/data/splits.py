@@ -28,11 +28,11 @@ def class_numbers(model: Model, sources: Mapping[str, Source], out: str | Path) 
         return {}
     classes, (known, known_of) = model.num_classes, _known(Path(out), sources, model.num_classes)
 
-    def of(source: Source) -> Classes:
+    def classes_of(source: Source) -> Classes:
         if source.names is None and source.classes not in (None, classes):
             raise ValueError(
-                f"--images: {source.name} has {source.classes} classes, the recipe's model {classes}. Give all "
-                "classes, or set model.num_classes"
+                f"--images: {source.name} has {source.classes} classes, the recipe's model {classes}. Provide "
+                "images of all classes, or set model.num_classes"
             )
         return assign(
             source.names,
@@ -47,14 +47,14 @@ def class_numbers(model: Model, sources: Mapping[str, Source], out: str | Path) 
         failed = None
         for split, source in sources.items():
             try:
-                known, known_of = of(source).names, split
+                known, known_of = classes_of(source).names, split
             except ValueError as error:
                 failed = failed or error
             if known is not None:
                 break
         if known is None and failed:
             raise failed
-    return {split: of(source) for split, source in sources.items()}
+    return {split: classes_of(source) for split, source in sources.items()}
 
 
 def _known(out: Path, sources: Mapping[str, Source], classes: int) -> tuple[Names | None, str]:

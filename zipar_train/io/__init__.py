@@ -1,4 +1,4 @@
-"""Reading and writing: atomic file writes, untrusted archives and URLs, console output, error texts.
+"""Reading and writing: atomic file writes, strict YAML, untrusted archives and URLs, console output, error texts.
 
 This package does not depend on images or models.
 """

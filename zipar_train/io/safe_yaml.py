@@ -16,42 +16,44 @@ MAX_VALUES = 20_000  # most values in a file, aliases expanded
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")  # no path contains these, but YAML can escape them
 
 
-class Loader(yaml.SafeLoader):
+class StrictLoader(yaml.SafeLoader):
     """A safe YAML loader that rejects duplicate keys and unbounded alias expansion."""
 
     def get_single_node(self) -> yaml.Node | None:
         node = super().get_single_node()
-        if node is not None and _unfolded(node, {}) > MAX_VALUES:
+        if node is not None and _expanded_size(node, {}) > MAX_VALUES:
             raise yaml.composer.ComposerError(
                 None,
                 None,
-                f"it holds more than {MAX_VALUES:,} values, aliases unfolded, or an anchor that holds itself",
+                f"it holds more than {MAX_VALUES:,} values, aliases expanded, or a recursive anchor",
             )
         return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         scalars = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        given = Counter(self.construct_object(key) for key in scalars if not key.tag.endswith(":merge"))  # type: ignore[no-untyped-call]
-        if twice := [key for key, count in given.items() if count > 1]:
-            raise yaml.constructor.ConstructorError(None, None, f"key {twice[0]!r} is given twice", node.start_mark)
+        counts = Counter(self.construct_object(key) for key in scalars if not key.tag.endswith(":merge"))  # type: ignore[no-untyped-call]
+        if duplicates := [key for key, count in counts.items() if count > 1]:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"key {duplicates[0]!r} is given twice", node.start_mark
+            )
         return super().construct_mapping(node, deep)
 
 
-class Recipes(Loader):
+class RecipeLoader(StrictLoader):
     """A YAML loader that reads 1e-4 as a float."""
 
 
-class Dumper(yaml.SafeDumper):
-    """A YAML dumper for files that `Recipes` reads: it quotes strings that look like 1e-4."""
+class RecipeDumper(yaml.SafeDumper):
+    """A YAML dumper for files that `RecipeLoader` reads: it quotes strings that look like 1e-4."""
 
 
-for _each in (Recipes, Dumper):
+for _each in (RecipeLoader, RecipeDumper):
     _each.add_implicit_resolver(
         "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
     )
 
 
-def read(path: Path, *, loader: type[Loader] = Loader) -> Any:
+def read(path: Path, *, loader: type[StrictLoader] = StrictLoader) -> Any:
     """Return the content of a YAML file.
 
     Raises:
@@ -64,7 +66,7 @@ def read(path: Path, *, loader: type[Loader] = Loader) -> Any:
         raise ValueError(f"{path} is not readable YAML: {error}") from None
 
 
-def parse(text: str, *, loader: type[Loader] = Loader) -> Any:
+def parse(text: str, *, loader: type[StrictLoader] = StrictLoader) -> Any:
     """Return the content of a YAML text.
 
     Raises:
@@ -86,11 +88,11 @@ def unprintable(text: str) -> bool:
     return bool(_CONTROL.search(text))
 
 
-def _unfolded(node: yaml.Node, known: dict[int, int]) -> int:
+def _expanded_size(node: yaml.Node, known: dict[int, int]) -> int:
     """Return the number of values in a node, aliases expanded; counting stops just above `MAX_VALUES`."""
     if id(node) not in known:
         known[id(node)] = MAX_VALUES + 1  # in case the node contains itself
         inside = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
-        parts = 0 if isinstance(node, yaml.ScalarNode) else sum(_unfolded(part, known) for part in inside)
+        parts = 0 if isinstance(node, yaml.ScalarNode) else sum(_expanded_size(part, known) for part in inside)
         known[id(node)] = min(1 + parts, MAX_VALUES + 1)
     return known[id(node)]

@@ -18,7 +18,7 @@ from zipar_train.models.llamagen import state_dict
 from zipar_train.recipe.load import parse_stored
 from zipar_train.recipe.model import Model
 from zipar_train.recipe.schema import Recipe
-from zipar_train.run.checkpoints import Kept, last_checkpoint
+from zipar_train.run.checkpoints import CheckpointEntries, last_checkpoint
 
 
 class LoadedWeights(NamedTuple):
@@ -85,7 +85,7 @@ def _read(path: Path, entry: str | None, checksums: Checksums | None) -> LoadedW
     state = {name.removeprefix("model."): t for name, t in tensors(content, entry="state_dict", where=path).items()}
     del content["state_dict"]
     recipe = parse_stored(content.pop("recipe"), where=f"{path}, its recipe")
-    Kept.check(content, where=path)
+    CheckpointEntries.check(content, where=path)
     return LoadedWeights(path, recipe, state, content)
 
 

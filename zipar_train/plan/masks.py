@@ -72,22 +72,22 @@ def mask_padding(mask: Tensor, padding: Tensor, *, slots: Tensor | None = None) 
 @overload
 def mask_padding(mask: BlockMask, padding: Tensor, *, slots: Tensor | None = None) -> BlockMask: ...
 def mask_padding(mask: Mask, padding: Tensor, *, slots: Tensor | None = None) -> Mask:
-    """Return a plan's mask for B images with padded prompts; only a padding token itself attends to it.
+    """Return a plan's mask for B images with padded prompts: padding is hidden from all slots but itself.
 
     Args:
-        mask: (1, 1, Q, K) or a BlockMask, over slots that begin with the prompt.
+        mask: (1, 1, queries, keys) or a BlockMask, over slots that begin with the prompt.
         padding: bool (B, P), True at padding tokens.
-        slots: Slot index of each query of a dense mask, int64 (Q,); None if queries and keys are the same slots.
+        slots: Slot index of each query of a dense mask, int64; None if queries and keys are the same slots.
     """
     if isinstance(mask, BlockMask):
         queries, keys = mask.seq_lengths
-        hidden, seen = pad(padding, (0, keys - padding.shape[1])), mask.mask_mod
+        is_padding, visible = pad(padding, (0, keys - padding.shape[1])), mask.mask_mod
 
         def unpadded(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-            return seen(b, h, q, k) & (~hidden[b, k] | (q == k))
+            return visible(b, h, q, k) & (~is_padding[b, k] | (q == k))
 
         return create_block_mask(unpadded, len(padding), None, queries, keys, device=str(padding.device))
-    hidden = pad(padding, (0, mask.shape[-1] - padding.shape[1]))
+    is_padding = pad(padding, (0, mask.shape[-1] - padding.shape[1]))
     columns = torch.arange(mask.shape[-1], device=mask.device)
     itself = (columns if slots is None else slots)[:, None] == columns
-    return mask & (~hidden[:, None, None] | itself)
+    return mask & (~is_padding[:, None, None] | itself)

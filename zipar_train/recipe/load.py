@@ -67,7 +67,7 @@ def load_recipe(recipe: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     """
     path = find(recipe)
     try:
-        raw = safe_yaml.read(path, loader=safe_yaml.Recipes)
+        raw = safe_yaml.read(path, loader=safe_yaml.RecipeLoader)
     except ValueError as error:
         raise RecipeError(str(error)) from None
     if not isinstance(raw, dict):
@@ -83,7 +83,7 @@ def parse(raw: dict[str, Any], *, where: str) -> Recipe:
     try:
         raw = _expand(raw, "", mistakes, count())
     except RecursionError:
-        raise RecipeError(f"{where}: nested too deeply, too large, or an anchor that holds itself") from None
+        raise RecipeError(f"{where}: nested too deeply, too large, or with a recursive anchor") from None
     try:
         recipe = Recipe.model_validate(raw)
     except ValidationError as error:
@@ -109,7 +109,7 @@ def parse_stored(raw: Any, *, where: str) -> Recipe:
     """
     if isinstance(raw, Path):
         try:
-            raw = safe_yaml.read(raw, loader=safe_yaml.Recipes)
+            raw = safe_yaml.read(raw, loader=safe_yaml.RecipeLoader)
         except ValueError as error:
             raise RecipeError(str(error)) from None
     return parse(renamed(raw) if isinstance(raw, dict) else raw, where=where)
@@ -125,13 +125,13 @@ def overridden(recipe: Recipe, overrides: Iterable[str], *, where: str) -> Recip
 
 def override(key: str, text: str) -> str:
     """Return the override that sets a key to exactly this text, even if YAML would not read it as text (`no`)."""
-    quoted = yaml.dump(text, Dumper=safe_yaml.Dumper, default_style='"', width=2**31, allow_unicode=True)
+    quoted = yaml.dump(text, Dumper=safe_yaml.RecipeDumper, default_style='"', width=2**31, allow_unicode=True)
     return f"{key}={quoted.strip()}"
 
 
 def dump(recipe: Recipe) -> str:
     """Return the recipe as YAML, complete and resolved."""
-    return yaml.dump(recipe.model_dump(), Dumper=safe_yaml.Dumper, sort_keys=False, allow_unicode=True)
+    return yaml.dump(recipe.model_dump(), Dumper=safe_yaml.RecipeDumper, sort_keys=False, allow_unicode=True)
 
 
 def differences(a: Recipe, b: Recipe, *, ignore: Iterable[str] = ()) -> list[str]:
@@ -177,7 +177,7 @@ def _override(raw: dict[Any, Any], override: str) -> None:
     if not equals or not key:
         raise RecipeError(f"--set {safe_repr(override)}: write it as key.path=value, for example --set optim.lr=1e-4")
     try:
-        value = safe_yaml.parse(text, loader=safe_yaml.Recipes)
+        value = safe_yaml.parse(text, loader=safe_yaml.RecipeLoader)
     except ValueError as error:
         raise RecipeError(f"--set {safe_repr(override)}: the value is not YAML: {error}") from None
     *sections, last = [int(part) if _WHOLE.fullmatch(part) else part for part in key.split(".")]

@@ -69,22 +69,22 @@ def damage(path: Path) -> str | None:
 
 
 REMEDY = "It is of another version, or was changed: give a checkpoint as `zipar-train fit` wrote it"
-Count = Annotated[int, Field(ge=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
 Fingerprint = Annotated[str, Field(pattern="^[0-9a-f]{16,64}$")]
 
 
-class Part(BaseModel):
+class CheckpointPart(BaseModel):
     """A part of a checkpoint: the declared entries are checked strictly, all others are ignored."""
 
     model_config = ConfigDict(strict=True, extra="ignore", arbitrary_types_allowed=True)
 
 
-class Kept(Part):
+class CheckpointEntries(CheckpointPart):
     """The entries of a checkpoint that exports, evaluations and model cards read."""
 
     data: dict[str, str] = {}
     shards: dict[str, str] = {}  # checksums of the training manifests, by recipe key
-    global_step: Count = 0
+    global_step: NonNegativeInt = 0
     base: Fingerprint | None = None  # fingerprint of the weights that adapters or distillation started from
 
     @classmethod

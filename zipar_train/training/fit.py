@@ -21,10 +21,11 @@ from zipar_train.recipe.load import differences, dump
 from zipar_train.recipe.schema import Recipe
 from zipar_train.run.checkpoints import damage, folder, last_checkpoint, newest_first
 from zipar_train.run.ranks import rank_zero_print
+from zipar_train.run.resume_state import ResumeState
 from zipar_train.run.signals import Stopped, noted, raised
 from zipar_train.training.callbacks.checkpoint import Checkpoint
 from zipar_train.training.csv_log import Log
-from zipar_train.training.resumable import Resumable, check_fits
+from zipar_train.training.resume_check import check_fits
 from zipar_train.training.trainer import build_datamodule, build_module, build_trainer
 from zipar_train.training.wandb_tracking import tracked
 
@@ -217,7 +218,7 @@ def to_continue(recipe: Recipe, run: Path, allow: Sequence[str]) -> tuple[Path |
                 raise ValueError(f"{path} is damaged ({damaged})")
             saved = read(path)
             if saved.recipe is not None:
-                Resumable.check(saved.extra, where=path)
+                ResumeState.check(saved.extra, where=path)
         except ValueError as error:
             wrong[path] = str(error)
             rank_zero_print(f"{error}: an older one is looked for.")

@@ -38,17 +38,17 @@ class VQGAN(ChameleonVQVAE):
 
 
 class ChameleonVQ:
-    """A tokenizer between images and the codes of a language model's vocabulary.
+    """A tokenizer whose codes are numbered as in the language model's vocabulary.
 
     Args:
-        code: The code of each codebook row, int64 (V,), because the vocabulary has another order.
+        code_of_row: The code of each codebook row, int64 (V,): the vocabulary orders the codes differently.
         sha256: Checksum of the weights' file; None: random weights.
     """
 
-    def __init__(self, model: VQGAN, code: Tensor, *, sha256: str | None = None):
-        self.model, self.code, self.sha256 = model.eval().requires_grad_(False), code, sha256
-        self.row = torch.argsort(code)
-        self.stride, self.codes = 2 ** (len(model.config.channel_multiplier) - 1), len(code)
+    def __init__(self, model: VQGAN, code_of_row: Tensor, *, sha256: str | None = None):
+        self.model, self.code_of_row, self.sha256 = model.eval().requires_grad_(False), code_of_row, sha256
+        self.row_of_code = torch.argsort(code_of_row)
+        self.stride, self.codes = 2 ** (len(model.config.channel_multiplier) - 1), len(code_of_row)
 
     @torch.inference_mode()
     def encode(self, pixels: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ class ChameleonVQ:
         found = []
         for chunk in pixels.split(CHUNK):
             found.append(model.encode(chunk / 127.5 - 1).image_tokens.view(-1, rows, columns))
-        return self.code.to(pixels.device)[torch.cat(found)]
+        return self.code_of_row.to(pixels.device)[torch.cat(found)]
 
     @torch.inference_mode()
     def decode(self, codes: Tensor, *, size: tuple[int, int] | None = None) -> Tensor:
@@ -69,7 +69,7 @@ class ChameleonVQ:
     def images(self, codes: Tensor) -> Tensor:
         """Decode codes (B, H, W) to float images (B, 3, height, width), roughly in -1 .. 1."""
         model = self.model.to(codes.device)
-        entries = model.quantize.embedding(self.row.to(codes.device)[codes]).permute(0, 3, 1, 2).contiguous()
+        entries = model.quantize.embedding(self.row_of_code.to(codes.device)[codes]).permute(0, 3, 1, 2).contiguous()
         return model.decoder(model.post_quant_conv(entries))
 
 
