@@ -72,7 +72,7 @@ def windows() -> None:
         for name, run in ((UNTUNED, base(seed)), (TUNED, tuned(seed))):
             generator = load(run)
             for window in tqdm(wanted, desc=run.name, unit="windows"):
-                found = bits_per_code(generator, generator.plan(window), test, images=5000)
+                found = bits_per_code(generator.inference_family, generator.plan(window), test, images=5000)
                 bits.setdefault((name, window), []).append(found)
     rows = []
     for window in wanted:

@@ -143,5 +143,5 @@ def test_a_recipe_of_a_wide_grid_is_evaluated_against_pictures(tmp_path, run):
         status, out, err = run(*command)
         assert status == 0, err
     assert "6 x 8 px" in Path(tmp_path / "run/evaluation/report.md").read_text()
-    (npz,) = (tmp_path / "run/evaluation/drawn").glob("*.npz")
+    (npz,) = (tmp_path / "run/evaluation/samples").glob("*.npz")
     assert np.load(npz)["arr_0"].shape == (20, 6, 8, 3)

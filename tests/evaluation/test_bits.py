@@ -37,12 +37,7 @@ def test_bits_are_the_chain_rule_of_the_decoder(window):
         def __iter__(self):
             yield Batch(codes, labels)
 
-    class Bare:
-        pass
-
-    generator = Bare()
-    generator.inference_family = family
-    assert bits_per_code(generator, plan, One()) == pytest.approx(chain / 72 / log(2), rel=1e-12)
+    assert bits_per_code(family, plan, One()) == pytest.approx(chain / 72 / log(2), rel=1e-12)
     assert bits_by_decoding(Decoder(family, plan), One()) == pytest.approx(chain / 72 / log(2), rel=1e-12)
 
 
@@ -76,13 +71,10 @@ def test_bits_of_the_released_decoder_are_those_of_a_cache_of_zeros():
 def test_bits_are_of_as_many_images_as_is_said():
     family = llamagen(8, 8)
 
-    class Bare:
-        drawing = family
-
     plan = Plan.raster(family.grid)
     codes = torch.randint(family.codes, (9, 64))
     parts = [Batch(codes[k : k + 3], torch.tensor([0, 1, 2])) for k in (0, 3, 6)]
-    assert bits_per_code(Bare(), plan, parts, images=4) == pytest.approx(
-        bits_per_code(Bare(), plan, [Batch(codes[:4], torch.tensor([0, 1, 2, 0]))]), rel=1e-12
+    assert bits_per_code(family, plan, parts, images=4) == pytest.approx(
+        bits_per_code(family, plan, [Batch(codes[:4], torch.tensor([0, 1, 2, 0]))]), rel=1e-12
     )
-    assert bits_per_code(Bare(), plan, parts, images=100) == bits_per_code(Bare(), plan, parts)
+    assert bits_per_code(family, plan, parts, images=100) == bits_per_code(family, plan, parts)

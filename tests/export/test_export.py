@@ -33,7 +33,7 @@ def test_an_export_is_the_checkpoint(shards, tmp_path, monkeypatch):
     assert saved.recipe == back.recipe
     assert all(torch.equal(saved.state[k], back.state[k]) for k in saved.state)
 
-    model = load(tmp_path / "run", device="cpu").family.model
+    model = load(tmp_path / "run", device="cpu").load_family().model
     ids = torch.cat([torch.tensor([[17 + 3]]), torch.randint(17, (1, 30))], dim=1)
     with torch.no_grad():
         torch.save((ids, model(ids).logits), tmp_path / "logits.pt")

@@ -56,7 +56,7 @@ def test_wrapped_weights_in_a_folder_of_safetensors_and_in_a_tokenizer(tmp_path)
     (tmp_path / "export").mkdir()
     (tmp_path / "export" / "recipe.yaml").write_text(dump(recipe))
     save_file({f"module._orig_mod.{n}": t for n, t in expected.items()}, tmp_path / "export" / "model.safetensors")
-    assert equal(load(tmp_path / "export", device="cpu").family.model.state_dict(), expected)
+    assert equal(load(tmp_path / "export", device="cpu").load_family().model.state_dict(), expected)
     state = original.random_vq()[0]
     torch.save(state, tmp_path / "vq.pt")
     torch.save({"state_dict": {f"_orig_mod.model.{n}": t for n, t in state.items()}}, tmp_path / "wrapped.pt")

@@ -206,7 +206,7 @@ def test_mistakes_are_named(checkpoint, tmp_path):
     family = load_family(section(checkpoint), read(checkpoint))
     mistakes = {
         ("",): "is empty",
-        ("a car", 3): "is empty, or no text",
+        ("a car", 3): "is empty, or not text",
         ("a " * 9,): r"takes \d+ tokens with what surrounds it, the prompt has 12",
     }
     for captions, message in mistakes.items():

@@ -32,8 +32,9 @@ def bits(shards, tmp_path_factory):
     for name, (recipe, more) in runs.items():
         fit(load_recipe(recipe, [*common, *more, f"run_dir={folder}/{name}"]))
         generator = load(folder / name)
+        family = generator.inference_family
         held_out = ShardLoader(shards / "val.json", batch_size=100)
-        found[name] = {window: bits_per_code(generator, generator.plan(window), held_out) for window in (8, 2, 1)}
+        found[name] = {window: bits_per_code(family, generator.plan(window), held_out) for window in (8, 2, 1)}
     return found
 
 

@@ -16,7 +16,7 @@ from zipar_train.training.trainer import build_module
 
 def test_distillation_pulls_towards_the_untouched_model(tiny, tmp_path, base):
     """Next-token alone it has nothing to mend: no divergence, no gradient. With windows it keeps next-token closer."""
-    start = load(base).family.model.state_dict()
+    start = load(base).load_family().model.state_dict()
     fit(tuned(tiny, tmp_path, base, "still", "tune.distill=1.0", "zipar.windows={8: 1}", "trainer.max_steps=1"))
     assert abs(losses(tmp_path / "still")[0]) < 1e-6
     moved = {}
@@ -33,7 +33,7 @@ def _divergence(a, b, window=None):
     plans = (a.plan(), b.plan(window))
     with torch.no_grad():
         p, q = (
-            teacher_forced(g.family, plan, codes, labels, dense(plan)).log_softmax(-1)
+            teacher_forced(g.load_family(), plan, codes, labels, dense(plan)).log_softmax(-1)
             for g, plan in zip((a, b), plans, strict=True)
         )
     return float((p.exp() * (p - q)).sum(-1).mean())
@@ -58,7 +58,7 @@ def test_adapters_are_taught_by_the_model_without_them(tiny, tmp_path, base):
 
 def test_distillation_needs_a_teacher(base):
     """Frozen weights are no adapters."""
-    family = load(base).family
+    family = load(base).load_family()
     family.model.get_input_embeddings().requires_grad_(False)
     with pytest.raises(ValueError, match="distill needs a teacher"):
         ZipARModule(family, windows={2: 1}, distill=0.5)

@@ -64,7 +64,9 @@ def test_tuning_starts_from_the_base_and_bits_are_what_validation_logs(tiny, tmp
     rows = list(csv.DictReader((tmp_path / "tuned" / "logs" / "version_0" / "metrics.csv").open()))
     logged = [row for row in rows if row.get("val/bits_w4")][-1]
     for window in (8, 4, 2):
-        exact = bits_per_code(generator, generator.plan(window), ShardLoader(tuned.data.val, batch_size=50))
+        exact = bits_per_code(
+            generator.inference_family, generator.plan(window), ShardLoader(tuned.data.val, batch_size=50)
+        )
         assert abs(exact - float(logged[f"val/bits_w{window}"])) < 1e-5
 
 

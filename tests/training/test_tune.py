@@ -35,7 +35,10 @@ def test_adapters_alone_are_trained_and_kept_and_resumed_to_the_bit(tiny, tmp_pa
         "checkpoints/last.ckpt"
     ).stat().st_size
 
-    before, merged = load(base).family.model.state_dict(), load(tmp_path / "whole").family.model.state_dict()
+    before, merged = (
+        load(base).load_family().model.state_dict(),
+        load(tmp_path / "whole").load_family().model.state_dict(),
+    )
     assert before.keys() == merged.keys()
     changed = {name.split(".")[-2] for name in before if not torch.equal(before[name], merged[name])}
     assert changed == {"q_proj", "v_proj", "down_proj"}
@@ -61,14 +64,14 @@ def _stopped_after_an_epoch(recipe):
 
 def test_adapters_go_out_alone_or_merged(tiny, tmp_path, base):
     fit(tuned(tiny, tmp_path, base, "run", LORA, "trainer.max_epochs=1", "optim.lr=1e-2"))
-    expected = load(tmp_path / "run").family.model.state_dict()
+    expected = load(tmp_path / "run").load_family().model.state_dict()
     folder = export(tmp_path / "run", tmp_path / "adapter", to="adapter")
     assert len(load_file(folder / "adapter_model.safetensors")) == 6
     assert json.loads((folder / "adapter_config.json").read_text())["r"] == 4
     assert "low-rank adapters of rank 4" in (folder / "README.md").read_text()
-    assert states_equal(load(folder).family.model.state_dict(), expected)
-    assert states_equal(load(export(tmp_path / "run", tmp_path / "hf")).family.model.state_dict(), expected)
-    assert states_equal(load(export(folder, tmp_path / "hf2")).family.model.state_dict(), expected)
+    assert states_equal(load(folder).load_family().model.state_dict(), expected)
+    assert states_equal(load(export(tmp_path / "run", tmp_path / "hf")).load_family().model.state_dict(), expected)
+    assert states_equal(load(export(folder, tmp_path / "hf2")).load_family().model.state_dict(), expected)
     file = export(tmp_path / "run", tmp_path / "run.pt", to="llamagen")
     assert states_equal(load_family(read(tmp_path / "run").recipe.model, read(file)).model.state_dict(), expected)
 
@@ -118,12 +121,12 @@ def test_a_base_that_was_moved_is_found_or_can_be_said(tiny, tmp_path, base, mon
 def test_adapters_of_embeddings_and_the_head_go_out_and_come_back(tiny, tmp_path, base):
     everywhere = "tune.lora={rank: 4, alpha: 8, targets: [embed_tokens, q_proj, lm_head]}"
     fit(tuned(tiny, tmp_path, base, "run", everywhere, "trainer.max_epochs=1", "optim.lr=1e-1"))
-    expected, before = (load(folder).family.model.state_dict() for folder in (tmp_path / "run", base))
+    expected, before = (load(folder).load_family().model.state_dict() for folder in (tmp_path / "run", base))
     assert not torch.equal(expected["model.embed_tokens.weight"], before["model.embed_tokens.weight"])
     folder = export(tmp_path / "run", tmp_path / "adapter", to="adapter")
-    assert states_equal(load(folder).family.model.state_dict(), expected)
+    assert states_equal(load(folder).load_family().model.state_dict(), expected)
     again = export(folder, tmp_path / "again", to="adapter")
-    assert states_equal(load(again).family.model.state_dict(), expected)
+    assert states_equal(load(again).load_family().model.state_dict(), expected)
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +194,7 @@ def test_adapters_without_a_base_of_their_own_go_out_as_they_are(adapters, tmp_p
     (tmp_path / "copy" / "base").unlink()
     again = export(tmp_path / "copy", tmp_path / "again", to="adapter")
     assert not (again / "base").exists()
-    assert states_equal(load(again).family.model.state_dict(), load(adapters).family.model.state_dict())
+    assert states_equal(load(again).load_family().model.state_dict(), load(adapters).load_family().model.state_dict())
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

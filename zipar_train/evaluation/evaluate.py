@@ -202,7 +202,7 @@ def _bits(recipe: Recipe, cases: Sequence[tuple[Candidate, int, DecodeMode]]) ->
     )
     return {
         (candidate.name, window, mode): bits_per_code(
-            candidate.generator,
+            candidate.generator.inference_family,
             candidate.generator.plan(window),
             loader,
             images=max(recipe.evaluate.images, MIN_BITS_IMAGES),

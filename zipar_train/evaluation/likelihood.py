@@ -11,8 +11,7 @@ from torch import Tensor
 
 from zipar_train.data.loader import ShardLoader
 from zipar_train.decoding.decoder import Decoder
-from zipar_train.decoding.generator import Generator
-from zipar_train.models.family import target_hidden_states
+from zipar_train.models.family import Family, target_hidden_states
 from zipar_train.plan.masks import dense
 from zipar_train.plan.table import Plan
 from zipar_train.recipe.schema import SamplingParams
@@ -22,16 +21,15 @@ Key = TypeVar("Key")
 
 
 @torch.inference_mode()
-def bits_per_code(generator: Generator, plan: Plan, loader: ShardLoader, *, images: int | None = None) -> float:
+def bits_per_code(family: Family, plan: Plan, loader: ShardLoader, *, images: int | None = None) -> float:
     """Return the mean -log2 p(code) of given images under the plan's mask: exact, without sampling or guidance.
 
     Args:
-        generator: The generator.
+        family: The generator.
         plan: The plan that defines the mask.
         loader: Loader of the images.
         images: Use at most this many images, the loader's first. None: all.
     """
-    family = generator.inference_family
     mask, device = dense(plan, device=family.model.device), family.model.device
     total, codes, counted = 0.0, 0, 0
     for batch in loader:

@@ -102,7 +102,9 @@ def advise(
     plans = {window: generator.plan(window) for window in wanted}
     loader = ShardLoader(shards, batch_size=recipe.evaluate.batch_size)
     with tqdm(wanted, desc="bits", disable=not progress) as bar:
-        bits = {window: bits_per_code(generator, plans[window], loader, images=images) for window in bar}
+        bits = {
+            window: bits_per_code(generator.inference_family, plans[window], loader, images=images) for window in bar
+        }
 
     count = min(attention_images, manifest.samples)
     small = ShardLoader(shards, batch_size=1)

@@ -66,7 +66,7 @@ def bits(run: Path, *, images: int, out: Path, device: torch.device) -> None:
         "bits": {},
     }
     for window in recipe.evaluate.windows:
-        found = bits_per_code(generator, generator.plan(window), loader, images=images)
+        found = bits_per_code(generator.inference_family, generator.plan(window), loader, images=images)
         told["bits"][str(window)] = found
         print(f"{run.name}, window {window}: {found:.4f} bits a code", flush=True)
         write(out, told)

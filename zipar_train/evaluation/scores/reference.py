@@ -178,7 +178,7 @@ def _from_folder(path: Path, extractor: Extractor, *, size: tuple[int, int]) -> 
 def _enough(source: str | Path, images: int) -> None:
     if images < MIN_REFERENCE_IMAGES:
         raise ValueError(
-            f"evaluate.reference = {source}: {images} pictures; it needs {MIN_REFERENCE_IMAGES} or more. {adm.REMEDY}"
+            f"evaluate.reference = {source}: {images} pictures; at least {MIN_REFERENCE_IMAGES} are needed. {adm.REMEDY}"
         )
 
 
