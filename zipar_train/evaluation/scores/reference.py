@@ -26,7 +26,7 @@ from zipar_train.models.tokenizers.base import Tokenizer
 from zipar_train.plan.grid import Grid
 
 BLOCK = 64  # images in memory
-MIN_REFERENCE_IMAGES = 10  # smallest number of reference images
+MIN_REFERENCES = 10  # smallest number of reference images
 VALIDATION = re.compile(r"(^|[^a-z])(val|valid|validation)([^a-z]|$)|ILSVRC2012_val", re.IGNORECASE)
 
 
@@ -176,9 +176,9 @@ def _from_folder(path: Path, extractor: Extractor, *, size: tuple[int, int]) -> 
 
 
 def _enough(source: str | Path, images: int) -> None:
-    if images < MIN_REFERENCE_IMAGES:
+    if images < MIN_REFERENCES:
         raise ValueError(
-            f"evaluate.reference = {source}: {images} pictures; at least {MIN_REFERENCE_IMAGES} are needed. {adm.REMEDY}"
+            f"evaluate.reference = {source}: {images} pictures; at least {MIN_REFERENCES} are needed. {adm.REMEDY}"
         )
 
 
