@@ -15,7 +15,7 @@ from zipar_train.models.tokenizers.base import Palette
 def test_compared_checkpoints_have_their_gap_closed(shards, tmp_path, tiny, kept_classifier):
     """Against hand arithmetic on the report's own bits, and in the report's words."""
     from zipar_train.evaluation.evaluate import evaluate
-    from zipar_train.evaluation.report.text import findings, markdown
+    from zipar_train.evaluation.report.text import markdown, summary
     from zipar_train.recipe.load import load_recipe
     from zipar_train.training.fit import fit
 
@@ -33,7 +33,7 @@ def test_compared_checkpoints_have_their_gap_closed(shards, tmp_path, tiny, kept
     assert report.baseline == "slow"
     assert report.row("slow", 1).gap_closed is None
     assert [r.passes for r in report.rows] == [64, 22, 64, 22]
-    assert f"{fast8 / slow8 - 1:+.1%}" in findings(report)[0]
+    assert f"{fast8 / slow8 - 1:+.1%}" in summary(report)[0]
     took, speed = report.row("fast", 1).milliseconds, report.row("fast", 1).images_per_second
     assert speed is None  # one batch
     row = f"| fast | 1 | 22 | 66% | {took:.0f} | {fast1:.3f} | {fast1 / fast8 - 1:+.1%} |"

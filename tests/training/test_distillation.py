@@ -49,7 +49,7 @@ def test_adapters_are_taught_by_the_model_without_them(tiny, tmp_path, base):
     module.on_load_checkpoint(saved := torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True))
     module.load_state_dict(saved["state_dict"])
     codes, labels = untouched.generate(list(range(10)), seed=1).codes.flatten(1), torch.arange(10)
-    found = module.eval().losses(Batch(codes, labels), labels, 2, taught=True)[1]
+    found = module.eval().losses(Batch(codes, labels), labels, 2, with_teacher=True)[1]
     assert float(found.detach()) == pytest.approx(_divergence(untouched, load(tmp_path / "run"), 2), rel=1e-4)
     found.backward()
     trained = {name for name, parameter in module.named_parameters() if parameter.grad is not None}

@@ -204,6 +204,6 @@ def test_operations_are_those_that_torch_counts(taught):
     batch = Batch(torch.randint(7, (1, 16)), torch.tensor([0]))
     module = ZipARModule(family, windows={2: 1}, teacher=llamagen(4, 4) if taught else None, distill=0.5 * taught)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        sum(x for x in module.losses(batch, batch.condition, 2, taught=taught) if x is not None).backward()
+        sum(x for x in module.losses(batch, batch.condition, 2, with_teacher=taught) if x is not None).backward()
     found = flops(family, plan, teacher=module.plans[4] if taught else None)
     assert found == pytest.approx(counter.get_total_flops(), rel=0.02)

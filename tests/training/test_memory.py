@@ -40,7 +40,7 @@ def step(module, family, images):
     codes = torch.randint(family.codes, (images, family.grid.codes))
     condition = family.check(conditions(recipe.model, images))
     taught = recipe.tune.distill > 0
-    loss, divergence = module.losses(Batch(codes, condition), condition, min(recipe.zipar.windows), taught=taught)
+    loss, divergence = module.losses(Batch(codes, condition), condition, min(recipe.zipar.windows), with_teacher=taught)
     (loss + divergence if taught else loss).backward()
 small = recipe.model.model_copy(update={"num_layers": 1, "num_heads": 1, "hidden_size": 8, "grid": [2, 2]})
 warm = build(small)  # what libraries take at their first use

@@ -102,7 +102,7 @@ def _score(
     **chosen: bool,
 ) -> None:
     from zipar_train.evaluation.evaluate import evaluate as work
-    from zipar_train.evaluation.report.text import findings, log_to_wandb, reading, table, write_report
+    from zipar_train.evaluation.report.text import log_to_wandb, notes, summary, table, write_report
     from zipar_train.io.tables import aligned
 
     done = work(loaded, checkpoint, compare=compare, windows=windows, out=folder, **chosen)
@@ -112,7 +112,7 @@ def _score(
     report, samples, images = done
     files = write_report(report, samples, folder)
     print("\n".join(aligned(table(report), "<")))
-    said = [*findings(report), *(note for note in reading(report) if note.startswith(("**", "†")))]
+    said = [*summary(report), *(line for line in notes(report) if line.startswith(("**", "†")))]
     print("\n" + "\n".join(said).replace("**", ""))
     print("\n".join(["", *map(str, [*files, *images])]))
     if json_file:

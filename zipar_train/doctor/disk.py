@@ -26,7 +26,7 @@ def folder(name: str, path: Path, remedy: str, *, read_only: bool = False) -> Ch
         read_only: Read access is enough for training.
     """
     path = path.expanduser().absolute()
-    place = nearest(path)
+    place = existing_parent(path)
     if not place.is_dir():
         return problem(name, f"{path}: {'it' if place == path else place} is not a folder", remedy)
     free = shutil.disk_usage(place).free
@@ -40,7 +40,7 @@ def folder(name: str, path: Path, remedy: str, *, read_only: bool = False) -> Ch
     return note(name, what, f"Make room, or {lower(remedy)}") if free < LITTLE else ok(name, what)
 
 
-def nearest(path: Path) -> Path:
+def existing_parent(path: Path) -> Path:
     """Return the path itself, or the nearest existing path above it."""
     return next(each for each in (path, *path.absolute().parents) if each.exists() or each.is_symlink())
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from zipar_train.doctor.checks import Check, CheckContext, CheckResult, note, ok, problem, size
 from zipar_train.doctor.devices import available, bf16_speed, device
-from zipar_train.doctor.disk import nearest
+from zipar_train.doctor.disk import existing_parent
 from zipar_train.recipe.load import load_recipe, recipe_folder, shipped
 from zipar_train.recipe.schema import Recipe
 
@@ -115,7 +115,7 @@ def memory(asked: CheckContext) -> Iterator[CheckResult]:
     sharing = devices(recipe) if recipe.trainer.get("strategy") == "fsdp" else 1
     weights = found.trained * weights_dtype(recipe).itemsize
     once = weights * (2 if recipe.optim.ema_decay else 1) + found.train.optimizer * sharing
-    free = shutil.disk_usage(nearest(Path(recipe.run_dir))).free
+    free = shutil.disk_usage(existing_parent(Path(recipe.run_dir))).free
     what = f"some {size(once)}, twice that while one replaces another; {size(free)} free"
     remedy = "Make room, or --set run_dir=FOLDER on another disk"
     yield ok("checkpoint", what) if 2 * once < free else problem("checkpoint", what, remedy)

@@ -15,7 +15,7 @@ def evaluation(saved: LoadedWeights) -> list[str]:
     if saved.path.suffix != ".ckpt" or not file.is_file() or saved.sha256 is None:
         return []
     from zipar_train.evaluation.report.schema import EvaluationReport
-    from zipar_train.evaluation.report.text import markdown_table, reading
+    from zipar_train.evaluation.report.text import markdown_table, notes
 
     try:
         report = EvaluationReport.model_validate_json(file.read_bytes())
@@ -24,7 +24,7 @@ def evaluation(saved: LoadedWeights) -> list[str]:
     made_of = f"sha256 {saved.sha256[:8]}"
     if not any(made_of in origin for origin in report.checkpoints.values()):
         return []
-    return [*markdown_table(report), "", *(f"- {line}" for line in reading(report))]
+    return [*markdown_table(report), "", *(f"- {line}" for line in notes(report))]
 
 
 LOADING = {

@@ -134,7 +134,8 @@ def training(recipe: Recipe, family: Family) -> tuple[Memory, int]:
             half = torch.float16 if kind == "16-mixed" else torch.bfloat16
             with torch.autocast("cpu", half, enabled=kind.endswith("mixed"), cache_enabled=False):  # as Lightning does
                 batch = Batch(codes, condition)
-                loss, divergence = module.losses(batch, condition, min(recipe.zipar.windows), taught=tune.distill > 0)
+                window = min(recipe.zipar.windows)
+                loss, divergence = module.losses(batch, condition, window, with_teacher=tune.distill > 0)
                 loss = loss if divergence is None else loss + divergence
             activations = alive.now - weights - beside - state
             loss.backward()

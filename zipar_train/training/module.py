@@ -160,7 +160,7 @@ class ZipARModule(L.LightningModule):
         return step, range(start, start + images)
 
     def losses(
-        self, batch: Batch, condition: Condition, window: int, *, taught: bool = False
+        self, batch: Batch, condition: Condition, window: int, *, with_teacher: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """Return the losses of B images under a window's plan, nats per code, see `loss.losses`.
 
@@ -168,7 +168,7 @@ class ZipARModule(L.LightningModule):
             batch: Codes of B images.
             condition: Checked conditions of the images.
             window: The window.
-            taught: Also return the KL divergence from the teacher's next-token distribution; otherwise None.
+            with_teacher: Also return the KL divergence from the teacher's next-token distribution; otherwise None.
         """
 
         def states(family: Family, window: int) -> Tensor:
@@ -179,7 +179,7 @@ class ZipARModule(L.LightningModule):
                 return family.head(hidden)
 
         other = None
-        if taught:
+        if with_teacher:
             with torch.no_grad(), original_weights(self.family, self.teacher) as family:
                 other = (head, states(family, self.family.grid.row_length))
         return losses(self.family.head, states(self.family, window), batch.codes, size=self.family.codes, teacher=other)
@@ -193,7 +193,7 @@ class ZipARModule(L.LightningModule):
             int(np.random.default_rng([self.seed, epoch, batch_idx, self.global_rank, 1]).integers(2**63))
         )
         condition = self.family.drop(self.family.check(batch.condition), drop)
-        loss, divergence = self.losses(batch, condition, self.window, taught=self.distill > 0)
+        loss, divergence = self.losses(batch, condition, self.window, with_teacher=self.distill > 0)
         parts = [loss]
         if divergence is not None:
             loss = (1 - self.distill) * loss + self.distill * divergence

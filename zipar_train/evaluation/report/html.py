@@ -26,8 +26,8 @@ def html(
     figure: Figure,
     *,
     table: Sequence[Sequence[str]],
-    findings: Sequence[str],
-    reading: Sequence[str],
+    summary: Sequence[str],
+    notes: Sequence[str],
 ) -> str:
     """Render the page and return its HTML.
 
@@ -36,7 +36,7 @@ def html(
         samples: uint8 (B, 3, height, width) by checkpoint and window.
         figure: The plot; it is closed afterwards.
         table: The heading, then the rows.
-        findings, reading: Sentences, with **bold** in Markdown.
+        summary, notes: Sentences, with **bold** in Markdown.
     """
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
@@ -50,8 +50,8 @@ def html(
         name=report.recipe["name"],
         heading=table[0],
         rows=rows,
-        findings=[_bold(line) for line in findings],
-        reading=[_bold(line) for line in reading],
+        summary=[_bold(line) for line in summary],
+        notes=[_bold(line) for line in notes],
         figure=Markup(_svg(figure)),
         small=next(iter(samples.values())).shape[-2:].numel() < 64 * 64,
         checkpoints=[

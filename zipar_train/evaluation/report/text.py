@@ -32,7 +32,7 @@ def write_report(report: EvaluationReport, samples: Samples, out: str | Path) ->
     write_figure(pareto(report, paper=published), out / "pareto.png")
     plot_samples(samples, out / "samples.png")
     figures = pareto(report, paper=published)
-    page = html(report, samples, figures, table=table(report), findings=findings(report), reading=reading(report))
+    page = html(report, samples, figures, table=table(report), summary=summary(report), notes=notes(report))
     write_atomic(out / "report.html", page.encode())
     return [out / name for name in ("report.html", "report.md", "report.json", "pareto.png", "samples.png")]
 
@@ -132,7 +132,7 @@ def table(report: EvaluationReport) -> list[list[str]]:
     return rows
 
 
-def findings(report: EvaluationReport) -> list[str]:
+def summary(report: EvaluationReport) -> list[str]:
     """Return sentences that compare each checkpoint with the baseline, computed from the rows."""
     if report.baseline is None:
         return []
@@ -159,7 +159,7 @@ def findings(report: EvaluationReport) -> list[str]:
     return lines
 
 
-def reading(report: EvaluationReport) -> list[str]:
+def notes(report: EvaluationReport) -> list[str]:
     """Return sentences on how to read the table and how it was measured."""
     protocol = report.protocol
     environment = ", ".join(f"{key} {value}" for key, value in report.environment.items())
@@ -233,7 +233,7 @@ def markdown(report: EvaluationReport) -> str:
             "",
             *markdown_table(report),
             "",
-            *(f"- {line}" for line in findings(report)),
+            *(f"- {line}" for line in summary(report)),
             "",
             "![Quality against passes and time](pareto.png)",
             "",
@@ -241,7 +241,7 @@ def markdown(report: EvaluationReport) -> str:
             "",
             "## How to read it",
             "",
-            *(f"- {line}" for line in reading(report)),
+            *(f"- {line}" for line in notes(report)),
             "",
         ]
     )
