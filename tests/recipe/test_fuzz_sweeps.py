@@ -73,13 +73,16 @@ def test_sweeps_with_spoilt_values(file, data, count):
             "a: a grid of 1,000,000,000 values",
         ),
         ("parameters: {a: {distribution: q_uniform, min: .nan, max: 1.0}}", "a: min = nan is not a number"),
-        ("parameters: {a: {min: 0.5, max: 2, distribution: int_uniform}}", "no whole number, which int_uniform needs"),
+        (
+            "parameters: {a: {min: 0.5, max: 2, distribution: int_uniform}}",
+            "not a whole number, which int_uniform needs",
+        ),
         (
             "method: random\nparameters: {a: {values: [1, 2], probabilities: [0.5, 0.6]}}",
             "probabilities = [0.5, 0.6]: one for each",
         ),
         ("method: random\nparameters: {a: {values: [1, 2], probabilities: [1]}}", "probabilities = [1]: one for each"),
-        ("parameters: {a: {values: [2001-01-01]}}", "datetime.date(2001, 1, 1) is not a text"),
+        ("parameters: {a: {values: [2001-01-01]}}", "datetime.date(2001, 1, 1) is neither text"),
         ("parameters: {a: {values: [.nan]}}", "nan is neither text, a finite number"),
         ("parameters: {a=b: {value: 1}}", "parameters.a=b: no path of a recipe's key"),
         ("parameters: {a.b: {value: 1}, a: {parameters: {b: {value: 2}}}}", "parameters.a.b is there twice"),

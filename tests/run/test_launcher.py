@@ -1,18 +1,16 @@
 """Launchers' variables in any combination, and `fit` where there is no command line: in threads and in notebooks."""
 
-import asyncio
-import sys
 import threading
 
 import pytest
 from commands import sets
+from notebooks import SHORT, in_a_thread, in_an_event_loop, trained_in_a_new_process
 
 from zipar_train.models.restore import read
 from zipar_train.recipe.load import load_recipe
 from zipar_train.run.launcher import OTHERS, RANKS, check_variables, rank
 from zipar_train.training.fit import fit
 
-SHORT = ["trainer.max_epochs=1", "trainer.limit_train_batches=2", "trainer.limit_val_batches=0"]
 JOB = {"SLURM_JOB_ID": "1", "SLURM_JOB_NAME": "tune", "SLURM_NODELIST": "localhost", "SLURM_JOB_NODELIST": "localhost"}
 TASK = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_STEP_ID": "0"}
 TORCHRUN = {
@@ -74,35 +72,11 @@ def test_variables_that_are_no_numbers_are_named(run, monkeypatch, name):
     assert rank() == 0
 
 
-def in_a_thread(work):
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-
-
-def in_an_event_loop(work):
-    async def main():
-        work()
-
-    asyncio.run(main())
-
-
 @pytest.mark.parametrize("devices", [1, 2])
 @pytest.mark.parametrize("place", [in_a_thread, in_an_event_loop])
-def test_fit_works_where_a_notebook_or_an_agent_calls_it(tiny, tmp_path, monkeypatch, place, devices):
+def test_fit_works_where_a_notebook_or_an_agent_calls_it(tiny, tmp_path, place, devices):
     """With two devices Lightning forks in a notebook, and the calling process does not train itself."""
-    monkeypatch.setattr("lightning.pytorch.trainer.connectors.accelerator_connector._IS_INTERACTIVE", True)
-    monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
-    results = []
-
-    def work():
-        recipe = load_recipe("digits-base", [*tiny, *SHORT, "data.workers=1", f"trainer.devices={devices}"])
-        results.append(fit(recipe))
-        recipe = load_recipe("digits-base", [*tiny, *SHORT, "trainer.max_epochs=2", f"trainer.devices={devices}"])
-        results.append(fit(recipe, resume=True, allow=["trainer.max_epochs"]))
-        results.append(fit(recipe, resume=True, allow=["trainer.max_epochs"]))  # nothing is left to do
-
-    place(work)
+    results = trained_in_a_new_process(place, tiny, devices)
     assert results == 3 * [tmp_path / "run" / "checkpoints" / "last.ckpt"]
     assert read(results[0]).extra["global_step"] == 4
 

@@ -37,9 +37,9 @@ def random_family(recipe: Recipe, grid: Sequence[int], *, dtype: torch.dtype, de
     """Build the recipe's generator on a grid (rows, columns), with random weights from the recipe's seed."""
     torch.manual_seed(recipe.seed)
     family = build(on_grid(recipe.model, grid), dtype=dtype, device=device)
-    words = getattr(family, "words", None)
-    if isinstance(words, Prompter):
-        words.tokenizer = AnyWords(words)
+    prompter = getattr(family, "prompter", None)
+    if isinstance(prompter, Prompter):
+        prompter.tokenizer = AnyWords(prompter)
     return family
 
 
