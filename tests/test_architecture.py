@@ -88,6 +88,7 @@ def test_files_are_short_and_say_what_they_are():
     assert sum(len((PACKAGE / f"{name}.py").read_text().split("\n")) for name in core) < 510
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "absent"),
     [

@@ -89,7 +89,7 @@ def test_a_test_starts_clean_whatever_the_one_before_has_left(tmp_path):
     os.environ["WANDB_MODE"] = "online"  # which the fixture removes
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=25)
 def test_the_suite_passes_in_a_used_clone_with_hostile_settings(shards, tmp_path):
     """In a folder with the shards and the run that scripts/quickstart leaves, and with files that mislead."""
     clone = tmp_path / "clone"

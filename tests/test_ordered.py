@@ -8,7 +8,15 @@ import pytest
 
 
 def item(file: str, name: str, *, slow: bool):
-    return SimpleNamespace(path=Path(file), name=name, get_closest_marker=lambda _: slow or None)
+    return SimpleNamespace(
+        path=Path(file),
+        name=name,
+        get_closest_marker=lambda _: SimpleNamespace(kwargs={"seconds": 25}) if slow else None,
+    )
+
+
+def long(one) -> bool:
+    return ordered.seconds_of(one) > 20
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
@@ -21,7 +29,7 @@ def test_shares_begin_with_long_tests_and_take_about_as_long(workers):
     assert [one.name for one in found] == ["0", "1", "2", "3", "4"] * 24
     bounds = [len(found) * k // workers for k in range(workers + 1)]
     shares = [found[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
-    assert {sum(map(ordered.marked, share)) for share in shares} == {6 // workers}
+    assert {sum(map(long, share)) for share in shares} == {6 // workers}
     for share in shares:
-        last = max(k for k, one in enumerate(share) if ordered.marked(one))
+        last = max(k for k, one in enumerate(share) if long(one))
         assert last < 5 * 6 // workers

@@ -73,6 +73,7 @@ def tiny(name: str, *more: str):
 CAPTIONED = ["lumina-mgpt-7b-512", "emu3-gen", "janus-pro-1b", "llamagen-xl-t2i"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CAPTIONED)
 def test_bench_of_captioned_recipes_from_the_command_line(run, tmp_path, name):
     """With all baselines, and nothing to download: the tokenizer of text is not there either."""
@@ -117,6 +118,7 @@ def test_stock_generate_draws_the_next_token_codes(name):
     assert family.model.get_input_embeddings() is own
 
 
+@pytest.mark.slow
 def test_generate_compiles_in_its_first_call_alone():
     """As on CUDA, where it compiles by itself; here by the backend that leaves operators as they are."""
     family, sampling = llamagen(4, 5), SamplingParams(temperature=0)

@@ -91,6 +91,7 @@ def test_the_floor_is_the_sum_over_passes(row_end):
     assert np.isclose(work.floor(plan, rates, rows=rows, size=size), total)
 
 
+@pytest.mark.slow
 def test_rates_are_plausible():
     rates = measure(torch.device("cpu"), torch.float32)
     assert 1e8 < rates.copy < 1e13
@@ -127,6 +128,7 @@ def test_peak_sees_what_is_gone_again():
     assert peak.bytes < 10 * 2**20
 
 
+@pytest.mark.slow
 def test_rows_of_the_report_hang_together():
     recipe = load_recipe("digits", TINY)
     report = bench_decode(recipe, windows=[8, 2, 99], batches=[1, 3], grids=[8, 4], rounds=2, progress=False)
@@ -145,6 +147,7 @@ def test_rows_of_the_report_hang_together():
         assert row.code_match == (1.0 if row.method in (OURS, PLAIN) and (row.batch, row.grid[0]) == (1, 8) else None)
 
 
+@pytest.mark.slow
 def test_training_steps_hang_together():
     recipe = load_recipe("digits", TINY)
     report = bench_train(recipe, window=2, batches=[2], grids=[8, 4], rounds=2, progress=False, device="cpu")
@@ -160,6 +163,7 @@ def test_training_steps_hang_together():
         assert np.isclose(row.tokens_per_second * row.step_ms, 1000 * 2 * row.grid[0] ** 2)
 
 
+@pytest.mark.slow
 def test_bench_from_the_command_line(run, tmp_path):
     sets = [part for override in TINY for part in ("--set", override)]
     status, out, _ = run(
@@ -202,6 +206,7 @@ def test_bench_from_the_command_line(run, tmp_path):
     assert len(json.loads((tmp_path / "t.json").read_text())["rows"]) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

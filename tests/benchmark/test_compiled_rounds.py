@@ -44,6 +44,7 @@ def bench_compiled(batches):
         torch.compiler.reset()
 
 
+@pytest.mark.slow
 def test_three_batch_sizes_stay_compiled(monkeypatch):
     """PyTorch's limit is 8 versions of a function; a layer here takes some of each batch size."""
     with_eager_backend(monkeypatch)
@@ -53,6 +54,7 @@ def test_three_batch_sizes_stay_compiled(monkeypatch):
     assert [row.method for row in report.rows].count(COMPILED) == 6
 
 
+@pytest.mark.slow
 def test_what_is_partly_not_compiled_is_not_reported_as_compiled(monkeypatch):
     with_eager_backend(monkeypatch)
     monkeypatch.setattr(compiled, "RECOMPILE_LIMIT", 1)
@@ -63,6 +65,7 @@ def test_what_is_partly_not_compiled_is_not_reported_as_compiled(monkeypatch):
     assert "a compiled layer has 1 versions, PyTorch's limit" in report.failures[0].error
 
 
+@pytest.mark.slow
 def test_what_breaks_is_not_reported_as_compiled(monkeypatch):
     """Part of a layer that cannot be compiled."""
     with_eager_backend(monkeypatch)
@@ -79,6 +82,7 @@ def test_what_breaks_is_not_reported_as_compiled(monkeypatch):
     assert "torch.compile left parts uncompiled" in report.failures[0].error
 
 
+@pytest.mark.slow
 def test_each_kind_of_step_is_compiled_for_its_own_length(monkeypatch):
     """64 and 70 slots, then 16 and 18: without a reset PyTorch would make the later lengths variables."""
     seen = []

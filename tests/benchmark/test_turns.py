@@ -84,6 +84,7 @@ def test_no_graph_is_captured_in_a_counted_round(monkeypatch, recorder):
     assert [row.warm_ups for row in report.rows] == [2, 2]
 
 
+@pytest.mark.slow
 def test_a_way_that_fails_leaves_the_rows_of_others(run, tmp_path, monkeypatch):
     real = decoders.eager_loop
 
@@ -123,6 +124,7 @@ def test_a_way_that_fails_leaves_the_rows_of_others(run, tmp_path, monkeypatch):
     assert [(f["method"], f["window"]) for f in report["failures"]] == [(EAGER, 2), (OURS, 8), (OURS, 2)]
 
 
+@pytest.mark.slow
 def test_a_step_that_fails_leaves_the_rows_of_others(run, tmp_path, monkeypatch):
     def scarce(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB")
@@ -152,6 +154,7 @@ def test_a_step_that_fails_leaves_the_rows_of_others(run, tmp_path, monkeypatch)
     assert status == 2 and "CUDA out of memory" in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "verb",
     [{"batch_sizes": "1,2", "windows": "8", "alone": True}, {"train": True}, {"grids": "8,4", "windows": "4"}],
@@ -175,6 +178,7 @@ def test_a_bench_that_is_killed_leaves_its_rows(tmp_path, monkeypatch, verb):
     assert len(rows) == (3 if "grids" in verb else 1)
 
 
+@pytest.mark.slow
 def test_ways_that_do_not_fit_together_take_turns_in_groups(monkeypatch):
     assert in_groups({"a": 5, "b": 4, "c": 2, "d": 11, "e": 1}, 10) == [["a", "b"], ["c"], ["d"], ["e"]]
     recipe = load_recipe("digits", TINY)

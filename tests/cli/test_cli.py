@@ -77,7 +77,7 @@ def test_recipes_lists_each_with_a_line(run):
     assert {"digits", "llamagen-b", "llamagen-l", "llamagen-xl", "llamagen-xxl", "llamagen-3b"} < set(names)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=25)
 def test_the_whole_story_through_the_command_line(cli, tmp_path):
     """Shards, base, tuning, evaluation, drawing, export: real processes, a tiny model."""
     small = sets([*TINY, "trainer.max_epochs=1"])

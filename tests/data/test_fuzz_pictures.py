@@ -158,6 +158,7 @@ def held(out):
     return manifest, sorted((sample.codes.tolist(), sample.condition) for sample in samples)
 
 
+@pytest.mark.slow
 @examples(60)
 @given(nodes=NODES)
 def test_every_file_of_a_tree_is_read_or_listed_and_all_sources_agree(recipe, nodes):

@@ -19,6 +19,7 @@ def sets(request, tmp_path_factory):
     return path, (path.parent / "train-000000.tar").read_bytes(), request.param
 
 
+@pytest.mark.slow
 @examples(150)
 @given(data=st.data())
 def test_shards_with_spoilt_bytes(sets, data):
@@ -45,6 +46,7 @@ FIELDS = [
 ]
 
 
+@pytest.mark.slow
 @examples(150)
 @given(data=st.data())
 def test_tars_with_spoilt_headers(sets, data):
@@ -60,6 +62,7 @@ def test_tars_with_spoilt_headers(sets, data):
     looked_at(path, layout)
 
 
+@pytest.mark.slow
 @examples(200)
 @given(data=st.data())
 def test_manifests_with_spoilt_values(sets, data):

@@ -34,6 +34,7 @@ def test_what_is_written_is_plain_webdataset(tmp_path):
         assert row["cls"] == sample.condition
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("shuffle", [1, 7, 1000])
 def test_every_sample_once_an_epoch(tmp_path, shuffle, workers):
@@ -105,6 +106,7 @@ def test_loader_processes_change_nothing(tmp_path):
     assert seen(alone) == seen(shared)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_position_is_restored_in_mid_epoch(tmp_path, workers, monkeypatch):
     def loader():
@@ -233,6 +235,7 @@ def served(tmp_path):
         server.shutdown()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_shards_behind_a_url_are_the_same(tmp_path, served, workers):
     local = ShardLoader(written(tmp_path), batch_size=8, shuffle=20)

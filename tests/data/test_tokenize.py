@@ -153,6 +153,7 @@ def test_odd_pictures_are_read_and_broken_ones_listed(folder, tmp_path, vq):
 # Interrupted, shared
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_it_makes_the_same_shards(folder, tmp_path, vq):
     for i in range(30, 150):
         picture(i).save(folder / f"class{i % 3}" / f"picture {i}.png")

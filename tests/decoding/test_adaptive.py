@@ -57,6 +57,7 @@ def check(family, sampling, **rule):
     return decoder.plans(3)
 
 
+@pytest.mark.slow
 @given(
     height=st.integers(1, 5),
     width=st.integers(1, 6),

@@ -76,6 +76,7 @@ def test_theorem_of_captured_passes_with_row_ends_and_a_longer_prompt(recorder, 
     assert recorder.replayed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("released", [False, True])
 @pytest.mark.parametrize("window", [5, 2, 1])
 def test_captured_passes_draw_what_plain_ones_draw(recorder, window, released):
@@ -121,6 +122,7 @@ def counted_body(model, *, fullgraph: bool = True) -> CompileCounterWithBackend:
     return counter
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("streamlined", "windows"), [(True, (8, 3, 2, 1)), (False, (3,))])
 def test_a_compiled_body_draws_the_same_with_a_few_compilations(streamlined, windows):
     """Without graph breaks, for every window, width and batch size."""
@@ -156,6 +158,7 @@ def test_a_compiled_body_never_goes_on_uncompiled(monkeypatch):
     torch.compiler.reset()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window", [5, 2])
 def test_nothing_is_compiled_inside_a_captured_pass(recorder, window):
     """Captions: the prompt's pass is the only one of its shape, so it is captured in the second image.
@@ -248,6 +251,7 @@ def test_graphs_on_a_gpu_draw_what_plain_passes_draw(window, compiled):
     check_captured(family, plain, window=window)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("window", "compiled"), [(4, False), (1, False), (1, True)])
 def test_graphs_as_on_a_gpu(recorder, monkeypatch, window, compiled):
     """The same on the CPU, with emulated graphs and the buckets of a GPU."""

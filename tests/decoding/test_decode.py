@@ -17,6 +17,7 @@ from zipar_train.plan.masks import block, dense
 from zipar_train.recipe.schema import SamplingParams
 
 
+@pytest.mark.slow
 @given(
     height=st.integers(1, 6),
     width=st.integers(1, 6),
@@ -48,6 +49,7 @@ def test_theorem_with_row_ends_and_longer_prompts(height, width, row_end, prompt
     check_theorem(family, plan, SamplingParams(guidance=guidance, top_k=4, top_p=0.9, temperature=0.8), dense(plan))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("window", "guidance"), [(5, 1.0), (3, 2.0), (2, 1.0), (1, 2.0)])
 @pytest.mark.parametrize("kind", [dense, block])
 def test_theorem_with_padded_captions(window, guidance, kind):
@@ -147,6 +149,7 @@ def test_the_widest_window_with_row_ends_is_a_stock_causal_model():
     assert (causal[:, keep] - seen).abs().max() <= 1e-10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window", [6, 4, 2, 1])
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 def test_an_image_is_the_same_in_any_batch(window, guidance):

@@ -138,6 +138,7 @@ def test_memory_left_is_the_machines():
     assert 0 < free_bytes(torch.device("cpu")) <= psutil.virtual_memory().total
 
 
+@pytest.mark.slow
 def test_two_hundred_images_leave_no_memory_behind(generator):
     process = psutil.Process()
 
@@ -155,6 +156,7 @@ def test_two_hundred_images_leave_no_memory_behind(generator):
     assert after - before < 200 * 2000  # bytes: less than the codes and uniforms of 200 images would be
 
 
+@pytest.mark.slow
 def test_ctrl_c_between_passes_leaves_a_usable_process(tmp_path):
     """A real SIGINT in a real process, in the middle of an image; the next image is what it would have been."""
     script = tmp_path / "draw.py"

@@ -157,6 +157,7 @@ def supplied(stock):
     return copy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("key", "needs", "said"), PYTHON, ids=[" ".join(key) for key, *_ in PYTHON])
 def test_python_runs_as_printed(key, needs, said, supplied):
     block = block_of(key)
@@ -168,6 +169,7 @@ def test_python_runs_as_printed(key, needs, said, supplied):
     assert all(Path(file).exists() for file in re.findall(r'save\("(.+?)"\)', block.text))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("key", "needs", "leaves"),
     [pytest.param(*entry, marks=marks, id=" ".join(entry[0])) for *entry, marks in SHELL],
@@ -181,6 +183,7 @@ def test_shell_runs_as_printed(key, needs, leaves, supplied, shell):
         assert Path(path).exists(), f"{block} left no {path}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", [key for key, made in PRINTED.items() if isinstance(made, list)], ids=" ".join)
 def test_commands_print_what_the_page_shows(key, run):
     status, out, err = run(*PRINTED[key])

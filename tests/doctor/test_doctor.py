@@ -13,7 +13,7 @@ from doctor_rows import KEY, PATIENT, UNREACHABLE, told
 from zipar_train.doctor.checks import Check, CheckContext, guarded, ok
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=25)
 def test_this_machine(fresh_cli, tmp_path, shards):
     """All of it, by the command line, with a key that must show nowhere."""
     (tmp_path / "tmp").mkdir()
@@ -84,6 +84,7 @@ def stub(folder: Path, package: str, code: str) -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join([str(folder / "stubs"), *filter(None, sys.path)])}
 
 
+@pytest.mark.slow
 def test_a_check_that_hangs_is_ended_with_all_it_started(fresh_cli, tmp_path):
     hangs = "import subprocess, time\nsubprocess.Popen(['sleep', '98765'])\ntime.sleep(1000)\n"
     env = {**stub(tmp_path, "wandb", hangs), "WANDB_MODE": "online"}
@@ -98,6 +99,7 @@ def test_a_check_that_hangs_is_ended_with_all_it_started(fresh_cli, tmp_path):
     assert not [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "98765"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "name", "seen"),
     [
@@ -119,6 +121,7 @@ def test_what_dies_or_raises_is_a_row(fresh_cli, tmp_path, code, name, seen):
     assert "Traceback" not in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_without_torch_the_doctor_still_speaks(fresh_cli, tmp_path):
     env = stub(tmp_path, "torch", "raise ImportError('libcudart.so.13: cannot open shared object file')")
     done = fresh_cli("doctor", "--checks", "packages,attention", "--json", "doctor.json", *PATIENT, env=env)
@@ -128,6 +131,7 @@ def test_without_torch_the_doctor_still_speaks(fresh_cli, tmp_path):
     assert rows["sdpa, float32"]["status"] == "problem" and rows["python"]["status"] == "ok"
 
 
+@pytest.mark.slow
 def test_a_missing_compiler_is_found(fresh_cli, tmp_path):
     (tmp_path / "empty").mkdir()
     env = {"PATH": str(tmp_path / "empty"), "CXX": ""}

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from doctor_rows import told
 
@@ -60,6 +61,7 @@ def test_files_that_are_missing_or_still_on_the_hub(tiny, monkeypatch, tmp_path)
     assert rows(sources.weights, "digits")["model.weights"].seen.endswith("is not there")  # no repository `runs/...`
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_says_what_would(tmp_path):
     asked = CheckContext(
         recipe=load_recipe("digits", [f"run_dir={tmp_path}", "trainer.accelerator=gpu", "data.micro_batch_size=9999"])

@@ -37,6 +37,7 @@ def test_modes_are_those_of_fit(recipe, variable, mode, monkeypatch):
         assert not [*tracking.login(asked), *tracking.server(asked)]
 
 
+@pytest.mark.slow
 def test_a_server_that_is_not_there_or_never_answers_is_told_in_time():
     assert "refused" in tracking.unreached("http://127.0.0.1:9")
     with socket.create_server(("127.0.0.1", 0)) as silent:

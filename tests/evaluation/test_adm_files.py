@@ -34,7 +34,7 @@ def adm_file(path: Path, folder: Path, network=None, **changes) -> Path:
     return path
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=25)
 def test_adms_file_gives_the_statistics_of_its_pictures(folders, extractor, tmp_path):
     a, b = folders
     file = adm_file(tmp_path / "VIRTUAL_imagenet256_labeled.npz", b, extractor)

@@ -76,6 +76,7 @@ def test_offsets_are_means_over_the_pairs_there_are():
     assert found[0][2] is None and found[0][3] is None
 
 
+@pytest.mark.slow
 def test_advice_follows_the_tolerance(tiny, tmp_path, run):
     recipe = load_recipe("digits-base", [*tiny, "trainer.max_epochs=6", "optim.lr=2e-2"])
     fit(recipe)

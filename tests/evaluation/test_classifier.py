@@ -27,7 +27,7 @@ def pictures(shards, split):
     return torch.cat([pixels for pixels, _ in pixels_of(loader, Palette.grey(17), (8, 8))])
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=25)
 def test_the_classifier_learns_and_is_kept(shards, classifier, network, tmp_path):
     path = shutil.copytree(classifier, tmp_path / "kept") / "classifier.safetensors"
     loader = ShardLoader(shards / "val.json", batch_size=100)
@@ -45,6 +45,7 @@ def features_of(pixels, extractor):
     return extractor(Pictures(lambda: iter(pixels.split(50)), len(pixels)))
 
 
+@pytest.mark.slow
 def test_frechet_distance_is_its_definition_in_float64(shards, network):
     extractor = register(network)
     real, other = pictures(shards, "val"), pictures(shards, "train")[:300]

@@ -12,6 +12,7 @@ from zipar_train.evaluation.report.protocol import differences, warnings
 from zipar_train.models.tokenizers.base import Palette
 
 
+@pytest.mark.slow
 def test_compared_checkpoints_have_their_gap_closed(shards, tmp_path, tiny, kept_classifier):
     """Against hand arithmetic on the report's own bits, and in the report's words."""
     from zipar_train.evaluation.evaluate import evaluate
@@ -75,6 +76,7 @@ PAPER = (
 )
 
 
+@pytest.mark.slow
 def test_the_protocol_is_guarded(tiny, tmp_path, run, kept_classifier):
     """What departs from a published protocol is said; the released baseline has rows of its own."""
     from zipar_train.recipe.load import load_recipe
@@ -166,6 +168,7 @@ def test_a_departure_is_each_difference_and_nothing_else():
     assert "validation set" in warnings(Protocol(**{**ours, "validation": True}))[0]
 
 
+@pytest.mark.slow
 def test_guidance_is_searched(tiny, tmp_path, run, kept_classifier):
     from zipar_train.recipe.load import load_recipe
     from zipar_train.training.fit import fit

@@ -155,6 +155,7 @@ def digests(folder: Path) -> dict[str, str]:
     return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
+@pytest.mark.slow
 def test_processes_started_together_see_what_torchrun_tells_them(tmp_path):
     """The next test does without torchrun, which imports torch twice."""
     script = f"env > {tmp_path}/$RANK"
@@ -168,7 +169,7 @@ def test_processes_started_together_see_what_torchrun_tells_them(tmp_path):
         assert all(told[name] == text for name, text in ours.items() if name not in free)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=25)
 def test_one_process_and_two_killed_halfway_draw_the_same_bytes(tiny, tmp_path, kept_classifier):
     fit(load_recipe("digits-base", [*tiny, "trainer.max_epochs=1", "trainer.limit_train_batches=5"]))
     more = ["evaluate.images=64", "evaluate.batch_size=2", "evaluate.windows=[8,2]"]

@@ -20,7 +20,7 @@ from zipar_train.models.tokenizers.base import Palette
 pytestmark = pytest.mark.usefixtures("few_groups")
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=25)
 def test_scores_are_those_of_torch_fidelitys_own_command(inception_weights, folders, extractor):
     """FID, KID, IS, precision and recall, the whole of both programs, from the same PNG files."""
     a, b = folders
@@ -74,6 +74,7 @@ def test_running_sums_are_mean_and_covariance():
     assert np.allclose(found["sigma"], np.cov(rows.numpy(), rowvar=False), rtol=1e-8, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_spatial_features_are_the_first_channels_of_mixed_6(folders, inception_weights, extractor):
     """Layer by layer through the network, without a hook; in ADM's order, rows and columns before channels."""
     network = FeatureExtractorInceptionV3("x", ["2048"], feature_extractor_weights_path=str(inception_weights))

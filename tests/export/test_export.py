@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import pytest
 import torch
 from commands import TINY
 
@@ -23,6 +24,7 @@ assert "zipar_train" not in sys.modules
 """
 
 
+@pytest.mark.slow
 def test_an_export_is_the_checkpoint(shards, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
     data = [f"data.train={shards}/train.json", f"data.val={shards}/val.json", f"run_dir={tmp_path}/run"]

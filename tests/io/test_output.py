@@ -170,6 +170,7 @@ def test_an_export_without_room_is_one_message_and_leaves_nothing(run, tiny, tmp
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_training_goes_on_where_its_lines_cannot_be_written(tiny, tmp_path):
     """A full disk behind the redirected output of a console that knows ASCII alone."""
     verb = command("fit", "--recipe", "digits-base", *sets([*tiny, "trainer.max_steps=2"]))

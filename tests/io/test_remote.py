@@ -184,6 +184,7 @@ def test_shards_behind_a_password_are_read_and_named_without_it(server, private,
     assert PASSWORD not in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_password_is_written_nowhere(tiny, tmp_path, run, private):
     """A run of the command line, its logs, W&B's files, exports and errors."""
     sets = [f"--set={o}" for o in (*tiny, *SHORT, f"data.train={private}")]

@@ -206,6 +206,7 @@ def test_an_export_is_for_plain_transformers(checkpoint, tmp_path):
     assert difference[:FIRST].abs().max() == 0 and difference[FIRST:].min() > 0.9
 
 
+@pytest.mark.slow
 def test_from_pictures_to_a_checkpoint_for_transformers(checkpoint, clip, tmp_path, run):
     words = f"{{encoder: {checkpoint}, tokens: 12, vocabulary: {len(TOKENS)}, "
     words += "prompt_suffix: ' fine', negative_prompt: bad}"

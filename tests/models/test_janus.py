@@ -183,6 +183,7 @@ def test_names_and_counts_are_the_published():
         assert {n: t.shape for n, t in renamed.items()} == {n: t.shape for n, t in mine.items()}
 
 
+@pytest.mark.slow
 def test_from_pictures_to_a_checkpoint_for_transformers(checkpoint, clip, tmp_path, run):
     model = [
         "model.size=null",

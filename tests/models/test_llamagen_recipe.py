@@ -55,7 +55,7 @@ def succeeded(done):
     return out
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=25)
 def test_classes_from_end_to_end(tmp_path, run, vq, weights):
     for split, count in (("train", 36), ("val", 12)):
         for i in range(count):
@@ -104,6 +104,7 @@ def test_classes_from_end_to_end(tmp_path, run, vq, weights):
     assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("features", [False, True])
 def test_captions_from_end_to_end(tmp_path, run, vq, t5, clip, features):
     words = ["a blue car", "a small red house", "a car a house"]

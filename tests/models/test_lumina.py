@@ -93,6 +93,7 @@ def test_a_tokenizer_of_another_vocabulary_is_refused(checkpoint):
         family.check(CAPTIONS)
 
 
+@pytest.mark.slow
 def test_from_pictures_to_a_checkpoint_for_transformers(checkpoint, clip, tmp_path, run):
     words = f"{{encoder: {checkpoint}, tokens: 24, vocabulary: {SIZE}}}"
     model = [

@@ -63,6 +63,7 @@ def test_next_token_logits_are_the_originals_for_padded_captions(train):
     close(ours, original.next_token_logits(state, codes, features, heads=2, columns=4, padding=captions.padding))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1.0, 2.0])
 @pytest.mark.parametrize(("size", "window"), [(6, 4), (6, 2), (7, 3), (9, 2)])
 def test_the_baseline_draws_what_the_released_decoder_draws(size, window, scale):

@@ -22,6 +22,7 @@ from zipar_train.training.trainer import build_datamodule, build_module, build_t
 pytestmark = pytest.mark.usefixtures("as_before")
 
 
+@pytest.mark.slow
 @examples(100)
 @given(text=spoilt_text(list(TEXTS.values())))
 def test_recipes_with_spoilt_lines(file, text):
@@ -39,6 +40,7 @@ def test_recipes_with_foreign_bytes(file, data, text, where):
     judged(file)
 
 
+@pytest.mark.slow
 @examples(250)
 @given(data=spoilt_values(list(PLAIN.values())))
 def test_recipes_with_spoilt_values(file, data):
@@ -60,6 +62,7 @@ SAID = ODD.map(
 ) | st.sampled_from(JUNK)
 
 
+@pytest.mark.slow
 @examples(250)
 @given(
     name=st.sampled_from(list(TEXTS)),
@@ -112,6 +115,7 @@ BOMBS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", BOMBS.values(), ids=BOMBS)
 def test_files_made_to_be_slow_are_refused_at_once(file, text):
     file.write_text(text)
@@ -123,6 +127,7 @@ def test_files_made_to_be_slow_are_refused_at_once(file, text):
 ACCEPTABLE = [st.tuples(st.just(name), st.sampled_from(good)) for name, (good, _) in TRAINER.items() if good]
 
 
+@pytest.mark.slow
 @examples(60, share=0.2)
 @given(
     arguments=st.lists(st.one_of(ACCEPTABLE) | st.tuples(st.sampled_from(sorted(TRAINER)), VALUES), max_size=4),

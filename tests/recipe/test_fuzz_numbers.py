@@ -53,6 +53,7 @@ def set_at(data, path, value):
         data[last] = value
 
 
+@pytest.mark.slow
 @examples(40)
 @given(name=st.sampled_from(list(PLAIN)), numbers=st.lists(st.one_of(CHANGES), min_size=1, max_size=4))
 def test_numbers_within_their_ranges_are_planned(file, name, numbers):

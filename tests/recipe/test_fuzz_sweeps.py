@@ -45,6 +45,7 @@ WHOLE_SWEEPS = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @examples(150)
 @given(text=spoilt_text(SWEEPS), count=st.sampled_from([None, 3]))
 def test_sweeps_with_spoilt_lines(file, text, count):
@@ -52,6 +53,7 @@ def test_sweeps_with_spoilt_lines(file, text, count):
     swept(file, count)
 
 
+@pytest.mark.slow
 @examples(250)
 @given(data=spoilt_values([*map(yaml.safe_load, SWEEPS)]) | WHOLE_SWEEPS, count=st.sampled_from([None, 3]))
 def test_sweeps_with_spoilt_values(file, data, count):

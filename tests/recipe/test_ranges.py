@@ -78,6 +78,7 @@ def test_every_argument_of_lightnings_trainer_has_a_rule():
     assert sorted({*TrainerArguments.__annotations__, *OURS}) == sorted(trainer_arguments())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRAINER)
 def test_trainers_arguments_have_ranges(name):
     for value in TRAINER[name][0]:

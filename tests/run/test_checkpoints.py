@@ -108,6 +108,7 @@ def test_something_else_in_the_place_of_a_checkpoint_is_no_empty_folder(run, cap
     assert words in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hurt", ["cut", "link", "entry", "text"])
 def test_the_checkpoint_before_is_continued_and_kept_whole(run, capsys, hurt):
     """The damaged one does not take its place, so that a kill between two renames loses nothing."""
@@ -231,6 +232,7 @@ def test_what_is_missing_in_all_is_told_of_each(run):
         to_continue(recipe, folder.parent, LONGER["allow"])
 
 
+@pytest.mark.slow
 def test_other_shards_at_the_same_path_are_a_difference(shards, tiny, tmp_path):
     data = tmp_path / "data"
     shutil.copytree(shards, data)

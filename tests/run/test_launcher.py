@@ -36,6 +36,7 @@ STARTED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STARTED)
 def test_a_lone_process_trains_whatever_the_variables_say(cli, tiny, tmp_path, name, free_port):
     env = STARTED[name] | ({"MASTER_PORT": free_port} if "MASTER_ADDR" in STARTED[name] else {})
@@ -72,6 +73,7 @@ def test_variables_that_are_no_numbers_are_named(run, monkeypatch, name):
     assert rank() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 2])
 @pytest.mark.parametrize("place", [in_a_thread, in_an_event_loop])
 def test_fit_works_where_a_notebook_or_an_agent_calls_it(tiny, tmp_path, place, devices):

@@ -169,6 +169,7 @@ def test_threads_listen_to_nothing():
 # Commands
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signum", ASKING)
 def test_tokenize_stops_between_batches_and_goes_on(run, tmp_path, monkeypatch, signum):
     encode, calls = Palette.encode, []

@@ -43,6 +43,7 @@ def asked(module):
     next(c for c in module.trainer.callbacks if isinstance(c, Checkpoint)).heard.signum = signal.SIGHUP
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("where", "step", "kept"),
     [
@@ -78,6 +79,7 @@ def test_a_stop_anywhere_keeps_a_checkpoint_and_leaves_no_validation_out(
     same(tmp_path / "run", whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [20, 45, 50])
 def test_a_run_that_max_time_ends_goes_on_when_resumed(run, tiny, tmp_path, monkeypatch, step, capsys):
     settings = [o for o in OFTEN if not o.startswith("checkpoint_monitor")]
@@ -100,6 +102,7 @@ def test_a_run_that_max_time_ends_goes_on_when_resumed(run, tiny, tmp_path, monk
     assert validations(tmp_path / "whole").items() <= validations(tmp_path / "run").items()
 
 
+@pytest.mark.slow
 def test_a_run_that_max_steps_ends_within_an_epoch_goes_on_there(tiny, tmp_path):
     even = [*OFTEN, "optim.schedule=constant", "optim.warmup=0"]
     fit(load_recipe("digits-base", quick(tiny, tmp_path, "whole", *even, "trainer.max_steps=60")))

@@ -126,6 +126,7 @@ def test_the_gap_is_the_untuned_models(tables):
     assert tables.pm([1.0, 2.0, 3.0], 2) == "2.00 ± 1.00" and tables.pm([1.0], 1) == "1.0" and tables.pm([], 1) == "-"
 
 
+@pytest.mark.slow
 def test_steps_are_listed():
     """In a new interpreter."""
     done = subprocess.run([sys.executable, SCRIPTS / "steps.py", "--help"], capture_output=True, text=True)

@@ -239,7 +239,7 @@ def test_missing_inputs_are_named(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=25)
 @pytest.mark.timeout(1200)
 def test_a_dry_run_leaves_a_table_and_is_not_repeated(tmp_path):
     """Every step as on a GPU, of a model of nothing."""

@@ -141,6 +141,7 @@ def test_the_pages_have_a_row_for_everything_that_is_measured():
             assert row[-1].startswith("`") and row[-1].endswith("`")
 
 
+@pytest.mark.slow
 def test_check_wants_a_gpu_and_steps_that_there_are(tmp_path):
     done = script("check", "no-such-step", OUT=str(tmp_path), WORK=str(tmp_path / "work"))
     assert done.returncode == 2 and "no step no-such-step: use data, probe" in done.stderr
@@ -149,7 +150,7 @@ def test_check_wants_a_gpu_and_steps_that_there_are(tmp_path):
     assert done.returncode == 1 and "no CUDA device" in done.stderr and "Traceback" not in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=25)
 @pytest.mark.timeout(600)
 def test_a_dry_run_does_every_step_and_its_results_stand_in_the_pages(docs, tmp_path):
     out, hidden = tmp_path / "out", {"CUDA_VISIBLE_DEVICES": "", "TINY": "1", "OMP_NUM_THREADS": "1"}

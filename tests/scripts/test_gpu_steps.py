@@ -52,6 +52,7 @@ def alive(pid: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_a_step_that_hangs_or_fails_costs_the_others_nothing(runner, step, tmp_path):
     good, pid = "import json; json.dump({'figure': 1}, open(result, 'w'))", tmp_path / "pid"
     hangs = "\n".join(
@@ -88,6 +89,7 @@ def test_results_are_on_disk_before_the_next_step_begins(runner, step, tmp_path)
     assert [each["name"] for each in told["steps"]] == ["first"] and run.passed
 
 
+@pytest.mark.slow
 def test_steps_that_cannot_or_need_not_run_say_why(runner, step, tmp_path):
     run = runner(seconds=3)
     here = tmp_path / "here"

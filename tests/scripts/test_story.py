@@ -38,6 +38,7 @@ def bits(shards, tmp_path_factory):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("window", "costs"), [(2, 0.02), (1, 0.1)])
 def test_one_epoch_under_the_masks_closes_the_gap_and_one_more_of_next_token_does_not(bits, window, costs):
     gap = bits["base"][window] - bits["base"][8]

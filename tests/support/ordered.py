@@ -6,7 +6,7 @@ pytest-xdist's `worksteal` hands each worker an equal share of the list, and mov
 from collections.abc import Sequence
 from typing import Any
 
-LONG, QUICK = 25.0, 0.3  # seconds of a test that is marked slow, of another
+LONG, SLOW, QUICK = 10.0, 4.0, 0.15  # seconds: of the tests that shares begin with at least, and on average of others
 
 
 def for_workers(items: Sequence[Any], workers: int) -> list[Any]:
@@ -21,12 +21,14 @@ def for_workers(items: Sequence[Any], workers: int) -> list[Any]:
 
 
 def seconds(file: list[Any]) -> float:
-    return sum(LONG if marked(item) else QUICK for item in file)
+    return sum(seconds_of(item) for item in file)
 
 
 def no_long_test(file: list[Any]) -> bool:
-    return not any(map(marked, file))
+    return not any(seconds_of(item) >= LONG for item in file)
 
 
-def marked(item: Any) -> bool:
-    return item.get_closest_marker("slow") is not None
+def seconds_of(item: Any) -> float:
+    """Return about how long a test takes: the argument of its mark `slow`, or the average of its kind."""
+    mark = item.get_closest_marker("slow")
+    return QUICK if mark is None else mark.kwargs.get("seconds", SLOW)

@@ -28,7 +28,7 @@ def starts(place: Path) -> int:
     return (place / "log.txt").read_text().count("digits-base: llamagen")
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=25)
 def test_an_interrupted_sweep_goes_on_and_runs_nothing_twice(tiny, tmp_path):
     """Its process group killed, then itself asked to end, in mid-training each time; then left alone to its end."""
     rates = [10 ** (-1 - k / 4) for k in range(TRIALS)]

@@ -157,6 +157,7 @@ def test_a_metric_that_trials_do_not_tell_is_refused_before_anything_is_run(tmp_
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_failed_trials_are_named_and_the_others_kept(tiny, tmp_path, run):
     path = write(tmp_path, "method: grid\nparameters: {data.train: {values: [missing.json]}}")
     status, out, _ = run("sweep", "--recipe", "digits-base", "--file", path, "--out", "out", *sets(tiny))
@@ -164,6 +165,7 @@ def test_failed_trials_are_named_and_the_others_kept(tiny, tmp_path, run):
     assert "trial 000 ended with status 2" in out and "missing.json" in out and "0 trials" in out
 
 
+@pytest.mark.slow
 def test_wandbs_own_agent_runs_the_shipped_files(tiny, tmp_path, monkeypatch):
     """Its command line, as it makes and runs it, into a folder for the run; a server is told the numbers."""
     from wandb.wandb_agent import Agent

@@ -128,6 +128,7 @@ def test_shipped_sweeps_fit_recipes_and_are_for_wandb_too(path, recipe):
     assert raw["command"][-1] == "${args_no_hyphens}" and raw["metric"]["name"].startswith("val/bits_w")
 
 
+@pytest.mark.slow
 def test_values_reach_the_recipe_as_they_are_meant():
     values = {
         "tune": {"distill": 0.5},

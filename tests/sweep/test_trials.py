@@ -55,6 +55,7 @@ def texts(trials: list[dict]) -> list[str]:
     return [json.dumps(trial, sort_keys=True) for trial in trials]  # 1 and 1.0 are two
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*GRIDS, *(path for path in SHIPPED if "method: grid" in path.read_text())], ids=str)
 def test_grids_are_wandbs_own_in_its_order(name, tmp_path, sweeps):
     path = write(tmp_path, GRIDS[name]) if name in GRIDS else name
@@ -113,6 +114,7 @@ parts = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=400)
 @given(spread=parts, method=st.sampled_from(["grid", "random"]))
 def test_what_wandb_refuses_is_refused_here_and_nothing_else(spread, method, tmp_path_factory, sweeps):

@@ -39,6 +39,7 @@ def before(made_tiny, tmp_path_factory):
     return losses(folder / "plain")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["loss", "gradient", "leap"])
 def test_bad_steps_stop_or_are_skipped_and_name_their_images(tiny, tmp_path, monkeypatch, before, how, capsys):
     bad_at(25, how, monkeypatch)

@@ -60,6 +60,7 @@ def step(module, batch, window):
     return float(loss.detach()), [p.grad.clone() for p in module.model.parameters() if p.grad is not None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "tune"),
     [
@@ -123,6 +124,7 @@ def test_pytorchs_silence_past_the_limit_is_broken(graphs, capsys, monkeypatch):
             assert capsys.readouterr().err.count("torch.compile has made 2 versions of a layer") == (size == 3)
 
 
+@pytest.mark.slow
 def test_compiled_layers_are_shared_among_devices(graphs):
     """FSDP's hooks run around compiled code: still a graph for all layers, and the gradients are the same."""
     from torch.distributed import HashStore, destroy_process_group, init_process_group

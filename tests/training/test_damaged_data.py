@@ -32,6 +32,7 @@ def hurt(path: Path, how: str) -> None:
         path.write_bytes(data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["deleted", "truncated", "flipped"])
 def test_a_shard_damaged_in_mid_run_is_named_and_stops_or_is_skipped(tiny, many, tmp_path, monkeypatch, how, capsys):
     overrides = quick(

@@ -14,6 +14,7 @@ from zipar_train.training.module import ZipARModule
 from zipar_train.training.trainer import build_module
 
 
+@pytest.mark.slow
 def test_distillation_pulls_towards_the_untouched_model(tiny, tmp_path, base):
     """Next-token alone it has nothing to mend: no divergence, no gradient. With windows it keeps next-token closer."""
     start = load(base).load_family().model.state_dict()
@@ -39,6 +40,7 @@ def _divergence(a, b, window=None):
     return float((p.exp() * (p - q)).sum(-1).mean())
 
 
+@pytest.mark.slow
 def test_adapters_are_taught_by_the_model_without_them(tiny, tmp_path, base):
     """No second copy of the weights: the divergence is that from the base's own file, and only adapters learn."""
     settings = [LORA, "tune.distill=1.0", "zipar.windows={2: 1}", "optim.lr=1e-2", "trainer.max_epochs=1"]

@@ -23,6 +23,7 @@ from zipar_train.training.fit import fit
 from zipar_train.training.trainer import build_trainer
 
 
+@pytest.mark.slow
 def test_same_seed_same_losses_and_the_loss_falls(tiny, tmp_path):
     runs = []
     for name in ("a", "b", "c"):
@@ -37,6 +38,7 @@ def test_same_seed_same_losses_and_the_loss_falls(tiny, tmp_path):
     assert states_equal(read(tmp_path / "a").state, read(tmp_path / "b").state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_damaged_shard_stops_the_run_with_its_name(tiny, tmp_path, cli, shards, workers):
     copy = tmp_path / "copy"
@@ -52,6 +54,7 @@ def test_a_damaged_shard_stops_the_run_with_its_name(tiny, tmp_path, cli, shards
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_tuning_starts_from_the_base_and_bits_are_what_validation_logs(tiny, tmp_path):
     fit(load_recipe("digits-base", quick(tiny, tmp_path, "base")))
     tuned = load_recipe("digits", quick(tiny, tmp_path, "tuned", f"model.weights={tmp_path}/base", "optim.lr=1e-12"))

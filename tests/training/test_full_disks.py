@@ -25,7 +25,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", disk], check=True)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=25)
 def test_a_full_disk_leaves_what_is_there_and_training_goes_on(tiny, tmp_path, small_disk):
     """Filled in mid-run, and emptied again."""
     short = [o for o in SHORT if not o.startswith("checkpoint_monitor")]
@@ -55,6 +55,7 @@ def test_a_full_disk_leaves_what_is_there_and_training_goes_on(tiny, tmp_path, s
     assert not list((small_disk / "run").rglob("*.part"))
 
 
+@pytest.mark.slow
 def test_a_disk_that_stays_full_is_an_error_at_the_end(tiny, tmp_path, small_disk):
     (small_disk / "ballast").write_bytes(b"0" * (2**20 - 65536))
     overrides = [*quick(tiny, tmp_path, "run", *SHORT), f"run_dir={small_disk}/run", "trainer.max_epochs=1"]

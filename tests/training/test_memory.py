@@ -60,7 +60,7 @@ print(most() - before)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=25)
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize(
     "more", [["tune.distill=0"], ["tune.distill=0.8"], [*LORA, "tune.activation_checkpointing=true"]]
@@ -90,6 +90,7 @@ def test_counts_are_of_what_is_alive():
     assert (alive.now, alive.most) == (4000, 8000)
 
 
+@pytest.mark.slow
 def test_numbers_follow_the_recipe():
     def of(*overrides):
         return predict(
@@ -119,6 +120,7 @@ def test_numbers_follow_the_recipe():
     )  # rows, keys and values, layers, slots, width, bytes
 
 
+@pytest.mark.slow
 def test_advice_makes_it_fit():
     overrides = ["data.micro_batch_size=16", "evaluate.batch_size=200", "trainer.precision=bf16-mixed"]
     recipe = load_recipe("llamagen-b", [*overrides, "tune.distill=0"])
@@ -150,6 +152,7 @@ def test_the_plan_tells_memory(run, tmp_path):
     assert "It fits into 800.0 GiB." in run(*arguments, "--device-memory", "800")[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [[], ["tune.activation_checkpointing=true"]])
 def test_fsdp_shares_what_is_kept(more):
     def of(*overrides):
@@ -166,6 +169,7 @@ def test_fsdp_shares_what_is_kept(more):
     assert many.total < few.total < alone.total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "bytes"), [("32", 4), ("bf16-mixed", 4), ("bf16-true", 2), ("64-true", 8)])
 def test_weights_are_of_lightnings_precision(kind, bytes):
     recipe = load_recipe("llamagen-l", [*SHAPE, f"trainer.precision={kind}", "tune.distill=0"])

@@ -115,6 +115,7 @@ def test_a_checkpoint_resumes_with_the_kernel_of_its_new_device(tiny, tmp_path, 
 # The guard
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_a_nan_in_one_gradient_stops_or_is_skipped(tiny, tmp_path, monkeypatch, precision, capsys):
     """As from a kernel's backward pass: the loss is finite."""

@@ -31,7 +31,7 @@ def whole(made_tiny, tmp_path_factory):
     return folder / "whole"
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=25)
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])  # SIGKILL: test_survival
 def test_a_stopped_run_resumes_to_the_same_bits(tiny, tmp_path, whole, signum, status):
     """The real process, really interrupted in mid-epoch: its losses, weights and EMA end as if nothing had happened."""
@@ -58,6 +58,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(tiny, tmp_path, whole, signum, s
     assert not states_equal(a.state, {k.removeprefix("model."): v for k, v in current_a.items()})
 
 
+@pytest.mark.slow
 def test_a_stop_of_the_whole_process_group_leaves_a_checkpoint(tiny, tmp_path):
     """As SLURM and `timeout` do it: loader processes get the signal too."""
     overrides = quick(tiny, tmp_path, "run", "checkpoint_every=2", "data.workers=2", "trainer.max_epochs=50")
@@ -69,6 +70,7 @@ def test_a_stop_of_the_whole_process_group_leaves_a_checkpoint(tiny, tmp_path):
     assert "Traceback" not in running.said()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", ["trainer.limit_train_batches=7", "trainer.accumulate_grad_batches=4"])
 def test_resuming_is_exact_with_short_epochs_and_gathered_gradients(tiny, tmp_path, monkeypatch, more):
     """Stopped in this process, by the flag that a signal sets, at a moment chosen badly."""
@@ -89,7 +91,7 @@ def test_resuming_is_exact_with_short_epochs_and_gathered_gradients(tiny, tmp_pa
     assert states_equal(read(tmp_path / "whole").state, read(tmp_path / "broken").state)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=25)
 def test_two_processes_share_an_epoch_and_with_fsdp_the_weights(tiny, tmp_path):
     """On the CPU: half the steps, one checkpoint, lines told once; killed and resumed.
 
@@ -128,6 +130,7 @@ def test_fsdp_shares_every_weight():
     assert set(shared) == set(family.model.parameters()) and len(shared) == len(set(shared))
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_left_alone_and_another_recipe_is_refused(tiny, tmp_path, capsys):
     overrides = quick(tiny, tmp_path, "run")
     recipe = load_recipe("digits-base", overrides)

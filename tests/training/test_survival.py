@@ -31,7 +31,7 @@ def whole(made_tiny, tmp_path_factory):
     return folder / "whole"
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=25)
 def test_twenty_kills_change_nothing(tiny, tmp_path, whole):
     """SIGKILL at random moments, a third of them while a checkpoint is being written."""
     verb = ["fit", "--recipe", "digits-base", *sets(quick(tiny, tmp_path, "broken", *SHORT)), "--resume"]
@@ -67,7 +67,7 @@ WAYS = {  # processes, images of a batch, more
 }
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=25)
 def test_any_number_of_processes_ends_alike(tiny, tmp_path, shards):
     """The same step of 16 images in float64: losses, weights, averages; also of a run begun by one, ended by two.
 
@@ -139,6 +139,7 @@ def test_steps_that_devices_cannot_share_are_refused_with_numbers(tiny, tmp_path
 # Checkpoints
 
 
+@pytest.mark.slow
 def test_the_newest_whole_checkpoint_is_found_whatever_the_clock_says(tiny, tmp_path, capsys):
     overrides = quick(tiny, tmp_path, "run", *SHORT, "checkpoint_keep=3", "trainer.max_epochs=1")
     fit(load_recipe("digits-base", overrides))
@@ -163,6 +164,7 @@ def test_the_newest_whole_checkpoint_is_found_whatever_the_clock_says(tiny, tmp_
         fit(load_recipe("digits-base", longer), resume=True)
 
 
+@pytest.mark.slow
 def test_a_clock_that_jumps_changes_nothing(tiny, tmp_path, monkeypatch, whole):
     real, jumps = time.time, random.Random(1)
     monkeypatch.setattr(time, "time", lambda: real() + jumps.uniform(-1e6, 1e6))
@@ -182,6 +184,7 @@ def test_a_clock_that_jumps_changes_nothing(tiny, tmp_path, monkeypatch, whole):
     same_end(whole, tmp_path / "broken")
 
 
+@pytest.mark.slow
 def test_differences_that_are_meant_are_named_and_take_effect(tiny, tmp_path, monkeypatch):
     overrides = quick(tiny, tmp_path, "run", *SHORT, "trainer.max_epochs=1")
     fit(load_recipe("digits-base", overrides))
@@ -230,6 +233,7 @@ def test_two_runs_do_not_write_into_one_folder(tiny, tmp_path):
 # Clusters
 
 
+@pytest.mark.slow
 def test_slurm_hands_the_job_back_before_its_time_is_over(tiny, tmp_path, whole):
     tools = tmp_path / "bin"
     tools.mkdir()

@@ -20,6 +20,7 @@ from zipar_train.training.module import ZipARModule
 pytestmark = pytest.mark.usefixtures("alone")
 
 
+@pytest.mark.slow
 def test_images_are_those_that_draw_draws_and_disturb_nothing(tiny, tmp_path, monkeypatch):
     """Of averaged weights; weights, averages and random states end as without."""
     ema = ["optim.ema_decay=0.9", "log.images=12", "data.micro_batch_size=8"]  # in two batches

@@ -59,6 +59,7 @@ def holds(folder: Path, text: str) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file() and text.encode() in path.read_bytes()]
 
 
+@pytest.mark.slow
 def test_offline_runs_of_a_folder_are_one_run_which_sync_uploads(tiny, tmp_path, monkeypatch, server, capsys):
     """Stopped and resumed: two offline runs on disk, in the end one run on a server, with all that belongs to it."""
     settings = short(tiny, tmp_path, "run", "log.tags=[fast, mine]", "log.images=3", "log.artifacts=true")
@@ -114,6 +115,7 @@ def hanging() -> socket.socket:
     return listener
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["refused", "hanging", "no key"])
 def test_a_server_out_of_reach_at_the_start_makes_the_run_offline(tiny, tmp_path, monkeypatch, fault, server, capsys):
     listener = hanging()
@@ -137,6 +139,7 @@ def test_a_server_out_of_reach_at_the_start_makes_the_run_offline(tiny, tmp_path
     assert server.history(name, "train/loss") == pytest.approx(rows(tmp_path / "run", "train/loss"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["killed", "hanging"])
 def test_a_server_lost_in_the_middle_holds_nothing_up_and_loses_nothing(
     tiny, tmp_path, monkeypatch, fault, server, capsys
@@ -161,6 +164,7 @@ def test_a_server_lost_in_the_middle_holds_nothing_up_and_loses_nothing(
     other.kill()
 
 
+@pytest.mark.slow
 def test_online_runs_are_resumed_on_the_server(tiny, tmp_path, monkeypatch, server):
     for name, value in server.environment().items():
         monkeypatch.setenv(name, value)
@@ -178,6 +182,7 @@ def test_online_runs_are_resumed_on_the_server(tiny, tmp_path, monkeypatch, serv
     assert not holds(tmp_path / "run", KEY)
 
 
+@pytest.mark.slow
 def test_a_stop_ends_a_run_whose_server_hangs(tiny, tmp_path, server):
     """The real process: SIGTERM, then a bounded wait, then its status."""
     overrides = short(tiny, tmp_path, "run", "log.wandb=online", "trainer.max_epochs=500", "checkpoint_every=2")

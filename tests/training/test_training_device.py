@@ -48,6 +48,7 @@ def test_no_attention_of_a_fit_may_be_cudnns(monkeypatch, recompute):
     assert torch.backends.cuda.cudnn_sdp_enabled()  # as it was
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["llamagen", "llamagen-t2i", "janus", "lumina", "emu3"])
 @pytest.mark.parametrize("narrow", [False, True])
 @pytest.mark.parametrize("recompute", [False, True])

@@ -18,6 +18,7 @@ from zipar_train.training.fit import fit
 from zipar_train.training.trainer import build_module
 
 
+@pytest.mark.slow
 def test_adapters_alone_are_trained_and_kept_and_resumed_to_the_bit(tiny, tmp_path, base):
     settings = [LORA, "optim.ema_decay=0.9", "optim.lr=1e-2"]
     fit(tuned(tiny, tmp_path, base, "whole", *settings))
@@ -62,6 +63,7 @@ def _stopped_after_an_epoch(recipe):
         fit(recipe)
 
 
+@pytest.mark.slow
 def test_adapters_go_out_alone_or_merged(tiny, tmp_path, base):
     fit(tuned(tiny, tmp_path, base, "run", LORA, "trainer.max_epochs=1", "optim.lr=1e-2"))
     expected = load(tmp_path / "run").load_family().model.state_dict()
@@ -76,6 +78,7 @@ def test_adapters_go_out_alone_or_merged(tiny, tmp_path, base):
     assert states_equal(load_family(read(tmp_path / "run").recipe.model, read(file)).model.state_dict(), expected)
 
 
+@pytest.mark.slow
 def test_adapters_of_other_weights_are_refused(tiny, tmp_path, base, shards):
     other = [*TINY, f"data.train={shards}/train.json", f"data.val={shards}/val.json", "trainer.max_epochs=1"]
     fit(load_recipe("digits-base", [*other, f"run_dir={tmp_path}/base", "seed=1"]))
@@ -118,6 +121,7 @@ def test_a_base_that_was_moved_is_found_or_can_be_said(tiny, tmp_path, base, mon
     fit(load_recipe("digits", [*quick(tiny, here, "lora", *short), moved]), resume=True)  # the fingerprint is the same
 
 
+@pytest.mark.slow
 def test_adapters_of_embeddings_and_the_head_go_out_and_come_back(tiny, tmp_path, base):
     everywhere = "tune.lora={rank: 4, alpha: 8, targets: [embed_tokens, q_proj, lm_head]}"
     fit(tuned(tiny, tmp_path, base, "run", everywhere, "trainer.max_epochs=1", "optim.lr=1e-1"))
@@ -207,6 +211,7 @@ def test_adapters_of_no_numbers_are_named(adapters, tmp_path, value):
         load(tmp_path / "copy")
 
 
+@pytest.mark.slow
 def test_what_goes_out_must_be_there(tmp_path, base, cli):
     for arguments, message in (
         (
@@ -242,7 +247,7 @@ def test_mistakes_in_the_tune_section_are_named(tiny, tmp_path, base, more, mess
         build_module(tuned(tiny, tmp_path, base, "run", *more))
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=25)
 @pytest.mark.parametrize("adapters", [[], [LORA]])
 def test_recomputed_and_compiled_it_is_the_same_run(tiny, tmp_path, base, adapters):
     """Distilled, as the recipe says."""
@@ -269,6 +274,7 @@ def test_recomputed_and_compiled_it_is_the_same_run(tiny, tmp_path, base, adapte
     assert read(tmp_path / "compile").state.keys() == read(tmp_path / "plain").state.keys()
 
 
+@pytest.mark.slow
 def test_the_command_line_tunes_adapters(tiny, tmp_path, base, cli):
     more = quick(tiny, tmp_path, "run", f"model.weights={base}", LORA, "trainer.max_epochs=1")
     done = cli("fit", "--recipe", "digits", *sets(more))
