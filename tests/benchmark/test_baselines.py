@@ -31,6 +31,7 @@ class PaddedLlama(StockLlama):
         return torch.arange(self.prompt_length) < (condition % self.prompt_length)[:, None]
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(data=st.data())
 def test_the_eager_loop_draws_what_the_released_decoder_draws_for_any_grid(data):

@@ -52,6 +52,7 @@ def test_stock_generate_draws_every_code():
     assert Stock(family)([0, 1, 2], SamplingParams(guidance=2.0)).shape == (6, 20)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window", [6, 3, 1])
 def test_operations_are_those_that_torch_counts(window):
     """Of all matrix products of a whole decode, by torch's own counter, which does not know attention on a CPU."""
@@ -98,6 +99,7 @@ def test_rates_are_plausible():
     assert 1e8 < rates.matmul < 1e15
 
 
+@pytest.mark.slow
 def test_work_is_timed_on_all_threads_and_once_a_number():
     """Timer's own default is one thread."""
     before, seen = torch.get_num_threads(), []

@@ -44,6 +44,7 @@ def test_help_is_quick_and_needs_no_torch(cli):
     assert min(times) < 0.5
 
 
+@pytest.mark.slow
 def test_plan_prints_the_papers_counts_and_draws(run, tmp_path):
     status, out, _ = run("plan", "--recipe", "llamagen-l", "--png", "plan.png", "--json", "plan.json", "--no-memory")
     assert status == 0
@@ -128,6 +129,7 @@ def test_the_whole_story_through_the_command_line(cli, tmp_path):
     assert "| digits | 2 | 28 |" in (tmp_path / "exported" / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_draw_is_what_python_draws(run, trained, tmp_path):
     from zipar_train import load
 

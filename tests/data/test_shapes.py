@@ -112,6 +112,7 @@ def test_sheets_and_plots_of_any_shape(tmp_path, height, width):
     assert Image.open(tmp_path / "samples.png").size[0] > 0
 
 
+@pytest.mark.slow
 def test_a_recipe_of_a_wide_grid_is_evaluated_against_pictures(tmp_path, run):
     """From pictures to a report: the reference a folder, the images written for ADM too."""
     for k in range(30):

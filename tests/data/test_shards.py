@@ -64,6 +64,7 @@ def test_ranks_share_the_order_on_disk_in_even_batches(tmp_path, ranks, batch_si
         assert [number(c) for step in zip(*per_rank, strict=True) for b in step for c in b.codes] == list(range(53))
 
 
+@pytest.mark.slow
 @given(
     count=st.integers(1, 60),
     per_shard=st.integers(1, 25),

@@ -59,6 +59,7 @@ def layouts(root):
     }
 
 
+@pytest.mark.slow
 def test_every_layout_that_datasets_loads(tmp_path):
     sorted_names = {"x": 0, "y": 1, "z": 2}
     for at, (name, labels) in enumerate(layouts(tmp_path).items()):

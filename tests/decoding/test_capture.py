@@ -57,6 +57,7 @@ def test_a_recorded_graph_is_the_work(recorder):
         captured("looks", looks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("window", "guidance"), [(6, 1.0), (4, 2.5), (2, 1.0), (1, 2.5)])
 @pytest.mark.parametrize(
     "sampling", [SamplingParams(), SamplingParams(temperature=0), SamplingParams(temperature=0.8, top_k=4, top_p=0.9)]
@@ -140,6 +141,7 @@ def test_a_compiled_body_draws_the_same_with_a_few_compilations(streamlined, win
     assert 1 <= counter.frame_count <= 4  # whatever the number of layers, if they are compiled one by one
 
 
+@pytest.mark.slow
 def test_a_compiled_body_never_goes_on_uncompiled(monkeypatch):
     """At the limit of versions PyTorch would run a layer uncompiled, and say so in a log alone."""
     family = llamagen(6, 6, dtype=torch.float32)

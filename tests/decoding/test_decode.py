@@ -33,6 +33,7 @@ def test_theorem_of_llamagen(height, width, data, stand_in, first_row, guidance)
     check_theorem(family, plan, SamplingParams(guidance=guidance), dense(plan))
 
 
+@pytest.mark.slow
 @given(
     height=st.integers(1, 5),
     width=st.integers(1, 5),
@@ -75,6 +76,7 @@ def test_theorem_with_padded_captions(window, guidance, kind):
     assert (drawn_and_seen(family, plan, SamplingParams(), shown, images=3)[1] - saw).abs().max() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("window", "guidance"), [(6, 1.0), (3, 2.0), (2, 1.0), (1, 2.0)])
 def test_theorem_with_the_block_mask(window, guidance):
     """FlexAttention runs uncompiled here: inductor has no CPU kernel for masks that capture tensors."""

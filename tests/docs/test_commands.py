@@ -42,6 +42,7 @@ def inline(kind):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("block", "line"), of_shell(), ids=lambda value: str(value)[:80])
 def test_lines_of_shell_blocks_are_command_lines(block, line):
     for words in invocations(line):
@@ -63,6 +64,7 @@ def test_inline_options_belong_to_a_command(span):
     check_fragment(shlex.split(span.text))
 
 
+@pytest.mark.slow
 def test_recipe_keys_are_some():
     found = [
         (span, key[1], key[2]) for span in spans() if (key := KEY.fullmatch(span.text)) and span.text not in FOREIGN

@@ -50,6 +50,7 @@ def test_a_server_that_is_not_there_or_never_answers_is_told_in_time():
         answers.shutdown()
 
 
+@pytest.mark.slow
 def test_wandb_unreachable_and_no_secret_told(fresh_cli, tmp_path):
     settings = [
         "doctor",
@@ -71,6 +72,7 @@ def test_wandb_unreachable_and_no_secret_told(fresh_cli, tmp_path):
     assert KEY not in everything and "hunter2" not in everything
 
 
+@pytest.mark.slow
 def test_a_malformed_key_is_told_without_it(fresh_cli, tmp_path):
     done = fresh_cli(
         "doctor", "--checks", "wandb", "--json", "doctor.json", env=UNREACHABLE | {"WANDB_API_KEY": "too-short"}

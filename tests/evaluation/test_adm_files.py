@@ -57,6 +57,7 @@ def test_adms_file_gives_the_statistics_of_its_pictures(folders, extractor, tmp_
     assert open_reference(str(statistics), extractor, tokenizer=Palette.grey(2), size=(40, 40)).features is None
 
 
+@pytest.mark.slow
 def test_files_that_are_not_adms_are_refused(folders, extractor, tmp_path):
     ones = np.ones((12, 40, 40, 3), dtype=np.uint8)
     cases = {

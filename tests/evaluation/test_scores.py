@@ -105,6 +105,7 @@ def test_spatial_features_are_the_first_channels_of_mixed_6(folders, inception_w
     assert np.allclose(found["sigma"], np.cov(spatial, rowvar=False), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_inceptions_weights_are_told_from_other_files(tmp_path, inception_weights, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "empty"))
     (tmp_path / "text.pth").write_text("no weights")

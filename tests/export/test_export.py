@@ -48,6 +48,7 @@ def test_an_export_is_the_checkpoint(shards, tmp_path, monkeypatch):
     assert "name: digits-base" in card
 
 
+@pytest.mark.slow
 def test_an_export_of_an_export_is_the_same(shards, tmp_path):
     data = [f"data.train={shards}/train.json", f"data.val={shards}/val.json", f"run_dir={tmp_path}/run"]
     fit(load_recipe("digits-base", [*TINY, *data, "trainer.max_epochs=1"]))

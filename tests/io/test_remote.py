@@ -105,6 +105,7 @@ def test_an_error_that_passes_is_told_and_forgotten(server, capsys, mode):
     assert f"{server.url}/{mode}/a.txt: " in (told := capsys.readouterr().err) and "Trying again in 0.01 s" in told
 
 
+@pytest.mark.slow
 def test_a_server_that_hangs_or_is_not_there_is_told(server, monkeypatch, capsys):
     monkeypatch.setattr(remote, "SILENCE", 0.2)
     with pytest.raises(OSError, match="the server has been silent for 0.2 s"):

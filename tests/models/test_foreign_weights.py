@@ -37,6 +37,7 @@ def equal(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", PREFIXES)
 @pytest.mark.parametrize("names", ["LlamaGen's", "ours", "captions"])
 def test_wrapped_weights_are_the_same_weights(tmp_path, prefix, names):

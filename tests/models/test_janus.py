@@ -113,6 +113,7 @@ def section(checkpoint, *, tokens=12) -> Model:
 CAPTIONS = ["a blue car", "a small red house", "car"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guidance", [2.0, 5.0])
 def test_next_token_draws_what_transformers_draws(checkpoint, guidance):
     """Greedy, padded prompts of several lengths, guidance; every code of every image."""

@@ -13,6 +13,7 @@ from zipar_train.recipe.schema import RecipeError
 from zipar_train.recipe.trainer import trainer_arguments
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", shipped())
 def test_every_shipped_recipe_builds_its_plans_and_its_model(name):
     recipe = load_recipe(name)

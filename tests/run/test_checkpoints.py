@@ -69,6 +69,7 @@ def test_only_names_that_runs_write_are_theirs(tmp_path):
     assert older(tmp_path / "none") == []
 
 
+@pytest.mark.slow
 def test_a_persons_copies_stay_where_they_are(run):
     folder, recipe = run
     copies = ["step-00000002-keep.ckpt", "step-00000004.ckpt.bak", "last (copy).ckpt", "last.ckpt.old"]
@@ -166,6 +167,7 @@ def changed(content, path, change):
     return content
 
 
+@pytest.mark.slow
 def test_every_entry_that_is_read_must_be_there_in_its_type(made):
     content = torch.load(made / "checkpoints" / "last.ckpt", weights_only=True)
     ResumeState.check(content, where=made)

@@ -48,6 +48,7 @@ def _refused(folder, rank, world):
     return True
 
 
+@pytest.mark.slow
 def test_processes_that_share_work_hold_its_folder_together(tmp_path):
     with another(tmp_path) as alone:
         assert refused(tmp_path) and refused(tmp_path, 0, 2) and refused(tmp_path, 1, 2)
@@ -143,6 +144,7 @@ def test_a_second_tokenize_or_import_of_a_split_is_refused(tmp_path, run):
     assert not (out / ".train").exists()
 
 
+@pytest.mark.slow
 def test_a_run_does_not_go_on_with_other_codes(tiny, shards, tmp_path):
     copy = tmp_path / "data"
     shutil.copytree(shards, copy)

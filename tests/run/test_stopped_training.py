@@ -135,6 +135,7 @@ def test_what_lightning_refuses_in_training_is_one_message(run, tiny, override, 
     assert status == 2 and words in err and "Traceback" not in err, err
 
 
+@pytest.mark.slow
 def test_a_run_that_is_at_its_end_says_so_and_one_that_is_beyond_is_refused(run, tiny):
     verb = ["fit", "--recipe", "digits-base", *sets([*tiny, "trainer.limit_train_batches=2", "trainer.max_epochs=3"])]
     assert run(*verb)[0] == 0

@@ -56,6 +56,7 @@ NAMES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_folder_of_any_name_is_the_sweeps(tmp_path, monkeypatch, name):
     """Whatever YAML makes of it: each trial's run, group and command line are those of the folder."""

@@ -87,6 +87,7 @@ keys = st.sampled_from(["a", "b", "B", "a.b", "c_d", "a_b"])
 grids = st.dictionaries(keys, st.one_of(spreads, nested), min_size=1, max_size=3)
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(parameters=grids)
 def test_any_grid_is_wandbs_own(parameters, tmp_path_factory, sweeps):

@@ -77,6 +77,7 @@ def test_a_shard_damaged_in_mid_run_is_named_and_stops_or_is_skipped(tiny, many,
     assert float(text[-2].split(",")[text[0].split(",").index("train/damaged")] or 100) == 100
 
 
+@pytest.mark.slow
 def test_what_stands_in_for_damage_is_repeatable_and_whole(many, capsys):
     def seen(**more):
         loader = ShardLoader(many / "train.json", batch_size=8, shuffle=50, damaged="skip", **more)

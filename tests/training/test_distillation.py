@@ -58,6 +58,7 @@ def test_adapters_are_taught_by_the_model_without_them(tiny, tmp_path, base):
     assert trained == {name for name in module.state_dict() if "lora_" in name}
 
 
+@pytest.mark.slow
 def test_distillation_needs_a_teacher(base):
     """Frozen weights are no adapters."""
     family = load(base).load_family()

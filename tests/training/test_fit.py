@@ -187,6 +187,7 @@ def test_memory_that_runs_out_is_told_with_a_remedy(tiny, monkeypatch):
         fit(load_recipe("digits-base", [*tiny, "data.micro_batch_size=8"]))
 
 
+@pytest.mark.slow
 def test_a_generator_of_trained_weights_equals_the_trained_module(tiny_recipe):
     """Through the checkpoint and back: the same logits."""
     fit(tiny_recipe.model_copy(update={"trainer": {**tiny_recipe.trainer, "max_epochs": 1}}))

@@ -132,6 +132,7 @@ def test_advice_makes_it_fit():
     assert advice(mended, predict(mended), room) == []
 
 
+@pytest.mark.slow
 def test_advice_spares_the_teacher_where_that_is_enough():
     recipe = load_recipe("llamagen-b", ["data.micro_batch_size=1", "tune.activation_checkpointing=true"])
     found = predict(recipe)
@@ -141,6 +142,7 @@ def test_advice_spares_the_teacher_where_that_is_enough():
     assert "--set tune.distill=0" not in str(advice(recipe, found, found.train.total - 2 * found.train.teacher))
 
 
+@pytest.mark.slow
 def test_the_plan_tells_memory(run, tmp_path):
     file = tmp_path / "plan.json"
     arguments = ["plan", "--recipe", "llamagen-l", *sets([*SHAPE, "data.micro_batch_size=64"])]
@@ -183,6 +185,7 @@ def test_weights_are_of_lightnings_precision(kind, bytes):
     } == {bytes}
 
 
+@pytest.mark.slow
 def test_short_names_of_precisions_are_the_long():
     short, long = (
         predict(load_recipe("llamagen-l", [*SHAPE, f"trainer.precision={kind}"])).train

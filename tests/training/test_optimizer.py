@@ -96,6 +96,7 @@ def test_a_fused_optimizer_clips_under_mixed_precision(monkeypatch, kind, algori
         assert torch.allclose(a, b, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_resumes_with_the_kernel_of_its_new_device(tiny, tmp_path, monkeypatch):
     """PyTorch restores `fused` from the checkpoint: a run moved to a GPU would keep the loop, and one moved back the
     fused kernel, whose bits are others."""

@@ -212,6 +212,7 @@ def test_differences_that_are_meant_are_named_and_take_effect(tiny, tmp_path, mo
     assert load_recipe(tmp_path / "run" / "recipe.yaml").optim.lr == 0.05
 
 
+@pytest.mark.slow
 def test_two_runs_do_not_write_into_one_folder(tiny, tmp_path):
     overrides = quick(tiny, tmp_path, "run", "checkpoint_every=1", "trainer.max_epochs=50", "data.workers=1")
     verb = ["fit", "--recipe", "digits-base", *sets(overrides), "--resume"]

@@ -197,6 +197,7 @@ def test_a_stop_ends_a_run_whose_server_hangs(tiny, tmp_path, server):
     assert "`wandb sync --include-online" in running.said()
 
 
+@pytest.mark.slow
 def test_training_outlives_wandbs_own_process(tiny, tmp_path, monkeypatch, capsys):
     def end(_):
         for child in psutil.Process().children():

@@ -96,6 +96,7 @@ def test_adapters_of_other_weights_are_refused(tiny, tmp_path, base, shards):
         load(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_base_that_was_moved_is_found_or_can_be_said(tiny, tmp_path, base, monkeypatch, run):
     """By its fingerprint: above the adapters, where --set says, and on resuming."""
     here = tmp_path / "one"
