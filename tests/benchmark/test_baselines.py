@@ -101,7 +101,9 @@ def test_bench_of_captioned_recipes_from_the_command_line(run, tmp_path, name):
 def test_stock_generate_draws_the_next_token_codes(name):
     """Greedily, from padded prompts, in float64: those of our decoder, row ends forced between rows."""
     recipe = load_recipe(name, tiny(name))
-    family = random_family(recipe, recipe.model.grid, dtype=torch.float64, device=torch.device("cpu"))
+    family = random_family(
+        recipe.model, recipe.model.grid, seed=recipe.seed, dtype=torch.float64, device=torch.device("cpu")
+    )
     with torch.no_grad():
         for parameter in family.model.parameters():
             if parameter.ndim > 1:

@@ -182,7 +182,7 @@ def test_a_bench_that_is_killed_leaves_its_rows(tmp_path, monkeypatch, verb):
 def test_ways_that_do_not_fit_together_take_turns_in_groups(monkeypatch):
     assert in_groups({"a": 5, "b": 4, "c": 2, "d": 11, "e": 1}, 10) == [["a", "b"], ["c"], ["d"], ["e"]]
     recipe = load_recipe("digits", TINY)
-    family = random_family(recipe, [8, 8], dtype=torch.float32, device=torch.device("cpu"))
+    family = random_family(recipe.model, [8, 8], seed=recipe.seed, dtype=torch.float32, device=torch.device("cpu"))
     plan = Plan.zipar(family.grid, window=2, **recipe.zipar.rule)
     one = decode_bytes(family, plan, 2, rows=4, slots=len(plan))
     monkeypatch.setattr(memory, "free_bytes", lambda device: int(one * 1.3))
@@ -210,7 +210,7 @@ def test_a_measured_step_is_a_step_of_fit(tmp_path):
     settings = train._settings(recipe, [8, 8], 2, compiled=False)
     made = train_step.TrainingStep(settings, train_step.Case(SDPA, (8, 8), 2, 3), "32-true", torch.device("cpu"))
     made()
-    family = random_family(settings, [8, 8], dtype=torch.float32, device=torch.device("cpu"))
+    family = random_family(settings.model, [8, 8], seed=settings.seed, dtype=torch.float32, device=torch.device("cpu"))
     start = {name: tensor.clone() for name, tensor in family.model.state_dict().items()}
     module = module_of(settings, family)
     batch = Batch(made.codes, made.condition, ["a", "b", "c"])

@@ -77,7 +77,7 @@ def bench_decode(
         if not widths:
             continue
         decoders = Decoders(
-            random_family(recipe, grid, dtype=dtype, device=device),
+            random_family(recipe.model, grid, seed=recipe.seed, dtype=dtype, device=device),
             recipe,
             baselines=baselines and not place,
             compiled=compiled,

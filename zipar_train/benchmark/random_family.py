@@ -8,7 +8,6 @@ import torch
 from zipar_train.models.family import Family, build
 from zipar_train.models.token_prompts import Prompter
 from zipar_train.recipe.model import Model
-from zipar_train.recipe.schema import Recipe
 
 
 class Ids(NamedTuple):
@@ -33,10 +32,10 @@ class AnyWords:
         return Ids([2] * min(len(text.split()), self.most))
 
 
-def random_family(recipe: Recipe, grid: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Family:
-    """Build the recipe's generator on a grid (rows, columns), with random weights from the recipe's seed."""
-    torch.manual_seed(recipe.seed)
-    family = build(on_grid(recipe.model, grid), dtype=dtype, device=device)
+def random_family(model: Model, grid: Sequence[int], *, seed: int, dtype: torch.dtype, device: torch.device) -> Family:
+    """Build a recipe's generator on a grid (rows, columns), with random weights."""
+    torch.manual_seed(seed)
+    family = build(on_grid(model, grid), dtype=dtype, device=device)
     prompter = getattr(family, "prompter", None)
     if isinstance(prompter, Prompter):
         prompter.tokenizer = AnyWords(prompter)

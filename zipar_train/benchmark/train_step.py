@@ -67,7 +67,11 @@ class TrainingStep:
     def _make(self) -> ZipARModule:
         recipe, cuda = self.recipe, self.device.type == "cuda"
         family = random_family(
-            recipe, recipe.model.grid, dtype=weights_dtype(recipe) if cuda else torch.float32, device=self.device
+            recipe.model,
+            recipe.model.grid,
+            seed=recipe.seed,
+            dtype=weights_dtype(recipe) if cuda else torch.float32,
+            device=self.device,
         )
         self.work = Work.of(family)
         attention = FLEX if self.case.kind == FLEX else SDPA

@@ -13,6 +13,7 @@ from zipar_train.evaluation.sample_set import SampleSet, classes_of
 from zipar_train.models.family import fits
 from zipar_train.models.restore import LoadedWeights, read
 from zipar_train.recipe.fields import scaled
+from zipar_train.recipe.model import Model
 from zipar_train.recipe.schema import Recipe, SamplingParams
 
 
@@ -51,9 +52,8 @@ def _checksum(saved: LoadedWeights) -> tuple[str, Path]:
     return saved.sha256, next((saved.path / name for name in names if (saved.path / name).is_file()), saved.path)
 
 
-def expected(recipe: Recipe) -> dict[str, Any]:
-    """Return the arguments of `read_manifest` that check shards against the recipe's model."""
-    model = recipe.model
+def expected(model: Model) -> dict[str, Any]:
+    """Return the arguments of `read_manifest` that check shards against a recipe's model."""
     return {
         "grid": model.raster,
         "codes": model.codebook_size,

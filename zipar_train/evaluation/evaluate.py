@@ -79,7 +79,7 @@ def evaluate(
     baseline = found[0].name if compare else None
     scorer = build_scorer(recipe, found[0], out=out, device=device) if rank == 0 else None
     if manifest_exists(recipe.data.val):
-        held_out, trained_on = read_manifest(recipe.data.val, **expected(recipe)), None
+        held_out, trained_on = read_manifest(recipe.data.val, **expected(recipe.model)), None
         with suppress(ValueError):  # training shards may be missing
             trained_on = read_manifest(recipe.data.train) if not is_url(recipe.data.train) else None
         if trained_on is not None:
@@ -172,7 +172,7 @@ def _protocol(recipe: Recipe, scorer: Scorer, samples: SampleSet) -> Protocol:
         seeds=settings.seeds,
         conditions=samples.origin,
         size=one_or_two(scorer.size),
-        generated_size=one_or_two(generated_size(recipe, tokenizer)),
+        generated_size=one_or_two(generated_size(recipe.model.grid, tokenizer)),
         reference=reference.words if reference else None,
         reference_checksum=reference.checksum if reference else None,
         reference_images=reference.images if reference else None,

@@ -1,5 +1,6 @@
 """Scoring of generated images: the networks and the reference that a recipe specifies, loaded before any work."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,7 +65,7 @@ def build_scorer(recipe: Recipe, candidate: Candidate, *, out: Path, device: tor
     tokenizer = candidate.generator.inference_family.tokenizer
     if tokenizer is None:
         raise ValueError(f"recipe {recipe.name} has no model.tokenizer: images cannot be scored without pixels")
-    size = scored(recipe) or generated_size(recipe, tokenizer)
+    size = scored(recipe) or generated_size(recipe.model.grid, tokenizer)
     clip = Clip(settings.clip, device=device) if settings.clip else None
     reference = settings.reference or (recipe.data.val if manifest_exists(recipe.data.val) else None)
     if reference is None:
@@ -100,9 +101,9 @@ def build_scorer(recipe: Recipe, candidate: Candidate, *, out: Path, device: tor
     )
 
 
-def generated_size(recipe: Recipe, tokenizer: Tokenizer) -> tuple[int, int]:
+def generated_size(grid: Sequence[int], tokenizer: Tokenizer) -> tuple[int, int]:
     """Return the height and width of generated images in pixels, before they are resized."""
-    rows, columns = recipe.model.grid
+    rows, columns = grid
     return rows * tokenizer.stride, columns * tokenizer.stride
 
 
@@ -111,7 +112,7 @@ def _classifier(recipe: Recipe, tokenizer: Tokenizer, out: Path) -> tuple[Classi
     model, data = recipe.model, recipe.data
     if model.num_classes is None:
         raise ValueError("evaluate.features=classifier needs classes, and this model has captions: use inception")
-    _, manifest = (read_manifest(path, **expected(recipe)) for path in (data.train, data.val))
+    _, manifest = (read_manifest(path, **expected(recipe.model)) for path in (data.train, data.val))
     classifier = trained(
         out / "classifier.safetensors",
         ShardLoader(data.train, batch_size=32, shuffle=10000),

@@ -93,7 +93,7 @@ def advise(
     if attention_images < 1 or (images is not None and images < 1):
         raise ValueError("--images must be at least 1")
     model, (_, _, device) = recipe.model, process()
-    manifest = read_manifest(shards, **expected(recipe))
+    manifest = read_manifest(shards, **expected(recipe.model))
     widest = model.raster.row_length
     powers = [2**k for k in range(widest.bit_length()) if 2**k < widest]
     wanted = windows_of(recipe, windows or [*powers, *recipe.evaluate.windows])

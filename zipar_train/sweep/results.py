@@ -7,8 +7,8 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from zipar_train.io.tables import aligned
-from zipar_train.plan.table import Plan
 from zipar_train.recipe.schema import Recipe
+from zipar_train.training.wandb_tracking import passes_by_window
 
 BEST = 7  # number of trials plotted in colour
 
@@ -67,9 +67,8 @@ class SweepResult(BaseModel):
 
 def passes(recipe: Recipe, metrics: Iterable[str]) -> dict[int, int]:
     """Return the forward passes of an image at each window in a trial's metrics."""
-    windows = sorted(int(text) for text in (_window(name).removeprefix("w") for name in metrics) if text.isdecimal())
-    model, rule = recipe.model, recipe.zipar.rule
-    return {w: Plan.zipar(model.raster, window=w, prompt=model.prompt, **rule).passes for w in windows}
+    texts = [_window(name).removeprefix("w") for name in metrics]
+    return passes_by_window(recipe.model, recipe.zipar.rule, [int(text) for text in texts if text.isdecimal()])
 
 
 def gathered(folder: Path, *, file: str, metric: str, goal: Literal["minimize", "maximize"]) -> SweepResult:

@@ -6,7 +6,7 @@ Of several training processes, only the first has a W&B run.
 import json
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ import lightning as L
 
 from zipar_train.io.files import write_atomic
 from zipar_train.plan.table import Plan
+from zipar_train.recipe.model import Model
 from zipar_train.recipe.schema import Recipe
 from zipar_train.run.checkpoints import last_checkpoint
 from zipar_train.run.provenance import environment
@@ -59,7 +60,9 @@ def tracked(trainer: L.Trainer, recipe: Recipe, *, resume: bool = False) -> Iter
             batch_size=min(recipe.data.micro_batch_size, recipe.evaluate.batch_size),
         )
         trainer.callbacks.insert(0, samples)  # type: ignore[attr-defined]  # first: see `Samples`
-    passes = _passes(recipe)
+    widest = recipe.model.raster.row_length
+    windows = [*recipe.zipar.windows, *(recipe.data.val_windows or ()), widest]
+    passes = passes_by_window(recipe.model, recipe.zipar.rule, windows)
     status, seconds, last = 1, float(STOPPING), {}
     try:
         with suppress(Exception):  # the first table needs W&B's server; later ones reuse its answer
@@ -133,12 +136,17 @@ def _arguments(recipe: Recipe, job: str, id: str | None, config: Mapping[str, An
     }
 
 
-def _passes(recipe: Recipe) -> dict[int, int]:
-    """Return the forward passes of an image at each window that validation may report."""
-    model, zipar = recipe.model, recipe.zipar
-    windows = sorted({*zipar.windows, *(recipe.data.val_windows or ()), model.raster.row_length}, reverse=True)
+def passes_by_window(model: Model, rule: Mapping[str, Any], windows: Iterable[int]) -> dict[int, int]:
+    """Return the forward passes of an image at each window, widest first.
+
+    Args:
+        model: The recipe's model section.
+        rule: Arguments of `Plan.zipar` other than the window.
+        windows: The windows.
+    """
     return {
-        window: Plan.zipar(model.raster, window=window, prompt=model.prompt, **zipar.rule).passes for window in windows
+        window: Plan.zipar(model.raster, window=window, prompt=model.prompt, **rule).passes
+        for window in sorted({*windows}, reverse=True)
     }
 
 
