@@ -22,7 +22,8 @@ def drawn_and_seen(decoder, sampling, labels, images=None):
     def observe(places, logits):
         for image in range(images):
             for column, place in enumerate(places[image].tolist()):
-                if place < decoder.family.prompt_length + 2 * decoder.family.grid.codes + decoder.family.grid.height:
+                family = decoder.family
+                if place < family.prompt_length + 2 * family.grid.num_codes + family.grid.height:
                     seen[image, place] = logits[image::images, column].clone()
 
     numbers = uniforms(list(range(images)), decoder.numbers, seed=0)
@@ -75,7 +76,7 @@ def test_theorem(height, width, data, row_end, prompt, stand_in, first_row, guid
     window = data.draw(st.integers(1, grid.row_length))
     plans = check(family, SamplingParams(guidance=guidance), window=window, stand_in=stand_in, first_row=first_row)
     for plan in plans:
-        assert sorted(plan.target[plan.target >= 0]) == list(range(grid.codes))
+        assert sorted(plan.target[plan.target >= 0]) == list(range(grid.num_codes))
         assert plan.passes <= Plan.raster(grid).passes
 
 
@@ -110,7 +111,7 @@ def simulated(family, label, numbers, window):
         later = [max(step, opens[-1]) + k * grid.width + 1 for k in range(grid.height - len(opens))]
         starts = [*opens, *later]
         plan = Plan.opened(grid, starts, window=window, tries=tries)
-        known = torch.tensor([codes.get(n, 0) for n in range(grid.codes)])
+        known = torch.tensor([codes.get(n, 0) for n in range(grid.num_codes)])
         with torch.no_grad():
             logits = forced(family, plan, known, prompt)[0]
         slots = [n for n in range(len(plan)) if plan.step[n] == step and plan.target[n] == target]
@@ -119,7 +120,7 @@ def simulated(family, label, numbers, window):
     def pick(p, u):
         return int((p.cumsum(0) <= u * p.sum()).sum().clamp(max=len(p) - 1))
 
-    while len(codes) < grid.codes or len(opens) < grid.height:
+    while len(codes) < grid.num_codes or len(opens) < grid.height:
         new = {}
         for row, opened in enumerate(opens):
             column = step - opened
@@ -135,7 +136,7 @@ def simulated(family, label, numbers, window):
             if not tried:
                 code, settled = pick(p, numbers[target]), whole
             else:
-                first = grid.codes + 2 * (target + tried - 1)
+                first = grid.num_codes + 2 * (target + tried - 1)
                 kept = numbers[first] * before[codes[target]] < p[codes[target]]
                 code = codes[target] if kept else pick((p - before).clamp(min=0), numbers[first + 1])
                 settled = kept or whole
@@ -146,7 +147,7 @@ def simulated(family, label, numbers, window):
                 tries[row] += 1
         codes |= new
         step += 1
-    return [codes[n] for n in range(grid.codes)], step
+    return [codes[n] for n in range(grid.num_codes)], step
 
 
 def test_a_simulation_without_cache_draws_the_same_codes():

@@ -232,7 +232,7 @@ def check_captured(family, plain, *, window: int) -> None:
     plan, sampling = Plan.zipar(family.grid, window=window), SamplingParams(guidance=2.0)
     plain, captured = Decoder(plain, plan, capture=False), Decoder(family, plan, capture=True)
     for labels in ([0, 2], [1, 0], [1]):
-        numbers = uniforms(list(range(len(labels))), plan.grid.codes, seed=len(labels))
+        numbers = uniforms(list(range(len(labels))), plan.grid.num_codes, seed=len(labels))
         assert torch.equal(captured(labels, numbers, sampling), plain(labels, numbers, sampling))
         graphs = captured.captured.graphs
         assert len(graphs) == len(set(captured.shapes)) < plan.passes

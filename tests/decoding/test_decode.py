@@ -130,7 +130,7 @@ def test_the_widest_window_is_a_stock_causal_model():
     plan = Plan.raster(family.grid)
     labels = torch.tensor([0, 1, 2])
     codes, seen = drawn_and_seen(family, plan, SamplingParams(temperature=0), labels)
-    prompt = family.codes + labels[:, None]
+    prompt = family.codebook_size + labels[:, None]
     generated = family.model.generate(prompt, max_new_tokens=30, min_new_tokens=30, do_sample=False)[:, 1:]
     assert torch.equal(codes, generated)
     with torch.no_grad():
@@ -142,11 +142,11 @@ def test_the_widest_window_with_row_ends_is_a_stock_causal_model():
     grid = Grid(4, 5, row_end=True)
     family, labels = StockLlama(grid, prompt=3), torch.tensor([0, 1])
     codes, seen = drawn_and_seen(family, Plan.raster(grid, prompt=3), SamplingParams(), labels)
-    ends = torch.full((2, 4, 1), family.codes)
+    ends = torch.full((2, 4, 1), family.codebook_size)
     raster = torch.cat([codes.view(2, 4, 5), ends], dim=2).flatten(1)[:, :-1]
-    prompt = (family.codes + 1 + labels)[:, None].expand(-1, 3)
+    prompt = (family.codebook_size + 1 + labels)[:, None].expand(-1, 3)
     with torch.no_grad():
-        causal = family.model(torch.cat([prompt, raster], dim=1)).logits[:, 2:, : family.codes]
+        causal = family.model(torch.cat([prompt, raster], dim=1)).logits[:, 2:, : family.codebook_size]
     keep = [grid.position(row, column) for row in range(4) for column in range(5)]
     assert (causal[:, keep] - seen).abs().max() <= 1e-10
 

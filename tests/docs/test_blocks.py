@@ -23,7 +23,7 @@ PYTHON = [  # a block's page and first line, what it finds in its folder, and wh
     (
         ("README.md", "from zipar_train import Grid, Plan, load"),
         ["runs/digits"],
-        {"plan.passes": 400, "plan.grid.codes": 576, "images.passes.tolist()": [40, 40], "len(images.codes)": 2},
+        {"plan.passes": 400, "plan.grid.num_codes": 576, "images.passes.tolist()": [40, 40], "len(images.codes)": 2},
     ),
     (
         ("docs/plan.md", "from zipar_train import Grid, Plan"),

@@ -37,7 +37,7 @@ def test_attention_is_transformers_own():
     stock = ALL_ATTENTION_FUNCTIONS["sdpa"]
     family = llamagen(4, 4)
     plan = Plan.raster(family.grid)
-    codes, labels = torch.randint(family.codes, (3, 16)), torch.tensor([0, 1, 2])
+    codes, labels = torch.randint(family.codebook_size, (3, 16)), torch.tensor([0, 1, 2])
 
     class Bar:
         def __enter__(self):

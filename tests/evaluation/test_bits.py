@@ -72,7 +72,7 @@ def test_bits_are_of_as_many_images_as_is_said():
     family = llamagen(8, 8)
 
     plan = Plan.raster(family.grid)
-    codes = torch.randint(family.codes, (9, 64))
+    codes = torch.randint(family.codebook_size, (9, 64))
     parts = [Batch(codes[k : k + 3], torch.tensor([0, 1, 2])) for k in (0, 3, 6)]
     assert bits_per_code(family, plan, parts, images=4) == pytest.approx(
         bits_per_code(family, plan, [Batch(codes[:4], torch.tensor([0, 1, 2, 0]))]), rel=1e-12

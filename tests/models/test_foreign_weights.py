@@ -230,7 +230,7 @@ def test_a_runs_own_weights_start_a_run_at_another_grid(tmp_path):
     larger = c2i(f"model.weights={path}", grid=6)
     family = load_family(larger.model, initial_weights(larger.model))
     assert equal(family.model.state_dict(), read(path).state)
-    assert family.grid.codes == 36
+    assert family.grid.num_codes == 36
     with pytest.raises(ValueError, match=r"its model.grid is \[4, 4\], here it is \[6, 6\]"):
         load_family(larger.model, read(path))  # a checkpoint to draw from is of its own grid
 

@@ -39,7 +39,7 @@ def test_slots_do_not_depend_on_the_window():
 def test_raster_is_the_widest_window_and_plain_causal():
     for grid in (Grid(5, 7), Grid(5, 7, row_end=True), Grid(1, 1)):
         plan = Plan.raster(grid, prompt=3)
-        assert plan.passes == grid.codes
+        assert plan.passes == grid.num_codes
         assert (plan.expires == NEVER).all()
         assert (np.diff(plan.position) == 1).all()
         assert (plan.visible() == np.tri(len(plan), dtype=bool)).all()
@@ -70,7 +70,7 @@ def test_released_plan_is_the_released_decoder(size, window):
 @given(plans())
 @settings(max_examples=150)
 def test_every_code_is_drawn_once_and_before_it_is_fed(plan):
-    codes = plan.grid.codes
+    codes = plan.grid.num_codes
     assert sorted(plan.target[plan.target >= 0]) == list(range(codes))
     drawn = plan.generated_at().reshape(-1)
     fed = plan.source >= 0

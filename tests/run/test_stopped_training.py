@@ -140,7 +140,7 @@ def test_a_run_that_is_at_its_end_says_so_and_one_that_is_beyond_is_refused(run,
     verb = ["fit", "--recipe", "digits-base", *sets([*tiny, "trainer.limit_train_batches=2", "trainer.max_epochs=3"])]
     assert run(*verb)[0] == 0
     status, out, _ = run(*verb, "--resume")
-    assert status == 0 and "trained to its end already, step 6: nothing is left to do" in out
+    assert status == 0 and "already been trained to its end, step 6: nothing is left to do" in out
     fewer = ["--set", "trainer.max_epochs=1", "--resume", "--allow-change", "trainer.max_epochs"]
     status, _, err = run(*verb, *fewer)
     assert status == 2 and "max_epochs=1" in err and "Traceback" not in err

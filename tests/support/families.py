@@ -19,7 +19,7 @@ class StockLlama:
     tokenizer = None
 
     def __init__(self, grid: Grid, *, codes: int = 7, prompt: int = 1, seed: int = 0):
-        self.grid, self.codes, self.prompt_length = grid, codes, prompt
+        self.grid, self.codebook_size, self.prompt_length = grid, codes, prompt
         torch.manual_seed(seed)
         self.model = LlamaForCausalLM(
             LlamaConfig(
@@ -39,13 +39,15 @@ class StockLlama:
         return torch.where(where, 3, condition)
 
     def prompt(self, condition):
-        return self.model.get_input_embeddings()(self.codes + 1 + condition)[:, None].expand(-1, self.prompt_length, -1)
+        return self.model.get_input_embeddings()(self.codebook_size + 1 + condition)[:, None].expand(
+            -1, self.prompt_length, -1
+        )
 
     def padding(self, condition):
         return None
 
     def embed(self, tokens):
-        return self.model.get_input_embeddings()(torch.where(tokens == ROW_END, self.codes, tokens))
+        return self.model.get_input_embeddings()(torch.where(tokens == ROW_END, self.codebook_size, tokens))
 
     def hidden(self, embeddings, positions, mask, cache=None):
         return self.model.model(
@@ -56,7 +58,7 @@ class StockLlama:
         ).last_hidden_state
 
     def head(self, hidden):
-        return self.model.lm_head(hidden)[..., : self.codes]
+        return self.model.lm_head(hidden)[..., : self.codebook_size]
 
 
 def llamagen(

@@ -28,7 +28,8 @@ def family(kind, depth):
 
 
 def a_batch(kind, family):
-    codes, padding = torch.randint(7, (2, family.grid.codes)), torch.tensor([[True, True, False, False], [False] * 4])
+    codes = torch.randint(7, (2, family.grid.num_codes))
+    padding = torch.tensor([[True, True, False, False], [False] * 4])
     if kind == "llamagen":
         return Batch(codes, torch.tensor([0, 2]))
     if kind == "llamagen-t2i":

@@ -14,7 +14,7 @@ from zipar_train.recipe.schema import SamplingParams
 
 def drawn_and_seen(family, plan, sampling, labels, seed=0, images=None):
     """Codes (B, N) of a decode, and the logits (B or 2 B, N, V) it saw of every code."""
-    codes, seen = plan.grid.codes, {}
+    codes, seen = plan.grid.num_codes, {}
 
     def observe(targets, logits):
         for column, target in enumerate(targets.tolist()):

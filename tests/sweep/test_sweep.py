@@ -153,7 +153,7 @@ def test_a_metric_that_trials_do_not_tell_is_refused_before_anything_is_run(tmp_
         tmp_path,
         "method: grid\nmetric: {name: val/bits_w4}\nparameters: {zipar.windows: {values: ['{4: 1}', '{2: 1}']}}",
     )
-    with pytest.raises(ValueError, match="metric.name = val/bits_w4: not all trials tell it; all tell val/bits_w8"):
+    with pytest.raises(ValueError, match="metric.name = val/bits_w4: not all trials report it; all report val/bits_w8"):
         run("digits-base", path, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

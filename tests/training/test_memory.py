@@ -37,7 +37,7 @@ recipe = load_recipe("llamagen-l", sys.argv[1:])
 def most():
     return 1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
 def step(module, family, images):
-    codes = torch.randint(family.codes, (images, family.grid.codes))
+    codes = torch.randint(family.codebook_size, (images, family.grid.num_codes))
     condition = family.check(conditions(recipe.model, images))
     taught = recipe.tune.distill > 0
     loss, divergence = module.losses(Batch(codes, condition), condition, min(recipe.zipar.windows), with_teacher=taught)

@@ -131,7 +131,7 @@ def test_a_server_out_of_reach_at_the_start_makes_the_run_offline(tiny, tmp_path
     assert time.monotonic() - begun < 25
     listener.close()
     said = [line for line in capsys.readouterr().out.split("\n") if "W&B" in line]
-    assert len(said) == 2 and "W&B is out of reach (" in said[0] and "goes on offline" in said[0]
+    assert len(said) == 2 and "W&B is out of reach (" in said[0] and "the run continues offline" in said[0]
     assert {"refused": "refused", "hanging": "deadline", "no key": "No API key configured"}[fault] in said[0]
     assert not holds(tmp_path / "run", KEY)
     sync(server, *(tmp_path / "run" / "wandb").glob("offline-run-*"))

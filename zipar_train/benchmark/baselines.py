@@ -123,7 +123,7 @@ def eager_loop(family: Family, condition: Any, uniforms: Tensor, sampling: Sampl
                     top_p=sampling.top_p,
                 )
                 generated[target] = codes[:, None]
-    codes = torch.cat([generated[target] for target in range(grid.codes)], dim=1)
+    codes = torch.cat([generated[target] for target in range(grid.num_codes)], dim=1)
     return codes.view(len(uniforms), grid.height, grid.width)
 
 
@@ -131,7 +131,7 @@ class _Whole:
     """LlamaGen's cache: a slot for each raster position, with attention to all earlier ones, written or not."""
 
     def __init__(self, family: Family, plan: Plan, *, rows: int):
-        self.prompt, self.slots, self.device = plan.prompt, plan.prompt + plan.grid.codes, family.model.device
+        self.prompt, self.slots, self.device = plan.prompt, plan.prompt + plan.grid.num_codes, family.model.device
         self.cache = SlotCache(family.model, rows=rows, slots=self.slots)
         self.causal = torch.tril(torch.ones(self.slots, self.slots, dtype=torch.bool, device=self.device))
 

@@ -64,7 +64,7 @@ class Decoders:
         """
         sampling, plain = self.recipe.sampling, self.plain
         condition = conditions(self.recipe.model, batch)
-        numbers = uniforms(list(range(batch)), self.grid.codes, seed=self.recipe.seed)
+        numbers = uniforms(list(range(batch)), self.grid.num_codes, seed=self.recipe.seed)
         ways: dict[Case, Way] = {}
         passes: dict[Case, int] = {}
         notes: list[str] = []

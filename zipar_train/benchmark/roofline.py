@@ -92,7 +92,7 @@ class Work:
         width = getattr(config, "head_dim", None) or config.hidden_size // heads
         return cls(
             body=sum(p.numel() for p in body.parameters()) - table,
-            head=family.codes * config.hidden_size,
+            head=family.codebook_size * config.hidden_size,
             attention=4 * config.num_hidden_layers * heads * width,
             key=2 * config.num_hidden_layers * (config.num_key_value_heads or heads) * width,
         )

@@ -42,7 +42,7 @@ class Stock:
 
     def __init__(self, family: Family):
         self.family, grid = family, family.grid
-        codes = torch.arange(family.codes, device=family.model.device)
+        codes = torch.arange(family.codebook_size, device=family.model.device)
         if grid.row_end:
             codes = torch.cat([codes, codes.new_tensor([ROW_END])])
         with torch.no_grad():
@@ -53,7 +53,7 @@ class Stock:
     def passes(self) -> int:
         """Forward passes of an image: one per code and, unlike in a plan, one per row end between rows."""
         grid = self.family.grid
-        return grid.codes + (grid.height - 1 if grid.row_end else 0)
+        return grid.num_codes + (grid.height - 1 if grid.row_end else 0)
 
     def notes(self, *, guided: bool) -> list[str]:
         """Return remarks on this decoder's times."""
@@ -106,7 +106,7 @@ class Stock:
             family.model.set_input_embeddings(own)
         if not grid.row_end:
             return generated
-        last = generated.new_full((len(generated), 1), family.codes)
+        last = generated.new_full((len(generated), 1), family.codebook_size)
         return (
             torch.cat([generated, last], dim=1).view(len(generated), grid.height, grid.row_length)[..., :-1].flatten(1)
         )

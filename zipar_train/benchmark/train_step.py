@@ -87,7 +87,7 @@ class TrainingStep:
             weight_decay=recipe.optim.weight_decay,
         )
         self.plan = self.module.plans[self.case.window]
-        self.codes = torch.randint(family.codes, (self.case.batch, family.grid.codes), device=self.device)
+        self.codes = torch.randint(family.codebook_size, (self.case.batch, family.grid.num_codes), device=self.device)
         self.condition = family.check(conditions(recipe.model, self.case.batch))
         return self.module
 
@@ -98,7 +98,7 @@ class TrainingStep:
         if self.case.kind != CAUSAL:
             return module.losses(Batch(codes, condition), condition, self.case.window)[0]
         states = causal(family, self.plan, codes, condition)
-        return losses(family.head, states, codes, size=family.codes)[0]
+        return losses(family.head, states, codes, size=family.codebook_size)[0]
 
     def row(self, timed: Timed, *, rate: float, causal: float | None) -> TrainRow:
         """Return the result so far.
@@ -119,7 +119,7 @@ class TrainingStep:
             batch=batch,
             step_ms=timed.middle * 1000,
             spread=timed.spread,
-            tokens_per_second=batch * plan.grid.codes / timed.middle,
+            tokens_per_second=batch * plan.grid.num_codes / timed.middle,
             utilisation=batch * operations / timed.middle / rate,
             memory=timed.peaks[-1] if self.device.type == "cuda" else None,
             against_causal=causal / timed.middle if causal and self.case.kind != CAUSAL else None,

@@ -60,7 +60,7 @@ def plan(
         {"window": p.window, "passes": p.passes, "reduction": p.reduction, "width": p.width, "slots": len(p)}
         for p in plans
     ]
-    print(f"{loaded.name}: {grid} codes, {grid.codes} next-token passes\n")
+    print(f"{loaded.name}: {grid} codes, {grid.num_codes} next-token passes\n")
     cells = [[*map(str, (p.window, p.passes, f"{p.reduction:.1%}", p.width, len(p)))] for p in plans]
     print("\n".join(aligned([["window", "passes", "fewer", "widest pass", "slots"], *cells])))
     generated_at = shown.generated_at()

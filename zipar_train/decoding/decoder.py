@@ -62,7 +62,7 @@ class Decoder:
         self.family, self.plan, device = family, plan, family.model.device
         family.model.eval()
         self.capture = device.type == "cuda" if capture is None else capture
-        codes = plan.grid.codes
+        codes = plan.grid.num_codes
 
         def table(vector: Any) -> Tensor:
             return torch.as_tensor(np.array(vector), device=device)
@@ -89,7 +89,7 @@ class Decoder:
     @property
     def numbers(self) -> int:
         """Number of uniform numbers per image."""
-        return self.plan.grid.codes
+        return self.plan.grid.num_codes
 
     def passes(self, images: int) -> list[int]:
         """Return the number of forward passes of each image in the last batch."""
@@ -127,7 +127,7 @@ class Decoder:
         self, condition: ConditionInput, uniforms: Tensor, sampling: SamplingParams, observe: Observer | None
     ) -> Tensor:
         family, grid, images = self.family, self.plan.grid, len(uniforms)
-        assert uniforms.shape == (images, grid.codes), uniforms.shape
+        assert uniforms.shape == (images, grid.num_codes), uniforms.shape
         prompt, padding = prompts(family, family.check(condition), guided=sampling.guidance != 1)
         if self.state is None or not self.state.fits(images, prompt):
             self.release()  # free the old state before allocating the new one
@@ -139,7 +139,7 @@ class Decoder:
             seen = self.captured((shape, sampling, observe is not None), work) if self.capture else work()
             if observe:
                 observe(*seen)
-        return state.tokens[:, : grid.codes].view(images, grid.height, grid.width).clone()
+        return state.tokens[:, : grid.num_codes].view(images, grid.height, grid.width).clone()
 
     def _pass(self, state: DecodeState, shape: Shape, sampling: SamplingParams, *, keep: bool) -> tuple[Tensor, ...]:
         """Run the pass at the state's counters; with `keep`, return the codes' places (K,) and logits (R, K, V)."""

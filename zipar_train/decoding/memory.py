@@ -35,7 +35,7 @@ def decode_bytes(family: Family, plan: Plan, images: int, *, rows: int, slots: i
     fed = int(np.bincount(plan.step).max())
     predicted = int(np.bincount(plan.step[plan.target >= 0]).max())
     hidden = fed * (8 * config.hidden_size + 3 * config.intermediate_size)
-    logits = predicted * family.codes
+    logits = predicted * family.codebook_size
     return rows * size * (cache + hidden + logits) + images * logits * 4 * SAMPLING
 
 

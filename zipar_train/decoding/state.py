@@ -27,7 +27,7 @@ class DecodeState:
 
     def __init__(self, family: Family, plan: Plan, images: int, prompt: Tensor, padding: Tensor | None, *, slots: int):
         check_memory(family, plan, images, rows=len(prompt), slots=slots)
-        device, codes = family.model.device, plan.grid.codes
+        device, codes = family.model.device, plan.grid.num_codes
         self.prompt = prompt.new_empty(prompt.shape)
         self.padding = None if padding is None else padding.new_empty(padding.shape)
         self.tokens = torch.empty(images, codes + 1, dtype=torch.long, device=device)

@@ -107,7 +107,7 @@ def gpus(asked: CheckContext) -> Iterator[CheckResult]:
             yield problem(
                 name,
                 words(error),
-                "`nvidia-smi` tells whether it is in order; a torch built for its "
+                "`nvidia-smi` shows whether it is in order; a torch built for its "
                 "architecture may be missing: pytorch.org/get-started/locally",
             )
 
@@ -175,7 +175,9 @@ def nccl(asked: CheckContext) -> Iterator[CheckResult]:
 CHECKS = (
     Check("CPU", processor, "Report this line"),
     Check("bfloat16", bf16, "--set trainer.precision=32-true"),
-    Check("GPU", gpus, "`nvidia-smi` tells whether the driver works; CUDA_VISIBLE_DEVICES= goes on without GPUs"),
+    Check(
+        "GPU", gpus, "`nvidia-smi` shows whether the driver works; set CUDA_VISIBLE_DEVICES= to continue without GPUs"
+    ),
     Check("gloo", gloo, "Several processes on CPUs need it. Let the host's name resolve, or set GLOO_SOCKET_IFNAME=lo"),
-    Check("nccl", nccl, "Several GPUs need it. NCCL_DEBUG=INFO says why; trainer.devices=1 goes without"),
+    Check("nccl", nccl, "Several GPUs need it. NCCL_DEBUG=INFO reports why; trainer.devices=1 does not need it"),
 )

@@ -127,4 +127,4 @@ CHECKS = (
     Check("trainer", trainer, "Fix the recipe's section `trainer`"),
     Check("precision", precisions, WHOLE),
 )
-MEMORY = (Check("memory", memory, "zipar-train plan --recipe NAME tells it too"),)
+MEMORY = (Check("memory", memory, "zipar-train plan --recipe NAME reports it too"),)

@@ -135,7 +135,7 @@ def evaluate(
             mode=mode,
             window=window,
             passes=passes,
-            reduction=1 - passes / plan.grid.codes,
+            reduction=1 - passes / plan.grid.num_codes,
             width=None if mode == "adaptive" else plan.width,
             bits=bits.get(key),
             window_costs=bits[key] / bits[candidate.name, wanted[0], "planned"] - 1 if key in bits else None,

@@ -36,7 +36,8 @@ def bits_per_code(family: Family, plan: Plan, loader: ShardLoader, *, images: in
         left = len(batch.codes) if images is None else images - counted
         codes_given = batch.codes[:left].to(device)
         hidden = target_hidden_states(family, plan, codes_given, family.check(batch.condition[:left]), mask)
-        total += losses(family.head, hidden, codes_given, size=family.codes)[0].double().item() * codes_given.numel()
+        nll = losses(family.head, hidden, codes_given, size=family.codebook_size)[0]
+        total += nll.double().item() * codes_given.numel()
         codes, counted = codes + codes_given.numel(), counted + len(codes_given)
         if counted == images:
             break

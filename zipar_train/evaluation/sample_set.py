@@ -233,10 +233,12 @@ class SampleSet:
             return None
         if codes.dtype != np.uint16 or codes.shape != (len(batch), grid.height, grid.width):
             return None
-        if passes.dtype != np.int64 or passes.shape != (len(batch),) or passes.min() < 1 or passes.max() > grid.codes:
+        right = passes.dtype == np.int64 and passes.shape == (len(batch),)
+        if not right or passes.min() < 1 or passes.max() > grid.num_codes:
             return None
         found = torch.from_numpy(codes.astype(np.int64))
-        return (found, torch.from_numpy(passes)) if int(found.max()) < self.generator.inference_family.codes else None
+        known = int(found.max()) < self.generator.inference_family.codebook_size
+        return (found, torch.from_numpy(passes)) if known else None
 
 
 def _named(size: tuple[int, int]) -> str:

@@ -140,7 +140,7 @@ def advise(
 
 def cut_off(plan: Plan) -> NDArray[np.bool_]:
     """Return bool (N, N): True if code m precedes code n in raster order, but n is predicted without seeing it."""
-    codes = plan.grid.codes
+    codes = plan.grid.num_codes
     queries, keys = _slots(plan)
     seen = np.zeros((codes, codes), dtype=bool)
     seen[:, plan.source[keys]] = plan.visible()[np.ix_(queries, keys)]
@@ -175,7 +175,7 @@ def attention(family: Any, plan: Plan, batches: Iterator[Any], *, bar: tqdm) -> 
 @contextmanager
 def _observed(sums: dict[int, Tensor], plan: Plan) -> Iterator[None]:
     """Add up every layer's attention weights within the `with` block, by wrapping transformers' attention function."""
-    stock, codes = ALL_ATTENTION_FUNCTIONS["sdpa"], plan.grid.codes
+    stock, codes = ALL_ATTENTION_FUNCTIONS["sdpa"], plan.grid.num_codes
     predicting, feeding = _slots(plan)
 
     def attend(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, **rest: Any) -> Any:
@@ -201,9 +201,9 @@ def _observed(sums: dict[int, Tensor], plan: Plan) -> Iterator[None]:
 def _by_offset(weights: NDArray[np.float64], grid: Grid) -> list[list[float | None]]:
     """Return the mean weight by row and column offset; None where no pair of codes has that offset."""
     height, width = grid.height, grid.width
-    row, column = np.divmod(np.arange(grid.codes), width)
+    row, column = np.divmod(np.arange(grid.num_codes), width)
     above, side = row[:, None] - row[None], column[None] - column[:, None] + width - 1
-    earlier = np.tri(grid.codes, k=-1, dtype=bool)
+    earlier = np.tri(grid.num_codes, k=-1, dtype=bool)
     place = (above * (2 * width - 1) + side)[earlier]
     size = height * (2 * width - 1)
     total = np.bincount(place, weights[earlier], minlength=size)

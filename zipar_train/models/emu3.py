@@ -63,7 +63,7 @@ class Emu3(TextToImage):
                 model.hidden_size,
             )
             feed_forward = model.ffn_size or 4 * width
-        self.section, self.grid, self.codes = model, model.raster, model.codebook_size
+        self.section, self.grid, self.codebook_size = model, model.raster, model.codebook_size
         self.prompt_length = model.prompt
         vocabulary = model.token_prompt.vocabulary or VOCABULARY
         self.first, self.row_end = vocabulary - model.codebook_size, vocabulary - model.codebook_size - BEFORE

@@ -1,6 +1,6 @@
 """The interface of image generators to the rest of zipar-train, and the table of families.
 
-A family is one file and one line in the table.
+A family is one file, one line in the table, and its name in `recipe/model.py`.
 
 Shapes: B images, S slots, P prompt tokens, N = H W codes per image, V codebook size, D hidden size of the model.
 """
@@ -40,7 +40,7 @@ class Family(Protocol):
 
     grid: Grid
     model: PreTrainedModel  # a transformers model, which supports saving, adapters and activation checkpointing
-    codes: int  # V
+    codebook_size: int  # V
     prompt_length: int  # P
 
     def renamed(self, state: dict[str, Tensor]) -> dict[str, Tensor] | None:

@@ -62,7 +62,7 @@ class Janus(TextToImage):
             SIZES[model.size] if model.size else (model.num_layers, model.num_heads, model.hidden_size, model.ffn_size)
         )
         assert model.token_prompt and depth and heads and width  # checked by the recipe
-        self.section, self.grid, self.codes = model, model.raster, model.codebook_size
+        self.section, self.grid, self.codebook_size = model, model.raster, model.codebook_size
         self.prompt_length, self.prompter = model.prompt, Prompter(model.token_prompt, ask=ASK, keep=(START,))
         self.model = JanusImages(
             JanusImagesConfig(
@@ -72,7 +72,7 @@ class Janus(TextToImage):
                 num_attention_heads=heads,
                 hidden_size=width,
                 intermediate_size=feed_forward or 4 * width,
-                max_position_embeddings=self.prompt_length + self.grid.codes,
+                max_position_embeddings=self.prompt_length + self.grid.num_codes,
                 rms_norm_eps=1e-6,
                 tie_word_embeddings=False,
             )

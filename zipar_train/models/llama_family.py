@@ -23,7 +23,7 @@ class LlamaFamily:
 
     section: Model
     grid: Grid
-    codes: int
+    codebook_size: int
     prompt_length: int
     model: Any  # a transformers model
 

@@ -70,7 +70,7 @@ class Lumina(TextToImage):
             SIZES[model.size] if model.size else (model.num_layers, model.num_heads, model.hidden_size, model.ffn_size)
         )
         assert model.token_prompt and depth and heads and width  # checked by the recipe
-        self.section, self.grid, self.codes = model, model.raster, model.codebook_size
+        self.section, self.grid, self.codebook_size = model, model.raster, model.codebook_size
         self.prompt_length, self.heads = model.prompt, heads
         rows, columns = model.grid
         after = FIRST + model.codebook_size
@@ -100,13 +100,13 @@ class Lumina(TextToImage):
 
     def is_hf_checkpoint(self, state: dict[str, Tensor]) -> bool:
         head = state.get(HEAD)  # names are the same; its head also has rows for words
-        return head is not None and head.ndim == 2 and len(head) > self.codes
+        return head is not None and head.ndim == 2 and len(head) > self.codebook_size
 
     def map_tensor(self, name: str, tensor: Tensor) -> tuple[str, Tensor] | None:
         if name.startswith(LEFT_OUT):
             return None
         if name == HEAD:
-            return name, tensor[FIRST : FIRST + self.codes]
+            return name, tensor[FIRST : FIRST + self.codebook_size]
         return name, self.of_each_head(name, tensor)
 
     def of_each_head(self, name: str, tensor: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ class Grid:
             raise ValueError(f"a grid needs at least 1 row and 1 column of codes, not {self.height} x {self.width}")
 
     @property
-    def codes(self) -> int:
+    def num_codes(self) -> int:
         """Return the number of image codes in the grid, row ends excluded."""
         return self.height * self.width
 
@@ -33,7 +33,7 @@ class Grid:
         return self.width + self.row_end
 
     def code(self, row: int, column: int) -> int:
-        """Return the index of an image code in raster order, row ends excluded, 0 .. codes - 1."""
+        """Return the index of an image code in raster order, row ends excluded, 0 .. num_codes - 1."""
         return row * self.width + column
 
     def row(self, code: int) -> int:

@@ -60,10 +60,10 @@ def unwritten_slots_mask(plan: Plan, *, device: Device = "cpu") -> Tensor:
 
     A plan's masks hide them. The released decoder attends to them, as zero keys and values in its cache.
     """
-    first = np.full(plan.grid.codes, NEVER)
+    first = np.full(plan.grid.num_codes, NEVER)
     image = plan.position >= 0
     np.minimum.at(first, plan.position[image], plan.step[image])
-    before = np.arange(plan.grid.codes)[None] <= plan.position[:, None]
+    before = np.arange(plan.grid.num_codes)[None] <= plan.position[:, None]
     return torch.tensor(before & (first[None] > plan.step[:, None]), device=device)[None, None]
 
 

@@ -157,11 +157,11 @@ class Plan:
     @property
     def reduction(self) -> float:
         """Return the fraction of next-token decoding's passes that this plan saves, 0 .. 1."""
-        return 1 - self.passes / self.grid.codes
+        return 1 - self.passes / self.grid.num_codes
 
     def generated_at(self) -> Integers:
         """Return the pass that generates each code, int64 (H, W)."""
-        passes = np.empty(self.grid.codes, dtype=np.int64)
+        passes = np.empty(self.grid.num_codes, dtype=np.int64)
         passes[self.target[self.target >= 0]] = self.step[self.target >= 0]
         return passes.reshape(self.grid.height, self.grid.width)
 

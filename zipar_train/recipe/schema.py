@@ -125,7 +125,7 @@ class Evaluate(Section):
     dtype: Literal["float32", "bfloat16"] | None = None  # generation dtype; null: bfloat16 on a GPU, else float32
     features: Literal["inception", "classifier"] = "inception"  # classifier: small, trained on data.train
     features_weights: Source | None = None  # path of Inception's weights; null: torch-fidelity downloads them
-    reference: Source | None = None  # folder of images, manifest of shards, or ADM's .npz; null: data.val
+    reference: Source | None = None  # folder of images, manifest of shards, or ADM's .npz; null: data.val if it exists
     clip: Source | None = None  # model of the CLIP score, hub id or folder; null: no CLIP score
 
     @model_validator(mode="after")
@@ -178,7 +178,7 @@ class Recipe(Section):
             for window in windows
             if window > widest
         ]
-        if (logits := self.data.micro_batch_size * self.model.raster.codes * self.model.codebook_size) > LOGITS:
+        if (logits := self.data.micro_batch_size * self.model.raster.num_codes * self.model.codebook_size) > LOGITS:
             mistakes.append(
                 f"data.micro_batch_size = {self.data.micro_batch_size}: {logits:.0e} logits a step, more than "
                 f"{LOGITS:.0e}. Make it smaller, and trainer.accumulate_grad_batches larger."
@@ -186,16 +186,16 @@ class Recipe(Section):
         step = self.optim.global_batch_size or self.data.micro_batch_size * self.trainer.get(
             "accumulate_grad_batches", 1
         )
-        if step * self.model.raster.codes > STEP:
+        if step * self.model.raster.num_codes > STEP:
             mistakes.append(
-                f"a step of {step:,} images has {step * self.model.raster.codes:.0e} codes, more than {STEP:.0e}: make "
-                "optim.global_batch_size smaller, or data.micro_batch_size or trainer.accumulate_grad_batches."
+                f"a step of {step:,} images has {step * self.model.raster.num_codes:.0e} codes, more than {STEP:.0e}: "
+                "make optim.global_batch_size smaller, or data.micro_batch_size or trainer.accumulate_grad_batches."
             )
         if self.checkpoint_monitor not in (None, *(bits := [f"val/bits_w{window}" for window in self.val_windows])):
             mistakes.append(f"checkpoint_monitor = {self.checkpoint_monitor!r}: use one of {', '.join(bits)}, or null.")
         if self.optim.global_batch_size and "accumulate_grad_batches" in self.trainer:
             mistakes.append(
-                "trainer.accumulate_grad_batches: optim.global_batch_size says how large a step is. Drop one of them."
+                "trainer.accumulate_grad_batches: optim.global_batch_size already sets the step size. Drop one of them."
             )
         if self.tune.distill and self.model.weights is None:
             mistakes.append(

@@ -236,7 +236,7 @@ def _metric(sweep: Sweep, recipes: Sequence[Recipe], file: str | Path) -> str:
         return names[0]
     if sweep.metric not in names:
         raise ValueError(
-            f"{file}: metric.name = {sweep.metric}: not all trials tell it; all tell {', '.join(names) or 'none'}. "
+            f"{file}: metric.name = {sweep.metric}: not all trials report it; all report {', '.join(names) or 'none'}. "
             "Name one of these, or give all trials the same data.val_windows"
         )
     return sweep.metric

@@ -186,11 +186,11 @@ def how_it_ended(trainer: L.Trainer, recipe: Recipe, begun: int | None) -> None:
                 f"max_steps = {steps}, max_epochs = {epochs}, limit_train_batches = {trainer.limit_train_batches}, "
                 f"and step {step:,} of epoch {epoch + 1} is reached"
             )
-        rank_zero_print(f"{recipe.run_dir} is trained to its end already, step {step:,}: nothing is left to do.")
+        rank_zero_print(f"{recipe.run_dir} has already been trained to its end, step {step:,}: nothing is left to do.")
     elif trainer.should_stop:
         rank_zero_print(
             f"trainer.max_time = {recipe.trainer['max_time']} is over at step {step:,}, in epoch {epoch + 1}: the "
-            "checkpoint is kept, and --resume goes on for as long again."
+            "checkpoint is kept, and --resume trains for as long again."
         )
 
 

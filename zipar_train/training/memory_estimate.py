@@ -113,7 +113,7 @@ def training(recipe: Recipe, family: Family) -> tuple[Memory, int]:
     one = family.check(conditions(recipe.model, 1))
     with fake:
         condition = _repeated(one, images)
-        codes = torch.randint(family.codes, (images, family.grid.codes))
+        codes = torch.randint(family.codebook_size, (images, family.grid.num_codes))
         optimizer, trained = module.optimizer(), [p for p in family.model.parameters() if p.requires_grad]
         for group in optimizer.param_groups:
             group["fused"] = True  # as on a GPU

@@ -182,7 +182,8 @@ class ZipARModule(L.LightningModule):
         if with_teacher:
             with torch.no_grad(), original_weights(self.family, self.teacher) as family:
                 other = (head, states(family, self.family.grid.row_length))
-        return losses(self.family.head, states(self.family, window), batch.codes, size=self.family.codes, teacher=other)
+        hidden, size = states(self.family, window), self.family.codebook_size
+        return losses(self.family.head, hidden, batch.codes, size=size, teacher=other)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         epoch, (step, places) = self.current_epoch, self.places(batch_idx, len(batch.codes))

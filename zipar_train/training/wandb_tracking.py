@@ -108,12 +108,12 @@ def start(recipe: Recipe, job: str, *, id: str | None = None, config: Mapping[st
         try:
             return Run(wandb.init(mode=None if "WANDB_MODE" in os.environ else "online", **arguments), folder)
         except Exception as error:
-            print(f"W&B is out of reach ({reason_of(error)}); it goes on offline.", flush=True)
+            print(f"W&B is out of reach ({reason_of(error)}); the run continues offline.", flush=True)
             end_service()
     try:
         run = Run(wandb.init(mode="offline", **arguments), folder)
     except Exception as error:
-        print(f"W&B does not start ({reason_of(error)}); it goes on without.", flush=True)
+        print(f"W&B does not start ({reason_of(error)}); the run continues without W&B.", flush=True)
         end_service()
         return None
     print(f"W&B offline: `wandb sync {recipe.run_dir}/wandb/offline-run-*` uploads it.", flush=True)

@@ -70,7 +70,7 @@ class AdaptiveDecoder:
     @property
     def numbers(self) -> int:
         """Uniform numbers per image: one for each code, and two for each verification of a first code."""
-        return 3 * self.family.grid.codes
+        return 3 * self.family.grid.num_codes
 
     def plans(self, images: int) -> list[Plan]:
         """Return the plan of each image in the last batch."""
@@ -119,7 +119,7 @@ class AdaptiveDecoder:
                     state.expires[image, state.written[image] - 1] = expires
             step += 1
         self.schedules = rows
-        return state.tokens[:, : family.grid.codes].view(images, family.grid.height, family.grid.width).clone()
+        return state.tokens[:, : family.grid.num_codes].view(images, family.grid.height, family.grid.width).clone()
 
 
 class _AdaptiveState:
@@ -137,7 +137,7 @@ class _AdaptiveState:
         self.aligned = keys_aligned(device)
         slots = self.most + 1 + -(self.most + 1) % self.aligned
         check_memory(family, plan, images, rows=self.copies * images, slots=slots)
-        self.tokens = torch.full((images, grid.codes + 2), ROW_END, device=device)  # codes, the row end, and no code
+        self.tokens = torch.full((images, grid.num_codes + 2), ROW_END, device=device)  # codes, row end, no code
         self.before: Tensor | None = None  # (B, V), the codes to verify were sampled from it
         self.written = np.zeros(images, dtype=np.int64)
         self.position = np.zeros((images, slots), dtype=np.int64)
@@ -146,7 +146,7 @@ class _AdaptiveState:
 
     def forward(self, step: int, feeds: list[list[SlotInput]], observe: Observer | None) -> NDArray[np.bool_]:
         """Run a forward pass and return, for each image, whether its verified code was accepted, bool (B,)."""
-        family, codes, device = self.family, self.family.grid.codes, self.tokens.device
+        family, codes, device = self.family, self.family.grid.num_codes, self.tokens.device
         images, widest = len(feeds), max(map(len, feeds))
         source, position, target, place = (np.full((images, widest), x) for x in (0, -1, codes + 1, self.most))
         for image, each in enumerate(feeds):
@@ -196,7 +196,7 @@ class _AdaptiveState:
         images = [k for k, _ in looks]
         table = [(k, len(feeds[k]) - 1, feed.target, feed.tried) for k, feed in looks]
         image, column, target, tried = torch.tensor(table, device=generated.device).T
-        number = grid.codes + 2 * (target + (tried - 1).clamp(min=0))
+        number = grid.num_codes + 2 * (target + (tried - 1).clamp(min=0))
         if self.before is None:
             self.before = p.new_zeros(len(feeds), p.shape[-1])
         before, now = self.before[image], p[image, column]

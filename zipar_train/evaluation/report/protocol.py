@@ -52,8 +52,8 @@ def warnings(protocol: Protocol) -> list[str]:
         )
     if protocol.features and protocol.images < 50_000:
         said.append(
-            f"From {protocol.images:,} images a Frechet distance is biased upwards against one from 50,000, alike in "
-            "every row."
+            f"From {protocol.images:,} images a Frechet distance is biased upwards relative to one from 50,000, "
+            "equally in every row."
         )
     return said
 

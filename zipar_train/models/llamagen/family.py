@@ -32,7 +32,7 @@ class LlamaGen(LlamaFamily):
             SIZES[model.size] if model.size else (model.num_layers, model.num_heads, model.hidden_size)
         )
         assert depth and heads and width  # checked by the recipe
-        self.section, self.grid, self.codes, self.classes = (
+        self.section, self.grid, self.codebook_size, self.classes = (
             model,
             model.raster,
             model.codebook_size,
@@ -51,7 +51,7 @@ class LlamaGen(LlamaFamily):
                 num_attention_heads=heads,
                 hidden_size=width,
                 intermediate_size=model.ffn_size or feed_forward(width),
-                max_position_embeddings=self.prompt_length + self.grid.codes,
+                max_position_embeddings=self.prompt_length + self.grid.num_codes,
             )
         )
 
@@ -78,7 +78,7 @@ class LlamaGen(LlamaFamily):
 
     def prompt(self, condition: Condition) -> Tensor:
         assert isinstance(condition, Tensor)
-        return self.model.get_input_embeddings()(self.codes + condition)[:, None]
+        return self.model.get_input_embeddings()(self.codebook_size + condition)[:, None]
 
     def padding(self, condition: Condition) -> Tensor | None:
         return None

@@ -48,7 +48,7 @@ class ChameleonVQ:
     def __init__(self, model: VQGAN, code_of_row: Tensor, *, sha256: str | None = None):
         self.model, self.code_of_row, self.sha256 = model.eval().requires_grad_(False), code_of_row, sha256
         self.row_of_code = torch.argsort(code_of_row)
-        self.stride, self.codes = 2 ** (len(model.config.channel_multiplier) - 1), len(code_of_row)
+        self.stride, self.codebook_size = 2 ** (len(model.config.channel_multiplier) - 1), len(code_of_row)
 
     @torch.inference_mode()
     def encode(self, pixels: Tensor) -> Tensor:

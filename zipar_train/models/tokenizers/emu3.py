@@ -25,7 +25,7 @@ class Emu3VQ:
 
     def __init__(self, model: Emu3VQVAE, *, sha256: str | None = None):
         self.model, self.sha256 = model.eval().requires_grad_(False), sha256
-        self.stride, self.codes = model.spatial_scale_factor, model.config.codebook_size
+        self.stride, self.codebook_size = model.spatial_scale_factor, model.config.codebook_size
 
     @torch.inference_mode()
     def encode(self, pixels: Tensor) -> Tensor:

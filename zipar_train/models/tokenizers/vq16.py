@@ -39,7 +39,7 @@ class VQ16:
     def __init__(self, model: JanusVQVAE, *, sha256: str | None = None):
         self.model, self.sha256 = model.eval().requires_grad_(False), sha256
         self.stride = 2 ** (len(model.config.channel_multiplier) - 1)
-        self.codes = model.config.num_embeddings
+        self.codebook_size = model.config.num_embeddings
         self.roundings: dict[torch.device, float] = {}
 
     @torch.inference_mode()
@@ -69,7 +69,8 @@ class VQ16:
         It is measured once per device, on two images of `side` x `side` random codes.
         """
         if device not in self.roundings:
-            codes = torch.randint(self.codes, (2, side, side), generator=torch.Generator().manual_seed(0)).to(device)
+            random = torch.Generator().manual_seed(0)
+            codes = torch.randint(self.codebook_size, (2, side, side), generator=random).to(device)
             exact = self.images(codes).clamp(-1, 1)
             with torch.autocast(device.type, torch.bfloat16):
                 rounded = self.images(codes).float().clamp(-1, 1)
@@ -121,9 +122,9 @@ def load_vq16(source: str | None, *, codes: int) -> VQ16:
             f"{path} is a VQ-{tokenizer.stride}, not a VQ-16: a code is {tokenizer.stride} pixels wide. "
             "Give vq_ds16_c2i.pt or vq_ds16_t2i.pt"
         )
-    if tokenizer.codes != codes:
+    if tokenizer.codebook_size != codes:
         raise ValueError(
-            f"{path} has a codebook of {tokenizer.codes} codes, the recipe's model one of {codes}. "
+            f"{path} has a codebook of {tokenizer.codebook_size} codes, the recipe's model one of {codes}. "
             "Give the tokenizer that the model was trained with, or fix model.codebook_size"
         )
     return tokenizer

@@ -192,7 +192,7 @@ class Checkpoint(L.Callback):
         if not self.io.failure:
             return False
         whole = "none is there yet" if self.saved is None else f"that of step {self.saved:,} is as it was"
-        print(f"{self.io.failure}; {whole}. Training goes on, make room", file=sys.stderr, flush=True)
+        print(f"{self.io.failure}; {whole}. Training continues; free some space", file=sys.stderr, flush=True)
         return True
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:

@@ -94,7 +94,7 @@ class Samples(L.Callback):
         codes, pixels = [], []
         for start in range(0, len(wanted), self.batch_size):
             chunk = wanted[start : start + self.batch_size]
-            numbers = uniforms([start + k for k in range(len(chunk))], family.grid.codes, seed=0)
+            numbers = uniforms([start + k for k in range(len(chunk))], family.grid.num_codes, seed=0)
             codes.append(decoder(chunk, numbers, self.sampling))
             assert family.tokenizer
             pixels.append(family.tokenizer.decode(codes[-1]).cpu())

@@ -27,7 +27,7 @@ def forward(family: Family, plan: Plan) -> tuple[float, float]:
         sum(part.weight.numel() for part in module.modules() if isinstance(part, nn.Linear))
         for module in (family.model.base_model, family.model.get_output_embeddings())
     )
-    products = 2 * body * len(plan) + 2 * head * family.grid.codes
+    products = 2 * body * len(plan) + 2 * head * family.grid.num_codes
     config = family.model.config.get_text_config()
     width = config.num_attention_heads * getattr(config, "head_dim", config.hidden_size // config.num_attention_heads)
     attention = 4 * len(plan) ** 2 * width * config.num_hidden_layers
