@@ -131,7 +131,7 @@ def test_steps_that_devices_cannot_share_are_refused_with_numbers(tiny, tmp_path
         r"optim.global_batch_size=66 or 63",
     ):
         split_batch(recipe, 3)
-    with pytest.raises(ValueError, match="optim.global_batch_size says how large a step is. Drop one"):
+    with pytest.raises(ValueError, match="optim.global_batch_size already sets the step size. Drop one"):
         load_recipe("digits-base", [*tiny, "optim.global_batch_size=64", "trainer.accumulate_grad_batches=2"])
 
 

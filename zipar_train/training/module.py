@@ -92,13 +92,12 @@ class ZipARModule(L.LightningModule):
         if distill and teacher is None and not any(lora.MARK in name for name, _ in family.model.named_parameters()):
             raise ValueError("distill needs a teacher: the family with the weights that training starts from")
         self.family, self.model = family, family.model
+        widest = family.grid.row_length
+        self.val_windows = list(val_windows or sorted({*windows, widest}, reverse=True))
         self.plans = {
             window: Plan.zipar(family.grid, window=window, prompt=family.prompt_length, **(rule or {}))
-            for window in sorted({*windows, *(val_windows or ()), family.grid.row_length}, reverse=True)
+            for window in sorted({*windows, *self.val_windows, widest}, reverse=True)
         }
-        self.val_windows = (
-            list(val_windows) if val_windows else [*sorted({*windows, family.grid.row_length}, reverse=True)]
-        )
         self.windows = dict(windows)
         self.teacher, self.distill = Teacher(teacher) if teacher and distill else None, distill
         self.label_dropout, self.seed = label_dropout, seed
