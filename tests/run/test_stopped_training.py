@@ -93,7 +93,10 @@ def test_a_run_that_max_time_ends_goes_on_when_resumed(run, tiny, tmp_path, monk
         patch.setattr(Limit, "on_train_batch_end", over)
         status, out, err = run("fit", "--recipe", "digits-base", *sets(overrides))
     assert status == 0, err
-    assert f"trainer.max_time = {{'hours': 1}} is over at step {step}" in out and "--resume goes on" in out
+    assert (
+        f"trainer.max_time = {{'hours': 1}} is over at step {step}" in out
+        and "--resume trains for as long again" in out
+    )
     assert max(validations(tmp_path / "run")) == step - 1  # the bits it came to
     assert Limit("00:01:00:00").state_dict() == {}
     fit(load_recipe("digits-base", overrides), resume=True)

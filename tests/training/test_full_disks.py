@@ -45,7 +45,7 @@ def test_a_full_disk_leaves_what_is_there_and_training_goes_on(tiny, tmp_path, s
     running.kill(signal.SIGCONT)
     running.until(lambda: running.said().count("could not be written") >= 2)
     running.kill(signal.SIGSTOP)
-    assert "No space left on device" in running.said() and "is as it was. Training goes on" in running.said()
+    assert "No space left on device" in running.said() and "is as it was. Training continues" in running.said()
     assert all(damage(path) is None for path in newest_first(small_disk / "run"))
     ballast.unlink()
     running.kill(signal.SIGCONT)
