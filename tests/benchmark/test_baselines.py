@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from commands import sets
 from families import StockLlama, llamagen
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -78,10 +79,10 @@ CAPTIONED = ["lumina-mgpt-7b-512", "emu3-gen", "janus-pro-1b", "llamagen-xl-t2i"
 @pytest.mark.parametrize("name", CAPTIONED)
 def test_bench_of_captioned_recipes_from_the_command_line(run, tmp_path, name):
     """With all baselines, and nothing to download: the tokenizer of text is not there either."""
-    sets = [part for override in tiny(name) for part in ("--set", override)]
+    options = sets(tiny(name))
     full = 7 if name in CAPTIONED[:2] else 6
     status, out, err = run(
-        "bench", "--recipe", name, *sets, "--windows", f"{full},2", "--repeats", "1", "--json", tmp_path / "b.json"
+        "bench", "--recipe", name, *options, "--windows", f"{full},2", "--repeats", "1", "--json", tmp_path / "b.json"
     )
     assert status == 0, err + out
     rows = {(row["method"], row["window"]): row for row in json.loads((tmp_path / "b.json").read_text())["rows"]}
@@ -90,7 +91,9 @@ def test_bench_of_captioned_recipes_from_the_command_line(run, tmp_path, name):
     assert rows[STOCK, full]["passes"] == (27 if full == 7 else 24)  # a pass for each row end between rows
     assert rows[OURS, 2]["code_match"] == 1
     assert ("takes a pass for each row end too, 27 an image" in out) == (full == 7)
-    status, out, err = run("bench", "--train", "--recipe", name, *sets, "--repeats", "1", "--json", tmp_path / "t.json")
+    status, out, err = run(
+        "bench", "--train", "--recipe", name, *options, "--repeats", "1", "--json", tmp_path / "t.json"
+    )
     assert status == 0, err + out
     report = json.loads((tmp_path / "t.json").read_text())
     assert [(row["attention"], row["window"]) for row in report["rows"]] == [(CAUSAL, full), (SDPA, 2)]

@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from commands import sets
 from families import StockLlama, llamagen, llamagen_t2i
 from small import TINY
 from torch.utils.flop_counter import FlopCounterMode
@@ -167,12 +168,12 @@ def test_training_steps_hang_together():
 
 @pytest.mark.slow
 def test_bench_from_the_command_line(run, tmp_path):
-    sets = [part for override in TINY for part in ("--set", override)]
+    options = sets(TINY)
     status, out, _ = run(
         "bench",
         "--recipe",
         "digits",
-        *sets,
+        *options,
         "--windows",
         "8,2",
         "--repeats",
@@ -195,7 +196,7 @@ def test_bench_from_the_command_line(run, tmp_path):
         "bench",
         "--recipe",
         "digits",
-        *sets,
+        *options,
         "--train",
         "--batch-sizes",
         "2",

@@ -6,6 +6,7 @@ import graphs
 import lightning as L
 import pytest
 import torch
+from commands import sets
 from small import TINY
 from torch.utils.data import DataLoader
 
@@ -94,12 +95,12 @@ def test_a_way_that_fails_leaves_the_rows_of_others(run, tmp_path, monkeypatch):
         return real(*args, window=window, **kwargs)
 
     monkeypatch.setattr(decoders, "eager_loop", scarce)
-    sets = [part for override in TINY for part in ("--set", override)]
+    options = sets(TINY)
     status, out, _ = run(
         "bench",
         "--recipe",
         "digits",
-        *sets,
+        *options,
         "--windows",
         "8,2",
         "--repeats",
@@ -130,13 +131,13 @@ def test_a_step_that_fails_leaves_the_rows_of_others(run, tmp_path, monkeypatch)
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB")
 
     monkeypatch.setattr(train_step.ZipARModule, "losses", scarce)
-    sets = [part for override in TINY for part in ("--set", override)]
+    options = sets(TINY)
     arguments = [
         "bench",
         "--train",
         "--recipe",
         "digits",
-        *sets,
+        *options,
         "--batch-sizes",
         "2",
         "--repeats",

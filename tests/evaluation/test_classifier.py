@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.linalg import sqrtm
+from scored_pictures import assert_equal_scores
 
 from zipar_train.data.loader import ShardLoader
 from zipar_train.evaluation.scores.classifier import pixels_of, register, trained
@@ -97,15 +98,7 @@ def test_scores_of_the_small_network_are_torch_fidelitys(shards, network):
     reference = open_reference(str(shards / "val.json"), extractor, tokenizer=Palette.grey(17), size=(8, 8))
     ours = fidelity(features_of(drawn, extractor), reference, extractor)
     assert subset_size(300, len(real)) == 150
-    pairs = {
-        "fid": "frechet_inception_distance",
-        "kid": "kernel_inception_distance_mean",
-        "isc": "inception_score_mean",
-        "precision": "precision",
-        "recall": "recall",
-    }
-    for mine, name in pairs.items():
-        assert ours[mine].mean == pytest.approx(theirs[name], rel=1e-6, abs=1e-6), name
+    assert_equal_scores(ours, theirs)
 
 
 def test_the_error_bar_of_one_seed_is_that_of_many_drawings(shards, network):

@@ -8,6 +8,7 @@ import resource
 
 import pytest
 import yaml
+from commands import sets
 from fuzzing import Odd, examples, spoilt_values
 from hypothesis import given
 from hypothesis import strategies as st
@@ -76,7 +77,7 @@ def test_memory_of_numbers_within_their_ranges_is_told(file, name, numbers):
     recipe = judged(file, LESS)
     if recipe and (recipe.model.num_layers or 0) < 8:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        planned(file, *(part for override in LESS for part in ("--set", override)))
+        planned(file, *sets(LESS))
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 3 * 2**20, "it took more than 3 GiB"
 
 
@@ -88,4 +89,4 @@ SMALL = ["model.num_layers=1", "model.num_heads=2", "model.hidden_size=16", "mod
 def test_memory_is_told_for_whatever_is_accepted(file, data):
     file.write_bytes(yaml.dump(data, Dumper=Odd).encode("utf-8", "surrogatepass"))
     if judged(file, SMALL):
-        planned(file, *(part for override in SMALL for part in ("--set", override)))
+        planned(file, *sets(SMALL))

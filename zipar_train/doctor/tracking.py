@@ -24,7 +24,8 @@ def mode(asked: CheckContext) -> str | None:
     """Return the W&B mode of the recipe's runs; without a recipe that of WANDB_MODE, or None."""
     recipe = asked.recipe
     if recipe is None or recipe.log.wandb == ONLINE:
-        return mode_from_environment() if mode_from_environment() is not None else (ONLINE if recipe else None)
+        given = mode_from_environment()
+        return given if given is not None else (ONLINE if recipe else None)
     return recipe.log.wandb
 
 

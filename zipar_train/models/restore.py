@@ -65,15 +65,9 @@ def _read(path: Path, entry: str | None, checksums: Checksums | None) -> LoadedW
                 state = tensors(read_file(path / name, checksums=checksums), where=path / name)
                 state = {_lora_name(key): tensor for key, tensor in state.items()}
                 extra = {"base": _base_of(path / "base")} if os.path.lexists(path / "base") else {}
-                return LoadedWeights(
-                    path, parse_stored(path / "recipe.yaml", where=str(path / "recipe.yaml")), state, extra
-                )
+                return LoadedWeights(path, _recipe_of(path), state, extra)
         if (path / "config.json").is_file():  # transformers' layout: published, or an export of several files
-            recipe = (
-                parse_stored(path / "recipe.yaml", where=str(path / "recipe.yaml"))
-                if (path / "recipe.yaml").is_file()
-                else None
-            )
+            recipe = _recipe_of(path) if (path / "recipe.yaml").is_file() else None
             return LoadedWeights(path, recipe, read_folder(path, checksums=checksums), {})
         raise ValueError(
             f"{path} holds neither checkpoints/last.ckpt nor an export (model.safetensors and recipe.yaml). "

@@ -15,8 +15,6 @@ from zipar_train.io.figures import write_figure
 from zipar_train.io.files import make_folder, write_atomic
 from zipar_train.recipe.published import Paper
 
-NEXT_TOKEN = "next-token"
-
 
 def write_report(report: EvaluationReport, samples: Samples, out: str | Path) -> list[Path]:
     """Write the five report files and return their paths.
