@@ -17,7 +17,7 @@ from zipar_train.benchmark.results import CAUSAL, EAGER, OURS, PLAIN, SDPA, STOC
 from zipar_train.benchmark.stock import Stock
 from zipar_train.benchmark.turns import compilations
 from zipar_train.decoding.decoder import Decoder
-from zipar_train.decoding.sampling import uniforms
+from zipar_train.decoding.sampling import code_seeds
 from zipar_train.models.family import conditions
 from zipar_train.recipe.load import load_recipe
 from zipar_train.recipe.schema import SamplingParams
@@ -46,7 +46,7 @@ def test_the_eager_loop_draws_what_the_released_decoder_draws_for_any_grid(data)
     made = data.draw(st.sampled_from([StockLlama, PaddedLlama]), label="family")
     family = made(grid, prompt=prompt, seed=data.draw(st.integers(0, 3), label="seed"))
     sampling = SamplingParams(guidance=data.draw(st.sampled_from([1.0, 2.5]), label="guidance"), top_k=5)
-    numbers = uniforms([0, 1], grid.num_codes, seed=1)
+    numbers = code_seeds([0, 1], grid.num_codes, seed=1)
     plan = Plan.zipar(grid, window=window, stand_in="released", prompt=prompt)
     drawn = eager_loop(family, [0, 2], numbers, sampling, window=window)
     assert torch.equal(drawn, Decoder(family, plan, released=True)([0, 2], numbers, sampling))
@@ -117,7 +117,7 @@ def test_stock_generate_draws_the_next_token_codes(name):
     sampling = SamplingParams(temperature=0)
     plan = Plan.raster(family.grid, prompt=family.prompt_length)
     own = family.model.get_input_embeddings()
-    greedy = Decoder(family, plan)(condition, uniforms([0, 1, 2], 24, seed=0), sampling)
+    greedy = Decoder(family, plan)(condition, code_seeds([0, 1, 2], 24, seed=0), sampling)
     assert len(greedy.unique()) > 3
     assert torch.equal(Stock(family)(condition, sampling), greedy.flatten(1))
     assert Stock(family)(condition, SamplingParams(guidance=2.0)).shape == (6, 24)

@@ -21,7 +21,7 @@ from zipar_train.benchmark.stock import Stock
 from zipar_train.benchmark.train import bench_train
 from zipar_train.decoding.decoder import Decoder
 from zipar_train.decoding.memory import Peak
-from zipar_train.decoding.sampling import uniforms
+from zipar_train.decoding.sampling import code_seeds
 from zipar_train.recipe.load import load_recipe
 from zipar_train.recipe.schema import SamplingParams
 
@@ -30,7 +30,7 @@ from zipar_train.recipe.schema import SamplingParams
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 def test_the_eager_loop_draws_what_the_released_decoder_draws(window, guidance):
     family, sampling = llamagen(6, 6), SamplingParams(guidance=guidance, top_k=5)
-    numbers = uniforms([0, 1], 36, seed=3)
+    numbers = code_seeds([0, 1], 36, seed=3)
     plan = Plan.zipar(family.grid, window=window, stand_in="released")
     theirs = eager_loop(family, [0, 2], numbers, sampling, window=window)
     assert torch.equal(theirs, Decoder(family, plan, released=True)([0, 2], numbers, sampling))
@@ -40,7 +40,7 @@ def test_the_eager_loop_draws_what_the_released_decoder_draws(window, guidance):
 
 def test_the_eager_loop_hides_padding_too():
     family, sampling = llamagen_t2i(4, 5), SamplingParams(guidance=2.0)
-    captions, numbers = family.check([torch.randn(n, 6) for n in (3, 1)]), uniforms([0, 1], 20, seed=0)
+    captions, numbers = family.check([torch.randn(n, 6) for n in (3, 1)]), code_seeds([0, 1], 20, seed=0)
     plan = Plan.zipar(family.grid, window=2, stand_in="released", prompt=3)
     drawn = eager_loop(family, captions, numbers, sampling, window=2)
     assert torch.equal(drawn, Decoder(family, plan, released=True)(captions, numbers, sampling))
@@ -48,7 +48,7 @@ def test_the_eager_loop_hides_padding_too():
 
 def test_stock_generate_draws_every_code():
     family, sampling = llamagen(4, 5), SamplingParams(temperature=0)
-    greedy = Decoder(family, Plan.raster(family.grid))([0, 1, 2], uniforms([0, 1, 2], 20, seed=0), sampling)
+    greedy = Decoder(family, Plan.raster(family.grid))([0, 1, 2], code_seeds([0, 1, 2], 20, seed=0), sampling)
     assert torch.equal(Stock(family)([0, 1, 2], sampling), greedy.flatten(1))
     assert Stock(family)([0, 1, 2], SamplingParams(guidance=2.0)).shape == (6, 20)
 
@@ -60,7 +60,7 @@ def test_operations_are_those_that_torch_counts(window):
     family = llamagen(6, 6, dtype=torch.float32)
     plan, work = Plan.zipar(family.grid, window=window), Work.of(family)
     with FlopCounterMode(display=False) as counter:
-        Decoder(family, plan)([0, 1], uniforms([0, 1], 36, seed=0), SamplingParams(guidance=2.0))
+        Decoder(family, plan)([0, 1], code_seeds([0, 1], 36, seed=0), SamplingParams(guidance=2.0))
     counted = {str(op): n for op, n in counter.get_flop_counts()["Global"].items()}
     norms = sum(p.numel() for p in family.model.model.parameters() if p.ndim < 2)
     products = 2 * (work.body - norms) * len(plan) + 2 * work.head * 36

@@ -5,11 +5,12 @@ import torch
 from families import StockLlama, llamagen, llamagen_t2i
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from noise import pick, uniform
 
 from zipar_train import Grid, Plan
 from zipar_train.decoding.adaptive.decoder import AdaptiveDecoder
 from zipar_train.decoding.decoder import Decoder
-from zipar_train.decoding.sampling import accept_or_resample, uniforms
+from zipar_train.decoding.sampling import accept_or_resample, code_seeds
 from zipar_train.plan.masks import dense, mask_padding
 from zipar_train.plan.table import ROW_END
 from zipar_train.recipe.schema import SamplingParams
@@ -26,7 +27,7 @@ def drawn_and_seen(decoder, sampling, labels, images=None):
                 if place < family.prompt_length + 2 * family.grid.num_codes + family.grid.height:
                     seen[image, place] = logits[image::images, column].clone()
 
-    numbers = uniforms(list(range(images)), decoder.numbers, seed=0)
+    numbers = code_seeds(list(range(images)), decoder.numbers, seed=0)
     codes = decoder(labels, numbers, sampling, observe=observe).flatten(1)
     told = [
         torch.stack([seen[image, place] for place in range(plan.prompt - 1, len(plan))], dim=1)
@@ -95,9 +96,9 @@ def test_theorem_of_llamagen_and_of_padded_captions(window):
 
 def test_the_widest_window_is_next_token_and_the_same_codes():
     family, sampling, labels = llamagen(5, 6), SamplingParams(guidance=2.0), [0, 1, 2]
-    numbers = uniforms([0, 1, 2], 90, seed=3)
+    numbers = code_seeds([0, 1, 2], 90, seed=3)
     plain = Decoder(family, Plan.raster(family.grid))(labels, numbers[:, :30], sampling)
-    assert torch.equal(uniforms([0, 1, 2], 30, seed=3), numbers[:, :30])
+    assert torch.equal(code_seeds([0, 1, 2], 30, seed=3), numbers[:, :30])
     assert torch.equal(AdaptiveDecoder(family, window=6)(labels, numbers, sampling), plain)
 
 
@@ -117,9 +118,6 @@ def simulated(family, label, numbers, window):
         slots = [n for n in range(len(plan)) if plan.step[n] == step and plan.target[n] == target]
         return logits[slots[0]].softmax(-1)
 
-    def pick(p, u):
-        return int((p.cumsum(0) <= u * p.sum()).sum().clamp(max=len(p) - 1))
-
     while len(codes) < grid.num_codes or len(opens) < grid.height:
         new = {}
         for row, opened in enumerate(opens):
@@ -137,7 +135,7 @@ def simulated(family, label, numbers, window):
                 code, settled = pick(p, numbers[target]), whole
             else:
                 first = grid.num_codes + 2 * (target + tried - 1)
-                kept = numbers[first] * before[codes[target]] < p[codes[target]]
+                kept = uniform(numbers[first], 1)[0] * before[codes[target]] < p[codes[target]]
                 code = codes[target] if kept else pick((p - before).clamp(min=0), numbers[first + 1])
                 settled = kept or whole
             new[target], before = code, p
@@ -152,12 +150,12 @@ def simulated(family, label, numbers, window):
 
 def test_a_simulation_without_cache_draws_the_same_codes():
     family, passes = llamagen(4, 5), set()
-    numbers = uniforms(list(range(12)), 60, seed=1)
+    numbers = code_seeds(list(range(12)), 60, seed=1)
     for window in (1, 2):
         decoder = AdaptiveDecoder(family, window=window)
         drawn = decoder([k % 3 for k in range(12)], numbers, SamplingParams()).flatten(1)
         for image in range(12):
-            codes, taken = simulated(family, image % 3, numbers[image].double(), window)
+            codes, taken = simulated(family, image % 3, numbers[image].tolist(), window)
             assert drawn[image].tolist() == codes
             assert decoder.passes(12)[image] == taken == decoder.plans(12)[image].passes
             passes.add((window, taken))
@@ -169,7 +167,7 @@ def test_a_code_that_is_reconsidered_is_one_of_the_new_law():
     before, now = torch.tensor([0.5, 0.3, 0.2, 0.0]), torch.tensor([0.1, 0.3, 0.25, 0.35])
     rng, many = torch.Generator().manual_seed(0), 200_000
     code = before.multinomial(many, replacement=True, generator=rng)
-    numbers = torch.rand(2, many, generator=rng)
+    numbers = code_seeds([0, 1], many, seed=0)
     accepted, after = accept_or_resample(code, before.expand(many, -1), now.expand(many, -1), *numbers)
     assert (after.bincount(minlength=4) / many - now).abs().max() < 0.005
     assert abs(accepted.float().mean() - torch.minimum(before, now).sum()) < 0.005

@@ -16,7 +16,7 @@ from zipar_train.decoding import decoder as module
 from zipar_train.decoding.cuda_graphs import CudaGraphs
 from zipar_train.decoding.decoder import Decoder
 from zipar_train.decoding.fused_llama import compile_body, fuse_for_inference
-from zipar_train.decoding.sampling import uniforms
+from zipar_train.decoding.sampling import code_seeds
 from zipar_train.models import compiled
 from zipar_train.plan.masks import dense
 from zipar_train.recipe.schema import SamplingParams
@@ -87,7 +87,7 @@ def test_captured_passes_draw_what_plain_ones_draw(recorder, window, released):
     plain = Decoder(family, plan, released=released, capture=False)
     captured = Decoder(family, plan, released=released)
     for labels in ([0, 1, 2], [2, 1, 0], [1], [0, 0, 1]):
-        numbers = uniforms(list(range(len(labels))), 25, seed=len(labels))
+        numbers = code_seeds(list(range(len(labels))), 25, seed=len(labels))
         for sampling in (SamplingParams(guidance=2.0), SamplingParams(guidance=2.0, temperature=0)):
             assert torch.equal(captured(labels, numbers, sampling), plain(labels, numbers, sampling))
 
@@ -99,7 +99,7 @@ def test_captured_captions(recorder):
     plain, captured = Decoder(family, plan, capture=False), Decoder(family, plan)
     for lengths in ((3, 1), (2, 3), (1, 1)):
         captions = family.check([torch.randn(n, 6) for n in lengths])
-        numbers = uniforms([0, 1], 20, seed=0)
+        numbers = code_seeds([0, 1], 20, seed=0)
         assert torch.equal(captured(captions, numbers, SamplingParams()), plain(captions, numbers, SamplingParams()))
     assert recorder.recorded <= 2 * len(set(captured.shapes))
 
@@ -134,7 +134,7 @@ def test_a_compiled_body_draws_the_same_with_a_few_compilations(streamlined, win
     counter = counted_body(family.model)
     for window, images in zip(windows, (2, 3, 1, 5), strict=False):
         plan, sampling = Plan.zipar(family.grid, window=window), SamplingParams(guidance=2.0)
-        labels, numbers = [k % 3 for k in range(images)], uniforms(list(range(images)), 64, seed=0)
+        labels, numbers = [k % 3 for k in range(images)], code_seeds(list(range(images)), 64, seed=0)
         drawn = Decoder(family, plan)(labels, numbers, sampling)
         assert torch.equal(drawn, Decoder(plain, plan)(labels, numbers, sampling))
     torch.compiler.reset()
@@ -150,7 +150,7 @@ def test_a_compiled_body_never_goes_on_uncompiled(monkeypatch):
     counter = counted_body(family.model, fullgraph=False)  # which fails by itself
     monkeypatch.setattr(compiled, "RECOMPILE_LIMIT", 2)
     with torch._dynamo.config.patch(recompile_limit=1):
-        decoder, numbers = Decoder(family, Plan.raster(family.grid)), uniforms([0], 36, seed=0)
+        decoder, numbers = Decoder(family, Plan.raster(family.grid)), code_seeds([0], 36, seed=0)
         decoder([0], numbers, SamplingParams())
         with pytest.raises(RuntimeError, match="a compiled layer has 2 versions.*raise torch._dynamo.config"):
             decoder([0], numbers, SamplingParams(guidance=2.0))
@@ -176,7 +176,7 @@ def test_nothing_is_compiled_inside_a_captured_pass(recorder, window):
     decoder = Decoder(family, plan)
     for seed in range(3):
         captions = family.check([torch.randn(n, 6) for n in (3, 1)])
-        decoder(captions, uniforms([0, 1], 20, seed=seed), SamplingParams())
+        decoder(captions, code_seeds([0, 1], 20, seed=seed), SamplingParams())
     torch.compiler.reset()
     assert recorder.recorded == len(set(decoder.shapes)) and counter.frame_count
 
@@ -208,8 +208,8 @@ def test_keys_and_values_lie_where_they_are_before_the_first_pass():
 
     family.hidden = look
     decoder = Decoder(family, plan)
-    decoder([0, 1], uniforms([0, 1], 16, seed=0), SamplingParams())
-    decoder([1, 2], uniforms([2, 3], 16, seed=0), SamplingParams())
+    decoder([0, 1], code_seeds([0, 1], 16, seed=0), SamplingParams())
+    decoder([1, 2], code_seeds([2, 3], 16, seed=0), SamplingParams())
     assert len(seen) == 2 * plan.passes and all(each == seen[0] for each in seen)
 
 
@@ -232,7 +232,7 @@ def check_captured(family, plain, *, window: int) -> None:
     plan, sampling = Plan.zipar(family.grid, window=window), SamplingParams(guidance=2.0)
     plain, captured = Decoder(plain, plan, capture=False), Decoder(family, plan, capture=True)
     for labels in ([0, 2], [1, 0], [1]):
-        numbers = uniforms(list(range(len(labels))), plan.grid.num_codes, seed=len(labels))
+        numbers = code_seeds(list(range(len(labels))), plan.grid.num_codes, seed=len(labels))
         assert torch.equal(captured(labels, numbers, sampling), plain(labels, numbers, sampling))
         graphs = captured.captured.graphs
         assert len(graphs) == len(set(captured.shapes)) < plan.passes

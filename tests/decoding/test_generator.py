@@ -164,7 +164,7 @@ def test_ctrl_c_between_passes_leaves_a_usable_process(tmp_path):
         """
 import os, signal, torch
 from zipar_train.decoding.decoder import Decoder
-from zipar_train.decoding.sampling import uniforms
+from zipar_train.decoding.sampling import code_seeds
 from zipar_train import Plan
 from zipar_train.recipe.schema import SamplingParams
 from families import llamagen
@@ -173,7 +173,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # which shells take fr
 torch.set_num_threads(1)
 family = llamagen(8, 8)
 decoder = Decoder(family, Plan.zipar(family.grid, window=2))
-numbers, sampling = uniforms([0, 1], 64, seed=0), SamplingParams(guidance=2.0)
+numbers, sampling = code_seeds([0, 1], 64, seed=0), SamplingParams(guidance=2.0)
 whole = decoder([0, 1], numbers, sampling)
 passes = 0
 

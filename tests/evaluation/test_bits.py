@@ -10,6 +10,7 @@ from transformers import DynamicCache
 from zipar_train import Plan
 from zipar_train.data.loader import Batch
 from zipar_train.decoding.decoder import Decoder
+from zipar_train.decoding.sampling import code_seeds
 from zipar_train.evaluation.likelihood import bits_by_decoding, bits_per_code
 from zipar_train.plan.masks import dense, unwritten_slots_mask
 from zipar_train.recipe.schema import SamplingParams
@@ -23,14 +24,14 @@ def test_bits_are_the_chain_rule_of_the_decoder(window):
     probabilities = []
 
     def observe(targets, logits):
-        for column, target in enumerate(targets.tolist()):
+        for column, target in enumerate(targets[0].tolist()):
             if target < 36:
                 probabilities.append(logits[:, column].log_softmax(-1))
                 order.append(target)
 
     order: list[int] = []
     labels = torch.tensor([2, 0])
-    codes = Decoder(family, plan)(labels, torch.rand(2, 36), SamplingParams(), observe=observe).flatten(1)
+    codes = Decoder(family, plan)(labels, code_seeds([0, 1], 36, seed=0), SamplingParams(), observe=observe).flatten(1)
     chain = -sum(p.gather(1, codes[:, [n]]).sum().item() for p, n in zip(probabilities, order, strict=True))
 
     class One:

@@ -72,13 +72,13 @@ def test_the_baseline_draws_what_the_released_decoder_draws(size, window, scale)
     family = family_of(c2i(f"model.grid=[{size},{size}]", "zipar.windows={2: 1}", "evaluate.windows=[2]"), state)
     plan = Plan.zipar(family.grid, window=window, stand_in="released")
     labels, sampling = torch.tensor([1, 4]), SamplingParams(temperature=0, guidance=scale)
-    forwards, uniforms = simulate(size, window), torch.zeros(2, size * size)
+    forwards, seeds = simulate(size, window), torch.zeros(2, size * size, dtype=torch.long)
     drawn = {
         zeros: original.released_zipar(state, labels, forwards, size=size, heads=2, scale=scale, zeros=zeros)
         for zeros in (True, False)
     }
     for zeros in (True, False):
-        codes = Decoder(family, plan, released=zeros)(labels, uniforms, sampling).flatten(1)
+        codes = Decoder(family, plan, released=zeros)(labels, seeds, sampling).flatten(1)
         assert torch.equal(codes, drawn[zeros])
     assert window > 2 or not torch.equal(drawn[True], drawn[False])  # many unwritten slots
 

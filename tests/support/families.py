@@ -18,7 +18,7 @@ class StockLlama:
 
     tokenizer = None
 
-    def __init__(self, grid: Grid, *, codes: int = 7, prompt: int = 1, seed: int = 0):
+    def __init__(self, grid: Grid, *, codes: int = 7, prompt: int = 1, layers: int = 2, seed: int = 0):
         self.grid, self.codebook_size, self.prompt_length = grid, codes, prompt
         torch.manual_seed(seed)
         self.model = LlamaForCausalLM(
@@ -26,7 +26,7 @@ class StockLlama:
                 vocab_size=codes + 5,
                 hidden_size=16,
                 intermediate_size=24,
-                num_hidden_layers=2,
+                num_hidden_layers=layers,
                 num_attention_heads=2,
                 initializer_range=0.4,
             )

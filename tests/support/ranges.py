@@ -81,6 +81,7 @@ RANGES = {  # path: range; * is an entry of a list or a mapping, # a mapping's k
     "sampling.temperature": real(0, 1000),  # and nothing between 0 and 0.001
     "sampling.top_k": Range(0, 65536),
     "sampling.top_p": real(0, 1, open="low"),
+    "sampling.lookahead": Range(0, 65536),
     "evaluate.windows.*": WINDOW,
     "evaluate.images": Range(10, 10**6),
     "evaluate.seeds.*": Range(0, 2**63 - 1),

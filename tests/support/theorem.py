@@ -6,7 +6,7 @@ from families import StockLlama
 from zipar_train import Grid, Plan
 from zipar_train.decoding.decoder import Decoder
 from zipar_train.decoding.fused_llama import fuse_for_inference
-from zipar_train.decoding.sampling import uniforms
+from zipar_train.decoding.sampling import code_seeds
 from zipar_train.models.family import teacher_forced
 from zipar_train.plan.masks import dense
 from zipar_train.recipe.schema import SamplingParams
@@ -17,14 +17,18 @@ def drawn_and_seen(family, plan, sampling, labels, seed=0, images=None):
     codes, seen = plan.grid.num_codes, {}
 
     def observe(targets, logits):
-        for column, target in enumerate(targets.tolist()):
-            if target < codes:
-                assert target not in seen
-                seen[target] = logits[:, column].clone()
+        copies = len(logits) // len(targets)
+        for image, targets_of_image in enumerate(targets.tolist()):
+            for column, target in enumerate(targets_of_image):
+                if target < codes:
+                    assert (image, target) not in seen
+                    seen[image, target] = logits[image :: len(targets), column].clone()
+                    assert len(seen[image, target]) == copies
 
-    numbers = uniforms(list(range(images or len(labels))), codes, seed=seed)
+    numbers = code_seeds(list(range(images or len(labels))), codes, seed=seed)
     drawn = Decoder(family, plan)(labels, numbers, sampling, observe=observe)
-    return drawn.flatten(1), torch.stack([seen[n] for n in range(codes)], dim=1)
+    each = [torch.stack([seen[image, n] for n in range(codes)], dim=1) for image in range(len(drawn))]
+    return drawn.flatten(1), torch.stack(each, dim=1).flatten(0, 1)
 
 
 def check_theorem(family, plan, sampling, mask, tolerance=1e-10):

@@ -66,7 +66,7 @@ class InsertedCache(Cache):
 
 
 @torch.inference_mode()
-def eager_loop(family: Family, condition: Any, uniforms: Tensor, sampling: SamplingParams, *, window: int) -> Tensor:
+def eager_loop(family: Family, condition: Any, seeds: Tensor, sampling: SamplingParams, *, window: int) -> Tensor:
     """Generate B images as the released ZipAR decoders do (ThisisBillhe/ZipAR 2a5695c), with the package's family.
 
     Each pass is a Python loop with lists and concatenation, unfused attention, the head applied to every input, and one
@@ -82,7 +82,7 @@ def eager_loop(family: Family, condition: Any, uniforms: Tensor, sampling: Sampl
     Args:
         family: The generator.
         condition: Conditions of B images.
-        uniforms: (B, N), see `sampling.uniforms`.
+        seeds: (B, N), see `sampling.code_seeds`.
         sampling: How codes are sampled.
         window: The window, in codes.
 
@@ -92,8 +92,8 @@ def eager_loop(family: Family, condition: Any, uniforms: Tensor, sampling: Sampl
     grid, device = family.grid, family.model.device
     plan = Plan.zipar(grid, window=window, stand_in="released", prompt=family.prompt_length)
     prompt, padding = prompts(family, family.check(condition), guided=sampling.guidance != 1)
-    uniforms = uniforms.to(device)
-    row_end = torch.full((len(uniforms), 1), ROW_END, device=device)
+    seeds = seeds.to(device)
+    row_end = torch.full((len(seeds), 1), ROW_END, device=device)
     memory = (_Inserted if grid.row_end else _Whole)(family, plan, rows=len(prompt))
     generated: dict[int, Tensor] = {}
     for step in range(plan.passes):
@@ -103,10 +103,10 @@ def eager_loop(family: Family, condition: Any, uniforms: Tensor, sampling: Sampl
         parts = [prompt] if step == 0 else []
         if fed:
             tokens = torch.cat([row_end if source == ROW_END else generated[source] for source in fed], dim=1)
-            parts.append(family.embed(tokens).repeat(len(prompt) // len(uniforms), 1, 1))
+            parts.append(family.embed(tokens).repeat(len(prompt) // len(seeds), 1, 1))
         mask, places = memory.begin_pass(positions)
         if padding is not None:
-            mask = mask_padding(mask, padding, slots=places)
+            mask = mask_padding(mask, padding, slots=places[None])
         with sdpa_kernel(SDPBackend.MATH):
             position = torch.tensor(positions, device=device)
             logits = family.head(family.hidden(torch.cat(parts, dim=1), position, mask, memory.cache))
@@ -117,14 +117,14 @@ def eager_loop(family: Family, condition: Any, uniforms: Tensor, sampling: Sampl
             if target >= 0:
                 codes = sample(
                     logits[:, column],
-                    uniforms[:, target],
+                    seeds[:, target],
                     temperature=sampling.temperature,
                     top_k=sampling.top_k,
                     top_p=sampling.top_p,
                 )
                 generated[target] = codes[:, None]
     codes = torch.cat([generated[target] for target in range(grid.num_codes)], dim=1)
-    return codes.view(len(uniforms), grid.height, grid.width)
+    return codes.view(len(seeds), grid.height, grid.width)
 
 
 class _Whole:
@@ -138,7 +138,7 @@ class _Whole:
     def begin_pass(self, positions: list[int]) -> tuple[Tensor, Tensor]:
         """Start a pass; return its mask (1, 1, K, keys), and the places (K,) of its queries among the keys."""
         places = torch.tensor(positions, device=self.device) + self.prompt
-        self.cache.begin_pass(places, self.slots)
+        self.cache.begin_pass(places[None], self.slots)
         return self.causal[None, None, places], places
 
 

@@ -14,7 +14,7 @@ from zipar_train.benchmark.turns import Way, whole_graphs
 from zipar_train.decoding.decoder import Decoder
 from zipar_train.decoding.fused_llama import compile_body, fuse_for_inference
 from zipar_train.decoding.place import inference_on
-from zipar_train.decoding.sampling import uniforms
+from zipar_train.decoding.sampling import code_seeds
 from zipar_train.models.family import Family, conditions
 from zipar_train.plan.table import Plan
 from zipar_train.recipe.schema import Recipe
@@ -64,7 +64,7 @@ class Decoders:
         """
         sampling, plain = self.recipe.sampling, self.plain
         condition = conditions(self.recipe.model, batch)
-        numbers = uniforms(list(range(batch)), self.grid.num_codes, seed=self.recipe.seed)
+        numbers = code_seeds(list(range(batch)), self.grid.num_codes, seed=self.recipe.seed)
         ways: dict[Case, Way] = {}
         passes: dict[Case, int] = {}
         notes: list[str] = []

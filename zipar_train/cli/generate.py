@@ -45,6 +45,9 @@ def generate(
     temperature: Annotated[float | None, typer.Option(help="0: the most probable code.")] = None,
     top_k: Annotated[int | None, typer.Option(help="0: no cut.")] = None,
     top_p: Annotated[float | None, typer.Option(help="1: no cut.")] = None,
+    lookahead: Annotated[
+        int | None, typer.Option(help="Slots fed per pass, 32 for example: the same images in fewer passes; 0: none.")
+    ] = None,
 ) -> None:
     """Generate images into one picture. Options that are not given default to the recipe's."""
     if (labels is None) == (not captions):
@@ -53,15 +56,24 @@ def generate(
         raise ValueError("the released code has no adaptive windows: drop --released or --adaptive")
     if adaptive and window is None:
         raise ValueError("--adaptive needs --window: the smallest that a row may open at")
+    if lookahead and (released or adaptive):
+        raise ValueError(f"--lookahead does not go with {'--released' if released else '--adaptive'}: leave one out")
     wanted: Any = integers("--labels", labels) if labels is not None else captions
     source = one_of(checkpoint, recipe, overrides)
     from zipar_train.decoding.generator import load
 
-    given: dict[str, Any] = {"guidance": guidance, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+    given: dict[str, Any] = {
+        "guidance": guidance,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "lookahead": lookahead,
+    }
     generator = load(source, overrides=overrides)
     settings = {key: value for key, value in given.items() if value is not None}
     mode: Any = "released" if released else "adaptive" if adaptive else "planned"
     images = generator.generate(wanted, window=window, seed=seed, mode=mode, **settings)
     images.save(out)
-    least, most = int(images.passes.min()), int(images.passes.max())
-    print(f"{out}: {len(images)} images in {least if least == most else f'{least} to {most}'} passes")
+    passes = images.passes.double()
+    mean = f"{passes.mean():.1f} passes on average, {int(passes.min())} to {int(passes.max())}"
+    print(f"{out}: {len(images)} images in {mean if len(passes.unique()) > 1 else f'{int(passes[0])} passes'}")

@@ -25,8 +25,8 @@ class SlotLayer(CacheLayerMixin):
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         assert self.keys is not None and self.values is not None and self.fed is not None
         for kept, new in ((self.keys, key_states), (self.values, value_states)):
-            if self.fed.ndim == 1:
-                kept.index_copy_(2, self.fed, new)
+            if len(self.fed) == 1:
+                kept.index_copy_(2, self.fed[0], new)
             else:
                 kept.scatter_(2, self.fed[:, None, :, None].expand_as(new), new)
         return self.keys[:, :, : self.seen], self.values[:, :, : self.seen]
@@ -69,7 +69,7 @@ class SlotCache(Cache):
         """Set the slots that the next pass writes to; it attends to slots 0 .. seen - 1.
 
         Args:
-            fed: int64 (K,), or (rows, K) if the rows differ.
+            fed: int64 (1 or rows, K).
             seen: Number of slots attended to.
         """
         for layer in self.slot_layers:

@@ -17,7 +17,7 @@ from zipar_train.decoding.decoder import Decoder
 from zipar_train.decoding.fused_llama import compile_body, fuse_for_inference
 from zipar_train.decoding.memory import BatchTooLarge, oom_as_value_error
 from zipar_train.decoding.pixel_stream import PixelStream
-from zipar_train.decoding.sampling import uniforms
+from zipar_train.decoding.sampling import code_seeds
 from zipar_train.io.files import write_atomic
 from zipar_train.models.family import Family
 from zipar_train.models.restore import LoadedWeights, initial_weights, load_family, read
@@ -175,11 +175,13 @@ class Generator:
             first: Index of the first image; the others follow.
             batch_size: Images per batch. None: `evaluate.batch_size` of the recipe.
             pixels: False: return codes without decoding them to pixels.
-            sampling: guidance, temperature, top_k, top_p; values not given are the recipe's.
+            sampling: guidance, temperature, top_k, top_p, lookahead; values not given are the recipe's. With
+                `lookahead`, the images are the same, in fewer passes, see `decoder`; the other modes have none.
 
         Raises:
-            ValueError: If a window, label, seed, batch size, mode or sampling value is out of range, or the batch
-                does not fit into memory; names the largest that does.
+            ValueError: If a window, label, seed, batch size, mode or sampling value is out of range, lookahead is
+                asked of another mode than "planned", or the batch does not fit into memory; names the largest that
+                does.
         """
         if mode not in get_args(DecodeMode):
             raise ValueError(f"mode {mode!r} is unknown: use {', '.join(map(repr, get_args(DecodeMode)))}")
@@ -192,12 +194,19 @@ class Generator:
         tokenizer = (
             self.inference_family.tokenizer if pixels else None
         )  # loaded before any work: its file may be missing
-        decoder, settings = self.decoder(window, mode=mode), self._settings(sampling)
+        settings = self._settings(sampling)
+        if mode != "planned":
+            if sampling.get("lookahead"):
+                raise ValueError(
+                    f"lookahead {settings.lookahead} does not go with mode {mode!r}: leave one of them out"
+                )
+            settings = settings.model_copy(update={"lookahead": 0})
+        decoder = self.decoder(window, mode=mode)
         size = batch_size or self.recipe.evaluate.batch_size
         codes, passes, shown = [], [], PixelStream(tokenizer, self.device) if tokenizer else None
         for start in range(0, len(labels), size):
             chunk = labels[start : start + size]
-            numbers = uniforms([first + start + k for k in range(len(chunk))], decoder.numbers, seed=seed)
+            numbers = code_seeds([first + start + k for k in range(len(chunk))], decoder.numbers, seed=seed)
             with oom_as_value_error(len(chunk)):
                 try:
                     generated = decoder(chunk, numbers, settings)

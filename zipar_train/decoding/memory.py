@@ -14,29 +14,31 @@ from zipar_train.models.family import Family
 from zipar_train.plan.table import Plan
 
 SPARE = 0.95  # share of the free memory that may be used; the rest covers allocator overhead
-SAMPLING = 8  # float32 copies of a pass's logits: softmax, sums, sorting for top-k and top-p
+SAMPLING = 12  # float32 copies of a pass's logits: softmax, noise in float64, sorting for top-k and top-p
 
 
 class BatchTooLarge(ValueError):
     """Error for a batch that does not fit into memory."""
 
 
-def decode_bytes(family: Family, plan: Plan, images: int, *, rows: int, slots: int) -> int:
+def decode_bytes(family: Family, plan: Plan, images: int, *, rows: int, slots: int, lookahead: int = 0) -> int:
     """Return the bytes that generation needs beside the weights: keys and values, and the largest pass.
 
     Args:
         images: B.
         rows: R = B, or 2 B under guidance.
         slots: Number of slots of the cache.
+        lookahead: Slots that a pass feeds of each image; 0: those of a step.
     """
     config, size = family.model.config.get_text_config(), family.model.dtype.itemsize
     heads, width = head_shape(config)
     cache = 2 * config.num_hidden_layers * heads * width * slots
-    fed = int(np.bincount(plan.step).max())
-    predicted = int(np.bincount(plan.step[plan.target >= 0]).max())
+    fed = max(int(np.bincount(plan.step).max()), plan.prompt - 1 + min(lookahead, len(plan)))
+    predicted = max(int(np.bincount(plan.step[plan.target >= 0]).max()), min(lookahead, len(plan)))
+    mask = min(lookahead, len(plan)) * slots  # with lookahead, each image has its own
     hidden = fed * (8 * config.hidden_size + 3 * config.intermediate_size)
     logits = predicted * family.codebook_size
-    return rows * size * (cache + hidden + logits) + images * logits * 4 * SAMPLING
+    return rows * size * (cache + mask + hidden + logits) + images * logits * 4 * SAMPLING
 
 
 def free_bytes(device: torch.device) -> int:
@@ -47,7 +49,7 @@ def free_bytes(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] + cached
 
 
-def check_memory(family: Family, plan: Plan, images: int, *, rows: int, slots: int) -> None:
+def check_memory(family: Family, plan: Plan, images: int, *, rows: int, slots: int, lookahead: int = 0) -> None:
     """Check that a batch fits into memory; arguments as in `decode_bytes`.
 
     Raises:
@@ -56,10 +58,11 @@ def check_memory(family: Family, plan: Plan, images: int, *, rows: int, slots: i
     device, guided = family.model.device, rows // images
     if device.type == "meta":
         return
-    room, want = free_bytes(device) * SPARE, decode_bytes(family, plan, images, rows=rows, slots=slots)
+    room = free_bytes(device) * SPARE
+    want = decode_bytes(family, plan, images, rows=rows, slots=slots, lookahead=lookahead)
     if want <= room:
         return
-    most = int(room / decode_bytes(family, plan, 1, rows=guided, slots=slots))
+    most = int(room / decode_bytes(family, plan, 1, rows=guided, slots=slots, lookahead=lookahead))
     advice = f"at most {most:,} fit. Lower the batch size" if most else "not even one fits. Use a smaller model"
     raise BatchTooLarge(
         f"{images:,} images at once need {want / 2**30:.1f} GiB, and {device} has {room / 2**30:.1f} GiB left: {advice}"

@@ -1,24 +1,50 @@
-"""Sampling of codes from logits, with one uniform number per code: no generator state, no device synchronization."""
+"""Sampling of codes from logits, with noise that is fixed in advance: the code is a function of its logits.
+
+The noise of an entry depends on the seed, the image, the code and the entry alone. It is the same in any batch, on any
+device and after any restart, and for all decoders. No generator state is kept, and the host never waits.
+"""
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
+# SplitMix64's increment and multipliers (Steele, Lea and Flood, "Fast splittable pseudorandom number generators",
+# OOPSLA 2014), as signed integers
+INCREMENT, FIRST, SECOND = (x - 2**64 for x in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
-def uniforms(images: list[int], codes: int, *, seed: int) -> Tensor:
-    """Return one uniform number in [0, 1) for each code of each image, float32 (B, N).
+
+def code_seeds(images: list[int], codes: int, *, seed: int) -> Tensor:
+    """Return 64 random bits for each code of each image, int64 (B, N), from which its noise follows.
 
     Row b depends only on (seed, images[b]), so an image is the same in any batch, on any rank and after any restart,
-    and comparable across windows. The numbers are multiples of 2^-24, exact in float32.
+    and comparable across windows.
 
     Args:
         images: Indices of the images.
-        codes: N, numbers per image.
+        codes: N, seeds per image.
         seed: Seed of the random numbers.
     """
-    rows = [np.random.Generator(np.random.Philox(key=[seed, image])).integers(2**24, size=codes) for image in images]
-    return torch.from_numpy(np.stack(rows).astype(np.float32) / 2**24)
+    rows = [np.random.Philox(key=[seed, image]).random_raw(codes) for image in images]
+    return torch.from_numpy(np.stack(rows).view(np.int64))
+
+
+def uniform(seeds: Tensor, entries: int) -> Tensor:
+    """Return `entries` random numbers of each seed, uniform in (0, 1), float64 (..., V).
+
+    Entry v is output v of the generator SplitMix64 from that seed: a counter-based hash in integers, which all devices
+    compute alike. The numbers are odd multiples of 2^-53.
+
+    Args:
+        seeds: int64 (...).
+        entries: V.
+    """
+    x = seeds[..., None] + torch.arange(1, entries + 1, device=seeds.device) * INCREMENT
+    for shift, factor in ((30, FIRST), (27, SECOND)):
+        x ^= x >> shift & 2 ** (64 - shift) - 1  # a logical shift
+        x *= factor
+    x ^= x >> 31 & 2**33 - 1
+    return (x >> 12).double().mul_(2.0**-52).add_(0.5 + 2.0**-53)
 
 
 def guide(logits: Tensor, scale: float) -> Tensor:
@@ -30,11 +56,9 @@ def guide(logits: Tensor, scale: float) -> Tensor:
     return unconditional + (conditional - unconditional) * scale
 
 
-def sample(logits: Tensor, uniform: Tensor, *, temperature: float, top_k: int, top_p: float) -> Tensor:
-    """Sample codes, int64 (N,), from logits (N, V) with uniform numbers (N,) in [0, 1); see `probabilities`."""
-    if temperature == 0:
-        return logits.argmax(-1)
-    return sample_inverse_cdf(probabilities(logits, temperature=temperature, top_k=top_k, top_p=top_p), uniform)
+def sample(logits: Tensor, seeds: Tensor, *, temperature: float, top_k: int, top_p: float) -> Tensor:
+    """Sample codes, int64 (N,), from logits (N, V), each with the noise of its seed (N,); see `probabilities`."""
+    return sample_from(probabilities(logits, temperature=temperature, top_k=top_k, top_p=top_p), seeds)
 
 
 def probabilities(logits: Tensor, *, temperature: float, top_k: int, top_p: float) -> Tensor:
@@ -58,15 +82,15 @@ def probabilities(logits: Tensor, *, temperature: float, top_k: int, top_p: floa
     return logits.softmax(-1)
 
 
-def sample_inverse_cdf(probabilities: Tensor, uniform: Tensor) -> Tensor:
-    """Sample codes, int64 (N,), by inverting the cumulative sums of (N, V) at uniform numbers (N,) in [0, 1).
+def sample_from(probabilities: Tensor, seeds: Tensor) -> Tensor:
+    """Sample codes, int64 (...), from probabilities (..., V), each with the noise of its seed (...).
 
-    Rows need not sum to one.
+    With exponential noise E, argmax(p / E) has the distribution p. It is Gumbel-max, argmax(log p + G), as G = -log E
+    has a Gumbel distribution. Under the same noise, similar distributions mostly give the same code. Rows need not sum
+    to one. A code of probability zero is never sampled.
     """
-    cdf = two_rows(probabilities).cumsum(-1)[: len(probabilities)]
-    # uniform < 1 keeps the threshold below the last sum, so a code of probability zero is never sampled
-    threshold = uniform.to(cdf.dtype)[:, None] * cdf[:, -1:]
-    return torch.searchsorted(cdf, threshold, right=True).squeeze(-1).clamp(max=cdf.shape[-1] - 1)
+    exponential = uniform(seeds, probabilities.shape[-1]).log_().neg_()
+    return (probabilities / exponential).argmax(-1)
 
 
 def two_rows(x: Tensor) -> Tensor:
@@ -87,12 +111,12 @@ def accept_or_resample(
     Args:
         code: Codes sampled from `before`, int64 (M,).
         before, now: Earlier and current probabilities, (M, V).
-        accept, resample: Uniform numbers (M,) in [0, 1), to accept codes and to resample rejected ones.
+        accept, resample: Seeds (M,), to accept codes and to resample rejected ones.
 
     Returns:
         Which codes are accepted, bool (M,), and the codes after resampling, int64 (M,).
     """
     index, rest = code[:, None], (now - before).clamp(min=0)
-    accepted = accept.to(now) * before.gather(1, index)[:, 0] < now.gather(1, index)[:, 0]
+    accepted = uniform(accept, 1)[:, 0].to(now) * before.gather(1, index)[:, 0] < now.gather(1, index)[:, 0]
     accepted |= rest.sum(-1) == 0  # the same distribution up to rounding
-    return accepted, torch.where(accepted, code, sample_inverse_cdf(rest, resample))
+    return accepted, torch.where(accepted, code, sample_from(rest, resample))

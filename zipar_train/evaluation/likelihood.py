@@ -8,9 +8,11 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from zipar_train.data.loader import ShardLoader
 from zipar_train.decoding.decoder import Decoder
+from zipar_train.decoding.sampling import code_seeds
 from zipar_train.models.family import Family, target_hidden_states
 from zipar_train.plan.masks import dense
 from zipar_train.plan.table import Plan
@@ -65,11 +67,12 @@ def bits_by_decoding(decoder: Decoder, loader: ShardLoader, *, images: int | Non
         def replace(target: Tensor, logits: Tensor, given: Tensor = given) -> None:
             nonlocal total
             assert decoder.state is not None
-            wanted = given[:, target]
-            total -= logits.double().log_softmax(-1).gather(-1, wanted[..., None]).sum().item()
-            decoder.state.tokens.index_copy_(1, target, wanted)
+            wanted = pad(given, (0, 2)).gather(1, target)
+            found = logits.double().log_softmax(-1).gather(-1, wanted[..., None])[..., 0]
+            total -= found[target < given.shape[1]].sum().item()
+            decoder.state.tokens.scatter_(1, target, wanted)
 
-        decoder(condition, torch.zeros(len(given), decoder.numbers), SamplingParams(), observe=replace)
+        decoder(condition, code_seeds([0] * len(given), decoder.numbers, seed=0), SamplingParams(), observe=replace)
         codes, counted = codes + given.numel(), counted + len(given)
         if counted == images:
             break

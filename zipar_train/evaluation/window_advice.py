@@ -149,8 +149,7 @@ def cut_off(plan: Plan) -> NDArray[np.bool_]:
 
 def _slots(plan: Plan) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the slots that predict codes 0, 1, ..., and the slots that feed codes, without stand-ins."""
-    predicting = np.flatnonzero(plan.target >= 0)
-    return predicting[plan.target[predicting].argsort()], np.flatnonzero((plan.source >= 0) & (plan.expires == NEVER))
+    return plan.predicting(), np.flatnonzero((plan.source >= 0) & (plan.expires == NEVER))
 
 
 @torch.inference_mode()

@@ -9,7 +9,6 @@ from functools import lru_cache
 from importlib import import_module
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
@@ -176,10 +175,8 @@ def target_hidden_states(family: Family, plan: Plan, codes: Tensor, condition: C
 @lru_cache(maxsize=64)
 def _tables(plan: Plan, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Return a plan's tables on the device: sources after the prompt, all positions, and the slot for each code."""
-    predicting = np.flatnonzero(plan.target >= 0)
-    slots = predicting[plan.target[predicting].argsort()]
     source = torch.tensor(plan.source[plan.prompt :], device=device)
-    return source, torch.tensor(plan.position, device=device), torch.tensor(slots, device=device)
+    return source, torch.tensor(plan.position, device=device), torch.tensor(plan.predicting(), device=device)
 
 
 def conditions(model: Model, images: int) -> ConditionInput:

@@ -77,7 +77,7 @@ def mask_padding(mask: Mask, padding: Tensor, *, slots: Tensor | None = None) ->
     Args:
         mask: (1, 1, queries, keys) or a BlockMask, over slots that begin with the prompt.
         padding: bool (B, P), True at padding tokens.
-        slots: Slot index of each query of a dense mask, int64; None if queries and keys are the same slots.
+        slots: Slot index of each query of a dense mask, int64 (1 or B, queries); None if queries and keys are the same.
     """
     if isinstance(mask, BlockMask):
         queries, keys = mask.seq_lengths
@@ -89,5 +89,5 @@ def mask_padding(mask: Mask, padding: Tensor, *, slots: Tensor | None = None) ->
         return create_block_mask(unpadded, len(padding), None, queries, keys, device=str(padding.device))
     is_padding = pad(padding, (0, mask.shape[-1] - padding.shape[1]))
     columns = torch.arange(mask.shape[-1], device=mask.device)
-    itself = (columns if slots is None else slots)[:, None] == columns
+    itself = (columns[None] if slots is None else slots)[:, None, :, None] == columns
     return mask & (~is_padding[:, None, None] | itself)

@@ -159,11 +159,14 @@ class Plan:
         """Return the fraction of next-token decoding's passes that this plan saves, 0 .. 1."""
         return 1 - self.passes / self.grid.num_codes
 
+    def predicting(self) -> Integers:
+        """Return the slot that predicts each code, int64 (N,)."""
+        slots = np.flatnonzero(self.target >= 0)
+        return slots[self.target[slots].argsort()]
+
     def generated_at(self) -> Integers:
         """Return the pass that generates each code, int64 (H, W)."""
-        passes = np.empty(self.grid.num_codes, dtype=np.int64)
-        passes[self.target[self.target >= 0]] = self.step[self.target >= 0]
-        return passes.reshape(self.grid.height, self.grid.width)
+        return self.step[self.predicting()].reshape(self.grid.height, self.grid.width)
 
     def visible(self) -> NDArray[np.bool_]:
         """Return the attention visibility as bool (S, S), row = query, column = key."""

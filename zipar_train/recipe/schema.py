@@ -108,6 +108,7 @@ class SamplingParams(Section):
     temperature: Annotated[float, Field(ge=0, le=1000), AfterValidator(_temperature)] = 1.0  # 0: the most probable code
     top_k: Annotated[int, Field(ge=0, le=65536)] = 0  # sample from the k most probable codes; 0: from all
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0  # probability of the codes to sample from; 1: all
+    lookahead: Annotated[int, Field(ge=0, le=65536)] = 0  # slots fed per pass: same images, fewer passes; 0: none
 
 
 class Evaluate(Section):

@@ -22,7 +22,7 @@ from zipar_train.decoding.cache import SlotCache
 from zipar_train.decoding.decoder import Observer
 from zipar_train.decoding.memory import check_memory
 from zipar_train.decoding.place import inference_on, keys_aligned
-from zipar_train.decoding.sampling import accept_or_resample, guide, probabilities, sample_inverse_cdf
+from zipar_train.decoding.sampling import accept_or_resample, guide, probabilities, sample_from
 from zipar_train.decoding.state import prompts
 from zipar_train.models.conditions import ConditionInput
 from zipar_train.models.family import Family
@@ -69,7 +69,7 @@ class AdaptiveDecoder:
 
     @property
     def numbers(self) -> int:
-        """Uniform numbers per image: one for each code, and two for each verification of a first code."""
+        """Seeds per image: one for each code, and two for each verification of a first code."""
         return 3 * self.family.grid.num_codes
 
     def plans(self, images: int) -> list[Plan]:
@@ -81,13 +81,13 @@ class AdaptiveDecoder:
 
     @torch.inference_mode()
     def __call__(
-        self, condition: ConditionInput, uniforms: Tensor, sampling: SamplingParams, *, observe: Observer | None = None
+        self, condition: ConditionInput, seeds: Tensor, sampling: SamplingParams, *, observe: Observer | None = None
     ) -> Tensor:
         """Generate B images.
 
         Args:
             condition: Conditions of B images.
-            uniforms: (B, 3 N), see `sampling.uniforms`.
+            seeds: (B, 3 N), see `sampling.code_seeds`.
             sampling: How codes are sampled.
             observe: Called in every pass with places (B, K) and logits (B, K, V), (2 B, K, V) under guidance. Place p
                 is slot p of the image's plan; a place beyond its last slot is padding. For tests.
@@ -96,19 +96,21 @@ class AdaptiveDecoder:
             Codes, int64 (B, H, W).
 
         Raises:
-            ValueError: If the family does not support the condition.
+            ValueError: If the family does not support the condition, or lookahead is asked for.
             BatchTooLarge: If the batch does not fit into memory; names the largest that does.
         """
         with inference_on(self.family.model.device):
-            return self._generate(condition, uniforms, sampling, observe)
+            return self._generate(condition, seeds, sampling, observe)
 
     def _generate(
-        self, condition: ConditionInput, uniforms: Tensor, sampling: SamplingParams, observe: Observer | None
+        self, condition: ConditionInput, seeds: Tensor, sampling: SamplingParams, observe: Observer | None
     ) -> Tensor:
-        images, family = len(uniforms), self.family
-        assert uniforms.shape == (images, self.numbers), uniforms.shape
+        images, family = len(seeds), self.family
+        assert seeds.shape == (images, self.numbers), seeds.shape
+        if sampling.lookahead:
+            raise ValueError("adaptive windows have no lookahead: set lookahead to 0")
         rows = [RowSchedule(**self.rule) for _ in range(images)]
-        state = _AdaptiveState(family, self.plan, condition, uniforms, sampling)
+        state = _AdaptiveState(family, self.plan, condition, seeds, sampling)
         step = 0
         while any(going := [one.last is None or step <= one.last for one in rows]):
             feeds = [one.feeds(step) if on else [] for one, on in zip(rows, going, strict=True)]
@@ -125,13 +127,11 @@ class AdaptiveDecoder:
 class _AdaptiveState:
     """State of a batch: codes, keys and values, and the slots that each image has written, in its plan's order."""
 
-    def __init__(
-        self, family: Family, plan: Plan, condition: ConditionInput, uniforms: Tensor, sampling: SamplingParams
-    ):
-        images, device, grid = len(uniforms), family.model.device, family.grid
+    def __init__(self, family: Family, plan: Plan, condition: ConditionInput, seeds: Tensor, sampling: SamplingParams):
+        images, device, grid = len(seeds), family.model.device, family.grid
         self.prompt, self.padding = prompts(family, family.check(condition), guided=sampling.guidance != 1)
         self.copies = len(self.prompt) // images
-        self.family, self.sampling, self.uniforms = family, sampling, uniforms.to(device)
+        self.family, self.sampling, self.seeds = family, sampling, seeds.to(device)
         looks = (grid.height - 1) * (grid.row_length - plan.window)  # at most
         self.most = plan.prompt + grid.height * grid.row_length + looks
         self.aligned = keys_aligned(device)
@@ -165,7 +165,7 @@ class _AdaptiveState:
         visible = (self.expires[:, None, :seen] > step) & (self.position[:, None, :seen] <= position[..., None])
         mask = torch.from_numpy(visible).to(device)[:, None].repeat(self.copies, 1, 1, 1)
         if self.padding is not None:
-            mask = mask_padding(mask, self.padding, slots=torch.arange(widest, device=device) + (step > 0) * seen)
+            mask = mask_padding(mask, self.padding, slots=torch.arange(widest, device=device)[None] + (step > 0) * seen)
         targets, sources, positions, places = (
             torch.from_numpy(each).to(device) for each in (target, source, position, place)
         )
@@ -179,9 +179,11 @@ class _AdaptiveState:
         if observe:
             observe(places, logits)
         logits = guide(logits, self.sampling.guidance) if self.sampling.guidance != 1 else logits
-        p = probabilities(logits.flatten(0, 1), **self.sampling.model_dump(exclude={"guidance"})).view(*logits.shape)
-        numbers = self.uniforms.gather(1, targets.clamp(max=codes - 1))
-        generated = sample_inverse_cdf(p.flatten(0, 1), numbers.flatten()).view(targets.shape)
+        p = probabilities(
+            logits.flatten(0, 1), **self.sampling.model_dump(include={"temperature", "top_k", "top_p"})
+        ).view(*logits.shape)
+        numbers = self.seeds.gather(1, targets.clamp(max=codes - 1))
+        generated = sample_from(p.flatten(0, 1), numbers.flatten()).view(targets.shape)
         accepted = self._look(feeds, p, generated)
         self.tokens.scatter_(1, targets, generated)
         self.tokens[:, codes:] = ROW_END
@@ -204,8 +206,8 @@ class _AdaptiveState:
             self.tokens[image, target].clamp(min=0),
             before,
             now,
-            self.uniforms[image, number],
-            self.uniforms[image, number + 1],
+            self.seeds[image, number],
+            self.seeds[image, number + 1],
         )
         generated[image, column] = torch.where(tried > 0, code, generated[image, column])
         self.before[image] = now

@@ -12,7 +12,7 @@ from torch import Tensor
 from zipar_train.decoding.decoder import Decoder
 from zipar_train.decoding.generator import Images
 from zipar_train.decoding.memory import BatchTooLarge, is_oom
-from zipar_train.decoding.sampling import uniforms
+from zipar_train.decoding.sampling import code_seeds
 from zipar_train.models.family import Family
 from zipar_train.plan.table import Plan
 from zipar_train.recipe.schema import SamplingParams
@@ -91,14 +91,15 @@ class Samples(L.Callback):
         wanted = self.captions or _spread(self.images, self.classes or 1)
         plan = Plan.zipar(family.grid, window=window, prompt=family.prompt_length, **self.rule)
         decoder = Decoder(family, plan, capture=False)
-        codes, pixels = [], []
+        codes, pixels, passes = [], [], list[int]()
         for start in range(0, len(wanted), self.batch_size):
             chunk = wanted[start : start + self.batch_size]
-            numbers = uniforms([start + k for k in range(len(chunk))], family.grid.num_codes, seed=0)
+            numbers = code_seeds([start + k for k in range(len(chunk))], family.grid.num_codes, seed=0)
             codes.append(decoder(chunk, numbers, self.sampling))
+            passes += decoder.passes(len(chunk))
             assert family.tokenizer
             pixels.append(family.tokenizer.decode(codes[-1]).cpu())
-        images = Images(torch.cat(codes).cpu(), torch.full((len(wanted),), plan.passes), torch.cat(pixels))
+        images = Images(torch.cat(codes).cpu(), torch.tensor(passes), torch.cat(pixels))
         return [_enlarged(images[k]) for k in range(len(images))], [_caption(each) for each in wanted]
 
 
