@@ -120,7 +120,7 @@ def test_decoders_of_other_windows_make_room(generator, monkeypatch):
     monkeypatch.setattr(memory, "free_bytes", lambda device: 1200 - 800 * sum(d.state is not None for d in taken))
     for window in (4, 2, 1, 4):
         assert len(generator.generate([3] * 8, window=window, batch_size=8)) == 8
-        assert [w for (w, _), decoder in generator.decoders.items() if decoder.state] == [window]
+        assert [w for (w, *_), decoder in generator.decoders.items() if decoder.state] == [window]
 
 
 def test_an_allocator_that_fails_is_put_in_words(generator, monkeypatch):

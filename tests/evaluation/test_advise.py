@@ -80,8 +80,8 @@ def test_offsets_are_means_over_the_pairs_there_are():
 def test_advice_follows_the_tolerance(tiny, tmp_path, run):
     recipe = load_recipe("digits-base", [*tiny, "trainer.max_epochs=6", "optim.lr=2e-2"])
     fit(recipe)
-    shards = recipe.data.val
-    found = advise(recipe, tmp_path / "run", shards=shards, tolerance=0.0, images=100, progress=False)
+    given = {"shards": recipe.data.val, "images": 100, "lookaheads": [], "progress": False}
+    found = advise(recipe, tmp_path / "run", **given, tolerance=0.0)
     assert [row.window for row in found.windows] == [8, 4, 2, 1]
     assert found.windows[0].cut == [0.0] and found.windows[0].costs == 0
     cuts = [row.cut[0] for row in found.windows]
@@ -89,14 +89,18 @@ def test_advice_follows_the_tolerance(tiny, tmp_path, run):
     costs = {row.window: row.costs for row in found.windows}
     for tolerance in (0.0, *(cost + 1e-9 for cost in costs.values() if cost > 0), 10.0):
         allowed = min(window for window, cost in costs.items() if cost <= tolerance)
-        advice = advise(recipe, tmp_path / "run", shards=shards, tolerance=tolerance, images=100, progress=False)
+        advice = advise(recipe, tmp_path / "run", **given, tolerance=tolerance)
         assert advice.window == allowed
+        assert [pair.window for pair in advice.decode.pairs] == [w for w, cost in costs.items() if cost <= tolerance]
 
     arguments = ["advise", "--recipe", "digits-base", *sets(tiny), "--checkpoint", tmp_path / "run"]
     status, out, err = run(*arguments, "--tolerance", "10", "--png", "a.png", "--json", "a.json")
     assert status == 0, err
     assert "Smallest window within 1000.00% of next-token's bits: 1 (22 passes, 66% fewer)." in out
-    assert json.loads((tmp_path / "a.json").read_text())["window"] == 1
+    told = json.loads((tmp_path / "a.json").read_text())
+    assert told["window"] == 1
+    tried = [(pair["window"], pair["lookahead"]) for pair in told["decode"]["pairs"]]
+    assert tried == [(window, slots) for window in (8, 4, 2, 1) for slots in (0, 16, 32, 64)]
     assert Image.open(tmp_path / "a.png").size[0] > 1000
     mistakes = {
         ("--tolerance", "-1"): "must be 0 or more",

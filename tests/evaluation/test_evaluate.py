@@ -7,13 +7,14 @@ import pytest
 import torch
 from commands import sets
 
+from zipar_train.decoding.generator import Generator
 from zipar_train.evaluation.evaluate import _closed
 from zipar_train.evaluation.report.protocol import differences, warnings
 from zipar_train.models.tokenizers.base import Palette
 
 
 @pytest.mark.slow
-def test_compared_checkpoints_have_their_gap_closed(shards, tmp_path, tiny, kept_classifier):
+def test_compared_checkpoints_have_their_gap_closed(shards, tmp_path, tiny, kept_classifier, monkeypatch):
     """Against hand arithmetic on the report's own bits, and in the report's words."""
     from zipar_train.evaluation.evaluate import evaluate
     from zipar_train.evaluation.report.text import markdown, summary
@@ -40,7 +41,16 @@ def test_compared_checkpoints_have_their_gap_closed(shards, tmp_path, tiny, kept
     row = f"| fast | 1 | 22 | 66% | {took:.0f} | {fast1:.3f} | {fast1 / fast8 - 1:+.1%} |"
     assert row in markdown(report)
     assert "| FD |" in markdown(report) and "| FID" not in markdown(report)
+    calls, generate = [], Generator.generate
+
+    def kept(self, labels, **how):
+        calls.append((labels, how["first"], how["seed"]))
+        return generate(self, labels, **how)
+
+    monkeypatch.setattr(Generator, "generate", kept)  # all images are there: these are the timed ones
     again, _, _ = evaluate(recipe, paths[1], compare=[paths[0]], windows=[1], out=tmp_path, progress=False)
+    assert len(calls) % 4 == 0 and len(calls) >= 16
+    assert calls == [([k], k, 0) for k in range(len(calls) // 4) for _ in range(4)]
     volatile = {"milliseconds": ...}
     assert [r.model_dump(exclude=volatile) for r in again.rows] == [r.model_dump(exclude=volatile) for r in report.rows]
     assert samples["fast", 1].shape == (10, 3, 8, 8)

@@ -1,4 +1,4 @@
-"""The `evaluate` command, which scores checkpoints at each window, and `advise`, which recommends a window."""
+"""The `evaluate` command, which scores checkpoints at each window, and `advise`, which recommends how to decode."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -154,6 +154,10 @@ def advise(
     tolerance: Annotated[
         float, typer.Option(help="Tolerated share of bits above next-token's; 0.01: one percent.")
     ] = 0.01,
+    lookahead: Annotated[
+        str, typer.Option(help="Slots fed per pass to try besides none, at windows within the tolerance.")
+    ] = "16,32,64",
+    batch_size: Annotated[int, typer.Option(help="Images generated together when passes and time are measured.")] = 1,
     images: Annotated[int | None, typer.Option(help="Images whose bits are counted; otherwise all.")] = None,
     overrides: SetOption = [],  # noqa: B006
     png: Annotated[
@@ -167,20 +171,33 @@ def advise(
     ] = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Recommend a window for a checkpoint, from held-out codes: bits per code, and attention cut off by layer."""
+    """Recommend a window and lookahead for a checkpoint: bits per code, attention cut off by layer, time per image.
+
+    Bits and attention come from held-out codes. Time is measured by generating images.
+    """
     from zipar_train.recipe.load import load_recipe
 
     loaded = load_recipe(recipe, overrides)
     sizes = integers("--windows", windows) if windows is not None else None
+    slots = integers("--lookahead", lookahead)
     from zipar_train.evaluation.window_advice import advise as work
-    from zipar_train.evaluation.window_advice import lines, plot
+    from zipar_train.evaluation.window_advice import lines
 
     advice = work(
-        loaded, checkpoint, shards=shards or loaded.data.val, windows=sizes, tolerance=tolerance, images=images
+        loaded,
+        checkpoint,
+        shards=shards or loaded.data.val,
+        windows=sizes,
+        tolerance=tolerance,
+        lookaheads=slots,
+        batch_size=batch_size,
+        images=images,
     )
     print("\n".join(lines(advice)))
     if json_file:
         write_json(json_file, advice.model_dump())
     if png:
+        from zipar_train.evaluation.advice_plot import plot
+
         plot(advice, png)
         print(f"\n{png}")

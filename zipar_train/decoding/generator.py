@@ -110,7 +110,7 @@ class Generator:
         fuse_for_inference(self.inference_family.model)
         if compile:
             compile_body(self.inference_family.model)
-        self.decoders: dict[tuple[int | None, DecodeMode], Decoder | AdaptiveDecoder] = {}
+        self.decoders: dict[tuple[int | None, DecodeMode, int], Decoder | AdaptiveDecoder] = {}
 
     def load_family(self) -> Family:
         """Load the weights again, in transformers' own layers, to train, change or export them.
@@ -135,9 +135,14 @@ class Generator:
             **({"stand_in": "released"} if mode == "released" else rule),
         )
 
-    def decoder(self, window: int | None = None, *, mode: DecodeMode = "planned") -> Decoder | AdaptiveDecoder:
-        """Return the decoder of a window; it is built once and cached."""
-        key = (window, mode)
+    def decoder(
+        self, window: int | None = None, *, mode: DecodeMode = "planned", lookahead: int = 0
+    ) -> Decoder | AdaptiveDecoder:
+        """Return the decoder of a window; it is built once and cached.
+
+        Each number of slots has its own, as a decoder keeps the cache and the CUDA graphs of one number.
+        """
+        key = (window, mode, lookahead)
         if key not in self.decoders:
             plan = self.plan(window, mode=mode)
             if mode == "adaptive":
@@ -201,7 +206,7 @@ class Generator:
                     f"lookahead {settings.lookahead} does not go with mode {mode!r}: leave one of them out"
                 )
             settings = settings.model_copy(update={"lookahead": 0})
-        decoder = self.decoder(window, mode=mode)
+        decoder = self.decoder(window, mode=mode, lookahead=settings.lookahead)
         size = batch_size or self.recipe.evaluate.batch_size
         codes, passes, shown = [], [], PixelStream(tokenizer, self.device) if tokenizer else None
         for start in range(0, len(labels), size):

@@ -109,10 +109,10 @@ def evaluate(
 
     times = milliseconds(
         {
-            (candidate.name, window, mode): lambda s=candidate, w=window, m=mode: s.generator.generate(  # type: ignore[misc]
-                sample_sets[s.name, w, m][0].conditions[:1], window=w, mode=m
+            key: lambda turn, s=of_seeds[0]: s.generator.generate(  # type: ignore[misc]
+                s.conditions[turn : turn + 1], window=s.window, mode=s.mode, seed=s.seed, first=turn
             )
-            for candidate, window, mode in cases
+            for key, of_seeds in sample_sets.items()
         }
     )
     bits = _bits(recipe, cases)

@@ -20,6 +20,7 @@ from zipar_train.recipe.schema import SamplingParams
 from zipar_train.training.loss import losses
 
 Key = TypeVar("Key")
+ROUNDS = 9  # at most, that `milliseconds` counts
 
 
 @torch.inference_mode()
@@ -79,13 +80,16 @@ def bits_by_decoding(decoder: Decoder, loader: ShardLoader, *, images: int | Non
     return total / codes / log(2)
 
 
-def milliseconds(ways: Mapping[Key, Callable[[], Any]], *, rounds: int = 9, seconds: float = 60) -> dict[Key, float]:
-    """Return the median time in milliseconds of each function that generates an image.
+def milliseconds(
+    ways: Mapping[Key, Callable[[int], Any]], *, rounds: int = ROUNDS, seconds: float = 60
+) -> dict[Key, float]:
+    """Return the median time in milliseconds of each function that generates images.
 
     All functions run once per round, so slowdowns of the machine affect all equally. The first round is not counted.
 
     Args:
-        ways: The functions, by key.
+        ways: The functions, by key. Each takes the number of the round, 0 .. `rounds`, so that it can generate other
+            images in every round. Round 0 is not counted.
         rounds: Number of counted rounds.
         seconds: Stop early after this time, with at least three counted rounds.
     """
@@ -96,6 +100,6 @@ def milliseconds(ways: Mapping[Key, Callable[[], Any]], *, rounds: int = 9, seco
             break
         for key, taken in times.items():
             began = perf_counter()
-            ways[key]()
+            ways[key](turn)
             taken.append((perf_counter() - began) * 1000)
     return {key: median(taken[1:]) for key, taken in times.items()}

@@ -1,8 +1,9 @@
-"""Window advice for a checkpoint without generating images, from bits per code and the attention each window cuts off.
+"""Advice on windows for a checkpoint, from bits per code, the attention each window cuts off, and time per image.
 
 The paper chooses its windows from attention maps (arXiv 2412.04062, figure 3: most attention is on nearby codes and on
-the same column of the row above). Both measures here use held-out codes. Bits are computed under each window's mask.
-Attention is that of next-token decoding, summed over the codes that would not exist yet at a window.
+the same column of the row above). Bits and attention here use held-out codes. Bits are computed under each window's
+mask. Attention is that of next-token decoding, summed over the codes that would not exist yet at a window. Images are
+generated only to measure the speed of the windows whose bits are within the tolerance.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,7 +12,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -22,9 +22,10 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from zipar_train.data.loader import ShardLoader
 from zipar_train.data.shards import read_manifest
-from zipar_train.evaluation.candidates import candidates, expected, windows_of
+from zipar_train.evaluation import decode_advice
+from zipar_train.evaluation.candidates import candidates, check_captions, conditions, expected, windows_of
+from zipar_train.evaluation.decode_advice import LOOKAHEADS, DecodeAdvice
 from zipar_train.evaluation.likelihood import bits_per_code
-from zipar_train.io.figures import write_figure
 from zipar_train.io.tables import aligned
 from zipar_train.models.family import target_hidden_states
 from zipar_train.plan.grid import Grid
@@ -32,10 +33,6 @@ from zipar_train.plan.masks import dense
 from zipar_train.plan.table import NEVER, Plan
 from zipar_train.recipe.schema import Recipe
 from zipar_train.run.ranks import process
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
-from matplotlib.ticker import NullFormatter, ScalarFormatter  # noqa: E402
 
 WEIGHTS = 2**26  # attention weights in memory at once
 
@@ -50,15 +47,16 @@ class Window(BaseModel):
 
 
 class Advice(BaseModel):
-    """Recommended window: the smallest whose bits are within the tolerance, with the measurements."""
+    """Recommendations among the windows whose bits are within the tolerance, with the measurements."""
 
     checkpoint: str
     shards: str
     images: int  # used for bits
     attention_images: int
     tolerance: float
-    window: int
+    window: int  # smallest within the tolerance
     windows: list[Window]
+    decode: DecodeAdvice  # speed of the windows within the tolerance, with and without lookahead, and the fastest pair
     attention: list[list[float | None]]  # mean weight by row offset (0 ..) and column offset (-(W-1) .. W-1)
 
 
@@ -69,11 +67,15 @@ def advise(
     shards: str,
     windows: Sequence[int] | None = None,
     tolerance: float = 0.01,
+    lookaheads: Sequence[int] = LOOKAHEADS,
+    batch_size: int = 1,
     images: int | None = None,
     attention_images: int = 32,
     progress: bool = True,
 ) -> Advice:
-    """Measure a checkpoint on held-out shards and recommend a window.
+    """Measure a checkpoint and recommend a window, and a pair of window and lookahead.
+
+    Bits and attention come from held-out shards, speed from generated images, see `decode_advice.measure`.
 
     Args:
         recipe: The recipe of the model.
@@ -81,22 +83,30 @@ def advise(
         shards: A shard manifest.
         windows: None: every power of two below the row length, the recipe's windows, and next-token.
         tolerance: Accepted increase in bits relative to next-token's.
+        lookaheads: Numbers of slots to try at each window within the tolerance, besides none.
+        batch_size: Images generated together when speed is measured.
         images: Number of images for bits. None: all images of the shards.
         attention_images: Number of images for attention.
         progress: Show progress bars.
 
     Raises:
-        ValueError: If a window, checkpoint or shard set does not fit, or the tolerance is below 0.
+        ValueError: If a window, checkpoint, shard set or caption does not fit, a number is out of range, or a batch
+            does not fit into memory.
     """
     if not tolerance >= 0:
         raise ValueError(f"--tolerance {tolerance:g} must be 0 or more: 0.01 accepts one percent more bits")
     if attention_images < 1 or (images is not None and images < 1):
         raise ValueError("--images must be at least 1")
+    decode_advice.check(batch_size, lookaheads)
     model, (_, _, device) = recipe.model, process()
     manifest = read_manifest(shards, **expected(recipe.model))
     widest = model.raster.row_length
     powers = [2**k for k in range(widest.bit_length()) if 2**k < widest]
     wanted = windows_of(recipe, windows or [*powers, *recipe.evaluate.windows])
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"val": shards})})  # captions' default
+    seed = recipe.evaluate.seeds[0]
+    prompts, _ = conditions(recipe, images=decode_advice.images_needed(batch_size), seed=seed)
+    check_captions(recipe, prompts)
     (candidate,) = candidates(recipe, [checkpoint], device=device)
     generator = candidate.generator
     plans = {window: generator.plan(window) for window in wanted}
@@ -126,14 +136,25 @@ def advise(
         )
         for window, plan in plans.items()
     ]
+    within = [row.window for row in found if row.costs <= tolerance]
+    decode = decode_advice.measure(
+        generator,
+        prompts,
+        windows=within,
+        lookaheads=lookaheads,
+        batch_size=batch_size,
+        seed=seed,
+        progress=progress,
+    )
     return Advice(
         checkpoint=candidate.origin,
         shards=f"{manifest.source} ({Path(shards).name}, {manifest.checksum[:8]})",
         images=min(manifest.samples, images or manifest.samples),
         attention_images=count,
         tolerance=tolerance,
-        window=min(row.window for row in found if row.costs <= tolerance),
+        window=min(within),
         windows=found,
+        decode=decode,
         attention=_by_offset(np.mean(layers, axis=0), model.raster),
     )
 
@@ -214,7 +235,7 @@ def _by_offset(weights: NDArray[np.float64], grid: Grid) -> list[list[float | No
 
 
 def lines(advice: Advice) -> list[str]:
-    """Return the lines of the table and the recommendation."""
+    """Return the lines of the tables and the recommendations."""
     cells = [["window", "passes", "fewer", "bits/code", "costs", "attention cut off (worst layer)"]]
     for row in advice.windows:
         worst = max(range(len(row.cut)), key=row.cut.__getitem__)
@@ -235,63 +256,12 @@ def lines(advice: Advice) -> list[str]:
         "",
         *aligned(cells, ">>>>><"),
         "",
+        f"{advice.decode.images:,} generated images for each window within the tolerance and each lookahead; "
+        f"batch size {advice.decode.batch_size:,}",
+        "",
+        *decode_advice.lines(advice.decode),
+        "",
         f"Smallest window within {advice.tolerance:.2%} of next-token's bits: {best.window} ({best.passes:,} passes, "
         f"{best.reduction:.0%} fewer).",
+        decode_advice.sentence(advice.decode, tolerance=advice.tolerance),
     ]
-
-
-def plot(advice: Advice, path: Path) -> None:
-    """Plot bits by window, attention cut off by layer, and the attention map, as in the paper's figure 3.
-
-    Raises:
-        ValueError: If the extension is not a picture format.
-        OSError: If the file cannot be written.
-    """
-    colours = plt.get_cmap("viridis")(np.linspace(0.05, 0.9, len(advice.windows)))
-    with plt.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
-        figure, (left, middle, right) = plt.subplots(1, 3, figsize=(15, 4.4), layout="constrained")
-        windows = [row.window for row in advice.windows]
-        left.plot(windows, [row.bits for row in advice.windows], "o-", color="#2f7f9f")
-        borne = advice.windows[0].bits * (1 + advice.tolerance)
-        left.axhline(borne, ls="--", lw=1, color="#777777")
-        left.annotate(
-            f"{advice.tolerance:.1%} above next-token",
-            (windows[0], borne),
-            xytext=(0, 4),
-            ha="right",
-            textcoords="offset points",
-            fontsize=8,
-            color="#777777",
-        )
-        left.set(xscale="log", xlabel="window, codes", ylabel="held-out bits a code")
-        left.set_xticks(windows, [str(window) for window in windows])
-        left.xaxis.set_minor_formatter(NullFormatter())
-        left.minorticks_off()
-        for row, colour in zip(advice.windows, colours, strict=True):
-            if any(row.cut):
-                middle.plot(
-                    range(len(row.cut)),
-                    [100 * c for c in row.cut],
-                    "o-",
-                    ms=3,
-                    color=colour,
-                    label=f"window {row.window}",
-                )
-        middle.set(xlabel="layer", ylabel="attention on codes not generated yet, %", ylim=(0, None))
-        if len(windows) > 1:
-            middle.legend(frameon=False, fontsize=8)
-        shown = np.array(advice.attention, dtype=float)[:12]
-        half = shown.shape[1] // 2
-        image = right.imshow(
-            100 * shown,
-            cmap="magma_r",
-            norm="log",
-            aspect="auto",
-            interpolation="nearest",
-            extent=(-half - 0.5, half + 0.5, len(shown) - 0.5, -0.5),
-        )
-        right.set(xlabel="columns to the side", ylabel="rows above")
-        right.set_title("where attention lies: % a code, mean of layers", fontsize=10)
-        bar = figure.colorbar(image, ax=right, format=ScalarFormatter())
-        bar.ax.yaxis.set_minor_formatter(ScalarFormatter())
-        write_figure(figure, path)

@@ -211,7 +211,8 @@ def notes(report: EvaluationReport) -> list[str]:
             "IS: its ten splits; shares: binomial; sFID: none."
         )
     lines.append(
-        "ms/image: median of three to nine times that image 0 is generated alone, windows and checkpoints taking turns"
+        "ms/image: median of three to nine images, the same for every row, each generated alone, windows and "
+        "checkpoints taking turns"
         + ("; images/s: one process at the recipe's batch size." if report.measured("images_per_second") else ".")
     )
     lines += [f"{name}: {origin}." for name, origin in report.checkpoints.items()]
