@@ -72,6 +72,7 @@ def bits_of(checkpoint: Path, *overrides: str) -> dict[int, float]:
         checkpoint,
         "--windows",
         ",".join(map(str, WINDOWS)),
+        *("--tolerance", 0, "--lookahead", 32),  # few pairs to time: only bits are used
         *sets(*overrides),
         "--json",
         file,
