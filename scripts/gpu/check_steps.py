@@ -1,6 +1,6 @@
 """The steps of `check`, in the order of their worth: what each runs, and for how long at most.
 
-The seconds in comments are estimates for one H100, made by counting bytes and kernels. They come to some 560 s, of
+The seconds in comments are estimates for one H100, made by counting bytes and kernels. They come to some 575 s, of
 which a step that is killed at its limit takes more; then the last steps are skipped.
 """
 
@@ -252,13 +252,16 @@ def checks(work: Path, sizes: Sizes) -> list[list[Step]]:
                 least=30,
             )
         ],
-        # 25 s
+        # 40 s; the tolerance leaves few pairs to time
         [
             Step(
                 "advise",
-                "bits and attention at every window",
-                verb("advise", *settings, "--checkpoint", str(run), "--json", str(json / "advise.json")),
-                50,
+                "bits and attention at every window, times with lookahead",
+                verb(
+                    *("advise", *settings, "--checkpoint", str(run), "--tolerance", "0", "--lookahead", "32"),
+                    *("--json", str(json / "advise.json")),
+                ),
+                80,
                 20,
                 json / "advise.json",
                 needs=(last,),

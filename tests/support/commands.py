@@ -103,6 +103,10 @@ def every_verb(run, folder: Path, recipe: str, model: list[str], *, checkpoint: 
     none = sets([f"data.val={folder}/none.json"])  # no reference: CLIP score alone
     out = succeeded("evaluate", *settings, *none, "--checkpoint", folder / "run", "--compare", checkpoint)
     assert "CLIP" in out and out.count("run ") >= len(windows)
+    captioned = sets(["evaluate.captions=null"])  # the captions are the shards'
+    shards = ["--shards", folder / "shards" / "val.json", "--lookahead", "4", "--tolerance", "10"]
+    out = succeeded("advise", *settings, *none, *captioned, *shards, "--checkpoint", folder / "run")
+    assert "Fastest within 1000.00% of next-token's bits at batch size 1: " in out
     window = str(windows[1])
     succeeded(
         "generate", "--checkpoint", folder / "run", "--caption", "a blue car", "--window", window, "--out", "car.png"
