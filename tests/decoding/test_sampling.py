@@ -36,7 +36,7 @@ def test_frequencies_are_the_distribution(temperature, top_k, top_p):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_rare_codes_are_as_frequent_as_their_probability(dtype):
-    """100 codes of probability 1e-5 beside one of 0.999: noise of 16 or 24 bits would be too coarse for codes so rare."""
+    """100 codes of probability 1e-5 beside one of 0.999: noise of 16 bits would be too coarse."""
     logits = torch.tensor([math.log(0.999), *[math.log(1e-5)] * 100], dtype=torch.float64).to(dtype)
     expected = 1 - logits.double().softmax(-1)[0].item()
     rare = sum(

@@ -40,6 +40,9 @@ def evaluate(
         bool,
         typer.Option("--adaptive", help="Also with adaptive windows, with these as the smallest."),
     ] = False,
+    lookahead: Annotated[
+        int | None, typer.Option(help="Also with this many slots fed per pass; otherwise the recipe's. 0: none.")
+    ] = None,
     npz: Annotated[bool, typer.Option("--npz", help="Write the images for ADM's evaluator too.")] = False,
     png: Annotated[bool, typer.Option("--png", help="Write the images as a folder of PNG too.")] = False,
     search_guidance: Annotated[
@@ -67,7 +70,8 @@ def evaluate(
     """
     from zipar_train.recipe.load import load_recipe
 
-    loaded = load_recipe(recipe, overrides)
+    ahead = [] if lookahead is None else [f"sampling.lookahead={lookahead}"]
+    loaded = load_recipe(recipe, [*overrides, *ahead])
     sizes = integers("--windows", windows) if windows is not None else None
     scales = numbers("--search-guidance", search_guidance) if search_guidance is not None else None
     path = Path(checkpoint)

@@ -34,7 +34,7 @@ from zipar_train.run.ranks import process
 
 SHOWN = 10  # images of each sample set shown in the report
 MIN_BITS_IMAGES = 1000  # held-out images to compute bits for, if there are as many
-Case = tuple[str, int, DecodeMode]  # (candidate's name, window, decode mode)
+Case = tuple[str, int, DecodeMode, int]  # (candidate's name, window, decode mode, lookahead)
 
 
 def evaluate(
@@ -50,7 +50,7 @@ def evaluate(
     png: bool = False,
     progress: bool = True,
 ) -> tuple[EvaluationReport, Samples, list[Path]] | None:
-    """Score a checkpoint, and optionally others, at several windows.
+    """Score a checkpoint, and optionally others, at several windows, and each with the recipe's lookahead too.
 
     Under torchrun or SLURM, processes share the generation, and the first of them scores.
 
@@ -86,23 +86,27 @@ def evaluate(
             same_classes(recipe.data.train, recipe.data.val, (trained_on, held_out))
     if (released or adaptive) and len(wanted) == 1:
         raise ValueError("--released, --adaptive: at next-token, the only window, they change nothing. Add --windows")
-    cases: list[tuple[Candidate, int, DecodeMode]] = []
+    cases: list[tuple[Candidate, int, DecodeMode, int]] = []
     for candidate in found:
-        cases += [(candidate, window, "planned") for window in wanted]
+        cases += [(candidate, window, "planned", 0) for window in wanted]
+        if recipe.sampling.lookahead:
+            cases += [(candidate, window, "planned", recipe.sampling.lookahead) for window in wanted]
         if released and candidate is found[0]:
-            cases += [(candidate, window, "released") for window in wanted[1:]]
+            cases += [(candidate, window, "released", 0) for window in wanted[1:]]
         if adaptive:
-            cases += [(candidate, window, "adaptive") for window in wanted[1:]]
-    sample_sets = {
-        (candidate.name, window, mode): [
-            sample_set(recipe, candidate, window, seed, out=out, mode=mode) for seed in recipe.evaluate.seeds
+            cases += [(candidate, window, "adaptive", 0) for window in wanted[1:]]
+    sample_sets: dict[Case, list[SampleSet]] = {}
+    for candidate, window, mode, lookahead in cases:
+        sampling = recipe.sampling.model_copy(update={"lookahead": lookahead})
+        sample_sets[candidate.name, window, mode, lookahead] = [
+            sample_set(recipe, candidate, window, seed, out=out, mode=mode, sampling=sampling)
+            for seed in recipe.evaluate.seeds
         ]
-        for candidate, window, mode in cases
-    }
     check_captions(recipe, chain(*(samples.conditions for of_seeds in sample_sets.values() for samples in of_seeds)))
-    for (name, window, mode), of_seeds in sample_sets.items():
+    for (name, window, mode, lookahead), of_seeds in sample_sets.items():
+        how = ("" if mode == "planned" else f", {mode}") + (f", lookahead {lookahead}" if lookahead else "")
         for samples in of_seeds:
-            words = f"{name}, window {window}{'' if mode == 'planned' else f', {mode}'}, seed {samples.seed}"
+            words = f"{name}, window {window}{how}, seed {samples.seed}"
             samples.make(rank=rank, world=world, progress=progress, words=words)
     if scorer is None:
         return None
@@ -110,7 +114,12 @@ def evaluate(
     times = milliseconds(
         {
             key: lambda turn, s=of_seeds[0]: s.generator.generate(  # type: ignore[misc]
-                s.conditions[turn : turn + 1], window=s.window, mode=s.mode, seed=s.seed, first=turn
+                s.conditions[turn : turn + 1],
+                window=s.window,
+                mode=s.mode,
+                seed=s.seed,
+                first=turn,
+                lookahead=s.sampling.lookahead,
             )
             for key, of_seeds in sample_sets.items()
         }
@@ -119,8 +128,8 @@ def evaluate(
     rows: list[EvaluationRow] = []
     pictures: Samples = {}
     images: list[Path] = []
-    for candidate, window, mode in cases:
-        key = (candidate.name, window, mode)
+    for candidate, window, mode, lookahead in cases:
+        key = (candidate.name, window, mode, lookahead)
         scores: dict[str, list[Score]] = {}
         for samples in sample_sets[key]:
             samples.wait()
@@ -129,24 +138,27 @@ def evaluate(
             images += [samples.write_npz()] if npz else []
             images += [samples.write_png()] if png else []
         plan = candidate.generator.plan(window, mode=mode)
-        passes = torch.cat([samples.passes() for samples in sample_sets[key]]).double().mean().item()
+        passes = torch.cat([samples.passes() for samples in sample_sets[key]]).double()
         row = EvaluationRow(
             checkpoint=candidate.name,
             mode=mode,
+            lookahead=lookahead,
             window=window,
-            passes=passes,
-            reduction=1 - passes / plan.grid.num_codes,
+            passes=passes.mean().item(),
+            passes_std=passes.std(correction=0).item(),
+            reduction=1 - passes.mean().item() / plan.grid.num_codes,
             width=None if mode == "adaptive" else plan.width,
             bits=bits.get(key),
-            window_costs=bits[key] / bits[candidate.name, wanted[0], "planned"] - 1 if key in bits else None,
+            window_costs=bits[key] / bits[candidate.name, wanted[0], "planned", 0] - 1 if key in bits else None,
             gap_closed=_closed(bits, baseline, key, wanted[0]) if key in bits else None,
             milliseconds=times[key],
             images_per_second=sample_sets[key][0].speed,
             **{score: over_seeds(values) for score, values in scores.items()},  # type: ignore[arg-type]
         )
         rows.append(row)
-        pictures[row.name, window] = next(sample_sets[key][0].pixels())[:SHOWN]
-    protocol = _protocol(recipe, scorer, sample_sets[found[0].name, wanted[0], "planned"][0])
+        if not lookahead:  # its images are those without it
+            pictures[row.name, window] = next(sample_sets[key][0].pixels())[:SHOWN]
+    protocol = _protocol(recipe, scorer, sample_sets[found[0].name, wanted[0], "planned", 0][0])
     report = EvaluationReport(
         rows=rows,
         baseline=baseline,
@@ -185,10 +197,11 @@ def _protocol(recipe: Recipe, scorer: Scorer, samples: SampleSet) -> Protocol:
     )
 
 
-def _bits(recipe: Recipe, cases: Sequence[tuple[Candidate, int, DecodeMode]]) -> dict[Case, float]:
+def _bits(recipe: Recipe, cases: Sequence[tuple[Candidate, int, DecodeMode, int]]) -> dict[Case, float]:
     """Return bits per code on held-out shards for the planned cases; empty if there are no shards.
 
     It uses as many held-out images as are generated, at least 1,000. Other decode modes have no mask for exact bits.
+    Lookahead changes no distribution, so it has the bits of its window.
     """
     if not manifest_exists(recipe.data.val):
         print(f"no bits a code: data.val = {recipe.data.val} is not there", file=sys.stderr)
@@ -200,16 +213,17 @@ def _bits(recipe: Recipe, cases: Sequence[tuple[Candidate, int, DecodeMode]]) ->
         damaged=recipe.data.on_bad_sample,
         misfit=fitting.misfit if fitting else None,
     )
-    return {
-        (candidate.name, window, mode): bits_per_code(
+    bits: dict[Case, float] = {
+        (candidate.name, window, mode, 0): bits_per_code(
             candidate.generator.inference_family,
             candidate.generator.plan(window),
             loader,
             images=max(recipe.evaluate.images, MIN_BITS_IMAGES),
         )
-        for candidate, window, mode in cases
-        if mode == "planned"
+        for candidate, window, mode, lookahead in cases
+        if mode == "planned" and not lookahead
     }
+    return bits | {(s.name, w, m, lookahead): bits[s.name, w, m, 0] for s, w, m, lookahead in cases if m == "planned"}
 
 
 def _held_out(recipe: Recipe) -> str:
@@ -219,9 +233,9 @@ def _held_out(recipe: Recipe) -> str:
 
 
 def _closed(bits: dict[Case, float], base: str | None, case: Case, widest: int) -> float | None:
-    name, window, _ = case
+    name, window, *_ = case
     if base is None or name == base:
         return None
-    whole = bits[base, widest, "planned"]
-    gap = bits[base, window, "planned"] - whole
+    whole = bits[base, widest, "planned", 0]
+    gap = bits[base, window, "planned", 0] - whole
     return 1 - (bits[case] - whole) / gap if gap > 0.005 * whole else None

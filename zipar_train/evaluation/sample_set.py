@@ -1,7 +1,7 @@
 """Sample sets: images generated once, by any number of processes, and resumed after an interruption.
 
 The images of a sample set are numbered and split into batches. Process r of R generates batches r, r + R, ... and
-writes the codes of each finished batch. The uniform numbers and the class or caption of image k depend only on the
+writes the codes of each finished batch. The noise and the class or caption of image k depend only on the
 seed and k. The folder's name is a hash of everything else that the codes depend on, so a finished batch is never
 generated again or confused with another's.
 """
@@ -78,6 +78,7 @@ class SampleSet:
             "mode": self.mode,
             "seed": self.seed,
             "sampling": self.sampling.model_dump(),
+            "noise": "SplitMix64",
             "batch_size": self.batch_size,
             "conditions": self.origin,
             "dtype": str(self.generator.dtype).removeprefix("torch."),
@@ -86,7 +87,9 @@ class SampleSet:
 
     @cached_property
     def folder(self) -> Path:
-        name = f"window-{self.window}{'' if self.mode == 'planned' else f'-{self.mode}'}-seed-{self.seed}"
+        how = "" if self.mode == "planned" else f"-{self.mode}"
+        how += f"-lookahead-{self.sampling.lookahead}" if self.sampling.lookahead else ""
+        name = f"window-{self.window}{how}-seed-{self.seed}"
         return self.root / f"{name}-{_digest(self.settings)[:10]}"
 
     @cached_property

@@ -53,6 +53,7 @@ def pareto(report: EvaluationReport, *, paper: Mapping[str, list[tuple[float, fl
                     means = [s if quality == "bits" else s.mean for s in scores]
                     error = None if quality == "bits" else [s.std or 0.0 for s in scores]
                     style = {"planned": "-", "released": "--", "adaptive": ":"}[rows[0].mode]
+                    style = "-." if rows[0].lookahead else style
                     axis.errorbar(
                         [getattr(row, cost) for row in rows],
                         means,

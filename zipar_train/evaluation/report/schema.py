@@ -17,8 +17,10 @@ class EvaluationRow(BaseModel):
 
     checkpoint: str
     mode: DecodeMode  # see `Generator.generate`
+    lookahead: int = 0  # slots fed per pass; 0: those of a step
     window: int  # for adaptive windows the smallest
-    passes: float  # for adaptive windows the mean over images
+    passes: float  # per image: the mean over images
+    passes_std: float = 0.0  # standard deviation over images; 0 without lookahead and adaptive windows
     reduction: float  # share of the next-token passes saved
     width: int | None  # slots of the widest pass; None for adaptive windows
     bits: float | None  # exact bits per code, on held-out images under this window's mask
@@ -37,7 +39,8 @@ class EvaluationRow(BaseModel):
 
     @property
     def name(self) -> str:
-        return self.checkpoint + {"planned": "", "released": ", as released", "adaptive": ", adaptive"}[self.mode]
+        mode = {"planned": "", "released": ", as released", "adaptive": ", adaptive"}[self.mode]
+        return self.checkpoint + mode + (f", lookahead {self.lookahead}" if self.lookahead else "")
 
 
 SCORES = ("fid", "sfid", "kid", "isc", "precision", "recall", "class_accuracy", "clip")
@@ -61,9 +64,9 @@ class EvaluationReport(BaseModel):
     recipe: dict[str, Any]
     environment: dict[str, str]
 
-    def row(self, checkpoint: str, window: int, *, mode: DecodeMode = "planned") -> EvaluationRow:
-        wanted = (checkpoint, window, mode)
-        return next(row for row in self.rows if (row.checkpoint, row.window, row.mode) == wanted)
+    def row(self, checkpoint: str, window: int, *, mode: DecodeMode = "planned", lookahead: int = 0) -> EvaluationRow:
+        wanted = (checkpoint, window, mode, lookahead)
+        return next(row for row in self.rows if (row.checkpoint, row.window, row.mode, row.lookahead) == wanted)
 
     def measured(self, score: str) -> bool:
         """Return True if any row has the score."""

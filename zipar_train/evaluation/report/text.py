@@ -80,7 +80,7 @@ def columns(report: EvaluationReport) -> list[tuple[str, Callable[[EvaluationRow
     found: list[tuple[str, Callable[[EvaluationRow], str]]] = [
         ("checkpoint", lambda row: row.name),
         ("window", lambda row: str(row.window)),
-        ("passes", lambda row: f"{row.passes:,.{int(row.mode == 'adaptive')}f}"),
+        ("passes", lambda row: f"{row.passes:,.1f} ± {row.passes_std:.1f}" if row.passes_std else f"{row.passes:,g}"),
         ("fewer", lambda row: f"{row.reduction:.0%}"),
         ("ms/image", lambda row: f"{row.milliseconds:,.0f}"),
     ]
@@ -145,7 +145,7 @@ def summary(report: EvaluationReport) -> list[str]:
         kept += [f"CLIP score {before.clip.mean:.4f} -> {after.clip.mean:.4f}"] if before.clip and after.clip else []
         lines.append(f"**{other}** against {report.baseline}, next-token kept: {', '.join(kept)}.")
         for row in report.rows:
-            if row.checkpoint != other or row.window == widest or row.mode != "planned":
+            if row.checkpoint != other or row.window == widest or row.mode != "planned" or row.lookahead:
                 continue
             base = report.row(report.baseline, row.window)
             said = [f"closes {row.gap_closed:.0%} of the gap in bits"] if row.gap_closed is not None else []
@@ -189,6 +189,10 @@ def notes(report: EvaluationReport) -> list[str]:
             f"bits/code is exact: mean -log2 p of held-out codes ({report.held_out}) under that window's mask, without "
             "guidance. Window costs: bits above the checkpoint's own next-token bits.",
         ]
+    if any(row.lookahead for row in report.rows):
+        lines.append(
+            "Lookahead: the same images as without it, up to rounding; ± of passes: standard deviation over images."
+        )
     if report.measured("gap_closed"):
         lines.append(
             f"Gap closed: of the bits that {report.baseline} loses at that window against its own next-token bits, the "
