@@ -17,7 +17,7 @@ NAME = "zipar-train"
 LAUNCHERS = ("torchrun", "srun", "/usr/bin/time", "exec")  # programs that may stand before it
 PLACEHOLDER = re.compile(r"[A-Z][A-Z0-9_]*|\.\.\.|")  # NAME, ..., or nothing
 UNKNOWN = re.compile("unknown key|not a section|not an argument|this key is called")
-LISTS = {"windows": integers, "batch_sizes": integers, "grids": integers, "labels": integers}
+LISTS = {"windows": integers, "batch_sizes": integers, "grids": integers, "labels": integers, "slots": integers}
 LISTS |= {"gpus": integers, "search_guidance": numbers}
 CHOICES = {  # values that commands check themselves
     "views": ("one", "flip", "ten"),

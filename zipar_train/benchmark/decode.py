@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from statistics import mean, pstdev
 
 import torch
 from torch import Tensor
@@ -9,13 +10,15 @@ from tqdm import tqdm
 
 from zipar_train.benchmark.decoders import Case, Decoders
 from zipar_train.benchmark.random_family import on_grid, random_family
-from zipar_train.benchmark.results import OURS, PLAIN, DecodeReport, DecodeRow
+from zipar_train.benchmark.results import AHEAD, OURS, PLAIN, DecodeReport, DecodeRow
 from zipar_train.benchmark.roofline import Rates, measure
 from zipar_train.benchmark.turns import Failure, Key, Timed, Trouble, release, take_turns
 from zipar_train.decoding import memory
 from zipar_train.plan.table import Plan
 from zipar_train.recipe.schema import Recipe
 from zipar_train.run.provenance import environment
+
+RANDOM_AHEAD = "random weights: lookahead's passes are not those of a trained model; evaluate measures them"
 
 
 def bench_decode(
@@ -36,6 +39,8 @@ def bench_decode(
 
     Decoders are interleaved in every round, see `turns.take_turns`. Warm-up rounds are not counted; the first one gives
     the memory of each decoder. A decoder that fails is reported under failures, and the others are measured.
+
+    If the recipe sets `sampling.lookahead`, the package's decoder is also measured with it; all others are without.
 
     Args:
         recipe: The recipe.
@@ -70,7 +75,7 @@ def bench_decode(
         rounds=rounds,
         rows=[],
         failures=[],
-        notes=[],
+        notes=[RANDOM_AHEAD] if recipe.sampling.lookahead else [],
         environment=environment(device),
     )
     for place, (grid, widths) in enumerate(zip(sizes, fitting, strict=True)):
@@ -169,7 +174,14 @@ class _Batch:
         """Return the ways in groups that memory holds at once; if there are several, a note of the report says so."""
         decoders = self.decoders
         needs = {
-            (name, w): memory.decode_bytes(decoders.ours, plans[w], self.batch, rows=self.rows, slots=len(plans[w]))
+            (name, w): memory.decode_bytes(
+                decoders.ours,
+                plans[w],
+                self.batch,
+                rows=self.rows,
+                slots=len(plans[w]),
+                lookahead=decoders.recipe.sampling.lookahead if name == AHEAD else 0,
+            )
             for name, w in ways
         }
         groups = in_groups(needs, int(memory.free_bytes(decoders.device) * memory.SPARE))
@@ -180,36 +192,45 @@ class _Batch:
             )
         return groups
 
-    def _row(self, key: Case, timed: Timed, plan: Plan, passes: int, plain: Tensor | None) -> DecodeRow:
+    def _row(self, key: Case, timed: Timed, plan: Plan, passes: list[int], plain: Tensor | None) -> DecodeRow:
         """Return the result of a decoder.
 
         Args:
             key: The decoder and the window.
             timed: Its measurements.
             plan: The window's plan.
-            passes: Its forward passes.
+            passes: Its forward passes of each image.
             plain: Codes of the plain decoder.
         """
         (name, window), batch, decoders = key, self.batch, self.decoders
-        floor = decoders.work.floor(plan, self.rates, rows=self.rows, size=decoders.ours.model.dtype.itemsize)
-        peak = timed.peaks[0]
+        most, peak = max(passes), timed.peaks[0]
+        floor = self._floor(plan, most if name == AHEAD else None)
         return DecodeRow(
             method=name,
             grid=[decoders.grid.height, decoders.grid.width],
             window=window,
             batch=batch,
-            passes=passes,
-            pass_ms=timed.middle / passes * 1000,
+            passes=mean(passes),
+            passes_spread=pstdev(passes) if name == AHEAD else None,
+            pass_ms=timed.middle / most * 1000,
             spread=timed.spread,
             image_ms=timed.middle / batch * 1000,
             images_per_second=batch / timed.middle,
             memory=None if peak is None else decoders.weights + peak,
-            floor_ms=floor / passes * 1000,
+            floor_ms=floor / most * 1000,
             times_floor=timed.middle / floor,
             code_match=None if timed.made is None or plain is None else float((timed.made == plain).float().mean()),
             warm_ups=timed.warm_ups,
             rounds=len(timed.times),
         )
+
+    def _floor(self, plan: Plan, passes: int | None) -> float:
+        """Return the least seconds of a batch along a plan, or of this many passes with lookahead."""
+        work, how = self.decoders.work, {"rows": self.rows, "size": self.decoders.ours.model.dtype.itemsize}
+        if passes is None:
+            return work.floor(plan, self.rates, **how)
+        slots = min(max(self.decoders.recipe.sampling.lookahead, plan.width), len(plan) - plan.prompt)
+        return passes * work.middle_floor(plan, self.rates, slots=slots, **how)
 
     def _failure(self, key: Case, trouble: Trouble) -> Failure:
         """Return the failure of a decoder."""

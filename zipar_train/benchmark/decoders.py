@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from zipar_train.benchmark.baselines import eager_loop
-from zipar_train.benchmark.results import COMPILED, EAGER, OURS, PLAIN, STOCK
+from zipar_train.benchmark.results import AHEAD, COMPILED, EAGER, OURS, PLAIN, STOCK
 from zipar_train.benchmark.roofline import Work
 from zipar_train.benchmark.stock import Stock
 from zipar_train.benchmark.turns import Way, whole_graphs
@@ -17,7 +17,7 @@ from zipar_train.decoding.place import inference_on
 from zipar_train.decoding.sampling import code_seeds
 from zipar_train.models.family import Family, conditions
 from zipar_train.plan.table import Plan
-from zipar_train.recipe.schema import Recipe
+from zipar_train.recipe.schema import Recipe, SamplingParams
 
 Case = tuple[str, int]  # a decoder's name, and a window
 
@@ -26,7 +26,7 @@ class Ways(NamedTuple):
     """Ways to generate the same batch."""
 
     run: dict[Case, Way]
-    passes: dict[Case, int]  # forward passes of each
+    passes: dict[Case, list[int]]  # forward passes of each image; with lookahead, known after the first run
     notes: list[str]  # remarks on the rows
 
 
@@ -62,21 +62,25 @@ class Decoders:
             batch: Number of images.
             baselines: Also return the other decoders.
         """
-        sampling, plain = self.recipe.sampling, self.plain
+        ahead, plain = self.recipe.sampling, self.plain
+        sampling = ahead.model_copy(update={"lookahead": 0})
         condition = conditions(self.recipe.model, batch)
         numbers = code_seeds(list(range(batch)), self.grid.num_codes, seed=self.recipe.seed)
         ways: dict[Case, Way] = {}
-        passes: dict[Case, int] = {}
+        passes: dict[Case, list[int]] = {}
         notes: list[str] = []
 
-        def decoding(family: Family, plan: Plan, **how: Any) -> Way:
+        def decoding(family: Family, plan: Plan, *, sampling: SamplingParams = sampling, **how: Any) -> Way:
             made: list[Decoder] = []
 
             def run() -> Tensor:
                 if not made:
                     made.append(Decoder(family, plan, **how))
                 with whole_graphs():
-                    return made[0](condition, numbers, sampling)
+                    codes = made[0](condition, numbers, sampling)
+                if sampling.lookahead and (AHEAD, plan.window) not in passes:
+                    passes[AHEAD, plan.window] = made[0].passes(batch)
+                return codes
 
             def settled() -> bool:
                 return not made[0].capture or made[0].captured.complete
@@ -95,7 +99,9 @@ class Decoders:
             if baselines and plain:
                 ways[PLAIN, window] = decoding(plain, plan, capture=False)
                 ways[EAGER, window] = Way(lambda window=window: eager(window))  # type: ignore[misc]
-            passes |= {key: plan.passes for key in ways if key[1] == window}
+            passes |= {key: [plan.passes] * batch for key in ways if key[1] == window}
+            if ahead.lookahead:
+                ways[AHEAD, window] = decoding(self.ours, plan, sampling=ahead)
             if baselines and plain and window == self.grid.row_length:
                 stock = Stock(plain)
 
@@ -103,6 +109,6 @@ class Decoders:
                     with inference_on(self.device):
                         stock(condition, sampling)  # other random numbers, not compared
 
-                ways[STOCK, window], passes[STOCK, window] = Way(generate), stock.passes
+                ways[STOCK, window], passes[STOCK, window] = Way(generate), [stock.passes] * batch
                 notes += stock.notes(guided=sampling.guidance != 1)
         return Ways(ways, passes, notes)

@@ -6,6 +6,7 @@ from pathlib import Path
 import matplotlib
 
 from zipar_train.benchmark.results import (
+    AHEAD,
     CAUSAL,
     COMPILED,
     EAGER,
@@ -14,6 +15,7 @@ from zipar_train.benchmark.results import (
     STOCK,
     DecodeReport,
     DecodeRow,
+    SlotReport,
     TrainReport,
 )
 from zipar_train.io.figures import write_figure
@@ -27,6 +29,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter  # noqa
 COLOURS = {
     OURS: "#2f6f8f",
     COMPILED: "#5b8c5a",
+    AHEAD: "#3f3f8f",
     PLAIN: "#8a5a83",
     EAGER: "#c0573e",
     STOCK: "#b58a2b",
@@ -59,7 +62,7 @@ def decode_lines(report: DecodeReport) -> list[str]:
                 f"{row.grid[0]}x{row.grid[1]}",
                 str(row.window),
                 str(row.batch),
-                str(row.passes),
+                f"{row.passes:.{0 if row.passes.is_integer() else 1}f}",
                 f"{row.pass_ms:.3g}",
                 f"{row.spread:.0%}",
                 f"{row.floor_ms:.3g}",
@@ -70,16 +73,15 @@ def decode_lines(report: DecodeReport) -> list[str]:
                 "" if row.code_match is None else f"{row.code_match:.2%}",
             ]
         )
-    return [
+    return [_head(report), "", *aligned(cells, "<>"), "", *_ratios(report), *_remarks(report)]
+
+
+def _head(report: DecodeReport | SlotReport) -> str:
+    return (
         f"{report.recipe['name']}, random weights, {report.dtype}, guidance {report.guidance:g}; "
         f"{report.environment['device']}: copies {report.copy_bandwidth / 1e9:,.3g} GB/s, "
-        f"multiplies {report.matmul_rate / 1e12:.3g} TFLOP/s",
-        "",
-        *aligned(cells, "<>"),
-        "",
-        *_ratios(report),
-        *_remarks(report),
-    ]
+        f"multiplies {report.matmul_rate / 1e12:.3g} TFLOP/s"
+    )
 
 
 def _ratios(report: DecodeReport) -> list[str]:
@@ -100,13 +102,31 @@ def _ratios(report: DecodeReport) -> list[str]:
     return lines
 
 
-def _remarks(report: DecodeReport | TrainReport) -> list[str]:
+def _remarks(report: DecodeReport | SlotReport | TrainReport) -> list[str]:
     """Return the failures and notes as lines."""
     failures = [
         f"not measured: {f.method}, window {f.window}, batch {f.batch}, {f.grid[0]}x{f.grid[1]}: {f.error}"
         for f in report.failures
     ]
     return [*failures, *(f"note: {note}" for note in report.notes)]
+
+
+def slot_lines(report: SlotReport) -> list[str]:
+    """Return the lines of the table of passes by their slots, and its remarks."""
+    cells = [["slots", "batch", "ms/pass", "spread", "floor", "x floor", "x 1 slot"]]
+    for row in report.rows:
+        cells.append(
+            [
+                str(row.slots),
+                str(row.batch),
+                f"{row.pass_ms:.3g}",
+                f"{row.spread:.0%}",
+                f"{row.floor_ms:.3g}",
+                f"{row.times_floor:.1f}",
+                "" if row.against_one is None else f"{row.against_one:.2f}",
+            ]
+        )
+    return [_head(report), "", *aligned(cells, ">"), "", *_remarks(report)]
 
 
 def train_lines(report: TrainReport) -> list[str]:
@@ -161,11 +181,37 @@ def plot(report: DecodeReport, path: Path) -> None:
     figure.legend(
         *panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8, frameon=False
     )
-    figure.suptitle(
-        f"{report.recipe['name']}, {report.dtype}, guidance {report.guidance:g}, {report.environment['device']}",
-        fontsize=11,
-    )
+    figure.suptitle(_title(report), fontsize=11)
     write_figure(figure, path)
+
+
+def plot_slots(report: SlotReport, path: Path) -> None:
+    """Plot milliseconds per pass over the slots it feeds, a line for each batch size, the floors dashed.
+
+    Raises:
+        ValueError: If the extension is not a picture format.
+        OSError: If the file cannot be written.
+    """
+    figure, panel = plt.subplots(figsize=(5.2, 4.2), layout="constrained")
+    batches = list(dict.fromkeys(row.batch for row in report.rows))
+    for place, batch in enumerate(batches):
+        rows = [row for row in report.rows if row.batch == batch]
+        slots, colour = [row.slots for row in rows], list(COLOURS.values())[place % len(COLOURS)]
+        margin = [row.pass_ms * row.spread / 2 for row in rows]
+        label = f"{batch} image{'s' if batch > 1 else ''} at once"
+        taken = [row.pass_ms for row in rows]
+        panel.errorbar(slots, taken, yerr=margin, marker="o", markersize=4, label=label, color=colour, capsize=2)
+        panel.plot(slots, [row.floor_ms for row in rows], "--", color=colour)
+    panel.plot([], [], "--", color="#333333", label="floor of the bytes and operations")
+    panel.set(xlabel="slots fed of each image", ylabel="milliseconds a pass")
+    _log_axes(panel, sorted({row.slots for row in report.rows}))
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    figure.suptitle(_title(report), fontsize=11)
+    write_figure(figure, path)
+
+
+def _title(report: DecodeReport | SlotReport) -> str:
+    return f"{report.recipe['name']}, {report.dtype}, guidance {report.guidance:g}, {report.environment['device']}"
 
 
 def _value(row: DecodeRow, name: str) -> int:
@@ -188,11 +234,16 @@ def _panel(panel: Axes, rows: Sequence[DecodeRow], name: str) -> None:
             where, taken, spread = zip(*line, strict=True)
             margin = [t * s / 2 for t, s in zip(taken, spread, strict=True)]
             panel.errorbar(where, taken, yerr=margin, marker="o", markersize=4, label=method, color=colour, capsize=2)
-    # with row ends, the passes of transformers' generate differ from a plan's
-    floor = sorted({(_value(row, name), row.floor_ms) for row in shown if row.method != STOCK})
+    # with row ends, the passes of transformers' generate differ from a plan's; those with lookahead always do
+    floor = sorted({(_value(row, name), row.floor_ms) for row in shown if row.method not in (STOCK, AHEAD)})
     panel.plot(*zip(*floor, strict=True), "--", color="#333333", label="floor of the bytes and operations")
+    _log_axes(panel, [place for place, _ in floor])
+
+
+def _log_axes(panel: Axes, places: Sequence[int]) -> None:
+    """Set both axes to logarithmic, with ticks at these places of the horizontal one."""
     panel.set(xscale="log", yscale="log")
-    panel.set_xticks([place for place, _ in floor])
+    panel.set_xticks(places)
     panel.xaxis.set_major_formatter(ScalarFormatter())
     panel.xaxis.set_minor_formatter(NullFormatter())
     panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -7,6 +7,7 @@ from pydantic import BaseModel
 from zipar_train.benchmark.turns import Failure
 
 OURS, PLAIN, COMPILED = "zipar-train", "zipar-train, plain", "zipar-train, compiled"
+AHEAD = "zipar-train, lookahead"
 EAGER, STOCK = "eager loop, as released", "transformers generate"
 CAUSAL, SDPA, FLEX = "causal", "sdpa", "flex_attention"
 
@@ -18,13 +19,16 @@ class DecodeRow(BaseModel):
     grid: list[int]
     window: int
     batch: int
-    passes: int
-    pass_ms: float
+    passes: float  # per image; with lookahead, the mean over the batch's images
+    passes_spread: float | None  # with lookahead, the standard deviation over the images; otherwise None
+    pass_ms: float  # with lookahead, of the passes of the image that takes the most
     spread: float  # (slowest - fastest round) / median
     image_ms: float  # time of a batch divided by its images
     images_per_second: float
     memory: int | None  # peak bytes, weights included
-    floor_ms: float  # per pass: its bytes at the measured copy bandwidth, or its FLOPs at the measured rate
+    # per pass: its bytes at the measured copy bandwidth, or its FLOPs at the measured rate; with lookahead, of a pass
+    # in the middle of the images
+    floor_ms: float
     times_floor: float
     code_match: float | None  # share of codes equal to the plain decoder's, for the same uniform numbers
     warm_ups: int  # batches before the counted rounds, until nothing was compiled and every pass was captured
@@ -42,6 +46,38 @@ class DecodeReport(BaseModel):
     matmul_rate: float  # FLOP/s, measured
     rounds: int  # requested
     rows: list[DecodeRow]
+    failures: list[Failure]  # cases without a row
+    notes: list[str]  # remarks on the rows
+    environment: dict[str, str]
+
+
+class SlotRow(BaseModel):
+    """Result of passes that feed a number of slots of each image; times are medians over rounds."""
+
+    slots: int  # fed of each image
+    batch: int
+    keys: int  # slots attended to, the fed ones included
+    pass_ms: float
+    spread: float  # (slowest - fastest round) / median
+    floor_ms: float  # its bytes at the measured copy bandwidth, or its FLOPs at the measured rate
+    times_floor: float
+    against_one: float | None  # time relative to the pass of 1 slot; None if that was not measured
+    warm_ups: int  # rounds before the counted ones
+    rounds: int  # counted
+
+
+class SlotReport(BaseModel):
+    """Results of `bench_slots`."""
+
+    recipe: dict[str, Any]
+    dtype: str
+    guidance: float
+    parameters: int  # parameters used in a pass
+    copy_bandwidth: float  # bytes per second, measured
+    matmul_rate: float  # FLOP/s, measured
+    rounds: int  # requested
+    passes: int  # per round
+    rows: list[SlotRow]
     failures: list[Failure]  # cases without a row
     notes: list[str]  # remarks on the rows
     environment: dict[str, str]

@@ -118,3 +118,27 @@ class Work:
         operations = rows * (2 * (self.body * fed + self.head * predicted) + self.attention * seen)
         numbers = self.body + self.head + rows * self.key * np.cumsum(fed)  # all keys so far, including this pass's
         return float(np.maximum(numbers * size / rates.copy, operations / rates.matmul).sum())
+
+    def middle_floor(self, plan: Plan, rates: Rates, *, slots: int, rows: int, size: int) -> float:
+        """Return the least seconds of a pass with lookahead in the middle of an image: its bytes or its FLOPs.
+
+        Args:
+            plan: The plan.
+            rates: Measured rates of the device.
+            slots: Slots that the pass feeds of each image, all with the head.
+            rows: R = B, or 2 B under guidance.
+            size: Bytes per element.
+        """
+        keys = middle(plan, slots)
+        seen = int(plan.visible()[keys - slots : keys].sum())
+        operations = rows * (2 * (self.body + self.head) * slots + self.attention * seen)
+        numbers = self.body + self.head + rows * self.key * keys
+        return max(numbers * size / rates.copy, operations / rates.matmul)
+
+
+def middle(plan: Plan, slots: int) -> int:
+    """Return the number of keys of a pass in the middle of an image, which feeds the last `slots` of them.
+
+    It is half of the plan's slots, or the prompt and the fed slots if these are more.
+    """
+    return max(len(plan) // 2, plan.prompt + slots)

@@ -1,4 +1,4 @@
-"""The `bench` command: speed of generation, or with --train of training steps, on this machine."""
+"""The `bench` command: speed of generation, of passes by their slots, or of training steps, on this machine."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,7 +20,7 @@ def bench(
         str | None, typer.Option(help="Square grids, for example 16,24,32,48; otherwise the recipe's.")
     ] = None,
     rounds: Annotated[
-        int, typer.Option("--repeats", min=1, help="Images or batches that each method generates, after the warm-up.")
+        int, typer.Option("--repeats", min=1, help="Counted rounds of each method, after the warm-up.")
     ] = 3,
     alone: Annotated[
         bool, typer.Option("--no-baselines", help="Measure our decoder only, without the baselines.")
@@ -31,6 +31,10 @@ def bench(
     train: Annotated[
         bool, typer.Option("--train", help="Training steps under the smallest window instead, beside the causal one.")
     ] = False,
+    slots: Annotated[
+        str | None,
+        typer.Option(help="Passes that feed so many slots of each image instead, for example 1,2,4,8,16: lookahead's."),
+    ] = None,
     dtype: Annotated[
         str | None, typer.Option(help="float32 or bfloat16; otherwise bfloat16 on a GPU, float32 on a CPU.")
     ] = None,
@@ -56,22 +60,24 @@ def bench(
     batches = integers("--batch-sizes", batch_sizes) if batch_sizes else [loaded.data.micro_batch_size if train else 1]
     sizes = integers("--grids", grids) if grids else []
     wanted = integers("--windows", windows) if windows else []
-    for option, numbers in {"--batch-sizes": batches, "--grids": sizes, "--windows": wanted}.items():
+    fed = integers("--slots", slots) if slots is not None else []
+    for option, numbers in {"--batch-sizes": batches, "--grids": sizes, "--windows": wanted, "--slots": fed}.items():
         if wrong := [number for number in numbers if number < 1]:
             raise ValueError(f"{option}: {wrong[0]} must be at least 1")
     if dtype not in (None, "float32", "bfloat16"):
         raise ValueError(f"--dtype {dtype!r} is unknown: use float32 or bfloat16")
-    for option, meaningless in {
-        "--png": png,
-        "--dtype": dtype,
-        "--compiled": compiled,
-        "--no-baselines": alone,
-    }.items():
-        if train and meaningless:
-            raise ValueError(f"{option} does not apply to --train")
+    neither = {"--compiled": compiled, "--no-baselines": alone}
+    others: dict[str, tuple[Any, dict[str, Any]]] = {
+        "--train": (train, {"--png": png, "--dtype": dtype, "--slots": slots} | neither),
+        "--slots": (slots, {"--windows": windows, "--grids": grids} | neither),
+    }
+    for table, (asked, meaningless) in others.items():
+        for option, given in meaningless.items():
+            if asked and given:
+                raise ValueError(f"{option} does not apply to {table}")
     import torch
 
-    from zipar_train.benchmark.report import decode_lines, plot, train_lines
+    from zipar_train.benchmark.report import decode_lines, plot, plot_slots, slot_lines, train_lines
 
     def save(report: Any) -> None:
         if json_file:
@@ -87,6 +93,19 @@ def bench(
         if steps.failures:
             raise typer.Exit(1)
         return
+    number_type = getattr(torch, dtype) if dtype else None
+    if fed:
+        from zipar_train.benchmark.slots import bench_slots
+
+        passes = bench_slots(loaded, slots=fed, batches=batches, rounds=rounds, dtype=number_type, save=save)
+        save(passes)
+        print("\n".join(slot_lines(passes)))
+        if png:
+            plot_slots(passes, png)
+            print(f"\n{png}")
+        if passes.failures:
+            raise typer.Exit(1)
+        return
     from zipar_train.benchmark.decode import bench_decode
 
     widest = max(sizes) if sizes else loaded.model.raster.row_length
@@ -98,7 +117,7 @@ def bench(
         rounds=rounds,
         baselines=not alone,
         compiled=compiled,
-        dtype=getattr(torch, dtype) if dtype else None,
+        dtype=number_type,
         save=save,
     )
     save(found)

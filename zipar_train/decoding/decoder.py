@@ -94,7 +94,7 @@ class Decoder:
         self.shapes = []
         for step in range(plan.passes):
             first, last = np.searchsorted(plan.step, (step, step + 1))
-            keys = self.visible.shape[1] if self.released else self._keys(int(last))
+            keys = self.visible.shape[1] if self.released else self.keys(int(last))
             self.shapes.append(Shape(int(last - first), keys, prompt=step == 0))
         self.release()
 
@@ -153,15 +153,20 @@ class Decoder:
         state = self.state
         state.begin(prompt, padding, seeds)
         for shape in self._ahead(state, sampling.lookahead) if sampling.lookahead else self.shapes:
-            work = partial(self._pass, state, shape, sampling, keep=observe is not None)
-            seen = self.captured((shape, sampling, observe is not None), work) if self.capture else work()
+            seen = self.run_pass(shape, sampling, keep=observe is not None)
             if observe:
                 observe(*seen)
         if not sampling.lookahead:
             state.passes.fill_(self.plan.passes)
         return state.tokens[:, : grid.num_codes].view(images, grid.height, grid.width).clone()
 
-    def _keys(self, last: int) -> int:
+    def run_pass(self, shape: Shape, sampling: SamplingParams, *, keep: bool = False) -> tuple[Tensor, ...]:
+        """Run a pass at the state's slots, as a CUDA graph if passes are captured; `keep` as in `_pass`."""
+        assert self.state is not None
+        work = partial(self._pass, self.state, shape, sampling, keep=keep)
+        return self.captured((shape, sampling, keep), work) if self.capture else work()
+
+    def keys(self, last: int) -> int:
         """Return the number of keys of a pass whose slots end before `last`."""
         return last + -last % self.bucket
 
@@ -173,14 +178,14 @@ class Decoder:
         slots, before = len(self.plan), self.plan.prompt - 1
         fed = min(max(lookahead, self.plan.width), slots - before)
         last = before + fed
-        yield Shape(last, self._keys(last), prompt=True)
+        yield Shape(last, self.keys(last), prompt=True)
         for step in count():
             if step % (CHECK if self.capture else 1) == 0:
                 if int(state.slot.min()) == slots:
                     return
                 last = int(state.slot.max())
             last = min(last + fed, slots)  # at most, if no draft was wrong
-            yield Shape(fed, self._keys(last), prompt=False)
+            yield Shape(fed, self.keys(last), prompt=False)
 
     def _pass(self, state: DecodeState, shape: Shape, sampling: SamplingParams, *, keep: bool) -> tuple[Tensor, ...]:
         """Run the pass at the state's slots; with `keep`, return what `observe` takes."""
