@@ -99,6 +99,8 @@ def test_the_whole_story_through_the_command_line(cli, tmp_path):
             "runs/digits-base",
             "--windows",
             "8,2",
+            "--lookahead",
+            "32",
             "--json",
             "again.json",
         ),
@@ -114,12 +116,14 @@ def test_the_whole_story_through_the_command_line(cli, tmp_path):
     folder = tmp_path / "runs" / "digits" / "evaluation"
     report = json.loads((folder / "report.json").read_text())
     assert report == json.loads((tmp_path / "again.json").read_text()) | {"recipe": report["recipe"]}
-    assert [(row["checkpoint"], row["window"], row["passes"]) for row in report["rows"]] == [
-        ("digits-base", 8, 64),
-        ("digits-base", 2, 28),
-        ("digits", 8, 64),
-        ("digits", 2, 28),
+    assert [(row["checkpoint"], row["lookahead"], row["window"]) for row in report["rows"]] == [
+        (name, lookahead, window) for name in ("digits-base", "digits") for lookahead in (0, 32) for window in (8, 2)
     ]
+    for plain, ahead in zip(report["rows"], report["rows"][2:], strict=False):
+        if not plain["lookahead"]:  # the same images in fewer passes
+            assert plain["passes"] == {8: 64, 2: 28}[plain["window"]] > ahead["passes"] > 1
+            assert (ahead["bits"], ahead["fid"]["mean"]) == (plain["bits"], pytest.approx(plain["fid"]["mean"]))
+            assert ahead["passes_std"] > 0 == plain["passes_std"]
     for name in ("pareto.png", "samples.png"):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
     words = (folder / "report.md").read_text()

@@ -72,12 +72,12 @@ def test_the_gap_is_the_baselines_and_closed_against_its_next_token_bits():
         ("tuned", 4): 2.1,
         ("tuned", 1): 2.2,
     }
-    bits = {(*key, "planned"): value for key, value in told.items()} | {("base", 1, "released"): 3.1}
-    assert _closed(bits, "base", ("tuned", 1, "planned"), 8) == pytest.approx(0.8)
-    assert _closed(bits, "base", ("tuned", 4, "planned"), 8) is None  # a quarter of a percent: no gap
-    assert _closed(bits, "base", ("base", 1, "planned"), 8) is None
-    assert _closed(bits, "base", ("base", 1, "released"), 8) is None
-    assert _closed(bits, None, ("tuned", 1, "planned"), 8) is None
+    bits = {(*key, "planned", 0): value for key, value in told.items()} | {("base", 1, "released", 0): 3.1}
+    assert _closed(bits, "base", ("tuned", 1, "planned", 0), 8) == pytest.approx(0.8)
+    assert _closed(bits, "base", ("tuned", 4, "planned", 0), 8) is None  # a quarter of a percent: no gap
+    assert _closed(bits, "base", ("base", 1, "planned", 0), 8) is None
+    assert _closed(bits, "base", ("base", 1, "released", 0), 8) is None
+    assert _closed(bits, None, ("tuned", 1, "planned", 0), 8) is None
 
 
 PAPER = (

@@ -30,7 +30,7 @@ class DecodeRow(BaseModel):
     # in the middle of the images
     floor_ms: float
     times_floor: float
-    code_match: float | None  # share of codes equal to the plain decoder's, for the same uniform numbers
+    code_match: float | None  # share of codes equal to the plain decoder's, for the same noise
     warm_ups: int  # batches before the counted rounds, until nothing was compiled and every pass was captured
     rounds: int  # counted
 
