@@ -51,6 +51,12 @@ SHELL = [  # a block's page and first line, what it finds in its folder, what it
         ["bench.png", "bench.json"],
         SLOW,
     ),
+    (
+        ("docs/lookahead.md", f"{NAME} generate"),
+        [DIGITS, "runs/digits"],
+        ["digits.png", "runs/digits/evaluation/report.html"],
+        SLOW,
+    ),
     (("docs/performance.md", f"{NAME} bench --train"), [], [], ()),
     (
         ("docs/training.md", f"{NAME} fit --recipe llamagen-l"),
@@ -67,6 +73,7 @@ NOT_RUN = {  # a block's page and first line: the reason
     ): "5,000 images; tests/evaluation searches among fewer",
     ("docs/evidence.md", "scripts/gpu/prepare"): "downloads, and needs a GPU; tests/scripts run it at a small size",
     ("docs/evidence.md", "git clone"): "downloads, and trains for hours; tests/scripts run the steps at a small size",
+    ("docs/lookahead.md", ".venv/bin/python"): "needs trained models; tests/scripts/test_lookahead_tables.py runs it",
     ("docs/models.md", f"{NAME} fit  --recipe lumina"): "7 B weights; tests/models/test_lumina.py has small ones",
     ("docs/models.md", f"{NAME} fit  --recipe janus"): "1 B weights; tests/models/test_janus.py has small ones",
     ("docs/models.md", f"{NAME} fit  --recipe emu3"): "8 B weights; tests/models/test_emu3.py has small ones",

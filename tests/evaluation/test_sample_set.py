@@ -173,7 +173,8 @@ def test_processes_started_together_see_what_torchrun_tells_them(tmp_path):
 def test_one_process_and_two_killed_halfway_draw_the_same_bytes(tiny, tmp_path, kept_classifier):
     fit(load_recipe("digits-base", [*tiny, "trainer.max_epochs=1", "trainer.limit_train_batches=5"]))
     more = ["evaluate.images=64", "evaluate.batch_size=2", "evaluate.windows=[8,2]"]
-    verb = ["evaluate", "--recipe", "digits-base", *sets([*tiny, *more]), "--checkpoint", tmp_path / "run", "--out"]
+    verb = ["evaluate", "--recipe", "digits-base", *sets([*tiny, *more]), "--checkpoint", tmp_path / "run"]
+    verb += ["--lookahead", 8, "--out"]
 
     def start(out: str, processes: int) -> list[Running]:
         arguments = [*verb, tmp_path / out]
@@ -188,16 +189,16 @@ def test_one_process_and_two_killed_halfway_draw_the_same_bytes(tiny, tmp_path, 
         kept_classifier(tmp_path / name)
     finish(start("one", 1))
     expected = digests(tmp_path / "one")
-    assert len(expected) == 2 * 32
+    assert len(expected) == 4 * 32
     running = start("killed", 2)
     deadline = time.monotonic() + 120
-    while len(digests(tmp_path / "killed")) < 9 and time.monotonic() < deadline:
+    while len(digests(tmp_path / "killed")) < 70 and time.monotonic() < deadline:
         time.sleep(0.01)
     for process in running:
         process.kill(signal.SIGKILL)
     assert [process.ended() for process in running] == [-signal.SIGKILL] * 2  # not over yet
     kept = digests(tmp_path / "killed")
-    assert 9 <= len(kept) < 64
+    assert 70 <= len(kept) < 128  # in the middle of those with lookahead
     times = {name: (tmp_path / "killed" / name).stat().st_mtime_ns for name in kept}
     finish(start("killed", 2))
     assert digests(tmp_path / "killed") == expected
