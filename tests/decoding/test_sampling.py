@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from noise import pick, splitmix64
+from noise import pick, seed_of, splitmix64
 from noise import uniform as independent
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
@@ -95,11 +95,10 @@ def test_the_generator_is_the_published_one():
 
 
 def test_the_lowest_and_the_highest_number_are_inside_the_interval():
-    """The extreme bit patterns give 2^-53 and 1 - 2^-53, whose logarithms are finite and not zero."""
-    x = torch.tensor([-(2**63), 2**63 - 1])
-    extremes = (x >> 12).double().mul_(2.0**-52).add_(0.5 + 2.0**-53)
-    assert extremes.tolist() == [2.0**-53, 1 - 2.0**-53]
-    assert (extremes.log() < 0).all()
+    """The seeds whose outputs are the extreme integers give 2^-53 and 1 - 2^-53, whose logarithms are finite."""
+    seeds = torch.tensor([seed_of(2**63), seed_of(2**63 - 1)])
+    assert uniform(seeds, 1)[:, 0].tolist() == [2.0**-53, 1 - 2.0**-53]
+    assert sample_from(torch.tensor([[0.0, 1.0]] * 2), seeds).tolist() == [1, 1]
 
 
 @given(SEEDS, st.lists(st.floats(0, 1), min_size=1, max_size=30))

@@ -60,11 +60,11 @@ def test_pairs_are_measured_and_the_fastest_is_named(advised, tmp_path, monkeypa
 
 def test_numbers_out_of_range_are_named(tiny, run):
     for wrong, message in {
-        ("--lookahead", "16,0"): "--lookahead 0 is no number of slots: use 1 .. 65536",
-        ("--lookahead", "65537"): "--lookahead 65537 is no number of slots",
+        ("--lookahead", "16,0"): "--lookahead 0 must be 1 .. 65536 slots",
+        ("--lookahead", "65537"): "--lookahead 65537 must be 1 .. 65536 slots",
         ("--lookahead", "many"): "--lookahead 'many': write whole numbers",
-        ("--batch-size", "0"): "--batch-size 0 is no number of images: use 1 .. 65536",
-        ("--batch-size", "65537"): "--batch-size 65537 is no number of images",
+        ("--batch-size", "0"): "--batch-size 0 must be 1 .. 65536 images",
+        ("--batch-size", "65537"): "--batch-size 65537 must be 1 .. 65536 images",
     }.items():
         status, out, err = run("advise", "--recipe", "digits-base", *sets(tiny), "--checkpoint", "none", *wrong)
         assert status == 2 and not out and message in err and "Traceback" not in err

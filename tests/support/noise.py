@@ -16,6 +16,23 @@ def splitmix64(seed: int, count: int) -> np.ndarray:
     return np.array(found)
 
 
+def seed_of(output: int) -> int:
+    """The seed, as a signed integer, whose first output is the given unsigned one: every step of the hash undone."""
+    whole = 2**64
+
+    def unshifted(x: int, shift: int) -> int:
+        found = x
+        for _ in range(64 // shift + 1):
+            found = x ^ (found >> shift)
+        return found
+
+    z = unshifted(output, 31)
+    z = unshifted(z * pow(0x94D049BB133111EB, -1, whole) % whole, 27)
+    z = unshifted(z * pow(0xBF58476D1CE4E5B9, -1, whole) % whole, 30)
+    seed = (z - 0x9E3779B97F4A7C15) % whole
+    return seed - whole if seed >= whole // 2 else seed
+
+
 def uniform(seed: int, count: int) -> np.ndarray:
     """Numbers in (0, 1), float64: the upper 52 bits as signed integers, shifted to the middle of their cells."""
     upper = splitmix64(seed, count).view(np.int64) // 2**12

@@ -229,7 +229,9 @@ class _Batch:
         work, how = self.decoders.work, {"rows": self.rows, "size": self.decoders.ours.model.dtype.itemsize}
         if passes is None:
             return work.floor(plan, self.rates, **how)
-        slots = min(max(self.decoders.recipe.sampling.lookahead, plan.width), len(plan) - plan.prompt)
+        slots = min(
+            plan.slots_ahead(self.decoders.recipe.sampling.lookahead), len(plan) - plan.prompt
+        )  # after the prompt
         return passes * work.middle_floor(plan, self.rates, slots=slots, **how)
 
     def _failure(self, key: Case, trouble: Trouble) -> Failure:

@@ -35,8 +35,8 @@ class DecodeRow(BaseModel):
     rounds: int  # counted
 
 
-class DecodeReport(BaseModel):
-    """Results of `bench_decode`."""
+class GenerationReport(BaseModel):
+    """Fields of all reports on the speed of generation."""
 
     recipe: dict[str, Any]
     dtype: str
@@ -45,10 +45,15 @@ class DecodeReport(BaseModel):
     copy_bandwidth: float  # bytes per second, measured
     matmul_rate: float  # FLOP/s, measured
     rounds: int  # requested
-    rows: list[DecodeRow]
     failures: list[Failure]  # cases without a row
     notes: list[str]  # remarks on the rows
     environment: dict[str, str]
+
+
+class DecodeReport(GenerationReport):
+    """Results of `bench_decode`."""
+
+    rows: list[DecodeRow]
 
 
 class SlotRow(BaseModel):
@@ -66,21 +71,11 @@ class SlotRow(BaseModel):
     rounds: int  # counted
 
 
-class SlotReport(BaseModel):
+class SlotReport(GenerationReport):
     """Results of `bench_slots`."""
 
-    recipe: dict[str, Any]
-    dtype: str
-    guidance: float
-    parameters: int  # parameters used in a pass
-    copy_bandwidth: float  # bytes per second, measured
-    matmul_rate: float  # FLOP/s, measured
-    rounds: int  # requested
     passes: int  # per round
     rows: list[SlotRow]
-    failures: list[Failure]  # cases without a row
-    notes: list[str]  # remarks on the rows
-    environment: dict[str, str]
 
 
 class TrainRow(BaseModel):

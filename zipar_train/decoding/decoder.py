@@ -175,9 +175,8 @@ class Decoder:
 
         At least the widest pass of the plan is fed, so that an image takes no more passes than without lookahead.
         """
-        slots, before = len(self.plan), self.plan.prompt - 1
-        fed = min(max(lookahead, self.plan.width), slots - before)
-        last = before + fed
+        slots, fed = len(self.plan), self.plan.slots_ahead(lookahead)
+        last = self.plan.prompt - 1 + fed
         yield Shape(last, self.keys(last), prompt=True)
         for step in count():
             if step % (CHECK if self.capture else 1) == 0:
@@ -203,9 +202,7 @@ class Decoder:
         visible = self.visible[slots, : shape.keys][:, None]
         if state.padding is not None:
             visible = mask_padding(visible, state.padding, slots=slots)
-        bias = torch.zeros_like(visible, dtype=embeddings.dtype).masked_fill(
-            ~visible, -torch.inf
-        )  # once for all layers
+        bias = torch.zeros_like(visible, dtype=embeddings.dtype).masked_fill(~visible, -torch.inf)  # for all layers
         state.cache.begin_pass(slots, shape.keys)
         hidden = family.hidden(embeddings, self.position[slots], bias, state.cache)
         ahead = ahead[:, max(skipped - 1, 0) :]  # of the prompt, only the last token predicts a code

@@ -33,9 +33,10 @@ def decode_bytes(family: Family, plan: Plan, images: int, *, rows: int, slots: i
     config, size = family.model.config.get_text_config(), family.model.dtype.itemsize
     heads, width = head_shape(config)
     cache = 2 * config.num_hidden_layers * heads * width * slots
-    fed = max(int(np.bincount(plan.step).max()), plan.prompt - 1 + min(lookahead, len(plan)))
-    predicted = max(int(np.bincount(plan.step[plan.target >= 0]).max()), min(lookahead, len(plan)))
-    mask = min(lookahead, len(plan)) * slots  # with lookahead, each image has its own
+    ahead = plan.slots_ahead(lookahead)
+    fed = max(int(np.bincount(plan.step).max()), plan.prompt - 1 + ahead)
+    predicted = max(int(np.bincount(plan.step[plan.target >= 0]).max()), ahead)
+    mask = ahead * slots  # with lookahead, each image has its own
     hidden = fed * (8 * config.hidden_size + 3 * config.intermediate_size)
     logits = predicted * family.codebook_size
     return rows * size * (cache + mask + hidden + logits) + images * logits * 4 * SAMPLING

@@ -44,10 +44,10 @@ def check(batch_size: int, lookaheads: Sequence[int]) -> None:
         ValueError: If the batch size or a number of slots is out of range; names the option.
     """
     if not 1 <= batch_size <= MOST:
-        raise ValueError(f"--batch-size {batch_size} is no number of images: use 1 .. {MOST}")
+        raise ValueError(f"--batch-size {batch_size} must be 1 .. {MOST} images")
     if wrong := [slots for slots in lookaheads if not 1 <= slots <= MOST]:
         raise ValueError(
-            f"--lookahead {wrong[0]} is no number of slots: use 1 .. {MOST}. Decoding without lookahead is always tried"
+            f"--lookahead {wrong[0]} must be 1 .. {MOST} slots. Decoding without lookahead is always tried"
         )
 
 

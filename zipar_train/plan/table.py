@@ -164,6 +164,10 @@ class Plan:
         slots = np.flatnonzero(self.target >= 0)
         return slots[self.target[slots].argsort()]
 
+    def slots_ahead(self, lookahead: int) -> int:
+        """Return how many slots a pass with lookahead feeds: at least the widest pass's, at most all of the image."""
+        return min(max(lookahead, self.width), len(self) - self.prompt + 1) if lookahead else 0
+
     def generated_at(self) -> Integers:
         """Return the pass that generates each code, int64 (H, W)."""
         return self.step[self.predicting()].reshape(self.grid.height, self.grid.width)
