@@ -13,7 +13,7 @@ import argparse
 import shutil
 
 from choosing import amounts, chosen, drawn, lora, mixes, rates, rules, stand_ins
-from models import MNIST, zipar
+from models import MNIST, OUT, zipar
 from reporting import headline, windows
 
 from zipar_train.data.manifest import Layout
@@ -81,5 +81,6 @@ if __name__ == "__main__":
         data(asked.images)
     elif not (MNIST / "train.json").is_file():
         parser.error(f"no shards at {MNIST}: make them with `scripts/evidence/run data --images FOLDER`")
+    OUT.mkdir(parents=True, exist_ok=True)
     for step in [step for step in asked.steps if step != "data"] if asked.steps else STEPS:
         STEPS[step]()

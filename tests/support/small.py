@@ -12,17 +12,19 @@ from zipar_train.recipe.model import Model, Text, Words
 TINY = ["model.num_layers=1", "model.num_heads=2", "model.hidden_size=16", "model.ffn_size=32"]
 
 
-def family(kind, depth):
+def family(kind, depth, *, head=8, grid=(4, 4)):
+    """A small model with two heads of width `head`."""
     torch.manual_seed(0)
-    shape = {"num_layers": depth, "num_heads": 2, "hidden_size": 16, "ffn_size": 24, "codebook_size": 7}
+    shape = {"num_layers": depth, "num_heads": 2, "hidden_size": 2 * head, "ffn_size": 3 * head, "codebook_size": 7}
+    shape["grid"] = list(grid)
     words, text = Words(encoder="none", tokens=4, vocabulary=700), Text(encoder=None, tokens=4, features=6)
     return build(
         {
-            "llamagen": Model(family="llamagen", grid=[4, 4], num_classes=3, **shape),
-            "llamagen-t2i": Model(family="llamagen-t2i", grid=[4, 4], t5_features=text, **shape),
-            "lumina": Model(family="lumina", grid=[4, 4], token_prompt=words, **shape),
-            "emu3": Model(family="emu3", grid=[4, 4], token_prompt=words, num_kv_heads=1, **shape),
-            "janus": Model(family="janus", grid=[4, 4], token_prompt=words, **shape),
+            "llamagen": Model(family="llamagen", num_classes=3, **shape),
+            "llamagen-t2i": Model(family="llamagen-t2i", t5_features=text, **shape),
+            "lumina": Model(family="lumina", token_prompt=words, **shape),
+            "emu3": Model(family="emu3", token_prompt=words, num_kv_heads=1, **shape),
+            "janus": Model(family="janus", token_prompt=words, **shape),
         }[kind]
     )
 

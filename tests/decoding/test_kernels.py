@@ -1,0 +1,319 @@
+"""The Triton kernels in Triton's interpreter: against float64 formulas, and against the decoder's own passes."""
+
+import json
+import os
+from types import SimpleNamespace
+
+import pytest
+import small
+import torch
+from families import StockLlama, llamagen
+from gpu_scripts import script
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from theorem import check_theorem
+from torch.nn.functional import layer_norm, silu
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from zipar_train import Grid, Plan
+from zipar_train.decoding.decoder import Decoder
+from zipar_train.decoding.fused_llama import fuse_for_inference
+from zipar_train.decoding.sampling import code_seeds, guide, sample
+from zipar_train.models.token_prompts import Prompts
+from zipar_train.plan.masks import dense
+from zipar_train.recipe.schema import SamplingParams
+
+pytestmark = pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") != "1", reason="Triton's interpreter is for machines without a GPU"
+)
+UNPACKED = 10**9  # weights stay readable
+EPS = 1e-5
+
+
+def weights_of(generator, head, heads, keys, width, inner, dtype, normed):
+    """Random weights of a layer, in the form of `FusedLayer`."""
+
+    def random(*shape, scale=1.0, offset=0.0):
+        return (torch.randn(*shape, generator=generator) * scale + offset).to(dtype)
+
+    norms = (random(heads + keys, head, scale=0.1, offset=1), random(heads + keys, head, scale=0.1)) if normed else None
+    return SimpleNamespace(
+        before=SimpleNamespace(weight=random(width, scale=0.1, offset=1), variance_epsilon=EPS),
+        between=SimpleNamespace(weight=random(width, scale=0.1, offset=1), variance_epsilon=EPS),
+        qkv=SimpleNamespace(weight=random((heads + 2 * keys) * head, width, scale=width**-0.5)),
+        out=SimpleNamespace(weight=random(width, heads * head, scale=(heads * head) ** -0.5)),
+        gate_up=SimpleNamespace(weight=random(2 * inner, width, scale=width**-0.5)),
+        down=SimpleNamespace(weight=random(width, inner, scale=inner**-0.5)),
+        norms=norms,
+        heads=heads,
+        groups=heads // keys,
+        head=head,
+        scale=head**-0.5,
+    )
+
+
+def in_float64(own, x, cos, sin, slot, keys, values, seen):
+    """A decoder layer, written out: hidden states (R, K, D), and the keys and values that it stores.
+
+    Args:
+        slot: (R, K).
+        keys, values: (R, HK, S, HEAD).
+        seen: bool (R, K, S).
+    """
+
+    def normed(x, gain):
+        return x * (x.pow(2).mean(-1, keepdim=True) + EPS).rsqrt() * gain.double()
+
+    rows, slots, _ = x.shape
+    h, hk, head = own.heads, own.heads // own.groups, own.head
+    y = (normed(x, own.before.weight) @ own.qkv.weight.double().T).view(rows, slots, -1, head)
+    turning, value = y[:, :, : h + hk], y[:, :, h + hk :]
+    if own.norms:
+        turning = layer_norm(turning, (head,)) * own.norms[0].double() + own.norms[1].double()
+    c, s = (table.double()[slot][:, :, None] for table in (cos, sin))
+    a, b = turning.chunk(2, -1)
+    turning = torch.cat([a * c - b * s, b * c + a * s], -1)
+    keys, values = keys.double().clone(), values.double().clone()
+    for row in range(rows):
+        keys[row][:, slot[row]] = turning[row, :, h:].transpose(0, 1)
+        values[row][:, slot[row]] = value[row].transpose(0, 1)
+    query = turning[:, :, :h].transpose(1, 2)
+    score = query @ keys.repeat_interleave(own.groups, 1).mT * head**-0.5
+    share = score.masked_fill(~seen[:, None], -torch.inf).softmax(-1)
+    attended = (share @ values.repeat_interleave(own.groups, 1)).transpose(1, 2).reshape(rows, slots, -1)
+    x = x + attended @ own.out.weight.double().T
+    gate, up = (normed(x, own.between.weight) @ own.gate_up.weight.double().T).chunk(2, -1)
+    return x + (silu(gate) * up) @ own.down.weight.double().T, keys, values
+
+
+@st.composite
+def layers(draw):
+    """Sizes of a layer, and of a pass with at most 32 rows."""
+    copies, images = draw(st.integers(1, 2)), draw(st.integers(1, 2))
+    slots = draw(st.integers(1, 32 // (copies * images)))
+    return SimpleNamespace(
+        copies=copies,
+        images=images,
+        slots=slots,
+        fed=draw(st.integers(1, slots)),
+        head=draw(st.sampled_from([64, 128])),
+        keys=draw(st.integers(1, 2)),
+        groups=draw(st.sampled_from([1, 2, 4])),
+        width=draw(st.sampled_from([48, 128])),
+        inner=draw(st.sampled_from([32, 80])),
+        splits=draw(st.sampled_from([1, 2, 3])),
+        prompt=draw(st.sampled_from([1, 5])),
+        normed=draw(st.booleans()),
+        seed=draw(st.integers(0, 2**31)),
+    )
+
+
+def one_layer(sizes, dtype):
+    """Hidden states and cache after the kernels, and after the formulas in float64."""
+    from zipar_train.decoding.kernels.fused_pass import Buffers, FusedPass, block
+
+    generator = torch.Generator().manual_seed(sizes.seed)
+    rows, end, capacity, columns = sizes.copies * sizes.images, 150, 160, 192
+    own = weights_of(
+        generator, sizes.head, sizes.keys * sizes.groups, sizes.keys, sizes.width, sizes.inner, dtype, sizes.normed
+    )
+    m, wide = rows * sizes.slots, own.heads * sizes.head
+
+    def random(*shape):
+        return torch.randn(*shape, generator=generator).to(dtype)
+
+    start = torch.randint(sizes.prompt, end - sizes.slots + 1, (sizes.images,), generator=generator)
+    count = torch.full((end + 1,), sizes.fed)
+    padding = torch.rand(rows, sizes.prompt, generator=generator) < 0.5 if sizes.prompt > 1 else None
+    angle = torch.rand(end, sizes.head // 2, generator=generator) * 6
+    visible = (torch.rand(end, columns, generator=generator) < 0.7) & (torch.arange(columns) < end)
+    visible[:, :end] |= torch.eye(end, dtype=torch.bool)
+    x, keys, values = random(m, sizes.width), *(random(rows, sizes.keys, capacity, sizes.head) for _ in range(2))
+
+    ahead = torch.arange(sizes.fed)
+    slot = (start[:, None] + ahead).repeat(sizes.copies, 1)
+    seen = visible[slot][:, :, :capacity] & (torch.arange(capacity) <= slot[:, -1:])[:, None]
+    if padding is not None:
+        seen[:, :, : sizes.prompt] &= ~padding[:, None]
+    given_x = x.view(rows, sizes.slots, -1)[:, : sizes.fed].double()
+    expected = in_float64(own, given_x, angle.cos(), angle.sin(), slot, keys, values, seen)
+
+    nothing = torch.full((m, 1), torch.nan, dtype=dtype)  # rows that are not fed must not matter
+    fused = object.__new__(FusedPass)
+    fused.heads, fused.groups, fused.head, fused.device = own.heads, own.groups, own.head, torch.device("cpu")
+    fused.launch = {"INTERPRETED": True, "PDL": False}
+    fused.cos, fused.sin, fused.plan = angle.cos(), angle.sin(), range(end)
+    fused.tables = SimpleNamespace(visible=visible)
+    fused.splits = lambda rows: sizes.splits
+    partial = rows * sizes.keys * sizes.splits * block(sizes.slots * sizes.groups, least=16) * (sizes.head + 2)
+    made = Buffers(
+        hidden=x, query=nothing.repeat(1, wide), attended=nothing.repeat(1, wide), inner=nothing.repeat(1, sizes.inner),
+        given=torch.zeros(0), partial=torch.full((partial,), torch.nan), scratch=torch.zeros(0),
+        arrived=torch.zeros(rows * sizes.keys, dtype=torch.int32),
+    )  # fmt: skip
+    state = SimpleNamespace(tokens=torch.zeros(sizes.images, 1), prompt=torch.zeros(rows, 1), padding=padding)
+    before = keys.clone()
+    fused.layer(own, keys, values, state, (start, count), made, sizes.slots)
+    assert not made.arrived.any()
+    untouched = torch.ones(rows, capacity, dtype=torch.bool).scatter(1, slot, False)
+    assert torch.equal(keys.transpose(1, 2)[untouched], before.transpose(1, 2)[untouched])
+    return (x.view(rows, sizes.slots, -1)[:, : sizes.fed], keys, values), expected
+
+
+def distance(found, expected):
+    return float((found.double() - expected).norm() / expected.norm())
+
+
+@pytest.mark.slow(60)
+@given(layers())
+@settings(max_examples=40)
+def test_a_layer_is_the_formulas_in_float32(sizes):
+    for found, expected in zip(*one_layer(sizes, torch.float32), strict=True):
+        assert distance(found, expected) <= 1e-6
+
+
+@pytest.mark.slow(40)
+@given(layers(), st.sampled_from([torch.bfloat16, torch.float16]))
+@settings(max_examples=20)
+def test_a_layer_is_the_formulas_up_to_the_rounding_of_its_dtype(sizes, dtype):
+    """Six roundings to the dtype, each of at most half an eps, lie between the input and the output."""
+    for found, expected in zip(*one_layer(sizes, dtype), strict=True):
+        assert distance(found, expected) <= 3 * torch.finfo(dtype).eps
+
+
+@pytest.fixture
+def fused(monkeypatch):
+    """Make every Decoder use the kernels."""
+    defaults = dict(Decoder.__init__.__kwdefaults__)
+    monkeypatch.setattr(Decoder.__init__, "__kwdefaults__", defaults | {"fused": True})
+
+
+def stock_llama(grid, *, prompt):
+    """A Llama with row ends, whose four queries share two keys."""
+    family = StockLlama(grid, prompt=prompt)
+    config = LlamaConfig(
+        vocab_size=12, hidden_size=48, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=32, initializer_range=0.4,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    family.model = LlamaForCausalLM(config)
+    return family
+
+
+@pytest.mark.slow(60)
+@pytest.mark.parametrize(("window", "lookahead", "guidance"), [(3, 0, 2.0), (2, 0, 1.0), (1, 0, 2.0), (1, 4, 2.0)])
+def test_theorem_of_fused_passes(fused, window, lookahead, guidance):
+    """The logits of the kernels are those of a teacher-forced pass of the same layers, in float32."""
+    family = llamagen(3, 3, head=32, dtype=torch.float32)
+    assert fuse_for_inference(family.model, least=UNPACKED)
+    plan = Plan.zipar(family.grid, window=window)
+    sampling = SamplingParams(guidance=guidance, lookahead=lookahead)
+    check_theorem(family, plan, sampling, dense(plan), tolerance=1e-3)
+
+
+SAMPLING = [
+    SamplingParams(guidance=2.0),
+    SamplingParams(guidance=2.0, lookahead=3, top_k=4, temperature=0.8),
+    SamplingParams(top_p=0.7, lookahead=6),
+    SamplingParams(temperature=0, guidance=2.0),
+]
+
+
+@pytest.mark.slow(60)
+@pytest.mark.parametrize("sampling", SAMPLING)
+@pytest.mark.parametrize("kind", ["llamagen", "stock", "lumina", "emu3", "janus", "llamagen-t2i"])
+def test_fused_passes_generate_the_codes_of_plain_ones(kind, sampling):
+    """For every family, in float32, with padded captions; passes of more rows than the kernels take are plain."""
+    if kind == "stock":
+        family = stock_llama(Grid(3, 3, row_end=True), prompt=3)
+        condition = [0, 2]
+    else:
+        family = small.family(kind, 2, head=32, grid=(2, 4))
+        with torch.no_grad():
+            for parameter in family.model.parameters():
+                if parameter.ndim > 1:
+                    parameter.mul_(8)
+        condition = small.a_batch(kind, family).condition
+        if isinstance(condition, Prompts) and sampling.guidance != 1:
+            condition = small_guided(family, condition)
+    assert fuse_for_inference(family.model, least=UNPACKED)
+    plan = Plan.zipar(family.grid, window=2, prompt=family.prompt_length)
+    seeds = code_seeds([0, 1], plan.grid.num_codes, seed=0)
+    plain, fused = (Decoder(family, plan, fused=fused) for fused in (False, True))
+    assert torch.equal(plain(condition, seeds, sampling), fused(condition, seeds, sampling))
+    assert plain.passes(2) == fused.passes(2)
+    assert fused.fused.buffers
+
+
+def small_guided(family, condition):
+    """Captions whose unconditional prompts need no text tokenizer."""
+    family.drop = lambda prompts, where: Prompts(prompts.ids * 0 + 5, prompts.padding.flip(0))
+    return condition
+
+
+@st.composite
+def logits(draw):
+    """Logits (2, V), some of them equal, and how to sample from them."""
+    entries = draw(st.integers(2, 70))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    values = torch.randn(2, entries, generator=generator) * draw(st.sampled_from([0.3, 3.0, 30.0]))
+    if draw(st.booleans()):
+        values = values.round()
+    return values, {
+        "temperature": draw(st.sampled_from([0.0, 0.7, 1.0])),
+        "top_k": draw(st.integers(0, entries)),
+        "top_p": draw(st.sampled_from([1.0, 0.9, 0.3])),
+    }, draw(st.sampled_from([1.0, 3.0])), draw(st.integers(-(2**63), 2**63 - 1))  # fmt: skip
+
+
+@given(logits())
+@settings(max_examples=60)
+def test_codes_are_sampled_as_the_decoder_samples_them(drawn):
+    """Top-p of equal logits differs: the kernel keeps or discards them together, transformers by their order."""
+    from zipar_train.decoding.kernels import ends
+
+    values, how, guidance, seed = drawn
+    entries = values.shape[1]
+    if how["top_p"] < 1 and len(values[0].unique()) < entries:
+        how["top_p"] = 1.0
+    tokens, seeds = torch.full((1, 3), -9), torch.tensor([[0, seed, 0]])
+    wide = 1 << (entries - 1).bit_length()
+    ends.choose[(1, 1)](
+        values, torch.zeros(wide, dtype=torch.int32), seeds, tokens, torch.tensor([1, 2]), torch.tensor([0, 1]),
+        torch.tensor([0]), torch.tensor([1, 0]), 1, 1, 3, 1, 2, guidance, how["temperature"] or 1.0,
+        min(how["top_k"] or entries, entries), how["top_p"], V=entries, BV=wide, BC=min(wide, 16),
+        GUIDED=guidance != 1, GREEDY=how["temperature"] == 0, FILTERED=how["top_k"] > 0 or how["top_p"] < 1, PDL=False,
+    )  # fmt: skip
+    guided = guide(values, guidance) if guidance != 1 else values[:1]
+    assert tokens.tolist() == [[-9, int(sample(guided, torch.tensor([seed]), **how)), -9]]
+
+
+MODELS = ("llamagen-l", "llamagen-xl", "lumina-mgpt-7b-768", "emu3-gen")
+
+
+@pytest.mark.slow(20)
+def test_a_pass_is_few_kernels(tmp_path):
+    """At full size, with the recipes' guidance and filters: at most 6 per layer and 12 outside of the layers."""
+    found = tmp_path / "kernels.json"
+    made = script("compile_kernels.py", "--count", "--json", found, TRITON_INTERPRET="0")
+    assert made.returncode == 0, made.stderr
+    passes = json.loads(found.read_text())["passes"]
+    assert {each["model"] for each in passes} == set(MODELS)
+    for each in passes:
+        assert sum(each["per_layer"].values()) <= 6, each
+        assert len(each["outside"]) <= 12, each
+
+
+@pytest.mark.slow(60)
+@pytest.mark.parametrize("model", ["llamagen-l", "emu3-gen"])
+def test_kernels_compile_without_a_gpu_and_without_spills(tmp_path, model):
+    found = tmp_path / "kernels.json"
+    made = script(
+        "compile_kernels.py", "--models", model, "--rows", "32", "--json", found,
+        TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path / "cache"),
+    )  # fmt: skip
+    assert made.returncode == 0, made.stdout + made.stderr
+    kernels = json.loads(found.read_text())["kernels"]
+    assert {row["target"] for row in kernels} == {80, 90}
+    assert {row["kernel"] for row in kernels} >= {"feed", "qkv", "attend", "add_product", "gate_up", "choose", "advance"}
+    assert all(row["spills"] == 0 for row in kernels)
