@@ -200,12 +200,14 @@ def plot_rows(report: RowsReport, path: Path) -> None:
     """
     batches = list(dict.fromkeys(row.batch for row in report.rows))
     methods = list(dict.fromkeys(row.method for row in report.rows))
+    spare = [colour for name, colour in COLOURS.items() if name not in methods]
     size = (5.6 * len(batches), 4.4)
     figure, panels = plt.subplots(1, len(batches), figsize=size, layout="constrained", squeeze=False)
     for panel, batch in zip(panels[0], batches, strict=True):
         rows = [row for row in report.rows if row.batch == batch]
         for place, method in enumerate(methods):
-            shown, colour = [row for row in rows if row.method == method], [*COLOURS.values()][place % len(COLOURS)]
+            shown = [row for row in rows if row.method == method]
+            colour = COLOURS.get(method, spare[place % len(spare)])  # the released loop has the one of other charts
             _line(panel, [(row.rows, row.pass_ms, row.spread) for row in shown], label=method, colour=colour)
         floors = {row.rows: (row.floor_ms, row.int8_floor_ms) for row in rows}
         for number, (label, colour) in enumerate(((f"floor, {report.dtype}", "#333333"), ("floor, int8", "#999999"))):
