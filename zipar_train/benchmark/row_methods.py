@@ -32,7 +32,7 @@ def passes_of(device: torch.device) -> int:
 
 
 class Asked(NamedTuple):
-    """What a user asked for, which decides the methods.
+    """Options of a benchmark, which decide the methods.
 
     Attributes:
         recipe: The recipe.
