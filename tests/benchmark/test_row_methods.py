@@ -110,7 +110,7 @@ def test_the_compiled_method_compiles_a_fused_model(monkeypatch):
 @pytest.mark.parametrize("together", [True, False])
 def test_methods_are_freed_when_their_turns_are_over(monkeypatch, together):
     """Where memory holds one at a time, they take turns in groups, and a note says so."""
-    alive, most, build = weakref.WeakSet(), [], random_family
+    alive, most, left, build = weakref.WeakSet(), [], [], random_family
 
     def counted(*args, **how):
         gc.collect()
@@ -124,9 +124,14 @@ def test_methods_are_freed_when_their_turns_are_over(monkeypatch, together):
     weights = sum(p.nbytes for p in family.model.parameters())
     one = weights + memory.decode_bytes(family, plan, 1, rows=2, slots=len(plan), lookahead=4)
     monkeypatch.setattr(memory, "free_bytes", lambda device: int(one * (2.3 if together else 1.3)))
-    report = bench_rows(recipe, rows=[2, 8], rounds=1, progress=False)
-    gc.collect()
-    assert not alive and most == ([1, 2] if together else [1, 1])
+
+    def save(report):  # after each round, and at the end of a group
+        gc.collect()
+        left.append(len(alive))
+
+    report = bench_rows(recipe, rows=[2, 8], rounds=1, progress=False, save=save)
+    assert left == ([2, 0] if together else [1, 0, 1, 0])
+    assert most == ([1, 2] if together else [1, 1])
     assert len(report.rows) == 4 and not report.failures
     note = "batch 1: memory does not hold all methods at once. They took turns in 2 groups, one after the other: "
     assert [each for each in report.notes if "groups" in each] == ([] if together else [f"{note}plain; {EAGER}"])
