@@ -11,6 +11,7 @@ class Sizes:
     windows: str = "24,16,12,8,4"
     wide_and_paper: str = "24,16"  # next-token, and the window that the paper reports to lose nothing
     window: str = "16"
+    rows: str = "2,4,8,16,32,64"  # of a pass: slots, twice under guidance
     train_batch: int = 32
     draw_batch: int = 32
     many: int = 64  # images generated at once
@@ -33,6 +34,7 @@ TINY = Sizes(
     windows="6,3",
     wide_and_paper="6,3",
     window="3",
+    rows="2,8,64",
     train_batch=4,
     draw_batch=4,
     many=4,

@@ -1,7 +1,7 @@
 """The steps of `check`, in the order of their worth: what each runs, and for how long at most.
 
-The seconds in comments are estimates for one H100, made by counting bytes and kernels. They come to some 575 s, of
-which a step that is killed at its limit takes more; then the last steps are skipped.
+The seconds in comments are estimates for one H100, made by counting bytes and kernels. They come to some 590 s: the
+last step may be cut, and where one is killed at its limit, the last ones are skipped.
 """
 
 from pathlib import Path
@@ -131,6 +131,8 @@ def checks(work: Path, sizes: Sizes) -> list[list[Step]]:
         ],
         # 30 s
         [decoding("decode-l", "LlamaGen-L, one image", "--windows", sizes.windows, limit=90, least=20)],
+        # 15 s: 10 to start and to build the model, 24 rounds of 50 passes, 12 graphs
+        [decoding("rows", "LlamaGen-L, single passes by their rows", "--rows", sizes.rows, limit=45, least=10)],
         # 45 s: 10 to load, 15 to compile from the cache, 10 for 20 steps and a validation, 10 for a checkpoint
         [Step("fit", "20 training steps, killed while it writes a checkpoint", fit, 120, 35, **interrupted)],
         # as long, if the one before has left no checkpoint

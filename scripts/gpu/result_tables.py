@@ -14,6 +14,7 @@ PLANNED = {  # step: what its rows are about
     "decode-l-compiled": "llamagen-l, torch.compile",
     "decode-xl": "llamagen-xl, one image",
     "baselines": "llamagen-l, other decoders",
+    "rows": "llamagen-l, single passes",
     "generate": "llamagen-l, codes and pixels",
     "probe": "products and attention of a pass and of a training step",
     "train": "llamagen-l, without a teacher",
@@ -56,6 +57,21 @@ def sections(runs: list[Run]) -> dict[str, list[str]]:
                 "same codes",
             ],
             _rows(runs, ["decode-l", "decode-l-many", "decode-l-compiled", "decode-xl", "baselines"], decoding),
+        ),
+        "rows": _table(
+            [
+                "model",
+                "method",
+                "rows",
+                "slots",
+                "images at once",
+                "ms a pass (spread)",
+                "floor, ms",
+                "times the floor",
+                "int8 floor, ms",
+                "times fewest rows",
+            ],
+            _rows(runs, ["rows"], by_rows),
         ),
         "generate": _table(
             [
@@ -158,6 +174,24 @@ def decoding(name: str, report: Run) -> Iterator[list[str]]:
         ]
     for failed in report.get("failures", []):
         yield [report["recipe"]["name"], failed["method"], str(failed["window"]), str(failed["batch"]), refusal(failed)]
+
+
+def by_rows(name: str, report: Run) -> Iterator[list[str]]:
+    for row in report["rows"]:
+        yield [
+            report["recipe"]["name"],
+            row["method"],
+            str(row["rows"]),
+            str(row["slots"]),
+            str(row["batch"]),
+            f"{row['pass_ms']:.3g} ({row['spread']:.0%})",
+            f"{row['floor_ms']:.3g}",
+            f"{row['times_floor']:.2f}",
+            f"{row['int8_floor_ms']:.3g}",
+            f"{row['against_fewest']:.2f}",
+        ]
+    for failed in report.get("failures", []):
+        yield [report["recipe"]["name"], failed["method"], "", "", str(failed["batch"]), refusal(failed)]
 
 
 def generating(name: str, told: Run) -> Iterator[list[str]]:

@@ -11,7 +11,7 @@ from small import TINY
 from torch.utils.data import DataLoader
 
 from zipar_train import Plan
-from zipar_train.benchmark import decode, decoders, slots, train, train_step
+from zipar_train.benchmark import decode, decoders, rows, train, train_step
 from zipar_train.benchmark.decode import bench_decode, in_groups
 from zipar_train.benchmark.random_family import random_family
 from zipar_train.benchmark.results import EAGER, OURS, PLAIN, SDPA, STOCK
@@ -160,7 +160,7 @@ def test_a_step_that_fails_leaves_the_rows_of_others(run, tmp_path, monkeypatch)
     "verb",
     [
         {"batch_sizes": "1,2", "windows": "8", "alone": True},
-        {"batch_sizes": "1,2", "slots": "4"},
+        {"batch_sizes": "1,2", "rows": "4", "alone": True},
         {"train": True},
         {"grids": "8,4", "windows": "4"},
     ],
@@ -175,13 +175,13 @@ def test_a_bench_that_is_killed_leaves_its_rows(tmp_path, monkeypatch, verb):
         calls.append(args)
         return real(*args, **kwargs)
 
-    for module in (decode, slots, train):
+    for module in (decode, rows, train):
         monkeypatch.setattr(module, "take_turns", killed)
     said = {"windows": None, "batch_sizes": None, "grids": None, "rounds": 1, "alone": False} | verb
     with pytest.raises(KeyboardInterrupt):
         bench_cli.bench("digits", overrides=TINY, json_file=tmp_path / "b.json", **said)
-    rows = json.loads((tmp_path / "b.json").read_text())["rows"]
-    assert len(rows) == (3 if "grids" in verb else 1)
+    left = json.loads((tmp_path / "b.json").read_text())["rows"]
+    assert len(left) == (3 if "grids" in verb else 1)
 
 
 @pytest.mark.slow

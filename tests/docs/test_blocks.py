@@ -87,8 +87,8 @@ NOT_RUN = {  # a block's page and first line: the reason
     ): "takes minutes with small models too; tests/benchmark run the options",
     (
         "docs/performance.md",
-        f"{NAME} bench --recipe llamagen-b --slots",
-    ): "a small model's image has fewer slots; tests/benchmark/test_slots.py runs the options",
+        f"{NAME} bench --recipe llamagen-b --rows",
+    ): "takes a minute with small models too; tests/benchmark/test_rows.py runs the options",
     ("docs/sweeps.md", f"{NAME} sweep"): "trains for minutes; tests/sweep run such files",
     ("docs/sweeps.md", "wandb sweep"): "needs W&B's server",
     ("docs/training.md", f"{NAME} doctor"): "tries torch.compile for half a minute; tests/doctor run it",

@@ -57,6 +57,20 @@ def made_by_hand(device: str = MACHINE["device"]) -> dict:
         "times_floor": 5.14,
         "code_match": 0.991,
     }
+    single = {
+        "rows": 8,
+        "slots": 4,
+        "batch": 1,
+        "guided": True,
+        "method": "plain",
+        "keys": 288,
+        "pass_ms": 1.234,
+        "spread": 0.03,
+        "floor_ms": 0.24,
+        "times_floor": 5.14,
+        "int8_floor_ms": 0.13,
+        "against_fewest": 1.25,
+    }
     failed = {"method": OURS, "grid": [24, 24], "window": 4, "batch": 1, "error": "no room | here\nat all"}
     speed = {"steps": 20, "images_per_second": 123.4, "mfu": 0.4, "memory_gib": 33.3, "data_wait": 0.01}
     return {
@@ -66,6 +80,7 @@ def made_by_hand(device: str = MACHINE["device"]) -> dict:
         "seconds": 500.0,
         "steps": [
             step("decode-l"),
+            step("rows"),
             step("decode-xl", "timed out", "after 70 s"),
             step("fit"),
             step("tests", "failed"),
@@ -74,6 +89,7 @@ def made_by_hand(device: str = MACHINE["device"]) -> dict:
         ],
         "results": {
             "decode-l": {"recipe": {"name": "llamagen-l"}, "rows": [drawn], "failures": [failed]},
+            "rows": {"recipe": {"name": "llamagen-l"}, "rows": [single], "failures": [failed]},
             "fit": speed,
             "tests": {"passed": ["a", "b"], "failed": ["tests/x.py::c"], "error": [], "skipped": []},
         },
@@ -92,6 +108,9 @@ def test_results_made_by_hand_stand_in_the_pages(docs, tmp_path):
     figures = ["zipar-train", "24", "1", "1.23 (3%)", "0.24", "5.14", "710.8", "99.10%"]
     assert drawn["llamagen-l"] == ["llamagen-l", *figures, place, "`zipar-train decode-l`"]
     assert rows(docs, "decode")[1][:5] == ["llamagen-l", "zipar-train", "4", "1", "not measured: no room / here"]
+    passes = ["llamagen-l", "plain", "8", "4", "1", "1.23 (3%)", "0.24", "5.14", "0.13", "1.25"]
+    assert rows(docs, "rows")[0] == [*passes, place, "`zipar-train rows`"]
+    assert rows(docs, "rows")[1][:6] == ["llamagen-l", OURS, "", "", "1", "not measured: no room / here"]
     assert drawn["llamagen-xl, one image"][1] == "not measured, timed out: after 70 s"
     assert rows(docs, "train")[0][1] == "not measured, skipped: 3 s were left"
     assert rows(docs, "generate")[0][1] == "not measured, not asked for"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parents[2]
 SCRIPTS, DOCS = HERE / "scripts" / "gpu", HERE / "docs"
-SECTIONS = ("decode", "generate", "kernels", "train", "tests", "steps", "fit")
+SECTIONS = ("decode", "rows", "generate", "kernels", "train", "tests", "steps", "fit")
 
 
 def script(name: str, *arguments, root: Path = HERE, **env: str) -> subprocess.CompletedProcess[str]:

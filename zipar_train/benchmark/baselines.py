@@ -1,6 +1,7 @@
 """The released ZipAR decoders, reimplemented on the package's models as a baseline for its decoder."""
 
 from bisect import bisect_left, insort
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -67,7 +68,29 @@ class InsertedCache(Cache):
 
 @torch.inference_mode()
 def eager_loop(family: Family, condition: Any, seeds: Tensor, sampling: SamplingParams, *, window: int) -> Tensor:
-    """Generate B images as the released ZipAR decoders do (ThisisBillhe/ZipAR 2a5695c), with the package's family.
+    """Generate B images as the released ZipAR decoders do, see `EagerLoop`.
+
+    Args:
+        family: The generator.
+        condition: Conditions of B images.
+        seeds: (B, N), see `sampling.code_seeds`.
+        sampling: How codes are sampled.
+        window: The window, in codes.
+
+    Returns:
+        Codes, int64 (B, H, W): those of `Decoder(..., released=True)` on a plan with `stand_in="released"`.
+    """
+    grid = family.grid
+    plan = Plan.zipar(grid, window=window, stand_in="released", prompt=family.prompt_length)
+    loop = EagerLoop(family, plan, condition, seeds, sampling)
+    for step in range(plan.passes):
+        loop.run_pass([i for i in range(len(plan)) if plan.step[i] == step])
+    codes = torch.cat([loop.generated[target] for target in range(grid.num_codes)], dim=1)
+    return codes.view(len(seeds), grid.height, grid.width)
+
+
+class EagerLoop:
+    """The passes of the released ZipAR decoders (ThisisBillhe/ZipAR 2a5695c), with the package's family.
 
     Each pass is a Python loop with lists and concatenation, unfused attention, the head applied to every input, and one
     sampling call per row. The two released decoders differ in their cache:
@@ -81,35 +104,39 @@ def eager_loop(family: Family, condition: Any, seeds: Tensor, sampling: Sampling
 
     Args:
         family: The generator.
+        plan: A plan on the family's grid.
         condition: Conditions of B images.
         seeds: (B, N), see `sampling.code_seeds`.
         sampling: How codes are sampled.
-        window: The window, in codes.
 
-    Returns:
-        Codes, int64 (B, H, W): those of `Decoder(..., released=True)` on a plan with `stand_in="released"`.
+    Attributes:
+        generated: The codes so far by their raster index, each int64 (B, 1).
+        memory: The cache.
     """
-    grid, device = family.grid, family.model.device
-    plan = Plan.zipar(grid, window=window, stand_in="released", prompt=family.prompt_length)
-    prompt, padding = prompts(family, family.check(condition), guided=sampling.guidance != 1)
-    seeds = seeds.to(device)
-    row_end = torch.full((len(seeds), 1), ROW_END, device=device)
-    memory = (_Inserted if grid.row_end else _Whole)(family, plan, rows=len(prompt))
-    generated: dict[int, Tensor] = {}
-    for step in range(plan.passes):
-        inputs = [i for i in range(len(plan)) if plan.step[i] == step]
+
+    def __init__(self, family: Family, plan: Plan, condition: Any, seeds: Tensor, sampling: SamplingParams):
+        self.family, self.plan, self.sampling = family, plan, sampling
+        self.prompt, self.padding = prompts(family, family.check(condition), guided=sampling.guidance != 1)
+        self.seeds = seeds.to(family.model.device)
+        self.row_end = torch.full((len(seeds), 1), ROW_END, device=family.model.device)
+        self.memory = (_Inserted if family.grid.row_end else _Whole)(family, plan, rows=len(self.prompt))
+        self.generated: dict[int, Tensor] = {}
+
+    def run_pass(self, inputs: Sequence[int]) -> None:
+        """Run a pass that feeds these slots of the plan; the first pass also feeds the prompt."""
+        family, plan, sampling, generated = self.family, self.plan, self.sampling, self.generated
         positions = [int(plan.position[i]) for i in inputs]
         fed = [int(plan.source[i]) for i in inputs if plan.position[i] >= 0]
-        parts = [prompt] if step == 0 else []
+        parts = [self.prompt] if positions[0] < 0 else []
         if fed:
-            tokens = torch.cat([row_end if source == ROW_END else generated[source] for source in fed], dim=1)
-            parts.append(family.embed(tokens).repeat(len(prompt) // len(seeds), 1, 1))
-        mask, places = memory.begin_pass(positions)
-        if padding is not None:
-            mask = mask_padding(mask, padding, slots=places[None])
+            tokens = torch.cat([self.row_end if source == ROW_END else generated[source] for source in fed], dim=1)
+            parts.append(family.embed(tokens).repeat(len(self.prompt) // len(self.seeds), 1, 1))
+        mask, places = self.memory.begin_pass(positions)
+        if self.padding is not None:
+            mask = mask_padding(mask, self.padding, slots=places[None])
         with sdpa_kernel(SDPBackend.MATH):
-            position = torch.tensor(positions, device=device)
-            logits = family.head(family.hidden(torch.cat(parts, dim=1), position, mask, memory.cache))
+            position = torch.tensor(positions, device=family.model.device)
+            logits = family.head(family.hidden(torch.cat(parts, dim=1), position, mask, self.memory.cache))
         if sampling.guidance != 1:
             logits = guide(logits, sampling.guidance)
         for column, i in enumerate(inputs):
@@ -117,14 +144,12 @@ def eager_loop(family: Family, condition: Any, seeds: Tensor, sampling: Sampling
             if target >= 0:
                 codes = sample(
                     logits[:, column],
-                    seeds[:, target],
+                    self.seeds[:, target],
                     temperature=sampling.temperature,
                     top_k=sampling.top_k,
                     top_p=sampling.top_p,
                 )
                 generated[target] = codes[:, None]
-    codes = torch.cat([generated[target] for target in range(grid.num_codes)], dim=1)
-    return codes.view(len(seeds), grid.height, grid.width)
 
 
 class _Whole:
@@ -140,6 +165,9 @@ class _Whole:
         places = torch.tensor(positions, device=self.device) + self.prompt
         self.cache.begin_pass(places[None], self.slots)
         return self.causal[None, None, places], places
+
+    def forget(self, first: int) -> None:
+        """Do nothing: a pass attends to all places, and writes to its own again."""
 
 
 class _Inserted:
@@ -157,3 +185,10 @@ class _Inserted:
         self.cache.begin_pass(found)
         places = torch.tensor(found, device=self.device)
         return (torch.arange(len(self.held), device=self.device) <= places[:, None])[None, None], places
+
+    def forget(self, first: int) -> None:
+        """Remove the tokens from place `first` on, so that a pass inserts them again."""
+        del self.held[first:]
+        for layer in self.cache.inserted:
+            assert layer.keys is not None and layer.values is not None
+            layer.keys, layer.values = layer.keys[:, :, :first], layer.values[:, :, :first]

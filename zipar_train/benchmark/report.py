@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -15,7 +16,7 @@ from zipar_train.benchmark.results import (
     STOCK,
     DecodeReport,
     DecodeRow,
-    SlotReport,
+    RowsReport,
     TrainReport,
 )
 from zipar_train.io.figures import write_figure
@@ -76,7 +77,7 @@ def decode_lines(report: DecodeReport) -> list[str]:
     return [_head(report), "", *aligned(cells, "<>"), "", *_ratios(report), *_remarks(report)]
 
 
-def _head(report: DecodeReport | SlotReport) -> str:
+def _head(report: DecodeReport | RowsReport) -> str:
     return (
         f"{report.recipe['name']}, random weights, {report.dtype}, guidance {report.guidance:g}; "
         f"{report.environment['device']}: copies {report.copy_bandwidth / 1e9:,.3g} GB/s, "
@@ -102,7 +103,7 @@ def _ratios(report: DecodeReport) -> list[str]:
     return lines
 
 
-def _remarks(report: DecodeReport | SlotReport | TrainReport) -> list[str]:
+def _remarks(report: DecodeReport | RowsReport | TrainReport) -> list[str]:
     """Return the failures and notes as lines."""
     failures = [
         f"not measured: {f.method}, window {f.window}, batch {f.batch}, {f.grid[0]}x{f.grid[1]}: {f.error}"
@@ -111,22 +112,27 @@ def _remarks(report: DecodeReport | SlotReport | TrainReport) -> list[str]:
     return [*failures, *(f"note: {note}" for note in report.notes)]
 
 
-def slot_lines(report: SlotReport) -> list[str]:
-    """Return the lines of the table of passes by their slots, and its remarks."""
-    cells = [["slots", "batch", "ms/pass", "spread", "floor", "x floor", "x 1 slot"]]
+def rows_lines(report: RowsReport) -> list[str]:
+    """Return the lines of the table of passes by their rows, and its remarks."""
+    cells = [
+        ["rows", "slots", "images", "method", "ms/pass", "spread", "floor", "x floor", "int8 floor", "x fewest rows"]
+    ]
     for row in report.rows:
         cells.append(
             [
+                f"{'' if row.guided or report.guidance == 1 else 'unguided '}{row.rows}",
                 str(row.slots),
                 str(row.batch),
+                row.method,
                 f"{row.pass_ms:.3g}",
                 f"{row.spread:.0%}",
                 f"{row.floor_ms:.3g}",
                 f"{row.times_floor:.1f}",
-                "" if row.against_one is None else f"{row.against_one:.2f}",
+                f"{row.int8_floor_ms:.3g}",
+                f"{row.against_fewest:.2f}",
             ]
         )
-    return [_head(report), "", *aligned(cells, ">"), "", *_remarks(report)]
+    return [_head(report), "", *aligned(cells, ">>><>"), "", *_remarks(report)]
 
 
 def train_lines(report: TrainReport) -> list[str]:
@@ -185,32 +191,48 @@ def plot(report: DecodeReport, path: Path) -> None:
     write_figure(figure, path)
 
 
-def plot_slots(report: SlotReport, path: Path) -> None:
-    """Plot milliseconds per pass over the slots it feeds, a line for each batch size, the floors dashed.
+def plot_rows(report: RowsReport, path: Path) -> None:
+    """Plot milliseconds per pass over its rows: a panel for each batch size, a line for each method, the floors dashed.
 
     Raises:
         ValueError: If the extension is not a picture format.
         OSError: If the file cannot be written.
     """
-    figure, panel = plt.subplots(figsize=(5.2, 4.2), layout="constrained")
     batches = list(dict.fromkeys(row.batch for row in report.rows))
-    for place, batch in enumerate(batches):
+    methods = list(dict.fromkeys(row.method for row in report.rows))
+    spare = [colour for name, colour in COLOURS.items() if name not in methods]
+    size = (5.6 * len(batches), 4.4)
+    figure, panels = plt.subplots(1, len(batches), figsize=size, layout="constrained", squeeze=False)
+    for panel, batch in zip(panels[0], batches, strict=True):
         rows = [row for row in report.rows if row.batch == batch]
-        slots, colour = [row.slots for row in rows], list(COLOURS.values())[place % len(COLOURS)]
-        margin = [row.pass_ms * row.spread / 2 for row in rows]
-        label = f"{batch} image{'s' if batch > 1 else ''} at once"
-        taken = [row.pass_ms for row in rows]
-        panel.errorbar(slots, taken, yerr=margin, marker="o", markersize=4, label=label, color=colour, capsize=2)
-        panel.plot(slots, [row.floor_ms for row in rows], "--", color=colour)
-    panel.plot([], [], "--", color="#333333", label="floor of the bytes and operations")
-    panel.set(xlabel="slots fed of each image", ylabel="milliseconds a pass")
-    _log_axes(panel, sorted({row.slots for row in report.rows}))
-    figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+        for place, method in enumerate(methods):
+            shown = [row for row in rows if row.method == method]
+            colour = COLOURS.get(method, spare[place % len(spare)])  # the released loop has the one of other charts
+            _line(panel, [(row.rows, row.pass_ms, row.spread) for row in shown], label=method, colour=colour)
+        floors = {row.rows: (row.floor_ms, row.int8_floor_ms) for row in rows}
+        for number, (label, colour) in enumerate(((f"floor, {report.dtype}", "#333333"), ("floor, int8", "#999999"))):
+            panel.plot([*floors], [floor[number] for floor in floors.values()], "--", color=colour, label=label)
+        panel.set(xlabel="rows of a pass", title=f"{batch} image{'s' if batch > 1 else ''} at once")
+        _log_axes(panel, [*floors])
+    panels[0, 0].set_ylabel("milliseconds a pass")
+    entries: dict[str, Any] = {}
+    for panel in panels[0]:
+        handles, labels = panel.get_legend_handles_labels()
+        entries |= dict(zip(labels, handles, strict=True))
+    figure.legend(entries.values(), entries, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     figure.suptitle(_title(report), fontsize=11)
     write_figure(figure, path)
 
 
-def _title(report: DecodeReport | SlotReport) -> str:
+def _line(panel: Axes, points: Sequence[tuple[int, float, float]], *, label: str, colour: str) -> None:
+    """Plot a method's milliseconds from (place, milliseconds, spread); nothing without points."""
+    if points:
+        where, taken, spread = zip(*points, strict=True)
+        margin = [t * s / 2 for t, s in zip(taken, spread, strict=True)]
+        panel.errorbar(where, taken, yerr=margin, marker="o", markersize=4, label=label, color=colour, capsize=2)
+
+
+def _title(report: DecodeReport | RowsReport) -> str:
     return f"{report.recipe['name']}, {report.dtype}, guidance {report.guidance:g}, {report.environment['device']}"
 
 
@@ -230,10 +252,7 @@ def _panel(panel: Axes, rows: Sequence[DecodeRow], name: str) -> None:
     shown = [row for row in rows if all(_value(row, other) == first[other] for other in others)]
     for method, colour in COLOURS.items():
         line = sorted((_value(row, name), row.pass_ms, row.spread) for row in shown if row.method == method)
-        if line:
-            where, taken, spread = zip(*line, strict=True)
-            margin = [t * s / 2 for t, s in zip(taken, spread, strict=True)]
-            panel.errorbar(where, taken, yerr=margin, marker="o", markersize=4, label=method, color=colour, capsize=2)
+        _line(panel, line, label=method, colour=colour)
     # with row ends, the passes of transformers' generate differ from a plan's; those with lookahead always do
     floor = sorted({(_value(row, name), row.floor_ms) for row in shown if row.method not in (STOCK, AHEAD)})
     panel.plot(*zip(*floor, strict=True), "--", color="#333333", label="floor of the bytes and operations")

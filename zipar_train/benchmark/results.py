@@ -56,26 +56,30 @@ class DecodeReport(GenerationReport):
     rows: list[DecodeRow]
 
 
-class SlotRow(BaseModel):
-    """Result of passes that feed a number of slots of each image; times are medians over rounds."""
+class PassRow(BaseModel):
+    """Result of one method's passes with a number of rows; times are medians over rounds."""
 
+    rows: int  # of the matrix products: images x copies under guidance x slots
     slots: int  # fed of each image
-    batch: int
+    batch: int  # images
+    guided: bool  # False: one copy of each slot; with a recipe's guidance, the pass of one row of each image
+    method: str
     keys: int  # slots attended to, the fed ones included
     pass_ms: float
     spread: float  # (slowest - fastest round) / median
     floor_ms: float  # its bytes at the measured copy bandwidth, or its FLOPs at the measured rate
     times_floor: float
-    against_one: float | None  # time relative to the pass of 1 slot; None if that was not measured
+    int8_floor_ms: float  # as floor_ms, with one byte per weight
+    against_fewest: float  # time relative to the method's pass of the fewest rows, for as many images
     warm_ups: int  # rounds before the counted ones
     rounds: int  # counted
 
 
-class SlotReport(GenerationReport):
-    """Results of `bench_slots`."""
+class RowsReport(GenerationReport):
+    """Results of `bench_rows`."""
 
     passes: int  # per round
-    rows: list[SlotRow]
+    rows: list[PassRow]
 
 
 class TrainRow(BaseModel):

@@ -119,8 +119,10 @@ class Work:
         numbers = self.body + self.head + rows * self.key * np.cumsum(fed)  # all keys so far, including this pass's
         return float(np.maximum(numbers * size / rates.copy, operations / rates.matmul).sum())
 
-    def middle_floor(self, plan: Plan, rates: Rates, *, slots: int, rows: int, size: int) -> float:
-        """Return the least seconds of a pass with lookahead in the middle of an image: its bytes or its FLOPs.
+    def middle_floor(
+        self, plan: Plan, rates: Rates, *, slots: int, rows: int, size: int, weight_size: int | None = None
+    ) -> float:
+        """Return the least seconds of a pass in the middle of an image: its bytes or its FLOPs.
 
         Args:
             plan: The plan.
@@ -128,12 +130,13 @@ class Work:
             slots: Slots that the pass feeds of each image, all with the head.
             rows: R = B, or 2 B under guidance.
             size: Bytes per element.
+            weight_size: Bytes per weight. None: `size`. The operations are those of the rates' dtype either way.
         """
         keys = middle(plan, slots)
         seen = int(plan.visible()[keys - slots : keys].sum())
         operations = rows * (2 * (self.body + self.head) * slots + self.attention * seen)
-        numbers = self.body + self.head + rows * self.key * keys
-        return max(numbers * size / rates.copy, operations / rates.matmul)
+        moved = (self.body + self.head) * (weight_size or size) + rows * self.key * keys * size
+        return max(moved / rates.copy, operations / rates.matmul)
 
 
 def middle(plan: Plan, slots: int) -> int:

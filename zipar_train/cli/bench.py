@@ -1,4 +1,4 @@
-"""The `bench` command: speed of generation, of passes by their slots, or of training steps, on this machine."""
+"""The `bench` command: speed of generation, of passes by their rows, or of training steps, on this machine."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,9 +31,12 @@ def bench(
     train: Annotated[
         bool, typer.Option("--train", help="Training steps under the smallest window instead, beside the causal one.")
     ] = False,
-    slots: Annotated[
+    rows: Annotated[
         str | None,
-        typer.Option(help="Passes that feed so many slots of each image instead, for example 1,2,4,8,16: lookahead's."),
+        typer.Option(
+            help="Single passes with so many rows of each image instead, for example 1,2,4,8,16,32: slots, twice "
+            "under guidance."
+        ),
     ] = None,
     dtype: Annotated[
         str | None, typer.Option(help="float32 or bfloat16; otherwise bfloat16 on a GPU, float32 on a CPU.")
@@ -60,16 +63,18 @@ def bench(
     batches = integers("--batch-sizes", batch_sizes) if batch_sizes else [loaded.data.micro_batch_size if train else 1]
     sizes = integers("--grids", grids) if grids else []
     wanted = integers("--windows", windows) if windows else []
-    fed = integers("--slots", slots) if slots is not None else []
-    for option, numbers in {"--batch-sizes": batches, "--grids": sizes, "--windows": wanted, "--slots": fed}.items():
+    fed = integers("--rows", rows) if rows is not None else []
+    for option, numbers in {"--batch-sizes": batches, "--grids": sizes, "--windows": wanted, "--rows": fed}.items():
         if wrong := [number for number in numbers if number < 1]:
             raise ValueError(f"{option}: {wrong[0]} must be at least 1")
     if dtype not in (None, "float32", "bfloat16"):
         raise ValueError(f"--dtype {dtype!r} is unknown: use float32 or bfloat16")
-    neither = {"--compiled": compiled, "--no-baselines": alone}
     others: dict[str, tuple[Any, dict[str, Any]]] = {
-        "--train": (train, {"--png": png, "--dtype": dtype, "--slots": slots} | neither),
-        "--slots": (slots, {"--windows": windows, "--grids": grids} | neither),
+        "--train": (
+            train,
+            {"--png": png, "--dtype": dtype, "--rows": rows, "--compiled": compiled, "--no-baselines": alone},
+        ),
+        "--rows": (rows, {"--windows": windows, "--grids": grids}),
     }
     for table, (asked, meaningless) in others.items():
         for option, given in meaningless.items():
@@ -77,7 +82,7 @@ def bench(
                 raise ValueError(f"{option} does not apply to {table}")
     import torch
 
-    from zipar_train.benchmark.report import decode_lines, plot, plot_slots, slot_lines, train_lines
+    from zipar_train.benchmark.report import decode_lines, plot, plot_rows, rows_lines, train_lines
 
     def save(report: Any) -> None:
         if json_file:
@@ -95,13 +100,22 @@ def bench(
         return
     number_type = getattr(torch, dtype) if dtype else None
     if fed:
-        from zipar_train.benchmark.slots import bench_slots
+        from zipar_train.benchmark.rows import bench_rows
 
-        passes = bench_slots(loaded, slots=fed, batches=batches, rounds=rounds, dtype=number_type, save=save)
+        passes = bench_rows(
+            loaded,
+            rows=fed,
+            batches=batches,
+            rounds=rounds,
+            baselines=not alone,
+            compiled=compiled,
+            dtype=number_type,
+            save=save,
+        )
         save(passes)
-        print("\n".join(slot_lines(passes)))
+        print("\n".join(rows_lines(passes)))
         if png:
-            plot_slots(passes, png)
+            plot_rows(passes, png)
             print(f"\n{png}")
         if passes.failures:
             raise typer.Exit(1)
