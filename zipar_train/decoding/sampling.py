@@ -40,11 +40,11 @@ def uniform(seeds: Tensor, entries: int) -> Tensor:
         entries: V.
     """
     x = seeds[..., None] + torch.arange(1, entries + 1, device=seeds.device) * INCREMENT
-    for shift, factor in ((30, FIRST), (27, SECOND)):
-        x ^= x >> shift & 2 ** (64 - shift) - 1  # a logical shift
+    shifted = torch.empty_like(x)  # in place: on a CPU new memory takes longer than the arithmetic
+    for shift, factor in ((30, FIRST), (27, SECOND), (31, 1)):
+        x ^= torch.bitwise_right_shift(x, shift, out=shifted).bitwise_and_(2 ** (64 - shift) - 1)  # a logical shift
         x *= factor
-    x ^= x >> 31 & 2**33 - 1
-    return (x >> 12).double().mul_(2.0**-52).add_(0.5 + 2.0**-53)
+    return x.bitwise_right_shift_(12).double().mul_(2.0**-52).add_(0.5 + 2.0**-53)
 
 
 def guide(logits: Tensor, scale: float) -> Tensor:
