@@ -10,7 +10,7 @@ from theorem import check_theorem, drawn_and_seen, grouped
 from zipar_train import Grid, Plan
 from zipar_train.decoding.decoder import Decoder
 from zipar_train.decoding.fused_llama import fuse_for_inference
-from zipar_train.decoding.onednn import Packed
+from zipar_train.decoding.onednn import Packed, packed
 from zipar_train.decoding.sampling import code_seeds
 from zipar_train.models.family import teacher_forced
 from zipar_train.plan.masks import block, dense
@@ -238,7 +238,7 @@ def test_theorem_in_bfloat16(window):
     assert off < 0.02
 
 
-def test_only_large_float32_weights_are_packed():
+def test_only_large_weights_in_float32_or_a_supported_bfloat16_are_packed():
     def count(family, least):
         fuse_for_inference(family.model, least=least)
         return sum(isinstance(module, Packed) for module in family.model.modules())
@@ -246,6 +246,18 @@ def test_only_large_float32_weights_are_packed():
     assert count(llamagen(2, 2), 0) == 0
     assert count(llamagen(2, 2, dtype=torch.float32), 48 * 16 + 1) == 0
     assert count(llamagen(2, 2, dtype=torch.float32), 48 * 16) == 2 * 2  # queries, keys and values; gate and up
+    supported = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    assert count(llamagen(2, 2, dtype=torch.bfloat16), 48 * 16) == 2 * 2 * supported
+
+
+@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="oneDNN has no bfloat16 on this CPU")
+def test_a_packed_bfloat16_product_equals_the_plain_one():
+    torch.manual_seed(0)
+    weight, x = torch.randn(96, 64).bfloat16(), torch.randn(2, 3, 64).bfloat16()
+    layer = packed(weight, least=0)
+    assert isinstance(layer, Packed)
+    exact = torch.nn.functional.linear(x.double(), weight.double())
+    torch.testing.assert_close(layer(x).double(), exact, rtol=2**-7, atol=1e-2)
 
 
 def test_an_image_does_not_see_the_one_before():

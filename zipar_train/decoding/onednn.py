@@ -12,7 +12,7 @@ MIN_PACKED_ELEMENTS = 2**17  # elements of the smallest weight for which packing
 
 
 class Packed(nn.Module):
-    """Float32 linear layer in oneDNN's layout; it can be applied, but its weight can no longer be read."""
+    """Linear layer in oneDNN's layout; it can be applied, but its weight can no longer be read."""
 
     def __init__(self, weight: Tensor):
         super().__init__()
@@ -34,11 +34,15 @@ class Plain(nn.Module):
 
 
 def packed(weight: Tensor, *, least: int = MIN_PACKED_ELEMENTS) -> nn.Module:
-    """Return the fastest linear layer for a frozen weight (out, in): packed if it is large, float32 and on a CPU.
+    """Return the fastest linear layer for a frozen weight (out, in): packed if it is large and on a CPU.
+
+    Float32 is packed, and bfloat16 if the CPU has instructions for it.
 
     Args:
         weight: (out, in).
         least: Smallest weight to pack, in elements.
     """
-    fits = weight.dtype == torch.float32 and weight.device.type == "cpu" and weight.numel() >= least
-    return Packed(weight) if fits and torch.backends.mkldnn.is_available() else Plain(weight)
+    fits = weight.device.type == "cpu" and weight.numel() >= least and torch.backends.mkldnn.is_available()
+    if weight.dtype == torch.bfloat16:
+        fits = fits and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return Packed(weight) if fits and weight.dtype in (torch.float32, torch.bfloat16) else Plain(weight)
