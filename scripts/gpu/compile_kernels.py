@@ -205,8 +205,10 @@ def main() -> int:
         inside = {name: count // layers for name, count in names.items() if count >= layers}
         outside = [name for name in names if name not in inside] + operators
         passes.append({"model": model, "rows": rows, "layers": layers, "per_layer": inside, "outside": outside})
-        print(f"{model}, {rows} rows, sm_{target}: {layers} layers of {sum(inside.values())} kernels, and outside "
-              f"of the layers {len(outside)}: {', '.join(outside)}")
+        print(
+            f"{model}, {rows} rows, sm_{target}: {layers} layers of {sum(inside.values())} kernels, and outside "
+            f"of the layers {len(outside)}: {', '.join(outside)}"
+        )
         for launch in [] if asked.count else distinct(found):
             row = {"model": model, "rows": rows, "target": target} | compiled(launch, target)
             table.append(row)

@@ -42,6 +42,13 @@ def test_batches_are_whole_images_in_order(generator):
     assert whole.passes.tolist() == [28] * 11
 
 
+@pytest.mark.parametrize(("method", "message"), [("fast", "use plain, compiled, fused"), ("fused", "needs a CUDA GPU")])
+def test_a_decode_method_that_cannot_be_is_refused(generator, monkeypatch, method, message):
+    monkeypatch.setenv("ZIPAR_DECODE", method)
+    with pytest.raises(ValueError, match=f"ZIPAR_DECODE={method}.*{message}"):
+        Generator(generator.recipe, generator.saved, device="cpu")
+
+
 def test_adaptive_windows_draw_the_same_images_in_any_batch(generator):
     labels = [k % 10 for k in range(11)]
     whole = generator.generate(labels, window=2, batch_size=11, mode="adaptive")

@@ -1,6 +1,5 @@
 """The Triton kernels in Triton's interpreter: against float64 formulas, and against the decoder's own passes."""
 
-import json
 import os
 from types import SimpleNamespace
 
@@ -8,7 +7,6 @@ import pytest
 import small
 import torch
 from families import StockLlama, llamagen
-from gpu_scripts import script
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from theorem import check_theorem
@@ -286,34 +284,3 @@ def test_codes_are_sampled_as_the_decoder_samples_them(drawn):
     )  # fmt: skip
     guided = guide(values, guidance) if guidance != 1 else values[:1]
     assert tokens.tolist() == [[-9, int(sample(guided, torch.tensor([seed]), **how)), -9]]
-
-
-MODELS = ("llamagen-l", "llamagen-xl", "lumina-mgpt-7b-768", "emu3-gen")
-
-
-@pytest.mark.slow(20)
-def test_a_pass_is_few_kernels(tmp_path):
-    """At full size, with the recipes' guidance and filters: at most 6 per layer and 12 outside of the layers."""
-    found = tmp_path / "kernels.json"
-    made = script("compile_kernels.py", "--count", "--json", found, TRITON_INTERPRET="0")
-    assert made.returncode == 0, made.stderr
-    passes = json.loads(found.read_text())["passes"]
-    assert {each["model"] for each in passes} == set(MODELS)
-    for each in passes:
-        assert sum(each["per_layer"].values()) <= 6, each
-        assert len(each["outside"]) <= 12, each
-
-
-@pytest.mark.slow(60)
-@pytest.mark.parametrize("model", ["llamagen-l", "emu3-gen"])
-def test_kernels_compile_without_a_gpu_and_without_spills(tmp_path, model):
-    found = tmp_path / "kernels.json"
-    made = script(
-        "compile_kernels.py", "--models", model, "--rows", "32", "--json", found,
-        TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path / "cache"),
-    )  # fmt: skip
-    assert made.returncode == 0, made.stdout + made.stderr
-    kernels = json.loads(found.read_text())["kernels"]
-    assert {row["target"] for row in kernels} == {80, 90}
-    assert {row["kernel"] for row in kernels} >= {"feed", "qkv", "attend", "add_product", "gate_up", "choose", "advance"}
-    assert all(row["spills"] == 0 for row in kernels)

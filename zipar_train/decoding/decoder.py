@@ -18,7 +18,7 @@ Models", ICML 2020). What later slots have generated are the drafts of the next 
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import count
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -34,9 +34,6 @@ from zipar_train.models.family import Family
 from zipar_train.plan.masks import dense, mask_padding, unwritten_slots_mask
 from zipar_train.plan.table import Plan
 from zipar_train.recipe.schema import SamplingParams
-
-if TYPE_CHECKING:
-    from zipar_train.decoding.kernels.fused_pass import FusedPass
 
 Observer = Callable[[Tensor, Tensor], None]
 CHECK = 4  # passes with lookahead between two looks of the host at the progress, if passes are captured
@@ -62,20 +59,14 @@ class Decoder:
             over a cache in raster order. With `stand_in="released"` the codes are the same. Without effect on grids
             with row ends, whose released decoder has a cache without gaps.
         capture: Replay passes as CUDA graphs. None: only on a GPU.
-        fused: Run passes of few rows in Triton kernels, see `FusedPass`. Without effect on released decoding.
+        fused: Run passes of few rows in Triton kernels, see `FusedPass`; not if released.
 
     Raises:
         ValueError: If the plan does not fit the family.
     """
 
     def __init__(
-        self,
-        family: Family,
-        plan: Plan,
-        *,
-        released: bool = False,
-        capture: bool | None = None,
-        fused: bool = False,
+        self, family: Family, plan: Plan, *, released: bool = False, capture: bool | None = None, fused: bool = False
     ):
         if plan.grid != family.grid or plan.prompt != family.prompt_length:
             raise ValueError(
@@ -108,11 +99,11 @@ class Decoder:
             first, last = np.searchsorted(plan.step, (step, step + 1))
             keys = self.visible.shape[1] if self.released else self.keys(int(last))
             self.shapes.append(Shape(int(last - first), keys, prompt=step == 0))
-        self.fused: FusedPass | None = None
+        self.fused: Any = None
         if fused and not self.released:
-            from zipar_train.decoding.kernels.fused_pass import FusedPass, Tables  # needs Triton
+            from zipar_train.decoding.kernels.fused_pass import FusedPass  # needs Triton
 
-            self.fused = FusedPass(family, plan, Tables(self.source, self.target, self.above, self.visible))
+            self.fused = FusedPass(self)
         self.release()
 
     @property
@@ -180,13 +171,9 @@ class Decoder:
     def run_pass(self, shape: Shape, sampling: SamplingParams, *, keep: bool = False) -> tuple[Tensor, ...]:
         """Run a pass at the state's slots, as a CUDA graph if passes are captured; `keep` as in `_pass`."""
         assert self.state is not None
-        key: Any = shape
-        work = partial(self._pass, self.state, shape, sampling, keep=keep)
-        if self.fused and not shape.prompt:
-            rows = len(self.state.prompt)
-            if slots := self.fused.slots(shape.slots, rows, lookahead=sampling.lookahead > 0):
-                self.fused.prepare(self.state, slots)
-                key, work = slots, partial(self.fused, self.state, slots, sampling, keep=keep)
+        key, work = cast(Any, shape), partial(self._pass, self.state, shape, sampling, keep=keep)
+        if self.fused and (slots := self.fused.room(self.state, shape, sampling)):
+            key, work = slots, partial(self.fused, self.state, slots, sampling, keep=keep)
         return self.captured((key, sampling, keep), work) if self.capture else work()
 
     def keys(self, last: int) -> int:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from zipar_train.decoding.adaptive.decoder import AdaptiveDecoder
+from zipar_train.decoding.decode_method import decode_method
 from zipar_train.decoding.decoder import Decoder
 from zipar_train.decoding.fused_llama import compile_body, fuse_for_inference
 from zipar_train.decoding.memory import BatchTooLarge, oom_as_value_error
@@ -108,7 +109,8 @@ class Generator:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.inference_family = load_family(recipe.model, saved, dtype=dtype, device=self.device)
         fuse_for_inference(self.inference_family.model)
-        if compile:
+        self.method = decode_method(self.inference_family, compile=compile)
+        if self.method == "compiled":
             compile_body(self.inference_family.model)
         self.decoders: dict[tuple[int | None, DecodeMode, int], Decoder | AdaptiveDecoder] = {}
 
@@ -150,7 +152,7 @@ class Generator:
                     self.inference_family, window=plan.window, **self.recipe.zipar.rule
                 )
             else:
-                made = Decoder(self.inference_family, plan, released=mode == "released")
+                made = Decoder(self.inference_family, plan, released=mode == "released", fused=self.method == "fused")
             self.decoders[key] = made
         return self.decoders[key]
 

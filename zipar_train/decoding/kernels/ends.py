@@ -1,4 +1,4 @@
-"""What surrounds the layers of a pass, as Triton kernels: feed slots, sample codes, and advance.
+"""Triton kernels around the layers of a pass: they feed slots, sample codes, and advance.
 
 They do what `Decoder._pass` does with PyTorch's operators, and are tested to generate the same codes. Tables of the
 plan have a column or row of each slot; see `Decoder`.
@@ -100,7 +100,7 @@ def mass(numbers, least, most, top, BV: tl.constexpr, BC: tl.constexpr):
 
 @triton.jit
 def least_of_top_p(numbers, least, top, top_p, BV: tl.constexpr, BC: tl.constexpr):
-    """Return the smallest number from `least` whose mass, with that of smaller ones, is above 1 - top_p, by bisection."""
+    """Return the least number whose mass, with that of smaller ones from `least`, is above 1 - top_p; by bisection."""
     low, high = least, tl.full((), HIGHEST_INT, tl.int32)
     discarded = (1.0 - top_p) * mass(numbers, least, high, top, BV, BC)
     for _ in range(32):
@@ -122,14 +122,15 @@ def exponential(seed, v):
 
 @triton.jit
 def choose(
-    logits, scratch, seeds, tokens, target, above, start, count, B, K, T, end, none, guidance, temperature, top_k, top_p,
+    logits, scratch, seeds, tokens, target, above, start, count, B, K, T, end, none,
+    guidance, temperature, top_k, top_p,
     V: tl.constexpr, BV: tl.constexpr, BC: tl.constexpr, GUIDED: tl.constexpr, GREEDY: tl.constexpr,
     FILTERED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Guidance, top-k, top-p, and sampling with fixed noise; grid (B K), or (B K, 2) with lookahead.
 
-    Blocks (m, 0) sample the codes that the slots fed predict. Blocks (m, 1) sample drafts of the codes beyond them: from
-    this pass's distribution of the code above, with the draft's own noise.
+    Blocks (m, 0) sample the codes that the slots fed predict. Blocks (m, 1) sample drafts of the codes beyond them:
+    from this pass's distribution of the code above, with the draft's own noise.
 
     Args:
         logits: (M, V).
@@ -170,7 +171,7 @@ def choose(
                 least = least_of_top_p(own, least, top, top_p, BV, BC)
         seed = tl.load(seeds + image * T + column)
         best = tl.full((), -float("inf"), tl.float64)
-        code = 0
+        code = tl.full((), 0, tl.int32)
         for v0 in range(0, BV, BC):
             v = v0 + tl.arange(0, BC)
             part = tl.load(own + v)

@@ -1,4 +1,4 @@
-"""A forward pass of few rows in Triton kernels: five per layer and a few around them, all read from tables on the device.
+"""A forward pass of few rows in Triton kernels: five per layer and a few around them, driven by tables on the device.
 
 `Decoder` uses it instead of its own pass, which works for any number of rows. Both read and write the same state.
 """
@@ -10,26 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zipar_train.decoding.fused_llama import FusedLayer, FusedLlama, norm
+from zipar_train.decoding.fused_llama import FusedLlama, norm
 from zipar_train.decoding.kernels import ends, layer
 from zipar_train.decoding.state import DecodeState
 from zipar_train.models.family import Family
-from zipar_train.plan.table import ROW_END, Plan
+from zipar_train.plan.table import ROW_END
 from zipar_train.recipe.schema import SamplingParams
 
 ROWS = (16, 32)  # most rows of a pass; a matrix product has a tile of so many. Above, cuBLAS is faster
 BLOCKS = 128  # of attention: about one per multiprocessor
 KEYS = 64  # that a block of attention reads at once
-
-
-@dataclass(frozen=True)
-class Tables:
-    """A plan's tables on the device, as `Decoder` has them."""
-
-    source: Tensor
-    target: Tensor
-    above: Tensor
-    visible: Tensor
 
 
 @dataclass(frozen=True)
@@ -50,18 +40,17 @@ class FusedPass:
     """The pass of a family along a plan.
 
     Args:
-        family: A generator whose body `fits`.
-        plan: The plan.
-        tables: Its tables, on the device of the family.
+        decoder: The decoder of a family that `fits`; the pass uses its tables.
     """
 
-    def __init__(self, family: Family, plan: Plan, tables: Tables):
+    def __init__(self, decoder: Any):
+        family, plan = decoder.family, decoder.plan
         body: Any = family.model.base_model
-        self.family, self.plan, self.tables, self.body = family, plan, tables, body
+        self.family, self.plan, self.tables, self.body = family, plan, decoder, body
         self.device = family.model.device
         self.interpreted = self.device.type == "cpu"
         self.launch: dict[str, Any] = {"INTERPRETED": self.interpreted, "PDL": has_dependent_launch(self.device)}
-        first: FusedLayer = body.layers[0]
+        first: Any = body.layers[0]
         self.heads, self.groups, self.head = first.heads, first.groups, first.head
         position = torch.as_tensor(plan.position + plan.prompt, device=self.device)[None]
         cos, sin = body.rotary_emb(torch.empty(1, device=self.device), position_ids=position)
@@ -80,14 +69,17 @@ class FusedPass:
         self.buffers: dict[tuple[int, int], Buffers] = {}
         self.counts: dict[int, Tensor] = {}
 
-    def slots(self, fed: int, rows: int, *, lookahead: bool) -> int | None:
-        """Return how many slots a pass that feeds `fed` slots of `rows` rows has room for; None if it is too large.
+    def room(self, state: DecodeState, shape: Any, sampling: SamplingParams) -> int | None:
+        """Return for how many slots a pass of this shape has room, and prepare it; None if it must be plain.
 
         Without lookahead it is one of two numbers, so that two CUDA graphs serve all steps of an image.
         """
-        if lookahead:
-            return fed if fed * rows <= ROWS[-1] else None
-        return next((most // rows for most in ROWS if fed * rows <= most // rows * rows), None)
+        rows, fed = len(state.prompt), shape.slots
+        if shape.prompt or fed * rows > ROWS[-1] // rows * rows:
+            return None
+        slots = fed if sampling.lookahead else next(most // rows for most in ROWS if fed <= most // rows)
+        self.prepare(state, slots)
+        return slots
 
     def prepare(self, state: DecodeState, slots: int) -> None:
         """Allocate what passes of so many slots need, before they are captured."""
@@ -95,7 +87,7 @@ class FusedPass:
         if (rows, slots) in self.buffers:
             return
         keys, first = self.heads // self.groups, body.layers[0]
-        like = dict(dtype=self.family.model.dtype, device=self.device)
+        like: dict[str, Any] = {"dtype": self.family.model.dtype, "device": self.device}
         queries = block(slots * self.groups, least=16)
         self.buffers[rows, slots] = Buffers(
             hidden=torch.zeros(rows * slots, self.embeddings.shape[1], **like),
@@ -115,9 +107,7 @@ class FusedPass:
         """Return into how many parts attention splits the keys of a row and head."""
         return min(max(BLOCKS // (rows * self.heads // self.groups), 1), 8)
 
-    def __call__(
-        self, state: DecodeState, slots: int, sampling: SamplingParams, *, keep: bool
-    ) -> tuple[Tensor, ...]:
+    def __call__(self, state: DecodeState, slots: int, sampling: SamplingParams, *, keep: bool) -> tuple[Tensor, ...]:
         """Run the pass at the state's slots; arguments and results as in `Decoder._pass`.
 
         Args:
@@ -140,11 +130,12 @@ class FusedPass:
         logits = self.family.head(norm(made.hidden, self.body.norm)).contiguous()
         v = logits.shape[-1]
         ends.choose[(images * slots, 2 if sampling.lookahead else 1)](
-            logits, made.scratch, state.seeds, state.tokens, tables.target, tables.above, *which, images, slots, columns, end,
-            self.plan.grid.num_codes + 1, sampling.guidance, sampling.temperature or 1.0,
+            logits, made.scratch, state.seeds, state.tokens, tables.target, tables.above, *which, images, slots,
+            columns, end, self.plan.grid.num_codes + 1, sampling.guidance, sampling.temperature or 1.0,
             min(sampling.top_k or v, v), sampling.top_p,
             V=v, BV=block(v), BC=min(block(v), 2048), GUIDED=rows > images, GREEDY=sampling.temperature == 0,
-            FILTERED=sampling.temperature > 0 and (sampling.top_k > 0 or sampling.top_p < 1), num_warps=16 if v <= 2**14 else 32, **how,
+            FILTERED=sampling.temperature > 0 and (sampling.top_k > 0 or sampling.top_p < 1),
+            num_warps=16 if v <= 2**14 else 32, **how,
         )  # fmt: skip
         ends.advance[(images,)](
             state.tokens, tables.source, made.given, *which, state.passes, images, slots, columns, end,
@@ -167,7 +158,7 @@ class FusedPass:
 
     def layer(
         self,
-        own: FusedLayer,
+        own: Any,
         keys: Any,
         values: Any,
         state: DecodeState,
@@ -217,7 +208,7 @@ def fits(family: Family) -> bool:
     body: Any = family.model.base_model
     if not isinstance(body, FusedLlama):
         return False
-    own = body.layers[0]
+    own: Any = body.layers[0]
     sizes = (own.before.weight.shape[0], own.down.weight.shape[1], own.heads * own.head)
     return own.head in (32, 64, 128) and all(size % 16 == 0 for size in sizes)
 
