@@ -265,3 +265,26 @@ def test_graphs_as_on_a_gpu(recorder, monkeypatch, window, compiled):
         counted_body(family.model)
     check_captured(family, plain, window=window)
     torch.compiler.reset()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("lookahead", [0, 5])
+@pytest.mark.parametrize("window", [8, 2])
+@pytest.mark.parametrize(
+    "sampling", [SamplingParams(guidance=2.0), SamplingParams(temperature=0.9, top_k=20, top_p=0.9)]
+)
+def test_triton_kernels_generate_the_codes_of_plain_passes_on_a_gpu(window, lookahead, sampling):
+    """Captured, batch after batch, in float32; sums in another order may change a code in a thousand."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    family = llamagen(8, 8, codes=64, head=64, dtype=torch.float32, device="cuda")
+    assert fuse_for_inference(family.model)
+    plan = Plan.zipar(family.grid, window=window)
+    plain, fused = Decoder(family, plan), Decoder(family, plan, fused=True)
+    sampling = sampling.model_copy(update={"lookahead": lookahead})
+    equal = []
+    for labels in ([0, 1, 2], [2, 1, 0], [1], [0, 2, 1]):
+        numbers = code_seeds(list(range(len(labels))), 64, seed=len(labels))
+        equal.append((fused(labels, numbers, sampling) == plain(labels, numbers, sampling)).float().mean())
+    assert fused.fused.buffers
+    assert torch.stack(equal).mean() > 0.9

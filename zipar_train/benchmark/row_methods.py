@@ -98,13 +98,14 @@ class DecoderPasses:
         family: The generator.
         setting: The images.
         lookahead: Passes with lookahead, which also sample drafts of later codes.
+        fused: Passes in Triton kernels, if they have few rows.
     """
 
-    def __init__(self, family: Family, setting: Setting, *, lookahead: bool = False):
+    def __init__(self, family: Family, setting: Setting, *, lookahead: bool = False, fused: bool = False):
         self.setting, plan, guided = setting, setting.plan, setting.guided
         ahead = setting.most if lookahead else 0
         self.sampling = setting.sampling.model_copy(update={"lookahead": ahead})
-        self.decoder = decoder = Decoder(family, plan)
+        self.decoder = decoder = Decoder(family, plan, fused=fused)
         prompt, padding = prompts(family, setting.condition(family), guided=guided)
         slots = decoder.visible.shape[1]
         decoder.state = DecodeState(family, plan, setting.images, prompt, padding, slots=slots, lookahead=setting.most)
@@ -168,6 +169,11 @@ METHODS = {
     "compiled": Method(DecoderPasses, _compile, lambda asked: asked.compiled),
     "lookahead": Method(
         partial(DecoderPasses, lookahead=True), fuse_for_inference, lambda asked: asked.recipe.sampling.lookahead > 0
+    ),
+    "fused": Method(  # with lookahead: otherwise the kernels feed the slots of the plan's step, and of no other pass
+        partial(DecoderPasses, lookahead=True, fused=True),
+        fuse_for_inference,
+        lambda asked: asked.device.type == "cuda",
     ),
     EAGER: Method(EagerPasses, lambda model: None, lambda asked: asked.baselines),
 }

@@ -41,10 +41,15 @@ class FusedPass:
 
     Args:
         decoder: The decoder of a family that `fits`; the pass uses its tables.
+
+    Raises:
+        ValueError: If the kernels do not support the family's layers.
     """
 
     def __init__(self, decoder: Any):
         family, plan = decoder.family, decoder.plan
+        if not fits(family):
+            raise ValueError("the Triton kernels do not support this model's layers or sizes: use plain passes")
         body: Any = family.model.base_model
         self.family, self.plan, self.tables, self.body = family, plan, decoder, body
         self.device = family.model.device
