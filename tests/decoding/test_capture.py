@@ -26,7 +26,7 @@ from zipar_train.recipe.schema import SamplingParams
 def recorder(monkeypatch):
     """CUDA graphs that work on the CPU, by default for every Decoder, with small buckets."""
     monkeypatch.setattr(module, "BUCKET", 8)
-    monkeypatch.setattr(Decoder.__init__, "__kwdefaults__", {"released": False, "capture": True})
+    monkeypatch.setattr(Decoder.__init__, "__kwdefaults__", {"released": False, "capture": True, "fused": False})
     return graphs.install(monkeypatch)
 
 

@@ -72,6 +72,10 @@ NOT_RUN = {  # a block's page and first line: the reason
         f"{NAME} evaluate --recipe llamagen-l --checkpoint runs/llamagen-l --search-guidance",
     ): "5,000 images; tests/evaluation searches among fewer",
     ("docs/evidence.md", "scripts/gpu/prepare"): "downloads, and needs a GPU; tests/scripts run it at a small size",
+    (
+        "docs/performance.md",
+        "scripts/gpu/compile_kernels.py",
+    ): "takes minutes; tests/scripts/test_compile_kernels.py runs parts of it",
     ("docs/evidence.md", "git clone"): "downloads, and trains for hours; tests/scripts run the steps at a small size",
     ("docs/lookahead.md", ".venv/bin/python"): "needs trained models; tests/scripts/test_lookahead_tables.py runs it",
     ("docs/models.md", f"{NAME} fit  --recipe lumina"): "7 B weights; tests/models/test_lumina.py has small ones",
