@@ -74,7 +74,7 @@ NOT_RUN = {  # a block's page and first line: the reason
     ("docs/evidence.md", "scripts/gpu/prepare"): "downloads, and needs a GPU; tests/scripts run it at a small size",
     (
         "docs/performance.md",
-        "scripts/gpu/compile_kernels.py",
+        "python scripts/gpu/compile_kernels.py",
     ): "takes minutes; tests/scripts/test_compile_kernels.py runs parts of it",
     ("docs/evidence.md", "git clone"): "downloads, and trains for hours; tests/scripts run the steps at a small size",
     ("docs/lookahead.md", ".venv/bin/python"): "needs trained models; tests/scripts/test_lookahead_tables.py runs it",
