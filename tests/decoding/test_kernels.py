@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from zipar_train import Grid, Plan
 from zipar_train.decoding.decoder import Decoder
 from zipar_train.decoding.fused_llama import fuse_for_inference
-from zipar_train.decoding.sampling import code_seeds, guide, sample
+from zipar_train.decoding.sampling import code_seeds
 from zipar_train.models.token_prompts import Prompts
 from zipar_train.plan.masks import dense
 from zipar_train.recipe.schema import SamplingParams
@@ -28,20 +28,27 @@ UNPACKED = 10**9  # weights stay readable
 EPS = 1e-5
 
 
-def weights_of(generator, head, heads, keys, width, inner, dtype, normed):
-    """Random weights of a layer, in the form of `FusedLayer`."""
+def weights_of(generator, head, heads, keys, width, inner, dtype, *, normed, int8):
+    """Random weights of a layer, in the form of `FusedLayer`; in int8 with a scale for each output."""
 
     def random(*shape, scale=1.0, offset=0.0):
         return (torch.randn(*shape, generator=generator) * scale + offset).to(dtype)
+
+    def linear(out, into):
+        weight = random(out, into, scale=into**-0.5)
+        if not int8:
+            return SimpleNamespace(weight=weight)
+        scale = weight.float().abs().amax(1) / 127
+        return SimpleNamespace(weight=(weight / scale[:, None]).round().to(torch.int8), scale=scale)
 
     norms = (random(heads + keys, head, scale=0.1, offset=1), random(heads + keys, head, scale=0.1)) if normed else None
     return SimpleNamespace(
         before=SimpleNamespace(weight=random(width, scale=0.1, offset=1), variance_epsilon=EPS),
         between=SimpleNamespace(weight=random(width, scale=0.1, offset=1), variance_epsilon=EPS),
-        qkv=SimpleNamespace(weight=random((heads + 2 * keys) * head, width, scale=width**-0.5)),
-        out=SimpleNamespace(weight=random(width, heads * head, scale=(heads * head) ** -0.5)),
-        gate_up=SimpleNamespace(weight=random(2 * inner, width, scale=width**-0.5)),
-        down=SimpleNamespace(weight=random(width, inner, scale=inner**-0.5)),
+        qkv=linear((heads + 2 * keys) * head, width),
+        out=linear(width, heads * head),
+        gate_up=linear(2 * inner, width),
+        down=linear(width, inner),
         norms=norms,
         heads=heads,
         groups=heads // keys,
@@ -62,9 +69,12 @@ def in_float64(own, x, cos, sin, slot, keys, values, seen):
     def normed(x, gain):
         return x * (x.pow(2).mean(-1, keepdim=True) + EPS).rsqrt() * gain.double()
 
+    def weight(linear):
+        return linear.weight.double() * (linear.scale.double()[:, None] if hasattr(linear, "scale") else 1)
+
     rows, slots, _ = x.shape
     h, hk, head = own.heads, own.heads // own.groups, own.head
-    y = (normed(x, own.before.weight) @ own.qkv.weight.double().T).view(rows, slots, -1, head)
+    y = (normed(x, own.before.weight) @ weight(own.qkv).T).view(rows, slots, -1, head)
     turning, value = y[:, :, : h + hk], y[:, :, h + hk :]
     if own.norms:
         turning = layer_norm(turning, (head,)) * own.norms[0].double() + own.norms[1].double()
@@ -79,9 +89,9 @@ def in_float64(own, x, cos, sin, slot, keys, values, seen):
     score = query @ keys.repeat_interleave(own.groups, 1).mT * head**-0.5
     share = score.masked_fill(~seen[:, None], -torch.inf).softmax(-1)
     attended = (share @ values.repeat_interleave(own.groups, 1)).transpose(1, 2).reshape(rows, slots, -1)
-    x = x + attended @ own.out.weight.double().T
-    gate, up = (normed(x, own.between.weight) @ own.gate_up.weight.double().T).chunk(2, -1)
-    return x + (silu(gate) * up) @ own.down.weight.double().T, keys, values
+    x = x + attended @ weight(own.out).T
+    gate, up = (normed(x, own.between.weight) @ weight(own.gate_up).T).chunk(2, -1)
+    return x + (silu(gate) * up) @ weight(own.down).T, keys, values
 
 
 @st.composite
@@ -102,6 +112,7 @@ def layers(draw):
         splits=draw(st.sampled_from([1, 2, 3])),
         prompt=draw(st.sampled_from([1, 5])),
         normed=draw(st.booleans()),
+        int8=draw(st.booleans()),
         seed=draw(st.integers(0, 2**31)),
     )
 
@@ -113,8 +124,9 @@ def one_layer(sizes, dtype):
     generator = torch.Generator().manual_seed(sizes.seed)
     rows, end, capacity, columns = sizes.copies * sizes.images, 150, 160, 192
     own = weights_of(
-        generator, sizes.head, sizes.keys * sizes.groups, sizes.keys, sizes.width, sizes.inner, dtype, sizes.normed
-    )
+        generator, sizes.head, sizes.keys * sizes.groups, sizes.keys, sizes.width, sizes.inner, dtype,
+        normed=sizes.normed, int8=sizes.int8,
+    )  # fmt: skip
     m, wide = rows * sizes.slots, own.heads * sizes.head
 
     def random(*shape):
@@ -141,7 +153,7 @@ def one_layer(sizes, dtype):
     fused.heads, fused.groups, fused.head, fused.device = own.heads, own.groups, own.head, torch.device("cpu")
     fused.launch = {"INTERPRETED": True, "PDL": False}
     fused.cos, fused.sin, fused.plan = angle.cos(), angle.sin(), range(end)
-    fused.tables = SimpleNamespace(visible=visible)
+    fused.visible = visible.view(torch.uint8)
     fused.splits = lambda rows: sizes.splits
     partial = rows * sizes.keys * sizes.splits * block(sizes.slots * sizes.groups, least=16) * (sizes.head + 2)
     made = Buffers(
@@ -243,44 +255,21 @@ def test_fused_passes_generate_the_codes_of_plain_ones(kind, sampling):
     assert fused.fused.buffers
 
 
+@pytest.mark.slow(20)
+def test_fused_passes_of_another_batch_size_and_guidance():
+    """One decoder: two rows are a guided image, then two images without guidance."""
+    family = small.family("llamagen", 2, head=32, grid=(2, 4))
+    assert fuse_for_inference(family.model, least=UNPACKED)
+    plan = Plan.zipar(family.grid, window=2)
+    plain, fused = (Decoder(family, plan, fused=fused) for fused in (False, True))
+    for labels, guidance in (([0], 2.0), ([1, 2], 1.0), ([2], 2.0)):
+        seeds, sampling = code_seeds(list(range(len(labels))), 8, seed=1), SamplingParams(guidance=guidance)
+        assert torch.equal(fused(labels, seeds, sampling), plain(labels, seeds, sampling))
+        buffers = fused.fused.buffers
+        assert {(len(each.given), len(each.arrived)) for each in buffers.values()} == {(len(labels), 4)}
+
+
 def small_guided(family, condition):
     """Captions whose unconditional prompts need no text tokenizer."""
     family.drop = lambda prompts, where: Prompts(prompts.ids * 0 + 5, prompts.padding.flip(0))
     return condition
-
-
-@st.composite
-def logits(draw):
-    """Logits (2, V), some of them equal, and how to sample from them."""
-    entries = draw(st.integers(2, 70))
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-    values = torch.randn(2, entries, generator=generator) * draw(st.sampled_from([0.3, 3.0, 30.0]))
-    if draw(st.booleans()):
-        values = values.round()
-    return values, {
-        "temperature": draw(st.sampled_from([0.0, 0.7, 1.0])),
-        "top_k": draw(st.integers(0, entries)),
-        "top_p": draw(st.sampled_from([1.0, 0.9, 0.3])),
-    }, draw(st.sampled_from([1.0, 3.0])), draw(st.integers(-(2**63), 2**63 - 1))  # fmt: skip
-
-
-@given(logits())
-@settings(max_examples=60)
-def test_codes_are_sampled_as_the_decoder_samples_them(drawn):
-    """Top-p of equal logits differs: the kernel keeps or discards them together, transformers by their order."""
-    from zipar_train.decoding.kernels import ends
-
-    values, how, guidance, seed = drawn
-    entries = values.shape[1]
-    if how["top_p"] < 1 and len(values[0].unique()) < entries:
-        how["top_p"] = 1.0
-    tokens, seeds = torch.full((1, 3), -9), torch.tensor([[0, seed, 0]])
-    wide = 1 << (entries - 1).bit_length()
-    ends.choose[(1, 1)](
-        values, torch.zeros(wide, dtype=torch.int32), seeds, tokens, torch.tensor([1, 2]), torch.tensor([0, 1]),
-        torch.tensor([0]), torch.tensor([1, 0]), 1, 1, 3, 1, 2, guidance, how["temperature"] or 1.0,
-        min(how["top_k"] or entries, entries), how["top_p"], V=entries, BV=wide, BC=min(wide, 16),
-        GUIDED=guidance != 1, GREEDY=how["temperature"] == 0, FILTERED=how["top_k"] > 0 or how["top_p"] < 1, PDL=False,
-    )  # fmt: skip
-    guided = guide(values, guidance) if guidance != 1 else values[:1]
-    assert tokens.tolist() == [[-9, int(sample(guided, torch.tensor([seed]), **how)), -9]]

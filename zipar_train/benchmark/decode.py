@@ -1,18 +1,16 @@
 """Benchmark of generation: times per pass, image and batch, compared with the roofline floor and other decoders."""
 
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import mean, pstdev
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from zipar_train.benchmark.decoders import Case, Decoders
 from zipar_train.benchmark.random_family import on_grid, random_family
 from zipar_train.benchmark.results import AHEAD, OURS, PLAIN, DecodeReport, DecodeRow
 from zipar_train.benchmark.roofline import Rates, measure
-from zipar_train.benchmark.turns import Failure, Key, Timed, Trouble, release, take_turns
+from zipar_train.benchmark.turns import Failure, Key, Timed, Trouble, release, take_turns, turns_bar
 from zipar_train.decoding import memory
 from zipar_train.plan.table import Plan
 from zipar_train.recipe.schema import Recipe
@@ -134,17 +132,11 @@ class _Batch:
             ]
             save(report)
 
-        with tqdm(
-            total=len(ways) * (report.rounds + 1),
-            desc=f"{self.decoders.grid}, batch {self.batch}",
-            disable=not progress,
-            mininterval=0.1 if sys.stderr.isatty() else 20,
-        ) as bar:
+        turns, title = len(ways) * (report.rounds + 1), f"{self.decoders.grid}, batch {self.batch}"
+        with turns_bar(turns, title=title, progress=progress) as bar:
 
             def tell(key: Case) -> None:
-                bar.total = max(bar.total, bar.n + 1)  # there may be several warm-up rounds
-                bar.set_postfix_str(f"{key[0]}, window {key[1]}")
-                bar.update()
+                bar(f"{key[0]}, window {key[1]}")
 
             for group in groups:
                 chosen = {key: ways[key] for key in group}

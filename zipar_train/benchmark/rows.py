@@ -1,19 +1,17 @@
 """Benchmark of single passes by the number of rows of their matrix products, compared with the roofline."""
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
 import torch
-from tqdm import tqdm
 
 from zipar_train.benchmark.decode import in_groups
 from zipar_train.benchmark.random_family import random_family
 from zipar_train.benchmark.results import EAGER, PassRow, RowsReport
 from zipar_train.benchmark.roofline import Rates, Work, measure, middle
 from zipar_train.benchmark.row_methods import METHODS, Asked, MethodRun, Setting, passes_of
-from zipar_train.benchmark.turns import Failure, Timed, Trouble, Way, release, take_turns
+from zipar_train.benchmark.turns import Failure, Timed, Trouble, Way, release, take_turns, turns_bar
 from zipar_train.decoding import memory
 from zipar_train.models.family import Family, build
 from zipar_train.plan.table import Plan
@@ -167,17 +165,11 @@ class _Batch:
             ]
             save(report)
 
-        with tqdm(
-            total=len(methods) * len(fitting) * (report.rounds + 1),
-            desc=f"{self.plan.grid}, batch {self.batch}",
-            disable=not progress,
-            mininterval=0.1 if sys.stderr.isatty() else 20,
-        ) as bar:
+        turns = len(methods) * len(fitting) * (report.rounds + 1)
+        with turns_bar(turns, title=f"{self.plan.grid}, batch {self.batch}", progress=progress) as bar:
 
             def tell(case: Case) -> None:
-                bar.total = max(bar.total, bar.n + 1)
-                bar.set_postfix_str(f"{case[0]}, {case[1].rows} rows")
-                bar.update()
+                bar(f"{case[0]}, {case[1].rows} rows")
 
             for group in self._groups(report, methods, fitting):
                 runs = {name: MethodRun(METHODS[name], self._build, self._settings(fitting)) for name in group}

@@ -1,16 +1,14 @@
 """Benchmark of training steps under a plan, without a teacher, compared with the plain causal step."""
 
-import sys
 from collections.abc import Callable, Sequence
 
 import torch
-from tqdm import tqdm
 
 from zipar_train.benchmark.random_family import on_grid
 from zipar_train.benchmark.results import CAUSAL, FLEX, SDPA, TrainReport
 from zipar_train.benchmark.roofline import measure
 from zipar_train.benchmark.train_step import Case, TrainingStep
-from zipar_train.benchmark.turns import Timed, Way, release, take_turns
+from zipar_train.benchmark.turns import Timed, Way, release, take_turns, turns_bar
 from zipar_train.plan.table import Plan
 from zipar_train.recipe.schema import Recipe
 from zipar_train.run.peak_flops import peak_flops
@@ -79,17 +77,11 @@ def bench_train(
         notes=_notes(recipe, compiled=compiles(recipe, device)),
         environment=environment(device),
     )
-    with tqdm(
-        total=len(sizes) * len(batches) * len(kinds) * (rounds + 1),
-        desc="train",
-        disable=not progress,
-        mininterval=0.1 if sys.stderr.isatty() else 20,
-    ) as bar:
+    turns = len(sizes) * len(batches) * len(kinds) * (rounds + 1)
+    with turns_bar(turns, title="train", progress=progress) as bar:
 
         def tell(key: Case) -> None:
-            bar.total = max(bar.total, bar.n + 1)
-            bar.set_postfix_str(f"{key.grid[0]}x{key.grid[1]}, batch {key.batch}, {key.kind}")
-            bar.update()
+            bar(f"{key.grid[0]}x{key.grid[1]}, batch {key.batch}, {key.kind}")
 
         for each in settings:
             for batch in batches:

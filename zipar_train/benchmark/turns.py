@@ -1,6 +1,7 @@
 """Interleaved timing of several ways to do the same work, after warm-up runs; a failure does not affect the others."""
 
 import gc
+import sys
 import traceback
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
@@ -13,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 from pydantic import BaseModel
 from torch import Tensor
+from tqdm import tqdm
 
 from zipar_train.benchmark.roofline import wait
 from zipar_train.decoding.memory import Peak
@@ -20,6 +22,26 @@ from zipar_train.models.compiled import never_silently_eager
 
 MOST_WARM_UPS = 6  # runs; a shape is seen, captured and replayed after 2, and compiled for another length after 3
 Key = TypeVar("Key", bound=Hashable)
+
+
+@contextmanager
+def turns_bar(turns: int, *, title: str, progress: bool) -> Iterator[Callable[[str], None]]:
+    """Show a progress bar; call what it gives with the name of each run.
+
+    Args:
+        turns: Expected number of runs. There may be more, if there are several warm-up rounds.
+        title: Name of the bar.
+        progress: False: show none.
+    """
+    refresh = 0.1 if sys.stderr.isatty() else 20  # seconds
+    with tqdm(total=turns, desc=title, disable=not progress, mininterval=refresh) as bar:
+
+        def tell(run: str) -> None:
+            bar.total = max(bar.total, bar.n + 1)
+            bar.set_postfix_str(run)
+            bar.update()
+
+        yield tell
 
 
 @dataclass(frozen=True)

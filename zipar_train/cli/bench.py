@@ -98,20 +98,18 @@ def bench(
         if steps.failures:
             raise typer.Exit(1)
         return
-    number_type = getattr(torch, dtype) if dtype else None
+    how: dict[str, Any] = {
+        "batches": batches,
+        "rounds": rounds,
+        "baselines": not alone,
+        "compiled": compiled,
+        "dtype": getattr(torch, dtype) if dtype else None,
+        "save": save,
+    }
     if fed:
         from zipar_train.benchmark.rows import bench_rows
 
-        passes = bench_rows(
-            loaded,
-            rows=fed,
-            batches=batches,
-            rounds=rounds,
-            baselines=not alone,
-            compiled=compiled,
-            dtype=number_type,
-            save=save,
-        )
+        passes = bench_rows(loaded, rows=fed, **how)
         save(passes)
         print("\n".join(rows_lines(passes)))
         if png:
@@ -123,17 +121,8 @@ def bench(
     from zipar_train.benchmark.decode import bench_decode
 
     widest = max(sizes) if sizes else loaded.model.raster.row_length
-    found = bench_decode(
-        loaded,
-        windows=sorted(wanted or {widest, *loaded.evaluate.windows}, reverse=True),
-        batches=batches,
-        grids=sizes,
-        rounds=rounds,
-        baselines=not alone,
-        compiled=compiled,
-        dtype=number_type,
-        save=save,
-    )
+    wanted = sorted(wanted or {widest, *loaded.evaluate.windows}, reverse=True)
+    found = bench_decode(loaded, windows=wanted, grids=sizes, **how)
     save(found)
     print("\n".join(decode_lines(found)))
     if png:

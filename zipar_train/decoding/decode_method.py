@@ -22,8 +22,7 @@ def decode_method(family: Family, *, compile: bool) -> str:
     if method == "fused":
         if family.model.device.type != "cuda":
             raise ValueError("ZIPAR_DECODE=fused needs a CUDA GPU: use plain or compiled")
-        from zipar_train.decoding.kernels.fused_pass import fits
+        from zipar_train.decoding.kernels.fused_pass import check_support
 
-        if not fits(family):
-            raise ValueError("ZIPAR_DECODE=fused does not support this model's layers or sizes: use plain or compiled")
+        check_support(family)
     return method

@@ -1,8 +1,8 @@
 """Generation along a plan: each forward pass feeds the next slots of the plan.
 
 The slots of a plan are in decode order. A pass feeds some of them, writes their keys to the cache, and attends to no
-slot beyond its last. Counters on the device keep the progress, and tables on the device say what to feed and to
-predict. Passes of the same shape are therefore identical work, which a GPU captures once and replays.
+slot beyond its last. Counters and tables on the device say what to feed and to predict. Passes of the same shape are
+therefore identical work, which a GPU captures once and replays.
 
 Without lookahead, a pass feeds the slots of one step, which depend on no other code of that step. The host reads
 nothing back until the images are complete.
@@ -119,6 +119,8 @@ class Decoder:
     def release(self) -> None:
         """Free the state and the CUDA graphs of the last batch."""
         self.state: DecodeState | None = None
+        if self.fused:
+            self.fused.release()
         self.captured = CudaGraphs(self.family.model.device)
 
     @torch.inference_mode()

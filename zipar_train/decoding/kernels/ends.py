@@ -25,7 +25,7 @@ def feed(
     Args:
         tokens: int64 (B, T), T columns.
         source: Column that each slot feeds, int64 (slots).
-        table: Embeddings of the codes and, in row `row_end`, of the row-end token, whose value is negative; (V + 1, D).
+        table: Embeddings of the codes, (V, D), and of the row-end token, whose value is negative, in row `row_end`.
         hidden: (M, D); written.
         given: Tokens fed, int64 (B, K); written.
     """

@@ -6,7 +6,9 @@
 from dataclasses import dataclass
 from math import gcd
 from typing import Any
+from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +22,7 @@ from zipar_train.recipe.schema import SamplingParams
 ROWS = (16, 32)  # most rows of a pass; a matrix product has a tile of so many. Above, cuBLAS is faster
 BLOCKS = 128  # of attention: about one per multiprocessor
 KEYS = 64  # that a block of attention reads at once
+EMBEDDINGS: WeakKeyDictionary[Family, Tensor] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class FusedPass:
     """The pass of a family along a plan.
 
     Args:
-        decoder: The decoder of a family that `fits`; the pass uses its tables.
+        decoder: The decoder, whose tables of the plan are used.
 
     Raises:
         ValueError: If the kernels do not support the family's layers.
@@ -48,30 +51,25 @@ class FusedPass:
 
     def __init__(self, decoder: Any):
         family, plan = decoder.family, decoder.plan
-        if not fits(family):
-            raise ValueError("the Triton kernels do not support this model's layers or sizes: use plain passes")
-        body: Any = family.model.base_model
-        self.family, self.plan, self.tables, self.body = family, plan, decoder, body
-        self.device = family.model.device
-        self.interpreted = self.device.type == "cpu"
-        self.launch: dict[str, Any] = {"INTERPRETED": self.interpreted, "PDL": has_dependent_launch(self.device)}
-        first: Any = body.layers[0]
+        check_support(family)
+        self.family, self.plan, self.device, self.body = family, plan, family.model.device, family.model.base_model
+        self.source, self.target, self.above = decoder.source, decoder.target, decoder.above
+        self.visible = decoder.visible.view(torch.uint8)
+        self.launch = {"INTERPRETED": self.device.type == "cpu", "PDL": has_dependent_launch(self.device)}
+        first = self.body.layers[0]
         self.heads, self.groups, self.head = first.heads, first.groups, first.head
         position = torch.as_tensor(plan.position + plan.prompt, device=self.device)[None]
-        cos, sin = body.rotary_emb(torch.empty(1, device=self.device), position_ids=position)
+        cos, sin = self.body.rotary_emb(torch.empty(1, device=self.device), position_ids=position)
         self.cos, self.sin = (t[0, :, : self.head // 2].float().contiguous() for t in (cos, sin))
-        codes = torch.arange(family.codebook_size, device=self.device)[None]
-        with torch.no_grad():
-            inputs = [family.embed(codes)]
-            if plan.grid.row_end:
-                inputs.append(family.embed(torch.full_like(codes[:, :1], ROW_END)))
-            self.embeddings = torch.cat(inputs, dim=1)[0].to(family.model.dtype).contiguous()
-        starts = torch.zeros(len(plan) + 1, dtype=torch.long)
-        step = torch.as_tensor(plan.step.copy())
-        first_slots = torch.searchsorted(step, torch.arange(plan.passes))
-        starts[first_slots] = step.bincount()
-        self.of_step = starts.to(self.device)  # number of slots of the step that begins at a slot
-        self.buffers: dict[tuple[int, int], Buffers] = {}
+        self.embeddings = embeddings(family)
+        of_step = np.zeros(len(plan) + 1, dtype=np.int64)
+        of_step[np.searchsorted(plan.step, np.arange(plan.passes))] = np.bincount(plan.step)
+        self.of_step = torch.as_tensor(of_step, device=self.device)  # number of slots of the step that begins at a slot
+        self.release()
+
+    def release(self) -> None:
+        """Free what belongs to the decoder's state."""
+        self.buffers: dict[int, Buffers] = {}
         self.counts: dict[int, Tensor] = {}
 
     def room(self, state: DecodeState, shape: Any, sampling: SamplingParams) -> int | None:
@@ -88,13 +86,13 @@ class FusedPass:
 
     def prepare(self, state: DecodeState, slots: int) -> None:
         """Allocate what passes of so many slots need, before they are captured."""
-        rows, body = len(state.prompt), self.body
-        if (rows, slots) in self.buffers:
+        rows = len(state.prompt)
+        if slots in self.buffers:
             return
-        keys, first = self.heads // self.groups, body.layers[0]
+        keys, first = self.heads // self.groups, self.body.layers[0]
         like: dict[str, Any] = {"dtype": self.family.model.dtype, "device": self.device}
         queries = block(slots * self.groups, least=16)
-        self.buffers[rows, slots] = Buffers(
+        self.buffers[slots] = Buffers(
             hidden=torch.zeros(rows * slots, self.embeddings.shape[1], **like),
             query=torch.zeros(rows * slots, self.heads * self.head, **like),
             attended=torch.zeros(rows * slots, self.heads * self.head, **like),
@@ -118,24 +116,24 @@ class FusedPass:
         Args:
             slots: K, for which `prepare` was called.
         """
-        tables, end = self.tables, len(self.plan)
+        end = len(self.plan)
         images, rows, columns = len(state.tokens), len(state.prompt), state.tokens.shape[1]
         count = self.counts[slots] if sampling.lookahead else self.of_step
-        made, pdl = self.buffers[rows, slots], self.launch["PDL"]
+        buffers, pdl = self.buffers[slots], self.launch["PDL"]
         how: dict[str, Any] = {"PDL": pdl, "launch_pdl": pdl}
-        which = (state.slot, count)
+        progress = (state.slot, count)
         predicts = self.predicted(state, count, slots) if keep else None
         d = self.embeddings.shape[1]
         ends.feed[(rows * slots,)](
-            state.tokens, tables.source, self.embeddings, *which, made.hidden, made.given, images, slots, columns, end,
-            len(self.embeddings) - 1, D=d, BD=block(d), **how,
+            state.tokens, self.source, self.embeddings, *progress, buffers.hidden, buffers.given,
+            images, slots, columns, end, self.family.codebook_size, D=d, BD=block(d), **how,
         )  # fmt: skip
         for kernels, kept in zip(self.body.layers, state.cache.slot_layers, strict=True):
-            self.layer(kernels, kept.keys, kept.values, state, which, made, slots)
-        logits = self.family.head(norm(made.hidden, self.body.norm)).contiguous()
+            self.layer(kernels, kept.keys, kept.values, state, progress, buffers, slots)
+        logits = self.family.head(norm(buffers.hidden, self.body.norm)).contiguous()
         v = logits.shape[-1]
         ends.choose[(images * slots, 2 if sampling.lookahead else 1)](
-            logits, made.scratch, state.seeds, state.tokens, tables.target, tables.above, *which, images, slots,
+            logits, buffers.scratch, state.seeds, state.tokens, self.target, self.above, *progress, images, slots,
             columns, end, self.plan.grid.num_codes + 1, sampling.guidance, sampling.temperature or 1.0,
             min(sampling.top_k or v, v), sampling.top_p,
             V=v, BV=block(v), BC=min(block(v), 2048), GUIDED=rows > images, GREEDY=sampling.temperature == 0,
@@ -143,7 +141,7 @@ class FusedPass:
             num_warps=16 if v <= 2**14 else 32, **how,
         )  # fmt: skip
         ends.advance[(images,)](
-            state.tokens, tables.source, made.given, *which, state.passes, images, slots, columns, end,
+            state.tokens, self.source, buffers.given, *progress, state.passes, images, slots, columns, end,
             BK=block(slots), LOOKAHEAD=bool(sampling.lookahead), num_warps=1, **how,
         )  # fmt: skip
         if predicts is None:
@@ -157,7 +155,7 @@ class FusedPass:
         """Return the slots (B, K) that the next pass feeds, and the targets (B, K) that they predict."""
         ahead = torch.arange(slots, device=self.device)
         slot = state.slot[:, None] + ahead
-        target = self.tables.target[slot.clamp(max=len(self.plan))]
+        target = self.target[slot.clamp(max=len(self.plan))]
         unfed = (ahead >= count[state.slot][:, None]) | (slot >= len(self.plan))
         return slot, target.masked_fill(unfed, self.plan.grid.num_codes + 1)
 
@@ -167,55 +165,74 @@ class FusedPass:
         keys: Any,
         values: Any,
         state: DecodeState,
-        which: tuple[Tensor, Tensor],
-        made: Buffers,
+        progress: tuple[Tensor, Tensor],
+        buffers: Buffers,
         slots: int,
     ) -> None:
         """Apply a layer to the hidden states, in five kernels."""
         images, rows, end = len(state.tokens), len(state.prompt), len(self.plan)
         m, h, hk, head = rows * slots, self.heads, self.heads // self.groups, self.head
-        d, f = made.hidden.shape[1], made.inner.shape[1]
+        d, f = buffers.hidden.shape[1], buffers.inner.shape[1]
         how = self.launch | {"launch_pdl": self.launch["PDL"], "num_warps": 4, "num_stages": 4}
         tile = next(most for most in ROWS if m <= most)
         pairs = head // 2 if own.norms else 16
         norm_w, norm_b = own.norms or (None, None)
         layer.qkv[((h + 2 * hk) * (head // 2 // pairs),)](
-            made.hidden, own.before.weight, own.qkv.weight, getattr(own.qkv, "scale", None), norm_w, norm_b,
-            self.cos, self.sin, *which, made.query, keys, values, images, slots, m, end, keys.shape[2],
+            buffers.hidden, own.before.weight, own.qkv.weight, getattr(own.qkv, "scale", None), norm_w, norm_b,
+            self.cos, self.sin, *progress, buffers.query, keys, values, images, slots, m, end, keys.shape[2],
             own.before.variance_epsilon, D=d, H=h, HK=hk, HEAD=head, BM=tile, BH=pairs, BK=depth(d), **how,
         )  # fmt: skip
         padding = state.padding
         splits, queries = self.splits(rows), block(slots * self.groups, least=16)
         layer.attend[(rows * hk, splits)](
-            made.query, keys, values, self.tables.visible.view(torch.uint8),
-            None if padding is None else padding.view(torch.uint8), *which, made.attended, made.partial, made.arrived,
-            images, slots, end, keys.shape[2], self.tables.visible.shape[1],
+            buffers.query, keys, values, self.visible,
+            None if padding is None else padding.view(torch.uint8), *progress, buffers.attended,
+            buffers.partial, buffers.arrived, images, slots, end, keys.shape[2], self.visible.shape[1],
             0 if padding is None else padding.shape[1], own.scale,
             H=h, HK=hk, HEAD=head, SPLITS=splits, BQ=queries, BS=KEYS,
             **how | {"num_stages": 3, "num_warps": 4 if queries < 64 else 8},
         )  # fmt: skip
         layer.add_product[(d // 16,)](
-            made.attended, own.out.weight, getattr(own.out, "scale", None), made.hidden, m,
+            buffers.attended, own.out.weight, getattr(own.out, "scale", None), buffers.hidden, m,
             N=d, D=h * head, BM=tile, BN=16, BK=depth(h * head), **how,
         )  # fmt: skip
         layer.gate_up[(f // 16,)](
-            made.hidden, own.between.weight, own.gate_up.weight, getattr(own.gate_up, "scale", None), made.inner, m,
-            own.between.variance_epsilon, F=f, D=d, BM=tile, BN=16, BK=depth(d), **how,
+            buffers.hidden, own.between.weight, own.gate_up.weight, getattr(own.gate_up, "scale", None),
+            buffers.inner, m, own.between.variance_epsilon, F=f, D=d, BM=tile, BN=16, BK=depth(d), **how,
         )  # fmt: skip
         layer.add_product[(d // 16,)](
-            made.inner, own.down.weight, getattr(own.down, "scale", None), made.hidden, m,
+            buffers.inner, own.down.weight, getattr(own.down, "scale", None), buffers.hidden, m,
             N=d, D=f, BM=tile, BN=16, BK=depth(f), **how,
         )  # fmt: skip
 
 
-def fits(family: Family) -> bool:
-    """Return True if the kernels support the model: a body after `fuse_for_inference`, of common sizes."""
+def check_support(family: Family) -> None:
+    """Check that the kernels support a model: a body after `fuse_for_inference`, of common sizes.
+
+    Raises:
+        ValueError: If they do not.
+    """
     body: Any = family.model.base_model
-    if not isinstance(body, FusedLlama):
-        return False
-    own: Any = body.layers[0]
-    sizes = (own.before.weight.shape[0], own.down.weight.shape[1], own.heads * own.head)
-    return own.head in (32, 64, 128) and all(size % 16 == 0 for size in sizes)
+    if isinstance(body, FusedLlama):
+        own: Any = body.layers[0]
+        sizes = (own.before.weight.shape[0], own.down.weight.shape[1], own.heads * own.head)
+        if own.head in (32, 64, 128) and all(size % 16 == 0 for size in sizes):
+            return
+    raise ValueError("the Triton kernels do not support this model's layers or sizes: use ZIPAR_DECODE=plain")
+
+
+def embeddings(family: Family) -> Tensor:
+    """Return the input embeddings of all codes, (V, D), or (V + 1, D) with that of the row-end token.
+
+    All decoders of a family share them.
+    """
+    if family not in EMBEDDINGS:
+        tokens = torch.arange(family.codebook_size, device=family.model.device)[None]
+        inputs = [family.embed(tokens)]
+        if family.grid.row_end:
+            inputs.append(family.embed(torch.full_like(tokens[:, :1], ROW_END)))
+        EMBEDDINGS[family] = torch.cat(inputs, dim=1)[0].detach().to(family.model.dtype)
+    return EMBEDDINGS[family]
 
 
 def has_dependent_launch(device: torch.device) -> bool:

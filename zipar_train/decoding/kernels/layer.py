@@ -45,7 +45,10 @@ def fed(m, start, count, B, K, end):
 @triton.jit
 def weights(w, n, k, D, dtype: tl.constexpr):
     """Return a tile (k, n) of a weight (N, D); one in int8 as numbers of `dtype`, to be scaled afterwards."""
-    return tl.load(w + n[None, :].to(tl.int64) * D + k[:, None], eviction_policy="evict_first").to(dtype)
+    tile = tl.load(w + n[None, :].to(tl.int64) * D + k[:, None], eviction_policy="evict_first")
+    if w.dtype.element_ty == tl.int8:
+        tile = tile.to(tl.float32)  # the interpreter takes integers for the bit patterns of bfloat16 (triton 3.8)
+    return tile.to(dtype)
 
 
 @triton.jit
@@ -55,10 +58,38 @@ def scaled(acc, scale, n):
 
 
 @triton.jit
-def unnormed(x, gain, m, k, M, D):
-    """Return a tile (m, k) of x times the norm's gain, and the sum of the squares of x."""
+def gained(x, gain, m, k, M, D):
+    """Return a tile (m, k) of x times the norm's gain, and the sums of the squares of x."""
     tile = tl.load(x + m[:, None] * D + k[None, :], mask=m[:, None] < M, other=0.0).to(tl.float32)
     return (tile * tl.load(gain + k)[None, :].to(tl.float32)).to(x.dtype.element_ty), tl.sum(tile * tile, 1)
+
+
+@triton.jit
+def normed_products(
+    x, gain, w, scale, first, second, m, M, eps,
+    D: tl.constexpr, BK: tl.constexpr, PDL: tl.constexpr, INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    """Return the products of the RMS norm of x with the rows `first` and `second` of a weight, float32 (m, first).
+
+    The norm divides the finished products: its root is known when all of x has been read, once.
+    """
+    k = tl.arange(0, BK)
+    dtype: tl.constexpr = x.dtype.element_ty
+    w1, w2 = weights(w, first, k, D, dtype), weights(w, second, k, D, dtype)
+    if PDL:
+        gdc_wait()
+    xg, squares = gained(x, gain, m, k, M, D)
+    nothing = tl.zeros((m.shape[0], first.shape[0]), tl.float32)
+    a1, a2 = product(xg, w1, nothing, INTERPRETED), product(xg, w2, nothing, INTERPRETED)
+    for k0 in range(BK, D, BK):
+        w1, w2 = weights(w, first, k0 + k, D, dtype), weights(w, second, k0 + k, D, dtype)
+        xg, more = gained(x, gain, m, k0 + k, M, D)
+        squares += more
+        a1, a2 = product(xg, w1, a1, INTERPRETED), product(xg, w2, a2, INTERPRETED)
+    if PDL:
+        gdc_launch_dependents()
+    root = tl.rsqrt(squares / D + eps)[:, None]
+    return scaled(a1, scale, first) * root, scaled(a2, scale, second) * root
 
 
 @triton.jit
@@ -86,24 +117,9 @@ def qkv(
     block = tl.program_id(0)
     head = block // (HALVES // BH)
     j = block % (HALVES // BH) * BH + tl.arange(0, BH)
-    n, m, k = head * HEAD + j, tl.arange(0, BM), tl.arange(0, BK)
+    n, m = head * HEAD + j, tl.arange(0, BM)
     dtype: tl.constexpr = x.dtype.element_ty
-    w1, w2 = weights(w, n, k, D, dtype), weights(w, n + HALVES, k, D, dtype)
-    if PDL:
-        gdc_wait()
-    xg, squares = unnormed(x, gain, m, k, M, D)
-    a1 = product(xg, w1, tl.zeros((BM, BH), tl.float32), INTERPRETED)
-    a2 = product(xg, w2, tl.zeros((BM, BH), tl.float32), INTERPRETED)
-    for k0 in range(BK, D, BK):
-        w1, w2 = weights(w, n, k0 + k, D, dtype), weights(w, n + HALVES, k0 + k, D, dtype)
-        xg, more = unnormed(x, gain, m, k0 + k, M, D)
-        squares += more
-        a1 = product(xg, w1, a1, INTERPRETED)
-        a2 = product(xg, w2, a2, INTERPRETED)
-    if PDL:
-        gdc_launch_dependents()
-    root = tl.rsqrt(squares / D + eps)[:, None]
-    a1, a2 = scaled(a1, scale, n) * root, scaled(a2, scale, n + HALVES) * root
+    a1, a2 = normed_products(x, gain, w, scale, n, n + HALVES, m, M, eps, D, BK, PDL, INTERPRETED)
     row, slot, is_fed = fed(m, start, count, B, K, end)
     is_fed = (is_fed & (m < M))[:, None]
     if head < H + HK:
@@ -250,22 +266,7 @@ def gate_up(
         w, scale: Weight (2 F, D), gate first, and its scales if it is int8, else None.
         out: (M, F); written.
     """
-    m, n, k = tl.arange(0, BM), tl.program_id(0) * BN + tl.arange(0, BN), tl.arange(0, BK)
-    dtype: tl.constexpr = x.dtype.element_ty
-    w1, w2 = weights(w, n, k, D, dtype), weights(w, n + F, k, D, dtype)
-    if PDL:
-        gdc_wait()
-    xg, squares = unnormed(x, gain, m, k, M, D)
-    gate = product(xg, w1, tl.zeros((BM, BN), tl.float32), INTERPRETED)
-    up = product(xg, w2, tl.zeros((BM, BN), tl.float32), INTERPRETED)
-    for k0 in range(BK, D, BK):
-        w1, w2 = weights(w, n, k0 + k, D, dtype), weights(w, n + F, k0 + k, D, dtype)
-        xg, more = unnormed(x, gain, m, k0 + k, M, D)
-        squares += more
-        gate = product(xg, w1, gate, INTERPRETED)
-        up = product(xg, w2, up, INTERPRETED)
-    if PDL:
-        gdc_launch_dependents()
-    root = tl.rsqrt(squares / D + eps)[:, None]
-    gate, up = scaled(gate, scale, n) * root, scaled(up, scale, n + F) * root
-    tl.store(out + m[:, None] * F + n[None, :], (gate * tl.sigmoid(gate) * up).to(dtype), mask=(m < M)[:, None])
+    m, n = tl.arange(0, BM), tl.program_id(0) * BN + tl.arange(0, BN)
+    gate, up = normed_products(x, gain, w, scale, n, n + F, m, M, eps, D, BK, PDL, INTERPRETED)
+    value = (gate * tl.sigmoid(gate) * up).to(out.dtype.element_ty)
+    tl.store(out + m[:, None] * F + n[None, :], value, mask=(m < M)[:, None])
