@@ -33,8 +33,8 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 from zipar_train.decoding.cache import head_shape
-from zipar_train.decoding.decoder import Decoder
 from zipar_train.decoding.fused_llama import fuse_for_inference
+from zipar_train.decoding.kernels.fused_decoder import FusedDecoder
 from zipar_train.models.family import build
 from zipar_train.plan.table import Plan
 from zipar_train.recipe.load import load_recipe
@@ -81,10 +81,8 @@ def launches(
     family = build(settings.model, dtype=dtype, device="meta")
     assert fuse_for_inference(family.model)
     plan = Plan.zipar(family.grid, window=4, prompt=family.prompt_length)
-    decoder = Decoder(family, plan, fused=True, capture=False)
-    fused = decoder.fused
-    assert fused is not None
-    fused.launch["PDL"] = dependent
+    decoder = FusedDecoder(family, plan)
+    decoder.launch["PDL"] = dependent
     config = family.model.config.get_text_config()
     heads, width = head_shape(config)
     how = SamplingParams.model_validate(settings.sampling.model_dump() | sampling)
@@ -115,9 +113,9 @@ def launches(
         found.append(Launch(kernel, blocks, named, options))
 
     with patch.object(JITFunction, "run", record), Operators() as operators, torch.inference_mode():
-        fused.prepare(state, rows // copies)
+        decoder.prepare(state, rows // copies)
         operators.names.clear()
-        fused(state, rows // copies, how, keep=False)
+        decoder.fused_pass(state, rows // copies, how, keep=False)
     return found, operators.names, config.num_hidden_layers
 
 

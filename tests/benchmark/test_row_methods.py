@@ -139,7 +139,7 @@ def test_methods_are_freed_when_their_turns_are_over(monkeypatch, together):
 
 def test_no_pass_is_captured_in_a_counted_round(monkeypatch):
     graphs.install(monkeypatch)
-    monkeypatch.setattr(Decoder.__init__, "__kwdefaults__", {"released": False, "capture": True, "fused": False})
+    monkeypatch.setattr(Decoder.__init__, "__kwdefaults__", {"released": False, "capture": True})
     recorded = []
     report = bench_rows(
         load_recipe("digits", TINY),

@@ -65,7 +65,7 @@ def test_runs_that_set_something_up_are_not_counted():
 def recorder(monkeypatch):
     """CUDA graphs that work on the CPU, by default for every Decoder."""
     graphs.install(monkeypatch)
-    monkeypatch.setattr(Decoder.__init__, "__kwdefaults__", {"released": False, "capture": True, "fused": False})
+    monkeypatch.setattr(Decoder.__init__, "__kwdefaults__", {"released": False, "capture": True})
     return graphs.Graph
 
 

@@ -26,7 +26,7 @@ from zipar_train.recipe.schema import SamplingParams
 def recorder(monkeypatch):
     """CUDA graphs that work on the CPU, by default for every Decoder, with small buckets."""
     monkeypatch.setattr(module, "BUCKET", 8)
-    monkeypatch.setattr(Decoder.__init__, "__kwdefaults__", {"released": False, "capture": True, "fused": False})
+    monkeypatch.setattr(Decoder.__init__, "__kwdefaults__", {"released": False, "capture": True})
     return graphs.install(monkeypatch)
 
 
@@ -277,14 +277,16 @@ def test_triton_kernels_generate_the_codes_of_plain_passes_on_a_gpu(window, look
     """Captured, batch after batch, in float32; sums in another order may change a code in a thousand."""
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
+    from zipar_train.decoding.kernels.fused_decoder import FusedDecoder  # needs Triton
+
     family = llamagen(8, 8, codes=64, head=64, dtype=torch.float32, device="cuda")
     assert fuse_for_inference(family.model)
     plan = Plan.zipar(family.grid, window=window)
-    plain, fused = Decoder(family, plan), Decoder(family, plan, fused=True)
+    plain, fused = Decoder(family, plan), FusedDecoder(family, plan)
     sampling = sampling.model_copy(update={"lookahead": lookahead})
     equal = []
     for labels in ([0, 1, 2], [2, 1, 0], [1], [0, 2, 1]):
         numbers = code_seeds(list(range(len(labels))), 64, seed=len(labels))
         equal.append((fused(labels, numbers, sampling) == plain(labels, numbers, sampling)).float().mean())
-    assert fused.fused.buffers
+    assert fused.buffers
     assert torch.stack(equal).mean() > 0.9

@@ -5,11 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 import small
+import theorem
 import torch
 from families import StockLlama, llamagen
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from theorem import check_theorem
 from torch.nn.functional import layer_norm, silu
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -119,7 +119,7 @@ def layers(draw):
 
 def one_layer(sizes, dtype):
     """Hidden states and cache after the kernels, and after the formulas in float64."""
-    from zipar_train.decoding.kernels.fused_pass import Buffers, FusedPass, block
+    from zipar_train.decoding.kernels.fused_decoder import Buffers, FusedDecoder, block
 
     generator = torch.Generator().manual_seed(sizes.seed)
     rows, end, capacity, columns = sizes.copies * sizes.images, 150, 160, 192
@@ -149,11 +149,11 @@ def one_layer(sizes, dtype):
     expected = in_float64(own, given_x, angle.cos(), angle.sin(), slot, keys, values, seen)
 
     nothing = torch.full((m, 1), torch.nan, dtype=dtype)  # rows that are not fed must not matter
-    fused = object.__new__(FusedPass)
+    fused = object.__new__(FusedDecoder)
     fused.heads, fused.groups, fused.head, fused.device = own.heads, own.groups, own.head, torch.device("cpu")
     fused.launch = {"INTERPRETED": True, "PDL": False}
     fused.cos, fused.sin, fused.plan = angle.cos(), angle.sin(), range(end)
-    fused.visible = visible.view(torch.uint8)
+    fused.visible = visible
     fused.splits = lambda rows: sizes.splits
     partial = rows * sizes.keys * sizes.splits * block(sizes.slots * sizes.groups, least=16) * (sizes.head + 2)
     made = Buffers(
@@ -191,13 +191,6 @@ def test_a_layer_is_the_formulas_up_to_the_rounding_of_its_dtype(sizes, dtype):
         assert distance(found, expected) <= 3 * torch.finfo(dtype).eps
 
 
-@pytest.fixture
-def fused(monkeypatch):
-    """Make every Decoder use the kernels."""
-    defaults = dict(Decoder.__init__.__kwdefaults__)
-    monkeypatch.setattr(Decoder.__init__, "__kwdefaults__", defaults | {"fused": True})
-
-
 def stock_llama(grid, *, prompt):
     """A Llama with row ends, whose four queries share two keys."""
     family = StockLlama(grid, prompt=prompt)
@@ -212,13 +205,16 @@ def stock_llama(grid, *, prompt):
 
 @pytest.mark.slow(60)
 @pytest.mark.parametrize(("window", "lookahead", "guidance"), [(3, 0, 2.0), (2, 0, 1.0), (1, 0, 2.0), (1, 4, 2.0)])
-def test_theorem_of_fused_passes(fused, window, lookahead, guidance):
+def test_theorem_of_fused_passes(monkeypatch, window, lookahead, guidance):
     """The logits of the kernels are those of a teacher-forced pass of the same layers, in float32."""
+    from zipar_train.decoding.kernels.fused_decoder import FusedDecoder
+
+    monkeypatch.setattr(theorem, "Decoder", FusedDecoder)
     family = llamagen(3, 3, head=32, dtype=torch.float32)
     assert fuse_for_inference(family.model, least=UNPACKED)
     plan = Plan.zipar(family.grid, window=window)
     sampling = SamplingParams(guidance=guidance, lookahead=lookahead)
-    check_theorem(family, plan, sampling, dense(plan), tolerance=1e-3)
+    theorem.check_theorem(family, plan, sampling, dense(plan), tolerance=1e-3)
 
 
 SAMPLING = [
@@ -249,10 +245,10 @@ def test_fused_passes_generate_the_codes_of_plain_ones(kind, sampling):
     assert fuse_for_inference(family.model, least=UNPACKED)
     plan = Plan.zipar(family.grid, window=2, prompt=family.prompt_length)
     seeds = code_seeds([0, 1], plan.grid.num_codes, seed=0)
-    plain, fused = (Decoder(family, plan, fused=fused) for fused in (False, True))
+    plain, fused = both(family, plan)
     assert torch.equal(plain(condition, seeds, sampling), fused(condition, seeds, sampling))
     assert plain.passes(2) == fused.passes(2)
-    assert fused.fused.buffers
+    assert fused.buffers
 
 
 @pytest.mark.slow(20)
@@ -261,12 +257,19 @@ def test_fused_passes_of_another_batch_size_and_guidance():
     family = small.family("llamagen", 2, head=32, grid=(2, 4))
     assert fuse_for_inference(family.model, least=UNPACKED)
     plan = Plan.zipar(family.grid, window=2)
-    plain, fused = (Decoder(family, plan, fused=fused) for fused in (False, True))
+    plain, fused = both(family, plan)
     for labels, guidance in (([0], 2.0), ([1, 2], 1.0), ([2], 2.0)):
         seeds, sampling = code_seeds(list(range(len(labels))), 8, seed=1), SamplingParams(guidance=guidance)
         assert torch.equal(fused(labels, seeds, sampling), plain(labels, seeds, sampling))
-        buffers = fused.fused.buffers
+        buffers = fused.buffers
         assert {(len(each.given), len(each.arrived)) for each in buffers.values()} == {(len(labels), 4)}
+
+
+def both(family, plan):
+    """A decoder without the kernels and one with them."""
+    from zipar_train.decoding.kernels.fused_decoder import FusedDecoder
+
+    return Decoder(family, plan), FusedDecoder(family, plan)
 
 
 def small_guided(family, condition):

@@ -98,14 +98,21 @@ class DecoderPasses:
         family: The generator.
         setting: The images.
         lookahead: Passes with lookahead, which also sample drafts of later codes.
-        fused: Passes in Triton kernels, if they have few rows.
+        make: Returns the decoder.
     """
 
-    def __init__(self, family: Family, setting: Setting, *, lookahead: bool = False, fused: bool = False):
+    def __init__(
+        self,
+        family: Family,
+        setting: Setting,
+        *,
+        lookahead: bool = False,
+        make: Callable[[Family, Plan], Decoder] = Decoder,
+    ):
         self.setting, plan, guided = setting, setting.plan, setting.guided
         ahead = setting.most if lookahead else 0
         self.sampling = setting.sampling.model_copy(update={"lookahead": ahead})
-        self.decoder = decoder = Decoder(family, plan, fused=fused)
+        self.decoder = decoder = make(family, plan)
         prompt, padding = prompts(family, setting.condition(family), guided=guided)
         slots = decoder.visible.shape[1]
         decoder.state = DecodeState(family, plan, setting.images, prompt, padding, slots=slots, lookahead=setting.most)
@@ -159,6 +166,12 @@ class Method(NamedTuple):
     when: Callable[[Asked], bool] = lambda asked: True
 
 
+def _fused_decoder(family: Family, plan: Plan) -> Decoder:
+    from zipar_train.decoding.kernels.fused_decoder import FusedDecoder  # needs Triton
+
+    return FusedDecoder(family, plan)
+
+
 def _compile(model: PreTrainedModel) -> None:
     fuse_for_inference(model)
     compile_body(model)
@@ -171,7 +184,7 @@ METHODS = {
         partial(DecoderPasses, lookahead=True), fuse_for_inference, lambda asked: asked.recipe.sampling.lookahead > 0
     ),
     "fused": Method(  # with lookahead: otherwise the kernels feed the slots of the plan's step, and of no other pass
-        partial(DecoderPasses, lookahead=True, fused=True),
+        partial(DecoderPasses, lookahead=True, make=_fused_decoder),
         fuse_for_inference,
         lambda asked: asked.device.type == "cuda",
     ),

@@ -11,7 +11,7 @@ def decode_method(family: Family, *, compile: bool) -> str:
     """Return how passes are computed: the environment variable ZIPAR_DECODE, or "compiled" or "plain" as asked.
 
     plain: PyTorch's operators. compiled: by torch.compile. fused: passes of up to 32 rows in Triton kernels, see
-    `zipar_train.decoding.kernels.fused_pass`; all others are plain.
+    `zipar_train.decoding.kernels.fused_decoder`; all others are plain.
 
     Raises:
         ValueError: If ZIPAR_DECODE is unknown, or the kernels do not support the model or the device.
@@ -22,7 +22,7 @@ def decode_method(family: Family, *, compile: bool) -> str:
     if method == "fused":
         if family.model.device.type != "cuda":
             raise ValueError("ZIPAR_DECODE=fused needs a CUDA GPU: use plain or compiled")
-        from zipar_train.decoding.kernels.fused_pass import check_support
+        from zipar_train.decoding.kernels.fused_decoder import check_support
 
         check_support(family)
     return method

@@ -1,8 +1,8 @@
 """Generation along a plan: each forward pass feeds the next slots of the plan.
 
 The slots of a plan are in decode order. A pass feeds some of them, writes their keys to the cache, and attends to no
-slot beyond its last. Counters and tables on the device say what to feed and to predict. Passes of the same shape are
-therefore identical work, which a GPU captures once and replays.
+slot beyond its last. Counters on the device keep the progress, and tables on the device say what to feed and to
+predict. Passes of the same shape are therefore identical work, which a GPU captures once and replays.
 
 Without lookahead, a pass feeds the slots of one step, which depend on no other code of that step. The host reads
 nothing back until the images are complete.
@@ -18,7 +18,7 @@ Models", ICML 2020). What later slots have generated are the drafts of the next 
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import count
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -59,15 +59,12 @@ class Decoder:
             over a cache in raster order. With `stand_in="released"` the codes are the same. Without effect on grids
             with row ends, whose released decoder has a cache without gaps.
         capture: Replay passes as CUDA graphs. None: only on a GPU.
-        fused: Run passes of few rows in Triton kernels, see `FusedPass`; not if released.
 
     Raises:
         ValueError: If the plan does not fit the family.
     """
 
-    def __init__(
-        self, family: Family, plan: Plan, *, released: bool = False, capture: bool | None = None, fused: bool = False
-    ):
+    def __init__(self, family: Family, plan: Plan, *, released: bool = False, capture: bool | None = None):
         if plan.grid != family.grid or plan.prompt != family.prompt_length:
             raise ValueError(
                 f"{plan} does not fit a model of {family.grid} codes with {family.prompt_length} prompt tokens"
@@ -99,11 +96,6 @@ class Decoder:
             first, last = np.searchsorted(plan.step, (step, step + 1))
             keys = self.visible.shape[1] if self.released else self.keys(int(last))
             self.shapes.append(Shape(int(last - first), keys, prompt=step == 0))
-        self.fused: Any = None
-        if fused and not self.released:
-            from zipar_train.decoding.kernels.fused_pass import FusedPass  # needs Triton
-
-            self.fused = FusedPass(self)
         self.release()
 
     @property
@@ -119,8 +111,6 @@ class Decoder:
     def release(self) -> None:
         """Free the state and the CUDA graphs of the last batch."""
         self.state: DecodeState | None = None
-        if self.fused:
-            self.fused.release()
         self.captured = CudaGraphs(self.family.model.device)
 
     @torch.inference_mode()
@@ -173,10 +163,8 @@ class Decoder:
     def run_pass(self, shape: Shape, sampling: SamplingParams, *, keep: bool = False) -> tuple[Tensor, ...]:
         """Run a pass at the state's slots, as a CUDA graph if passes are captured; `keep` as in `_pass`."""
         assert self.state is not None
-        key, work = cast(Any, shape), partial(self._pass, self.state, shape, sampling, keep=keep)
-        if self.fused and (slots := self.fused.room(self.state, shape, sampling)):
-            key, work = slots, partial(self.fused, self.state, slots, sampling, keep=keep)
-        return self.captured((key, sampling, keep), work) if self.capture else work()
+        work = partial(self._pass, self.state, shape, sampling, keep=keep)
+        return self.captured((shape, sampling, keep), work) if self.capture else work()
 
     def keys(self, last: int) -> int:
         """Return the number of keys of a pass whose slots end before `last`."""

@@ -151,8 +151,12 @@ class Generator:
                 made: Decoder | AdaptiveDecoder = AdaptiveDecoder(
                     self.inference_family, window=plan.window, **self.recipe.zipar.rule
                 )
+            elif mode == "planned" and self.method == "fused":
+                from zipar_train.decoding.kernels.fused_decoder import FusedDecoder  # needs Triton
+
+                made = FusedDecoder(self.inference_family, plan)
             else:
-                made = Decoder(self.inference_family, plan, released=mode == "released", fused=self.method == "fused")
+                made = Decoder(self.inference_family, plan, released=mode == "released")
             self.decoders[key] = made
         return self.decoders[key]
 

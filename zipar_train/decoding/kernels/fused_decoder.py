@@ -1,22 +1,24 @@
-"""A forward pass of few rows in Triton kernels: five per layer and a few around them, driven by tables on the device.
+"""Decoder whose passes of few rows are Triton kernels: five per layer and a few around them, driven by device tables.
 
-`Decoder` uses it instead of its own pass, which works for any number of rows. Both read and write the same state.
+Passes of more rows, and of the prompt, are those of `Decoder`. Both kinds read and write the same state.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from math import gcd
-from typing import Any
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from zipar_train.decoding.decoder import Decoder, Shape
 from zipar_train.decoding.fused_llama import FusedLlama, norm
 from zipar_train.decoding.kernels import ends, layer
 from zipar_train.decoding.state import DecodeState
 from zipar_train.models.family import Family
-from zipar_train.plan.table import ROW_END
+from zipar_train.plan.table import ROW_END, Plan
 from zipar_train.recipe.schema import SamplingParams
 
 ROWS = (16, 32)  # most rows of a pass; a matrix product has a tile of so many. Above, cuBLAS is faster
@@ -39,22 +41,22 @@ class Buffers:
     scratch: Tensor  # int32 (B, K, 2, V rounded up), logits
 
 
-class FusedPass:
-    """The pass of a family along a plan.
+class FusedDecoder(Decoder):
+    """Decoder of a family along a plan, as `Decoder`, with Triton kernels.
 
     Args:
-        decoder: The decoder, whose tables of the plan are used.
+        family: The generator, after `fuse_for_inference`, on its device and in its dtype; it is put into eval mode.
+        plan: A plan on the family's grid.
+        capture: Replay passes as CUDA graphs. None: only on a GPU.
 
     Raises:
-        ValueError: If the kernels do not support the family's layers.
+        ValueError: If the plan does not fit the family, or the kernels do not support its layers.
     """
 
-    def __init__(self, decoder: Any):
-        family, plan = decoder.family, decoder.plan
+    def __init__(self, family: Family, plan: Plan, *, capture: bool | None = None):
         check_support(family)
-        self.family, self.plan, self.device, self.body = family, plan, family.model.device, family.model.base_model
-        self.source, self.target, self.above = decoder.source, decoder.target, decoder.above
-        self.visible = decoder.visible.view(torch.uint8)
+        super().__init__(family, plan, capture=capture)
+        self.device, self.body = family.model.device, cast(Any, family.model.base_model)
         self.launch = {"INTERPRETED": self.device.type == "cpu", "PDL": has_dependent_launch(self.device)}
         first = self.body.layers[0]
         self.heads, self.groups, self.head = first.heads, first.groups, first.head
@@ -65,24 +67,30 @@ class FusedPass:
         of_step = np.zeros(len(plan) + 1, dtype=np.int64)
         of_step[np.searchsorted(plan.step, np.arange(plan.passes))] = np.bincount(plan.step)
         self.of_step = torch.as_tensor(of_step, device=self.device)  # number of slots of the step that begins at a slot
-        self.release()
 
     def release(self) -> None:
-        """Free what belongs to the decoder's state."""
+        super().release()
         self.buffers: dict[int, Buffers] = {}
         self.counts: dict[int, Tensor] = {}
 
-    def room(self, state: DecodeState, shape: Any, sampling: SamplingParams) -> int | None:
-        """Return for how many slots a pass of this shape has room, and prepare it; None if it must be plain.
+    def run_pass(self, shape: Shape, sampling: SamplingParams, *, keep: bool = False) -> tuple[Tensor, ...]:
+        assert self.state is not None
+        slots = self.room(self.state, shape, sampling)
+        if slots is None:
+            return super().run_pass(shape, sampling, keep=keep)
+        self.prepare(self.state, slots)
+        work = partial(self.fused_pass, self.state, slots, sampling, keep=keep)
+        return self.captured((slots, sampling, keep), work) if self.capture else work()
+
+    def room(self, state: DecodeState, shape: Shape, sampling: SamplingParams) -> int | None:
+        """Return for how many slots a fused pass of this shape has room; None if it must be plain.
 
         Without lookahead it is one of two numbers, so that two CUDA graphs serve all steps of an image.
         """
         rows, fed = len(state.prompt), shape.slots
-        if shape.prompt or fed * rows > ROWS[-1] // rows * rows:
+        if shape.prompt or fed > ROWS[-1] // rows:
             return None
-        slots = fed if sampling.lookahead else next(most // rows for most in ROWS if fed <= most // rows)
-        self.prepare(state, slots)
-        return slots
+        return fed if sampling.lookahead else next(most // rows for most in ROWS if fed <= most // rows)
 
     def prepare(self, state: DecodeState, slots: int) -> None:
         """Allocate what passes of so many slots need, before they are captured."""
@@ -110,7 +118,7 @@ class FusedPass:
         """Return into how many parts attention splits the keys of a row and head."""
         return min(max(BLOCKS // (rows * self.heads // self.groups), 1), 8)
 
-    def __call__(self, state: DecodeState, slots: int, sampling: SamplingParams, *, keep: bool) -> tuple[Tensor, ...]:
+    def fused_pass(self, state: DecodeState, slots: int, sampling: SamplingParams, *, keep: bool) -> tuple[Tensor, ...]:
         """Run the pass at the state's slots; arguments and results as in `Decoder._pass`.
 
         Args:
@@ -185,7 +193,7 @@ class FusedPass:
         padding = state.padding
         splits, queries = self.splits(rows), block(slots * self.groups, least=16)
         layer.attend[(rows * hk, splits)](
-            buffers.query, keys, values, self.visible,
+            buffers.query, keys, values, self.visible.view(torch.uint8),
             None if padding is None else padding.view(torch.uint8), *progress, buffers.attended,
             buffers.partial, buffers.arrived, images, slots, end, keys.shape[2], self.visible.shape[1],
             0 if padding is None else padding.shape[1], own.scale,
