@@ -1,6 +1,7 @@
 """The Triton kernels in Triton's interpreter: against float64 formulas, and against the decoder's own passes."""
 
 import os
+from itertools import islice
 from types import SimpleNamespace
 
 import pytest
@@ -263,6 +264,27 @@ def test_fused_passes_of_another_batch_size_and_guidance():
         assert torch.equal(fused(labels, seeds, sampling), plain(labels, seeds, sampling))
         buffers = fused.buffers
         assert {(len(each.given), len(each.arrived)) for each in buffers.values()} == {(len(labels), 4)}
+
+
+@pytest.mark.slow(20)
+@torch.inference_mode()
+def test_drafts_are_those_of_plain_passes():
+    """All codes after each pass, those that are not final included; wrong drafts would only cost passes."""
+    family = small.family("llamagen", 2, head=32, grid=(4, 4))
+    assert fuse_for_inference(family.model, least=UNPACKED)
+    seeds, sampling = code_seeds([0, 1], 16, seed=1), SamplingParams(guidance=2.0, lookahead=6)
+    tokens = []
+    for decoder in both(family, Plan.zipar(family.grid, window=2)):
+        decoder([0, 2], seeds, sampling)
+        state = decoder.state
+        state.begin(state.prompt.clone(), None, seeds)
+        seen = []
+        for shape in islice(decoder._ahead(state, sampling.lookahead), 4):
+            decoder.run_pass(shape, sampling)
+            seen.append(state.tokens[:, :16].clone())
+        tokens.append(torch.stack(seen))
+    assert torch.equal(*tokens)
+    assert (tokens[0][0] != tokens[0][-1]).any()
 
 
 def both(family, plan):
