@@ -16,6 +16,7 @@ from torch import Tensor
 from zipar_train.decoding.decoder import Decoder, Shape
 from zipar_train.decoding.fused_llama import FusedLlama, norm
 from zipar_train.decoding.kernels import ends, layer
+from zipar_train.decoding.kernels.tiles import TILES
 from zipar_train.decoding.state import DecodeState
 from zipar_train.models.family import Family
 from zipar_train.plan.table import ROW_END, Plan
@@ -23,7 +24,6 @@ from zipar_train.recipe.schema import SamplingParams
 
 ROWS = (16, 32)  # most rows of a pass; a matrix product has a tile of so many. Above, cuBLAS is faster
 BLOCKS = 128  # of attention: about one per multiprocessor
-KEYS = 64  # that a block of attention reads at once
 EMBEDDINGS: WeakKeyDictionary[Family, Tensor] = WeakKeyDictionary()
 
 
@@ -128,7 +128,7 @@ class FusedDecoder(Decoder):
         images, rows, columns = len(state.tokens), len(state.prompt), state.tokens.shape[1]
         count = self.counts[slots] if sampling.lookahead else self.of_step
         buffers, pdl = self.buffers[slots], self.launch["PDL"]
-        how: dict[str, Any] = {"PDL": pdl, "launch_pdl": pdl}
+        how: dict[str, Any] = {"PDL": bool(pdl), "launch_pdl": bool(pdl)}
         progress = (state.slot, count)
         predicts = self.predicted(state, count, slots) if keep else None
         d = self.embeddings.shape[1]
@@ -181,36 +181,48 @@ class FusedDecoder(Decoder):
         images, rows, end = len(state.tokens), len(state.prompt), len(self.plan)
         m, h, hk, head = rows * slots, self.heads, self.heads // self.groups, self.head
         d, f = buffers.hidden.shape[1], buffers.inner.shape[1]
-        how = self.launch | {"launch_pdl": self.launch["PDL"], "num_warps": 4, "num_stages": 4}
-        tile = next(most for most in ROWS if m <= most)
-        pairs = head // 2 if own.norms else 16
+        how = self.launch | {"launch_pdl": bool(self.launch["PDL"])}
+        rows_tile = next(most for most in ROWS if m <= most)
+
+        def tile(kernel: str, size: int) -> tuple[int, dict[str, Any]]:
+            """Return the columns of a block, and its other sizes."""
+            columns, depth, warps, stages = TILES[kernel, rows_tile]
+            sizes = {"BK": gcd(size, depth)} if depth else {}
+            return columns, how | sizes | {"num_warps": warps, "num_stages": stages}
+
+        pairs, sizes = tile("qkv", d)
+        pairs = head // 2 if own.norms else pairs
         norm_w, norm_b = own.norms or (None, None)
         layer.qkv[((h + 2 * hk) * (head // 2 // pairs),)](
             buffers.hidden, own.before.weight, own.qkv.weight, getattr(own.qkv, "scale", None), norm_w, norm_b,
             self.cos, self.sin, *progress, buffers.query, keys, values, images, slots, m, end, keys.shape[2],
-            own.before.variance_epsilon, D=d, H=h, HK=hk, HEAD=head, BM=tile, BH=pairs, BK=depth(d), **how,
+            own.before.variance_epsilon, D=d, H=h, HK=hk, HEAD=head, BM=rows_tile, BH=pairs, **sizes,
         )  # fmt: skip
         padding = state.padding
         splits, queries = self.splits(rows), block(slots * self.groups, least=16)
+        at_once, sizes = tile("attend", 0)
         layer.attend[(rows * hk, splits)](
             buffers.query, keys, values, self.visible.view(torch.uint8),
             None if padding is None else padding.view(torch.uint8), *progress, buffers.attended,
             buffers.partial, buffers.arrived, images, slots, end, keys.shape[2], self.visible.shape[1],
             0 if padding is None else padding.shape[1], own.scale,
-            H=h, HK=hk, HEAD=head, SPLITS=splits, BQ=queries, BS=KEYS,
-            **how | {"num_stages": 3, "num_warps": 4 if queries < 64 else 8},
+            H=h, HK=hk, HEAD=head, SPLITS=splits, BQ=queries, BS=at_once,
+            **sizes | {"num_warps": sizes["num_warps"] if queries < 64 else 8},
         )  # fmt: skip
-        layer.add_product[(d // 16,)](
+        columns, sizes = tile("out", h * head)
+        layer.add_product[(d // columns,)](
             buffers.attended, own.out.weight, getattr(own.out, "scale", None), buffers.hidden, m,
-            N=d, D=h * head, BM=tile, BN=16, BK=depth(h * head), **how,
+            N=d, D=h * head, BM=rows_tile, BN=columns, **sizes,
         )  # fmt: skip
-        layer.gate_up[(f // 16,)](
+        columns, sizes = tile("gate_up", d)
+        layer.gate_up[(f // columns,)](
             buffers.hidden, own.between.weight, own.gate_up.weight, getattr(own.gate_up, "scale", None),
-            buffers.inner, m, own.between.variance_epsilon, F=f, D=d, BM=tile, BN=16, BK=depth(d), **how,
+            buffers.inner, m, own.between.variance_epsilon, F=f, D=d, BM=rows_tile, BN=columns, **sizes,
         )  # fmt: skip
-        layer.add_product[(d // 16,)](
+        columns, sizes = tile("down", f)
+        layer.add_product[(d // columns,)](
             buffers.inner, own.down.weight, getattr(own.down, "scale", None), buffers.hidden, m,
-            N=d, D=f, BM=tile, BN=16, BK=depth(f), **how,
+            N=d, D=f, BM=rows_tile, BN=columns, **sizes,
         )  # fmt: skip
 
 
@@ -251,8 +263,3 @@ def has_dependent_launch(device: torch.device) -> bool:
 def block(size: int, *, least: int = 1) -> int:
     """Return the smallest power of two that is at least `size`."""
     return max(least, 1 << (size - 1).bit_length())
-
-
-def depth(size: int) -> int:
-    """Return how much of a product's inner dimension a block reads at once: a power of two that divides it."""
-    return gcd(size, 128)

@@ -52,6 +52,18 @@ def weights(w, n, k, D, dtype: tl.constexpr):
 
 
 @triton.jit
+def prefetch(w, n, D: tl.constexpr):
+    """Ask for rows n of a weight (N, D) to be read into the L2 cache, without waiting for them."""
+    LINE: tl.constexpr = 1024 // w.dtype.element_ty.primitive_bitwidth  # elements of 128 bytes
+    for k0 in range(0, D, 16 * LINE):
+        k = tl.minimum(k0 + tl.arange(0, 16) * LINE, D - 1)
+        place = (w + n[:, None].to(tl.int64) * D + k[None, :]).to(tl.int64)
+        tl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [place], dtype=tl.int32, is_pure=False, pack=1
+        )
+
+
+@triton.jit
 def scaled(acc, scale, n):
     """Return products with a weight in int8, times its scales (N,)."""
     return acc if scale is None else acc * tl.load(scale + n)[None, :]
@@ -76,6 +88,11 @@ def normed_products(
     k = tl.arange(0, BK)
     dtype: tl.constexpr = x.dtype.element_ty
     w1, w2 = weights(w, first, k, D, dtype), weights(w, second, k, D, dtype)
+    if PDL >= 3:
+        prefetch(w, first, D)
+        prefetch(w, second, D)
+    if PDL >= 2:
+        gdc_launch_dependents()
     if PDL:
         gdc_wait()
     xg, squares = gained(x, gain, m, k, M, D)
@@ -86,7 +103,7 @@ def normed_products(
         xg, more = gained(x, gain, m, k0 + k, M, D)
         squares += more
         a1, a2 = product(xg, w1, a1, INTERPRETED), product(xg, w2, a2, INTERPRETED)
-    if PDL:
+    if PDL == 1:
         gdc_launch_dependents()
     root = tl.rsqrt(squares / D + eps)[:, None]
     return scaled(a1, scale, first) * root, scaled(a2, scale, second) * root
@@ -167,8 +184,11 @@ def attend(
     pair, split = tl.program_id(0), tl.program_id(1)
     row, head = pair // HK, pair % HK
     i, d = tl.arange(0, BQ), tl.arange(0, HEAD)  # a query: a slot and one of the heads of the group
+    if PDL >= 2:
+        gdc_launch_dependents()
     if PDL:
         gdc_wait()
+    if PDL == 1:
         gdc_launch_dependents()
     first = tl.load(start + row % B).to(tl.int32)
     last = tl.minimum(first + tl.minimum(K, tl.load(count + first).to(tl.int32)), end)
@@ -237,6 +257,10 @@ def add_product(
     m, n, k = tl.arange(0, BM), tl.program_id(0) * BN + tl.arange(0, BN), tl.arange(0, BK)
     dtype: tl.constexpr = x.dtype.element_ty
     tile = weights(w, n, k, D, dtype)
+    if PDL >= 3:
+        prefetch(w, n, D)
+    if PDL >= 2:
+        gdc_launch_dependents()
     if PDL:
         gdc_wait()
     rows = tl.load(x + m[:, None] * D + k[None, :], mask=m[:, None] < M, other=0.0)
@@ -245,7 +269,7 @@ def add_product(
         tile = weights(w, n, k0 + k, D, dtype)
         rows = tl.load(x + m[:, None] * D + (k0 + k)[None, :], mask=m[:, None] < M, other=0.0)
         acc = product(rows, tile, acc, INTERPRETED)
-    if PDL:
+    if PDL == 1:
         gdc_launch_dependents()
     to, exists = hidden + m[:, None] * N + n[None, :], (m < M)[:, None]
     before = tl.load(to, mask=exists, other=0.0).to(tl.float32)
