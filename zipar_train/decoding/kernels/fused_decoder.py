@@ -5,7 +5,6 @@ Passes of more rows, and of the prompt, are those of `Decoder`. Both kinds read 
 
 from dataclasses import dataclass
 from functools import partial
-from math import gcd
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
@@ -187,7 +186,7 @@ class FusedDecoder(Decoder):
         def tile(kernel: str, size: int) -> tuple[int, dict[str, Any]]:
             """Return the columns of a block, and its other sizes."""
             columns, depth, warps, stages = TILES[kernel, rows_tile]
-            sizes = {"BK": gcd(size, depth)} if depth else {}
+            sizes = {"BK": min(depth, block(size)), "WARPS": warps} if depth else {}
             return columns, how | sizes | {"num_warps": warps, "num_stages": stages}
 
         pairs, sizes = tile("qkv", d)

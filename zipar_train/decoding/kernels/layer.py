@@ -27,7 +27,7 @@ LOWEST = tl.constexpr(-1e30)  # below any score; finite, so that differences are
 
 @triton.jit
 def product(a, b, acc, INTERPRETED: tl.constexpr):
-    """Return acc + a b, in float32."""
+    """Return acc + a b, in float32; of matrices, or of a batch of them."""
     if INTERPRETED:
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, acc, input_precision="ieee")
@@ -43,64 +43,83 @@ def fed(m, start, count, B, K, end):
 
 
 @triton.jit
-def weights(w, n, k, D, dtype: tl.constexpr):
-    """Return a tile (k, n) of a weight (N, D); one in int8 as numbers of `dtype`, to be scaled afterwards."""
-    tile = tl.load(w + n[None, :].to(tl.int64) * D + k[:, None], eviction_policy="evict_first")
+def prefetch(table, row, D: tl.constexpr):
+    """Ask for rows (D,) of a table to be read into the L2 cache, without waiting for them."""
+    LINE: tl.constexpr = 1024 // table.dtype.element_ty.primitive_bitwidth  # elements of 128 bytes
+    lines = tl.arange(0, (D + LINE - 1) // LINE) * LINE
+    at = (table + row[:, None].to(tl.int64) * D + lines[None, :]).to(tl.int64)
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [at], dtype=tl.int32, is_pure=False, pack=1
+    )
+
+
+@triton.jit
+def depths(k0, BK: tl.constexpr, WARPS: tl.constexpr):
+    """Return places k0 .. k0 + BK of a product's inner dimension, (WARPS, BK / WARPS): each warp adds up its own."""
+    return k0 + tl.arange(0, WARPS)[:, None] * (BK // WARPS) + tl.arange(0, BK // WARPS)[None, :]
+
+
+@triton.jit
+def weights(w, n, k, D: tl.constexpr, BK: tl.constexpr, dtype: tl.constexpr):
+    """Return tiles (s, k, n) of a weight (N, D); one in int8 as numbers of `dtype`, to be scaled afterwards."""
+    at = w + n[None, None, :].to(tl.int64) * D + k[:, :, None]
+    if D % BK:
+        tile = tl.load(at, mask=k[:, :, None] < D, other=0, eviction_policy="evict_first")
+    else:
+        tile = tl.load(at, eviction_policy="evict_first")
     if w.dtype.element_ty == tl.int8:
         tile = tile.to(tl.float32)  # the interpreter takes integers for the bit patterns of bfloat16 (triton 3.8)
     return tile.to(dtype)
 
 
 @triton.jit
-def prefetch(w, n, D: tl.constexpr):
-    """Ask for rows n of a weight (N, D) to be read into the L2 cache, without waiting for them."""
-    LINE: tl.constexpr = 1024 // w.dtype.element_ty.primitive_bitwidth  # elements of 128 bytes
-    for k0 in range(0, D, 16 * LINE):
-        k = tl.minimum(k0 + tl.arange(0, 16) * LINE, D - 1)
-        place = (w + n[:, None].to(tl.int64) * D + k[None, :]).to(tl.int64)
-        tl.inline_asm_elementwise(
-            "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [place], dtype=tl.int32, is_pure=False, pack=1
-        )
+def inputs(x, m, k, M, D: tl.constexpr):
+    """Return tiles (s, m, k) of x (M, D)."""
+    return tl.load(
+        x + m[None, :, None] * D + k[:, None, :], mask=(m < M)[None, :, None] & (k < D)[:, None, :], other=0.0
+    )
 
 
 @triton.jit
 def scaled(acc, scale, n):
-    """Return products with a weight in int8, times its scales (N,)."""
-    return acc if scale is None else acc * tl.load(scale + n)[None, :]
+    """Return the sum of all warps' products with a weight, times its scales (N,) if it is int8."""
+    total = tl.sum(acc, 0)
+    return total if scale is None else total * tl.load(scale + n)[None, :]
 
 
 @triton.jit
-def gained(x, gain, m, k, M, D):
-    """Return a tile (m, k) of x times the norm's gain, and the sums of the squares of x."""
-    tile = tl.load(x + m[:, None] * D + k[None, :], mask=m[:, None] < M, other=0.0).to(tl.float32)
-    return (tile * tl.load(gain + k)[None, :].to(tl.float32)).to(x.dtype.element_ty), tl.sum(tile * tile, 1)
+def gained(x, gain, m, k, M, D: tl.constexpr):
+    """Return tiles (s, m, k) of x times the norm's gain, and the sums of the squares of x."""
+    tile = inputs(x, m, k, M, D).to(tl.float32)
+    factor = tl.load(gain + k, mask=k < D, other=0.0).to(tl.float32)
+    return (tile * factor[:, None, :]).to(x.dtype.element_ty), tl.sum(tl.sum(tile * tile, 2), 0)
 
 
 @triton.jit
 def normed_products(
     x, gain, w, scale, first, second, m, M, eps,
-    D: tl.constexpr, BK: tl.constexpr, PDL: tl.constexpr, INTERPRETED: tl.constexpr,
+    D: tl.constexpr, BK: tl.constexpr, WARPS: tl.constexpr, PDL: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """Return the products of the RMS norm of x with the rows `first` and `second` of a weight, float32 (m, first).
 
     The norm divides the finished products: its root is known when all of x has been read, once.
     """
-    k = tl.arange(0, BK)
+    k = depths(0, BK, WARPS)
     dtype: tl.constexpr = x.dtype.element_ty
-    w1, w2 = weights(w, first, k, D, dtype), weights(w, second, k, D, dtype)
-    if PDL >= 3:
-        prefetch(w, first, D)
-        prefetch(w, second, D)
-    if PDL >= 2:
+    w1, w2 = weights(w, first, k, D, BK, dtype), weights(w, second, k, D, BK, dtype)
+    if PDL == 3:
         gdc_launch_dependents()
     if PDL:
         gdc_wait()
+    if PDL == 2:
+        gdc_launch_dependents()
     xg, squares = gained(x, gain, m, k, M, D)
-    nothing = tl.zeros((m.shape[0], first.shape[0]), tl.float32)
+    nothing = tl.zeros((WARPS, m.shape[0], first.shape[0]), tl.float32)
     a1, a2 = product(xg, w1, nothing, INTERPRETED), product(xg, w2, nothing, INTERPRETED)
     for k0 in range(BK, D, BK):
-        w1, w2 = weights(w, first, k0 + k, D, dtype), weights(w, second, k0 + k, D, dtype)
-        xg, more = gained(x, gain, m, k0 + k, M, D)
+        k = depths(k0, BK, WARPS)
+        w1, w2 = weights(w, first, k, D, BK, dtype), weights(w, second, k, D, BK, dtype)
+        xg, more = gained(x, gain, m, k, M, D)
         squares += more
         a1, a2 = product(xg, w1, a1, INTERPRETED), product(xg, w2, a2, INTERPRETED)
     if PDL == 1:
@@ -113,7 +132,8 @@ def normed_products(
 def qkv(
     x, gain, w, scale, norm_w, norm_b, cos, sin, start, count, q, keys, values, B, K, M, end, S, eps,
     D: tl.constexpr, H: tl.constexpr, HK: tl.constexpr, HEAD: tl.constexpr,
-    BM: tl.constexpr, BH: tl.constexpr, BK: tl.constexpr, PDL: tl.constexpr, INTERPRETED: tl.constexpr,
+    BM: tl.constexpr, BH: tl.constexpr, BK: tl.constexpr, WARPS: tl.constexpr,
+    PDL: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """RMS norm, queries, keys and values, rotary embedding; keys and values go to the cache, at the slots fed.
 
@@ -136,7 +156,7 @@ def qkv(
     j = block % (HALVES // BH) * BH + tl.arange(0, BH)
     n, m = head * HEAD + j, tl.arange(0, BM)
     dtype: tl.constexpr = x.dtype.element_ty
-    a1, a2 = normed_products(x, gain, w, scale, n, n + HALVES, m, M, eps, D, BK, PDL, INTERPRETED)
+    a1, a2 = normed_products(x, gain, w, scale, n, n + HALVES, m, M, eps, D, BK, WARPS, PDL, INTERPRETED)
     row, slot, is_fed = fed(m, start, count, B, K, end)
     is_fed = (is_fed & (m < M))[:, None]
     if head < H + HK:
@@ -184,14 +204,20 @@ def attend(
     pair, split = tl.program_id(0), tl.program_id(1)
     row, head = pair // HK, pair % HK
     i, d = tl.arange(0, BQ), tl.arange(0, HEAD)  # a query: a slot and one of the heads of the group
-    if PDL >= 2:
+    if PDL == 3:
         gdc_launch_dependents()
-    if PDL:
-        gdc_wait()
-    if PDL == 1:
-        gdc_launch_dependents()
-    first = tl.load(start + row % B).to(tl.int32)
+    first = tl.load(start + row % B).to(tl.int32)  # written by an earlier pass, as are most keys
     last = tl.minimum(first + tl.minimum(K, tl.load(count + first).to(tl.int32)), end)
+    base = pair.to(tl.int64) * S
+    share = tl.cdiv(tl.cdiv(last, BS), SPLITS) * BS
+    if PDL:
+        for s0 in range(split * share, tl.minimum((split + 1) * share, last), BS):
+            s = base + tl.minimum(s0 + tl.arange(0, BS), last - 1)
+            prefetch(keys, s, HEAD)
+            prefetch(values, s, HEAD)
+        gdc_wait()
+    if PDL == 1 or PDL == 2:
+        gdc_launch_dependents()
     slot = first + i // GROUP
     is_fed = (i // GROUP < K) & (slot < last)
     place = ((row * K + i // GROUP) * H + head * GROUP + i % GROUP) * HEAD
@@ -199,8 +225,6 @@ def attend(
     acc = tl.zeros((BQ, HEAD), tl.float32)
     most = tl.full((BQ,), LOWEST, tl.float32)
     total = tl.zeros((BQ,), tl.float32)
-    base = pair.to(tl.int64) * S
-    share = tl.cdiv(tl.cdiv(last, BS), SPLITS) * BS
     for s0 in range(split * share, tl.minimum((split + 1) * share, last), BS):
         s = s0 + tl.arange(0, BS)
         exists = s < last
@@ -244,7 +268,7 @@ def attend(
 @triton.jit
 def add_product(
     x, w, scale, hidden, M,
-    N: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    N: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, WARPS: tl.constexpr,
     PDL: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """Add x w^T to the hidden states: the output of attention, and down of the feed-forward.
@@ -254,21 +278,19 @@ def add_product(
         w, scale: Weight (N, D), and its scales if it is int8, else None.
         hidden: (M, N); read and written.
     """
-    m, n, k = tl.arange(0, BM), tl.program_id(0) * BN + tl.arange(0, BN), tl.arange(0, BK)
+    m, n, k = tl.arange(0, BM), tl.program_id(0) * BN + tl.arange(0, BN), depths(0, BK, WARPS)
     dtype: tl.constexpr = x.dtype.element_ty
-    tile = weights(w, n, k, D, dtype)
-    if PDL >= 3:
-        prefetch(w, n, D)
-    if PDL >= 2:
+    tile = weights(w, n, k, D, BK, dtype)
+    if PDL == 3:
         gdc_launch_dependents()
     if PDL:
         gdc_wait()
-    rows = tl.load(x + m[:, None] * D + k[None, :], mask=m[:, None] < M, other=0.0)
-    acc = product(rows, tile, tl.zeros((BM, BN), tl.float32), INTERPRETED)
+    if PDL == 2:
+        gdc_launch_dependents()
+    acc = product(inputs(x, m, k, M, D), tile, tl.zeros((WARPS, BM, BN), tl.float32), INTERPRETED)
     for k0 in range(BK, D, BK):
-        tile = weights(w, n, k0 + k, D, dtype)
-        rows = tl.load(x + m[:, None] * D + (k0 + k)[None, :], mask=m[:, None] < M, other=0.0)
-        acc = product(rows, tile, acc, INTERPRETED)
+        k = depths(k0, BK, WARPS)
+        acc = product(inputs(x, m, k, M, D), weights(w, n, k, D, BK, dtype), acc, INTERPRETED)
     if PDL == 1:
         gdc_launch_dependents()
     to, exists = hidden + m[:, None] * N + n[None, :], (m < M)[:, None]
@@ -279,7 +301,7 @@ def add_product(
 @triton.jit
 def gate_up(
     x, gain, w, scale, out, M, eps,
-    F: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    F: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, WARPS: tl.constexpr,
     PDL: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """RMS norm, gate and up, silu(gate) up.
@@ -291,6 +313,6 @@ def gate_up(
         out: (M, F); written.
     """
     m, n = tl.arange(0, BM), tl.program_id(0) * BN + tl.arange(0, BN)
-    gate, up = normed_products(x, gain, w, scale, n, n + F, m, M, eps, D, BK, PDL, INTERPRETED)
+    gate, up = normed_products(x, gain, w, scale, n, n + F, m, M, eps, D, BK, WARPS, PDL, INTERPRETED)
     value = (gate * tl.sigmoid(gate) * up).to(out.dtype.element_ty)
     tl.store(out + m[:, None] * F + n[None, :], value, mask=(m < M)[:, None])
