@@ -133,6 +133,18 @@ def checks(work: Path, sizes: Sizes) -> list[list[Step]]:
         [decoding("decode-l", "LlamaGen-L, one image", "--windows", sizes.windows, limit=90, least=20)],
         # 15 s: 10 to start and to build the model, 24 rounds of 50 passes, 12 graphs
         [decoding("rows", "LlamaGen-L, single passes by their rows", "--rows", sizes.rows, limit=45, least=10)],
+        # 15 s
+        [
+            decoding(
+                "rows-xl",
+                "LlamaGen-XL, single passes by their rows",
+                "--rows",
+                sizes.rows,
+                limit=60,
+                least=15,
+                recipe="llamagen-xl",
+            )
+        ],
         # 45 s: 10 to load, 15 to compile from the cache, 10 for 20 steps and a validation, 10 for a checkpoint
         [Step("fit", "20 training steps, killed while it writes a checkpoint", fit, 120, 35, **interrupted)],
         # as long, if the one before has left no checkpoint

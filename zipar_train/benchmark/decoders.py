@@ -11,6 +11,7 @@ from zipar_train.benchmark.results import AHEAD, COMPILED, EAGER, OURS, PLAIN, S
 from zipar_train.benchmark.roofline import Work
 from zipar_train.benchmark.stock import Stock
 from zipar_train.benchmark.turns import Way, whole_graphs
+from zipar_train.decoding.decode_method import decode_method
 from zipar_train.decoding.decoder import Decoder
 from zipar_train.decoding.fused_llama import compile_body, fuse_for_inference
 from zipar_train.decoding.place import inference_on
@@ -50,6 +51,7 @@ class Decoders:
         self.plain = copy.deepcopy(family) if baselines else None
         self.compiled = copy.deepcopy(family) if compiled else None
         fuse_for_inference(family.model)
+        self.method = decode_method(family)
         if self.compiled:
             fuse_for_inference(self.compiled.model)
             compile_body(self.compiled.model)
@@ -68,14 +70,21 @@ class Decoders:
         numbers = code_seeds(list(range(batch)), self.grid.num_codes, seed=self.recipe.seed)
         ways: dict[Case, Way] = {}
         passes: dict[Case, list[int]] = {}
-        notes: list[str] = []
+        notes = [f"{OURS}: {self.method.name} passes, since {self.method.reason}"] if self.device.type == "cuda" else []
+        own: Any = Decoder
+        if self.method.name == "fused":
+            from zipar_train.decoding.kernels.fused_decoder import FusedDecoder  # needs Triton
 
-        def decoding(family: Family, plan: Plan, *, sampling: SamplingParams = sampling, **how: Any) -> Way:
+            own = FusedDecoder
+
+        def decoding(
+            family: Family, plan: Plan, *, sampling: SamplingParams = sampling, make: Any = Decoder, **how: Any
+        ) -> Way:
             made: list[Decoder] = []
 
             def run() -> Tensor:
                 if not made:
-                    made.append(Decoder(family, plan, **how))
+                    made.append(make(family, plan, **how))
                 with whole_graphs():
                     codes = made[0](condition, numbers, sampling)
                 if sampling.lookahead and (AHEAD, plan.window) not in passes:
@@ -93,7 +102,7 @@ class Decoders:
                 eager_loop(plain, condition, numbers, sampling, window=window)  # codes of another rule, not compared
 
         for window, plan in plans.items():
-            ways[OURS, window] = decoding(self.ours, plan)
+            ways[OURS, window] = decoding(self.ours, plan, make=own)
             if self.compiled:
                 ways[COMPILED, window] = decoding(self.compiled, plan)
             if baselines and plain:
@@ -101,7 +110,7 @@ class Decoders:
                 ways[EAGER, window] = Way(lambda window=window: eager(window))  # type: ignore[misc]
             passes |= {key: [plan.passes] * batch for key in ways if key[1] == window}
             if ahead.lookahead:
-                ways[AHEAD, window] = decoding(self.ours, plan, sampling=ahead)
+                ways[AHEAD, window] = decoding(self.ours, plan, sampling=ahead, make=own)
             if baselines and plain and window == self.grid.row_length:
                 stock = Stock(plain)
 

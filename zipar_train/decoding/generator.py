@@ -110,7 +110,7 @@ class Generator:
         self.inference_family = load_family(recipe.model, saved, dtype=dtype, device=self.device)
         fuse_for_inference(self.inference_family.model)
         self.method = decode_method(self.inference_family, compile=compile)
-        if self.method == "compiled":
+        if self.method.name == "compiled":
             compile_body(self.inference_family.model)
         self.decoders: dict[tuple[int | None, DecodeMode, int], Decoder | AdaptiveDecoder] = {}
 
@@ -151,7 +151,7 @@ class Generator:
                 made: Decoder | AdaptiveDecoder = AdaptiveDecoder(
                     self.inference_family, window=plan.window, **self.recipe.zipar.rule
                 )
-            elif mode == "planned" and self.method == "fused":
+            elif mode == "planned" and self.method.name == "fused":
                 from zipar_train.decoding.kernels.fused_decoder import FusedDecoder  # needs Triton
 
                 made = FusedDecoder(self.inference_family, plan)

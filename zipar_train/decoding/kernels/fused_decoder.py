@@ -15,7 +15,7 @@ from torch import Tensor
 from zipar_train.decoding.decoder import Decoder, Shape
 from zipar_train.decoding.fused_llama import FusedLlama, norm
 from zipar_train.decoding.kernels import ends, layer
-from zipar_train.decoding.kernels.tiles import TILES
+from zipar_train.decoding.kernels.tiles import ONCE, TILES
 from zipar_train.decoding.state import DecodeState
 from zipar_train.models.family import Family
 from zipar_train.plan.table import ROW_END, Plan
@@ -181,25 +181,25 @@ class FusedDecoder(Decoder):
         m, h, hk, head = rows * slots, self.heads, self.heads // self.groups, self.head
         d, f = buffers.hidden.shape[1], buffers.inner.shape[1]
         how = self.launch | {"launch_pdl": bool(self.launch["PDL"])}
-        rows_tile = next(most for most in ROWS if m <= most)
+        most = next(most for most in ROWS if m <= most)
 
-        def tile(kernel: str, size: int) -> tuple[int, dict[str, Any]]:
-            """Return the columns of a block, and its other sizes."""
-            columns, depth, warps, stages = TILES[kernel, rows_tile]
-            sizes = {"BK": min(depth, block(size)), "WARPS": warps} if depth else {}
-            return columns, how | sizes | {"num_warps": warps, "num_stages": stages}
+        def tile(kernel: str, size: int) -> tuple[int, int, dict[str, Any]]:
+            """Return the blocks along the rows, the columns of a block, and its other sizes."""
+            high, columns, depth, warps, stages = TILES[kernel, most, size > ONCE]
+            sizes = {"BM": high, "BK": min(depth, block(size)), "WARPS": warps, "LINES": block(size) // 32}
+            return -(-m // high), columns, how | (sizes if depth else {}) | {"num_warps": warps, "num_stages": stages}
 
-        pairs, sizes = tile("qkv", d)
+        high, pairs, sizes = tile("qkv of a head" if own.norms else "qkv", d)
         pairs = head // 2 if own.norms else pairs
         norm_w, norm_b = own.norms or (None, None)
-        layer.qkv[((h + 2 * hk) * (head // 2 // pairs),)](
+        layer.qkv[(high, (h + 2 * hk) * (head // 2 // pairs))](
             buffers.hidden, own.before.weight, own.qkv.weight, getattr(own.qkv, "scale", None), norm_w, norm_b,
             self.cos, self.sin, *progress, buffers.query, keys, values, images, slots, m, end, keys.shape[2],
-            own.before.variance_epsilon, D=d, H=h, HK=hk, HEAD=head, BM=rows_tile, BH=pairs, **sizes,
+            own.before.variance_epsilon, D=d, H=h, HK=hk, HEAD=head, BH=pairs, **sizes,
         )  # fmt: skip
         padding = state.padding
         splits, queries = self.splits(rows), block(slots * self.groups, least=16)
-        at_once, sizes = tile("attend", 0)
+        _, at_once, sizes = tile("attend", 0)
         layer.attend[(rows * hk, splits)](
             buffers.query, keys, values, self.visible.view(torch.uint8),
             None if padding is None else padding.view(torch.uint8), *progress, buffers.attended,
@@ -208,20 +208,20 @@ class FusedDecoder(Decoder):
             H=h, HK=hk, HEAD=head, SPLITS=splits, BQ=queries, BS=at_once,
             **sizes | {"num_warps": sizes["num_warps"] if queries < 64 else 8},
         )  # fmt: skip
-        columns, sizes = tile("out", h * head)
-        layer.add_product[(d // columns,)](
+        high, columns, sizes = tile("out", h * head)
+        layer.add_product[(high, d // columns)](
             buffers.attended, own.out.weight, getattr(own.out, "scale", None), buffers.hidden, m,
-            N=d, D=h * head, BM=rows_tile, BN=columns, **sizes,
+            N=d, D=h * head, BN=columns, **sizes,
         )  # fmt: skip
-        columns, sizes = tile("gate_up", d)
-        layer.gate_up[(f // columns,)](
+        high, columns, sizes = tile("gate_up", d)
+        layer.gate_up[(high, f // columns)](
             buffers.hidden, own.between.weight, own.gate_up.weight, getattr(own.gate_up, "scale", None),
-            buffers.inner, m, own.between.variance_epsilon, F=f, D=d, BM=rows_tile, BN=columns, **sizes,
+            buffers.inner, m, own.between.variance_epsilon, F=f, D=d, BN=columns, **sizes,
         )  # fmt: skip
-        columns, sizes = tile("down", f)
-        layer.add_product[(d // columns,)](
+        high, columns, sizes = tile("down", f)
+        layer.add_product[(high, d // columns)](
             buffers.inner, own.down.weight, getattr(own.down, "scale", None), buffers.hidden, m,
-            N=d, D=f, BM=rows_tile, BN=columns, **sizes,
+            N=d, D=f, BN=columns, **sizes,
         )  # fmt: skip
 
 

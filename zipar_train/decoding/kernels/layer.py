@@ -43,11 +43,13 @@ def fed(m, start, count, B, K, end):
 
 
 @triton.jit
-def prefetch(table, row, D: tl.constexpr):
-    """Ask for rows (D,) of a table to be read into the L2 cache, without waiting for them."""
-    LINE: tl.constexpr = 1024 // table.dtype.element_ty.primitive_bitwidth  # elements of 128 bytes
-    lines = tl.arange(0, (D + LINE - 1) // LINE) * LINE
-    at = (table + row[:, None].to(tl.int64) * D + lines[None, :]).to(tl.int64)
+def prefetch(table, row, first: tl.constexpr, D: tl.constexpr, LINES: tl.constexpr):
+    """Ask for elements `first` .. D of rows (D,) of a table to be read into the L2 cache, without waiting for them.
+
+    LINES: A power of two, at least the number of cache lines of 128 bytes.
+    """
+    element = tl.minimum(first + tl.arange(0, LINES) * (1024 // table.dtype.element_ty.primitive_bitwidth), D - 1)
+    at = (table + row[:, None].to(tl.int64) * D + element[None, :]).to(tl.int64)
     tl.inline_asm_elementwise(
         "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [at], dtype=tl.int32, is_pure=False, pack=1
     )
@@ -81,24 +83,23 @@ def inputs(x, m, k, M, D: tl.constexpr):
 
 
 @triton.jit
-def scaled(acc, scale, n):
-    """Return the sum of all warps' products with a weight, times its scales (N,) if it is int8."""
-    total = tl.sum(acc, 0)
-    return total if scale is None else total * tl.load(scale + n)[None, :]
+def gains(gain, k, D: tl.constexpr):
+    """Return the norm's gain (s, k), float32."""
+    return tl.load(gain + k, mask=k < D, other=0.0).to(tl.float32)
 
 
 @triton.jit
-def gained(x, gain, m, k, M, D: tl.constexpr):
+def gained(x, factor, m, k, M, D: tl.constexpr):
     """Return tiles (s, m, k) of x times the norm's gain, and the sums of the squares of x."""
     tile = inputs(x, m, k, M, D).to(tl.float32)
-    factor = tl.load(gain + k, mask=k < D, other=0.0).to(tl.float32)
     return (tile * factor[:, None, :]).to(x.dtype.element_ty), tl.sum(tl.sum(tile * tile, 2), 0)
 
 
 @triton.jit
 def normed_products(
     x, gain, w, scale, first, second, m, M, eps,
-    D: tl.constexpr, BK: tl.constexpr, WARPS: tl.constexpr, PDL: tl.constexpr, INTERPRETED: tl.constexpr,
+    D: tl.constexpr, BK: tl.constexpr, WARPS: tl.constexpr, LINES: tl.constexpr,
+    PDL: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """Return the products of the RMS norm of x with the rows `first` and `second` of a weight, float32 (m, first).
 
@@ -107,25 +108,25 @@ def normed_products(
     k = depths(0, BK, WARPS)
     dtype: tl.constexpr = x.dtype.element_ty
     w1, w2 = weights(w, first, k, D, BK, dtype), weights(w, second, k, D, BK, dtype)
-    if PDL == 3:
-        gdc_launch_dependents()
+    factor = gains(gain, k, D)
+    s1, s2 = (1.0, 1.0) if scale is None else (tl.load(scale + first)[None, :], tl.load(scale + second)[None, :])
     if PDL:
+        if D > BK:
+            prefetch(w, first, BK, D, LINES)
+            prefetch(w, second, BK, D, LINES)
         gdc_wait()
-    if PDL == 2:
         gdc_launch_dependents()
-    xg, squares = gained(x, gain, m, k, M, D)
+    xg, squares = gained(x, factor, m, k, M, D)
     nothing = tl.zeros((WARPS, m.shape[0], first.shape[0]), tl.float32)
     a1, a2 = product(xg, w1, nothing, INTERPRETED), product(xg, w2, nothing, INTERPRETED)
     for k0 in range(BK, D, BK):
         k = depths(k0, BK, WARPS)
         w1, w2 = weights(w, first, k, D, BK, dtype), weights(w, second, k, D, BK, dtype)
-        xg, more = gained(x, gain, m, k, M, D)
+        xg, more = gained(x, gains(gain, k, D), m, k, M, D)
         squares += more
         a1, a2 = product(xg, w1, a1, INTERPRETED), product(xg, w2, a2, INTERPRETED)
-    if PDL == 1:
-        gdc_launch_dependents()
     root = tl.rsqrt(squares / D + eps)[:, None]
-    return scaled(a1, scale, first) * root, scaled(a2, scale, second) * root
+    return tl.sum(a1, 0) * root * s1, tl.sum(a2, 0) * root * s2
 
 
 @triton.jit
@@ -133,7 +134,7 @@ def qkv(
     x, gain, w, scale, norm_w, norm_b, cos, sin, start, count, q, keys, values, B, K, M, end, S, eps,
     D: tl.constexpr, H: tl.constexpr, HK: tl.constexpr, HEAD: tl.constexpr,
     BM: tl.constexpr, BH: tl.constexpr, BK: tl.constexpr, WARPS: tl.constexpr,
-    PDL: tl.constexpr, INTERPRETED: tl.constexpr,
+    LINES: tl.constexpr, PDL: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """RMS norm, queries, keys and values, rotary embedding; keys and values go to the cache, at the slots fed.
 
@@ -151,14 +152,16 @@ def qkv(
         end: Number of slots of the plan.
     """
     HALVES: tl.constexpr = HEAD // 2
-    block = tl.program_id(0)
+    block = tl.program_id(1)
     head = block // (HALVES // BH)
     j = block % (HALVES // BH) * BH + tl.arange(0, BH)
-    n, m = head * HEAD + j, tl.arange(0, BM)
+    n, m = head * HEAD + j, tl.program_id(0) * BM + tl.arange(0, BM)
     dtype: tl.constexpr = x.dtype.element_ty
-    a1, a2 = normed_products(x, gain, w, scale, n, n + HALVES, m, M, eps, D, BK, WARPS, PDL, INTERPRETED)
-    row, slot, is_fed = fed(m, start, count, B, K, end)
+    row, slot, is_fed = fed(m, start, count, B, K, end)  # written by an earlier pass
     is_fed = (is_fed & (m < M))[:, None]
+    angle = slot[:, None] * HALVES + j[None, :]
+    c, s = tl.load(cos + angle, mask=is_fed, other=0.0), tl.load(sin + angle, mask=is_fed, other=0.0)
+    a1, a2 = normed_products(x, gain, w, scale, n, n + HALVES, m, M, eps, D, BK, WARPS, LINES, PDL, INTERPRETED)
     if head < H + HK:
         if norm_w is not None:
             mean = (tl.sum(a1, 1) + tl.sum(a2, 1))[:, None] / HEAD
@@ -166,8 +169,6 @@ def qkv(
             inverse = tl.rsqrt((tl.sum(a1 * a1, 1) + tl.sum(a2 * a2, 1))[:, None] / HEAD + 1e-5)
             a1 = a1 * inverse * tl.load(norm_w + n)[None, :] + tl.load(norm_b + n)[None, :]
             a2 = a2 * inverse * tl.load(norm_w + n + HALVES)[None, :] + tl.load(norm_b + n + HALVES)[None, :]
-        angle = slot[:, None] * HALVES + j[None, :]
-        c, s = tl.load(cos + angle, mask=is_fed, other=0.0), tl.load(sin + angle, mask=is_fed, other=0.0)
         a1, a2 = a1 * c - a2 * s, a2 * c + a1 * s
     if head < H:
         to = q + m[:, None] * (H * HEAD) + n[None, :]
@@ -204,8 +205,6 @@ def attend(
     pair, split = tl.program_id(0), tl.program_id(1)
     row, head = pair // HK, pair % HK
     i, d = tl.arange(0, BQ), tl.arange(0, HEAD)  # a query: a slot and one of the heads of the group
-    if PDL == 3:
-        gdc_launch_dependents()
     first = tl.load(start + row % B).to(tl.int32)  # written by an earlier pass, as are most keys
     last = tl.minimum(first + tl.minimum(K, tl.load(count + first).to(tl.int32)), end)
     base = pair.to(tl.int64) * S
@@ -213,10 +212,9 @@ def attend(
     if PDL:
         for s0 in range(split * share, tl.minimum((split + 1) * share, last), BS):
             s = base + tl.minimum(s0 + tl.arange(0, BS), last - 1)
-            prefetch(keys, s, HEAD)
-            prefetch(values, s, HEAD)
+            prefetch(keys, s, 0, HEAD, HEAD // 32)
+            prefetch(values, s, 0, HEAD, HEAD // 32)
         gdc_wait()
-    if PDL == 1 or PDL == 2:
         gdc_launch_dependents()
     slot = first + i // GROUP
     is_fed = (i // GROUP < K) & (slot < last)
@@ -269,7 +267,7 @@ def attend(
 def add_product(
     x, w, scale, hidden, M,
     N: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, WARPS: tl.constexpr,
-    PDL: tl.constexpr, INTERPRETED: tl.constexpr,
+    LINES: tl.constexpr, PDL: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """Add x w^T to the hidden states: the output of attention, and down of the feed-forward.
 
@@ -278,31 +276,30 @@ def add_product(
         w, scale: Weight (N, D), and its scales if it is int8, else None.
         hidden: (M, N); read and written.
     """
-    m, n, k = tl.arange(0, BM), tl.program_id(0) * BN + tl.arange(0, BN), depths(0, BK, WARPS)
+    m, n = tl.program_id(0) * BM + tl.arange(0, BM), tl.program_id(1) * BN + tl.arange(0, BN)
+    k = depths(0, BK, WARPS)
     dtype: tl.constexpr = x.dtype.element_ty
     tile = weights(w, n, k, D, BK, dtype)
-    if PDL == 3:
-        gdc_launch_dependents()
+    factor = 1.0 if scale is None else tl.load(scale + n)[None, :]
+    to, exists = hidden + m[:, None] * N + n[None, :], (m < M)[:, None]
     if PDL:
+        if D > BK:
+            prefetch(w, n, BK, D, LINES)
         gdc_wait()
-    if PDL == 2:
         gdc_launch_dependents()
-    acc = product(inputs(x, m, k, M, D), tile, tl.zeros((WARPS, BM, BN), tl.float32), INTERPRETED)
+    rows, before = inputs(x, m, k, M, D), tl.load(to, mask=exists, other=0.0)
+    acc = product(rows, tile, tl.zeros((WARPS, BM, BN), tl.float32), INTERPRETED)
     for k0 in range(BK, D, BK):
         k = depths(k0, BK, WARPS)
         acc = product(inputs(x, m, k, M, D), weights(w, n, k, D, BK, dtype), acc, INTERPRETED)
-    if PDL == 1:
-        gdc_launch_dependents()
-    to, exists = hidden + m[:, None] * N + n[None, :], (m < M)[:, None]
-    before = tl.load(to, mask=exists, other=0.0).to(tl.float32)
-    tl.store(to, (before + scaled(acc, scale, n)).to(dtype), mask=exists)
+    tl.store(to, (before.to(tl.float32) + tl.sum(acc, 0) * factor).to(dtype), mask=exists)
 
 
 @triton.jit
 def gate_up(
     x, gain, w, scale, out, M, eps,
     F: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, WARPS: tl.constexpr,
-    PDL: tl.constexpr, INTERPRETED: tl.constexpr,
+    LINES: tl.constexpr, PDL: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """RMS norm, gate and up, silu(gate) up.
 
@@ -312,7 +309,7 @@ def gate_up(
         w, scale: Weight (2 F, D), gate first, and its scales if it is int8, else None.
         out: (M, F); written.
     """
-    m, n = tl.arange(0, BM), tl.program_id(0) * BN + tl.arange(0, BN)
-    gate, up = normed_products(x, gain, w, scale, n, n + F, m, M, eps, D, BK, WARPS, PDL, INTERPRETED)
+    m, n = tl.program_id(0) * BM + tl.arange(0, BM), tl.program_id(1) * BN + tl.arange(0, BN)
+    gate, up = normed_products(x, gain, w, scale, n, n + F, m, M, eps, D, BK, WARPS, LINES, PDL, INTERPRETED)
     value = (gate * tl.sigmoid(gate) * up).to(out.dtype.element_ty)
     tl.store(out + m[:, None] * F + n[None, :], value, mask=(m < M)[:, None])
