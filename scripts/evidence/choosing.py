@@ -172,7 +172,8 @@ def rules() -> None:
                 bits = {w: bits_by_decoding(generator.decoder(w, mode="released"), loader) for w in NARROW}
             words = name if mode == "planned" else "released, and unwritten slots attended: the released decoder"
             told = [
-                [f"{bits[w]:.4f}", f"{own[w]['fid']['mean']:.2f}", f"{own[w]['agreement']['mean']:.1%}"] for w in NARROW
+                [f"{bits[w]:.4f}", f"{own[w]['fid']['mean']:.2f}", f"{own[w]['class_accuracy']['mean']:.1%}"]
+                for w in NARROW
             ]
             rows.append(
                 [words, *(cell for column in zip(*told, strict=True) for cell in column), f"{own[1]['passes']:.0f}"]

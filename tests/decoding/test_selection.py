@@ -15,7 +15,11 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture
-def family():
+def family(monkeypatch):
+    from zipar_train.decoding.kernels import selection
+
+    monkeypatch.setattr(selection, "ROUNDS", 1)
+    monkeypatch.setattr(selection, "PASSES", 1)
     made = llamagen(4, 5, head=32, dtype=torch.float32)
     fuse_for_inference(made.model, least=10**9)
     return made
@@ -62,15 +66,16 @@ def test_a_choice_says_why(family, monkeypatch):
     assert chosen.decode_method(family, compile=True).name == "compiled"
     good = selection.Comparison(difference=0.001, bound=0.1, plain_ms=2.0, fused_ms=0.7)
     monkeypatch.setattr(selection, "compare", lambda family: good)
-    assert chosen._faster(family) == (
+    assert chosen.faster_method(family) == (
         "fused",
-        "Triton kernels: 0.70 ms per pass, PyTorch's operators 2.00 ms; logits differ by 0.1 %, at most 10 % is rounding",
+        "Triton kernels: 0.70 ms per pass, PyTorch's operators 2.00 ms; "
+        "logits differ by 0.1 %, at most 10 % is rounding",
     )
     monkeypatch.setattr(selection, "compare", lambda family: good._replace(plain_ms=0.5))
-    assert chosen._faster(family).name == "plain"
+    assert chosen.faster_method(family).name == "plain"
 
     def fail(family):
         raise torch.cuda.OutOfMemoryError("out of memory\nmore")
 
     monkeypatch.setattr(selection, "compare", fail)
-    assert chosen._faster(family) == ("plain", "the Triton kernels cannot be used: out of memory")
+    assert chosen.faster_method(family) == ("plain", "the Triton kernels cannot be used: out of memory")

@@ -69,7 +69,8 @@ def test_a_gpu_does_it_all(fresh_cli, tmp_path):
         pytest.skip("needs a CUDA device")
     fresh_cli("doctor", "--checks", "devices,attention", "--json", "doctor.json", *PATIENT)
     rows = told(tmp_path / "doctor.json")
-    for name in ("GPU 0", "nccl", "torch.compile", "FlexAttention", "FlexAttention, backward", "sdpa, math"):
+    attention = ("FlexAttention", "FlexAttention, backward", "sdpa, math")
+    for name in ("GPU 0", "nccl", "Triton kernels", "torch.compile", *attention):
         assert rows[name]["status"] == "ok", rows[name]
 
 

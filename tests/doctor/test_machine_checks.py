@@ -8,7 +8,8 @@ import torch
 from doctor_rows import told
 from torch.nn.functional import scaled_dot_product_attention
 
-from zipar_train.doctor import attention, devices, disk, packages
+from zipar_train.decoding import decode_method
+from zipar_train.doctor import attention, decoding, devices, disk, packages
 from zipar_train.doctor.checks import CheckContext
 from zipar_train.plan.masks import dense
 
@@ -54,6 +55,23 @@ def test_kernels_are_tried_one_by_one():
     rows = {name: attention.kernel(name, torch.device("cpu"), torch.float32) for name in attention.KERNELS}
     assert rows["MATH"].seen.startswith("forward and backward, within")
     assert rows["CUDNN_ATTENTION"].seen.startswith("not for a dense mask here")
+
+
+def test_the_triton_kernels_are_used_or_the_row_says_why_not(monkeypatch):
+    assert [*decoding.triton_kernels(CheckContext(scratch=None))] == [] or torch.cuda.is_available()
+    monkeypatch.setattr(decoding, "device", lambda asked: torch.device("meta"))
+    monkeypatch.setattr(decoding, "half", lambda place: torch.bfloat16)
+    for name, status in (("fused", "ok"), ("plain", "note")):
+        seen = []
+
+        def choose(family, name=name, seen=seen):
+            seen.append(family.model.base_model.layers[1].qkv.weight.shape)
+            return decode_method.DecodeMethod(name, "0.10 ms per pass")
+
+        monkeypatch.setattr(decode_method, "faster_method", choose)
+        (row,) = decoding.triton_kernels(CheckContext())
+        assert (row.status, row.seen, row.name) == (status, "0.10 ms per pass", "Triton kernels")
+        assert seen == [(3072, 1024)]  # of a fused layer of LlamaGen-L
 
 
 def test_a_gpu_that_torch_cannot_use_is_a_problem(tmp_path, monkeypatch):

@@ -41,7 +41,7 @@ def decode_method(family: Family, *, compile: bool = False) -> DecodeMethod:
             return DecodeMethod("compiled", "torch.compile was asked for")
         if family.model.device.type != "cuda":
             return DecodeMethod("plain", "the Triton kernels need a CUDA GPU")
-        return _faster(family)
+        return faster_method(family)
     if asked not in METHODS:
         raise ValueError(f"ZIPAR_DECODE={asked} is unknown: use {', '.join(METHODS)}")
     if asked == "fused":
@@ -53,7 +53,7 @@ def decode_method(family: Family, *, compile: bool = False) -> DecodeMethod:
     return DecodeMethod(asked, f"ZIPAR_DECODE={asked}")
 
 
-def _faster(family: Family) -> DecodeMethod:
+def faster_method(family: Family) -> DecodeMethod:
     """Return "fused" if the Triton kernels agree with PyTorch's operators and are faster, otherwise "plain"."""
     try:
         from zipar_train.decoding.kernels.selection import compare  # needs Triton

@@ -1,6 +1,7 @@
 """User-facing generation: `load(...)`, then `.generate(labels)`, which returns images."""
 
 import io
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,6 +111,8 @@ class Generator:
         self.inference_family = load_family(recipe.model, saved, dtype=dtype, device=self.device)
         fuse_for_inference(self.inference_family.model)
         self.method = decode_method(self.inference_family, compile=compile)
+        if self.device.type == "cuda":
+            print(f"passes: {self.method.name}. {self.method.reason}", file=sys.stderr)
         if self.method.name == "compiled":
             compile_body(self.inference_family.model)
         self.decoders: dict[tuple[int | None, DecodeMode, int], Decoder | AdaptiveDecoder] = {}

@@ -22,7 +22,7 @@ from zipar_train.run.provenance import revision, today
 SECTIONS = {  # in display order: the modules of their checks, imported only in the section's process
     "packages": ("packages.CHECKS",),
     "devices": ("devices.CHECKS",),
-    "attention": ("attention.CHECKS",),
+    "attention": ("attention.CHECKS", "decoding.CHECKS"),
     "disk": ("disk.CHECKS",),
     "wandb": ("tracking.CHECKS",),
     "recipes": ("recipes.SHIPPED",),

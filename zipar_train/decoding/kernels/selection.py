@@ -1,4 +1,4 @@
-"""Comparison of the Triton kernels with PyTorch's operators, on a model's own weights: do they agree, which is faster."""
+"""Comparison of the Triton kernels with PyTorch's operators on a model's own weights: agreement and speed."""
 
 from math import sqrt
 from time import perf_counter
