@@ -17,6 +17,7 @@ from zipar_train.decoding.decoder import Decoder
 from zipar_train.decoding.fused_llama import fuse_for_inference
 from zipar_train.decoding.generator import Generator, load
 from zipar_train.decoding.int8 import Int8Linear, int8_layers, to_int8
+from zipar_train.decoding.onednn import packed
 from zipar_train.decoding.sampling import code_seeds
 from zipar_train.models.family import build, teacher_forced
 from zipar_train.models.restore import LoadedWeights
@@ -148,6 +149,7 @@ def test_weights_are_rounded_as_they_are_in_their_file(saved, dtype):
     out, scale = to_int8(weights.state["model.layers.0.self_attn.o_proj.weight"])
     assert torch.equal(model.model.layers[0].out.weight, out)
     assert torch.equal(model.model.layers[0].out.scale, scale[:, 0])
+    assert type(model.lm_head) is type(packed(model.lm_head.weight))  # and not an nn.Linear
     assert generator.generate([0, 3], window=2).codes.shape == (2, 8, 8)
     assert all(torch.equal(tensor, before[name]) for name, tensor in generator.saved.state.items())
     assert all(p.dtype == dtype for p in generator.load_family().model.parameters())
