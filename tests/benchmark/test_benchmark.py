@@ -70,11 +70,12 @@ def test_operations_are_those_that_torch_counts(window):
     assert pairs == 4 * 2 * 16 * int(plan.visible().sum())  # queries on keys, and weights on values; 2 layers, width 16
 
 
+@pytest.mark.parametrize("int8", [False, True])
 @pytest.mark.parametrize("row_end", [False, True])
-def test_the_floor_is_the_sum_over_passes(row_end):
+def test_the_floor_is_the_sum_over_passes(row_end, int8):
     grid = Grid(5, 6, row_end=row_end)
     plan, family = Plan.zipar(grid, window=3, prompt=2), StockLlama(grid, prompt=2)
-    work, rates, rows, size = Work.of(family), Rates(copy=1000.0, matmul=6000.0), 4, 2
+    work, rates, rows, size = Work.of(family), Rates(copy=1000.0, matmul=6000.0, int8=9000.0), 4, 2
     assert work.body == sum(p.numel() for p in family.model.model.parameters()) - 12 * 16
     assert (work.head, work.key, work.attention) == (7 * 16, 2 * 2 * 16, 4 * 2 * 16)
     total, kinds = 0.0, set()
@@ -86,12 +87,14 @@ def test_the_floor_is_the_sum_over_passes(row_end):
             for q in fed
             for k in range(len(plan))
         )
-        moved = size * (work.body + work.head + rows * work.key * sum(plan.step <= step)) / rates.copy
-        done = rows * (2 * work.body * len(fed) + 2 * work.head * drawn + work.attention * pairs) / rates.matmul
+        moved = size * (work.head + rows * work.key * sum(plan.step <= step)) / rates.copy
+        moved += (1 if int8 else size) * work.body / rates.copy
+        done = rows * (2 * work.head * drawn + work.attention * pairs) / rates.matmul
+        done += rows * 2 * work.body * len(fed) / (rates.int8 if int8 else rates.matmul)
         kinds.add(moved > done)
         total += max(moved, done)
     assert kinds == {True, False}  # both bind somewhere
-    assert np.isclose(work.floor(plan, rates, rows=rows, size=size), total)
+    assert np.isclose(work.floor(plan, rates, rows=rows, size=size, int8=int8), total)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -41,10 +42,16 @@ def test_the_floor_of_a_pass_in_the_middle(fed, keys, numbers, operations):
     work, plan = Work(body=100, head=20, attention=3, key=5), Plan.raster(Grid(4, 4), prompt=2)
     assert middle(plan, fed) == keys
     for rates in (Rates(copy=1000.0, matmul=1e9), Rates(copy=1e9, matmul=1000.0)):
-        for weight_size, weights in ((None, 240), (2, 240), (1, 120)):
+        for int8, weights in ((False, 240), (True, 100 + 40)):  # the head's are not rounded
             seconds = max((weights + 2 * numbers) / rates.copy, operations / rates.matmul)
-            floor = work.middle_floor(plan, rates, slots=fed, rows=4, size=2, weight_size=weight_size)
+            floor = work.middle_floor(plan, rates, slots=fed, rows=4, size=2, int8=int8)
             assert floor == pytest.approx(seconds)
+        integers = replace(rates, int8=4 * rates.matmul)
+        operations_saved = 3 / 4 * 4 * 2 * 100 * fed  # the layers'; attention and the head have the dtype
+        seconds = max((140 + 2 * numbers) / rates.copy, (operations - operations_saved) / rates.matmul)
+        assert work.middle_floor(plan, integers, slots=fed, rows=4, size=2, int8=True) == pytest.approx(seconds)
+        floor = work.middle_floor(plan, integers, slots=fed, rows=4, size=2)
+        assert floor == work.middle_floor(plan, rates, slots=fed, rows=4, size=2)
 
 
 @pytest.mark.slow
@@ -94,7 +101,7 @@ def test_rows_from_the_command_line(run, tmp_path, monkeypatch):
         pairs = work.attention * sum(range(keys - fed + 1, keys + 1))
         done = copies * (2 * (work.body + work.head) * fed + pairs) / 1e11
         for name, weight in (("floor_ms", 4), ("int8_floor_ms", 1)):
-            moved = (weight * (work.body + work.head) + 4 * copies * work.key * keys) / 1e10
+            moved = (weight * work.body + 4 * work.head + 4 * copies * work.key * keys) / 1e10
             assert row[name] == pytest.approx(1000 * max(moved, done))
         others = [each for each in report["rows"] if (each["batch"], each["method"]) == (row["batch"], row["method"])]
         assert row["times_floor"] == pytest.approx(row["pass_ms"] / row["floor_ms"])

@@ -91,8 +91,16 @@ NOT_RUN = {  # a block's page and first line: the reason
     ): "takes minutes with small models too; tests/benchmark run the options",
     (
         "docs/performance.md",
-        f"{NAME} bench --recipe llamagen-b --rows",
+        f"{NAME} bench --recipe llamagen-b --rows 2,4,8,16,32 --repeats 3",
     ): "takes a minute with small models too; tests/benchmark/test_rows.py runs the options",
+    (
+        "docs/performance.md",
+        f"{NAME} bench --recipe llamagen-b --rows 2,4,8,16,32 --repeats 5 --no-baselines --int8",
+    ): "takes minutes; tests/benchmark/test_int8_rounds.py runs the options",
+    (
+        "docs/performance.md",
+        ".venv/bin/python scripts/evidence/int8.py",
+    ): "needs trained models; tests/scripts/test_int8_table.py runs it",
     ("docs/sweeps.md", f"{NAME} sweep"): "trains for minutes; tests/sweep run such files",
     ("docs/sweeps.md", "wandb sweep"): "needs W&B's server",
     ("docs/training.md", f"{NAME} doctor"): "tries torch.compile for half a minute; tests/doctor run it",

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from zipar_train.benchmark.decoders import Case, Decoders
 from zipar_train.benchmark.random_family import on_grid, random_family
-from zipar_train.benchmark.results import AHEAD, OURS, PLAIN, DecodeReport, DecodeRow
+from zipar_train.benchmark.results import AHEAD, OURS, PLAIN, ROUNDED, DecodeReport, DecodeRow
 from zipar_train.benchmark.roofline import Rates, measure
 from zipar_train.benchmark.turns import Failure, Key, Timed, Trouble, release, take_turns, turns_bar
 from zipar_train.decoding import memory
@@ -28,6 +28,7 @@ def bench_decode(
     rounds: int = 3,
     baselines: bool = True,
     compiled: bool = False,
+    int8: bool = False,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     progress: bool = True,
@@ -48,6 +49,7 @@ def bench_decode(
         rounds: Number of counted rounds.
         baselines: At the first batch size and grid, also measure the other decoders.
         compiled: Also measure the package's decoder with torch.compile.
+        int8: Also measure the package's decoder with int8 weights.
         dtype: None: bfloat16 on a GPU, float32 elsewhere.
         device: None: a GPU if there is one, otherwise the CPU.
         progress: Show a progress bar.
@@ -70,6 +72,7 @@ def bench_decode(
         parameters=0,
         copy_bandwidth=rates.copy,
         matmul_rate=rates.matmul,
+        int8_rate=rates.int8,
         rounds=rounds,
         rows=[],
         failures=[],
@@ -84,6 +87,7 @@ def bench_decode(
             recipe,
             baselines=baselines and not place,
             compiled=compiled,
+            int8=int8,
         )
         report.parameters = decoders.work.body + decoders.work.head
         for first, batch in enumerate(batches):
@@ -196,7 +200,7 @@ class _Batch:
         """
         (name, window), batch, decoders = key, self.batch, self.decoders
         most, peak = max(passes), timed.peaks[0]
-        floor = self._floor(plan, most if name == AHEAD else None)
+        floor = self._floor(plan, most if name == AHEAD else None, int8=name == ROUNDED)
         return DecodeRow(
             method=name,
             grid=[decoders.grid.height, decoders.grid.width],
@@ -208,7 +212,7 @@ class _Batch:
             spread=timed.spread,
             image_ms=timed.middle / batch * 1000,
             images_per_second=batch / timed.middle,
-            memory=None if peak is None else decoders.weights + peak,
+            memory=None if peak is None else decoders.weights[name == ROUNDED] + peak,
             floor_ms=floor / most * 1000,
             times_floor=timed.middle / floor,
             code_match=None if timed.made is None or plain is None else float((timed.made == plain).float().mean()),
@@ -216,15 +220,15 @@ class _Batch:
             rounds=len(timed.times),
         )
 
-    def _floor(self, plan: Plan, passes: int | None) -> float:
+    def _floor(self, plan: Plan, passes: int | None, *, int8: bool) -> float:
         """Return the least seconds of a batch along a plan, or of this many passes with lookahead."""
-        work, how = self.decoders.work, {"rows": self.rows, "size": self.decoders.ours.model.dtype.itemsize}
+        work, size = self.decoders.work, self.decoders.ours.model.dtype.itemsize
         if passes is None:
-            return work.floor(plan, self.rates, **how)
+            return work.floor(plan, self.rates, rows=self.rows, size=size, int8=int8)
         slots = min(
             plan.slots_ahead(self.decoders.recipe.sampling.lookahead), len(plan) - plan.prompt
         )  # after the prompt
-        return passes * work.middle_floor(plan, self.rates, slots=slots, **how)
+        return passes * work.middle_floor(plan, self.rates, slots=slots, rows=self.rows, size=size)
 
     def _failure(self, key: Case, trouble: Trouble) -> Failure:
         """Return the failure of a decoder."""

@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from zipar_train.benchmark.baselines import eager_loop
-from zipar_train.benchmark.results import AHEAD, COMPILED, EAGER, OURS, PLAIN, STOCK
+from zipar_train.benchmark.results import AHEAD, COMPILED, EAGER, OURS, PLAIN, ROUNDED, STOCK
 from zipar_train.benchmark.roofline import Work
 from zipar_train.benchmark.stock import Stock
 from zipar_train.benchmark.turns import Way, whole_graphs
 from zipar_train.decoding.decode_method import decode_method
 from zipar_train.decoding.decoder import Decoder
 from zipar_train.decoding.fused_llama import compile_body, fuse_for_inference
+from zipar_train.decoding.int8 import saved_bytes
 from zipar_train.decoding.place import inference_on
 from zipar_train.decoding.sampling import code_seeds
 from zipar_train.models.family import Family, conditions
@@ -38,23 +39,29 @@ class Decoders:
         ours: The model, fused for inference.
         plain: A copy as transformers made it; None without baselines.
         compiled: A copy that is fused and compiled; None if not asked for.
+        rounded: A copy that is fused with int8 weights; None if not asked for.
         work: Sizes of the model.
-        weights: Bytes of the model's weights.
+        weights: Bytes of the model's weights: [False] in the dtype, [True] with int8 layers.
     """
 
-    def __init__(self, family: Family, recipe: Recipe, *, baselines: bool, compiled: bool):
+    def __init__(self, family: Family, recipe: Recipe, *, baselines: bool, compiled: bool, int8: bool = False):
         self.recipe, self.ours = recipe, family
         self.grid, self.device = family.grid, family.model.device
         family.model.eval()
         self.work = Work.of(family)
-        self.weights = sum(p.nbytes for p in family.model.parameters())
+        floats = sum(p.nbytes for p in family.model.parameters())
+        self.weights = {False: floats, True: floats}
         self.plain = copy.deepcopy(family) if baselines else None
         self.compiled = copy.deepcopy(family) if compiled else None
+        self.rounded = copy.deepcopy(family) if int8 else None
         fuse_for_inference(family.model)
         self.method = decode_method(family)
         if self.compiled:
             fuse_for_inference(self.compiled.model)
             compile_body(self.compiled.model)
+        if self.rounded:
+            fuse_for_inference(self.rounded.model, int8=True)
+            self.weights[True] -= saved_bytes(self.rounded.model, size=family.model.dtype.itemsize)
 
     def ways(self, plans: Mapping[int, Plan], batch: int, *, baselines: bool) -> Ways:
         """Return the ways to generate a batch, with each decoder at each window.
@@ -105,6 +112,8 @@ class Decoders:
             ways[OURS, window] = decoding(self.ours, plan, make=own)
             if self.compiled:
                 ways[COMPILED, window] = decoding(self.compiled, plan)
+            if self.rounded:
+                ways[ROUNDED, window] = decoding(self.rounded, plan)
             if baselines and plain:
                 ways[PLAIN, window] = decoding(plain, plan, capture=False)
                 ways[EAGER, window] = Way(lambda window=window: eager(window))  # type: ignore[misc]

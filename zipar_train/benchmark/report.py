@@ -13,6 +13,7 @@ from zipar_train.benchmark.results import (
     EAGER,
     OURS,
     PLAIN,
+    ROUNDED,
     STOCK,
     DecodeReport,
     DecodeRow,
@@ -31,6 +32,7 @@ COLOURS = {
     OURS: "#2f6f8f",
     COMPILED: "#5b8c5a",
     AHEAD: "#3f3f8f",
+    ROUNDED: "#4fa3a5",
     PLAIN: "#8a5a83",
     EAGER: "#c0573e",
     STOCK: "#b58a2b",
@@ -82,6 +84,7 @@ def _head(report: DecodeReport | RowsReport) -> str:
         f"{report.recipe['name']}, random weights, {report.dtype}, guidance {report.guidance:g}; "
         f"{report.environment['device']}: copies {report.copy_bandwidth / 1e9:,.3g} GB/s, "
         f"multiplies {report.matmul_rate / 1e12:.3g} TFLOP/s"
+        + (f", integers {report.int8_rate / 1e12:.3g} TOP/s" if report.int8_rate else "")
     )
 
 
@@ -209,7 +212,8 @@ def plot_rows(report: RowsReport, path: Path) -> None:
             shown = [row for row in rows if row.method == method]
             colour = COLOURS.get(method, spare[place % len(spare)])  # the released loop has the one of other charts
             _line(panel, [(row.rows, row.pass_ms, row.spread) for row in shown], label=method, colour=colour)
-        floors = {row.rows: (row.floor_ms, row.int8_floor_ms) for row in rows}
+        last = sorted(rows, key=lambda row: not row.int8)  # a dictionary keeps the floor of the dtype
+        floors = {row.rows: (row.floor_ms, row.int8_floor_ms) for row in last}
         for number, (label, colour) in enumerate(((f"floor, {report.dtype}", "#333333"), ("floor, int8", "#999999"))):
             panel.plot([*floors], [floor[number] for floor in floors.values()], "--", color=colour, label=label)
         panel.set(xlabel="rows of a pass", title=f"{batch} image{'s' if batch > 1 else ''} at once")
@@ -254,7 +258,8 @@ def _panel(panel: Axes, rows: Sequence[DecodeRow], name: str) -> None:
         line = sorted((_value(row, name), row.pass_ms, row.spread) for row in shown if row.method == method)
         _line(panel, line, label=method, colour=colour)
     # with row ends, the passes of transformers' generate differ from a plan's; those with lookahead always do
-    floor = sorted({(_value(row, name), row.floor_ms) for row in shown if row.method not in (STOCK, AHEAD)})
+    # those of int8 weights are lower
+    floor = sorted({(_value(row, name), row.floor_ms) for row in shown if row.method not in (STOCK, AHEAD, ROUNDED)})
     panel.plot(*zip(*floor, strict=True), "--", color="#333333", label="floor of the bytes and operations")
     _log_axes(panel, [place for place, _ in floor])
 

@@ -7,7 +7,7 @@ from pydantic import BaseModel
 from zipar_train.benchmark.turns import Failure
 
 OURS, PLAIN, COMPILED = "zipar-train", "zipar-train, plain", "zipar-train, compiled"
-AHEAD = "zipar-train, lookahead"
+AHEAD, ROUNDED = "zipar-train, lookahead", "zipar-train, int8"
 EAGER, STOCK = "eager loop, as released", "transformers generate"
 CAUSAL, SDPA, FLEX = "causal", "sdpa", "flex_attention"
 
@@ -44,6 +44,7 @@ class GenerationReport(BaseModel):
     parameters: int  # parameters used in a pass
     copy_bandwidth: float  # bytes per second, measured
     matmul_rate: float  # FLOP/s, measured
+    int8_rate: float | None = None  # operations per second of products with int8 layers, measured; None: matmul_rate
     rounds: int  # requested
     failures: list[Failure]  # cases without a row
     notes: list[str]  # remarks on the rows
@@ -64,12 +65,13 @@ class PassRow(BaseModel):
     batch: int  # images
     guided: bool  # False: one copy of each slot; with a recipe's guidance, the pass of one row of each image
     method: str
+    int8: bool = False  # the weights of the layers are int8; floor_ms is then int8_floor_ms
     keys: int  # slots attended to, the fed ones included
     pass_ms: float
     spread: float  # (slowest - fastest round) / median
     floor_ms: float  # its bytes at the measured copy bandwidth, or its FLOPs at the measured rate
     times_floor: float
-    int8_floor_ms: float  # as floor_ms, with one byte per weight
+    int8_floor_ms: float  # floor_ms of a pass with int8 weights: one byte per weight of the layers
     against_fewest: float  # time relative to the method's pass of the fewest rows, for as many images
     warm_ups: int  # rounds before the counted ones
     rounds: int  # counted

@@ -1,7 +1,7 @@
 """Roofline floor of a forward pass: its memory traffic and FLOPs at rates measured on this device."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch.utils.benchmark import Timer
 
+from zipar_train.decoding.int8 import to_int8
 from zipar_train.models.family import Family
 from zipar_train.plan.table import Plan
 
@@ -20,10 +21,13 @@ class Rates:
     Attributes:
         copy: Bytes per second of a large copy, reads and writes counted.
         matmul: FLOP/s of a large matrix product in the dtype.
+        int8: Operations per second of a large product of an `Int8Linear`: of integers on a CPU. None: `matmul`, since
+            elsewhere its product is in the dtype.
     """
 
     copy: float
     matmul: float
+    int8: float | None = None
 
 
 def seconds(work: Callable[[], Any], device: torch.device, *, repeat: int = 7) -> list[float]:
@@ -61,10 +65,14 @@ def measure(device: torch.device, dtype: torch.dtype) -> Rates:
     def multiply() -> None:
         torch.mm(left, right, out=result)
 
-    return Rates(
+    rates = Rates(
         copy=2 * len(source) * copies / min(seconds(copy, device)),
         matmul=2 * size**3 / min(seconds(multiply, device)),
     )
+    if device.type != "cpu":
+        return rates
+    whole = [to_int8(numbers)[0] for numbers in (left, right)]
+    return replace(rates, int8=2 * size**3 / min(seconds(lambda: torch._int_mm(whole[0], whole[1].t()), device)))
 
 
 @dataclass(frozen=True)
@@ -102,7 +110,7 @@ class Work:
         predicted = int((plan.target >= 0).sum())
         return 2 * (self.body * len(plan) + self.head * predicted) + self.attention * int(plan.visible().sum())
 
-    def floor(self, plan: Plan, rates: Rates, *, rows: int, size: int) -> float:
+    def floor(self, plan: Plan, rates: Rates, *, rows: int, size: int, int8: bool = False) -> float:
         """Return the least seconds for all passes of a batch: for each pass, its bytes or its FLOPs, the slower one.
 
         Args:
@@ -110,18 +118,20 @@ class Work:
             rates: Measured rates of the device.
             rows: R = B, or 2 B under guidance.
             size: Bytes per element.
+            int8: The weights of the layers have one byte, and their products the rate of those.
         """
         passes = plan.passes
         fed = np.bincount(plan.step, minlength=passes)
         predicted = np.bincount(plan.step[plan.target >= 0], minlength=passes)
         seen = np.bincount(plan.step, weights=plan.visible().sum(1), minlength=passes)
-        operations = rows * (2 * (self.body * fed + self.head * predicted) + self.attention * seen)
-        numbers = self.body + self.head + rows * self.key * np.cumsum(fed)  # all keys so far, including this pass's
-        return float(np.maximum(numbers * size / rates.copy, operations / rates.matmul).sum())
+        keys = np.cumsum(fed)  # all keys so far, including this pass's
+        moved, done = (
+            self._moving(rates, keys, rows=rows, size=size, int8=int8),
+            self._multiplying(rates, fed, predicted, seen, rows=rows, int8=int8),
+        )
+        return float(np.maximum(moved, done).sum())
 
-    def middle_floor(
-        self, plan: Plan, rates: Rates, *, slots: int, rows: int, size: int, weight_size: int | None = None
-    ) -> float:
+    def middle_floor(self, plan: Plan, rates: Rates, *, slots: int, rows: int, size: int, int8: bool = False) -> float:
         """Return the least seconds of a pass in the middle of an image: its bytes or its FLOPs.
 
         Args:
@@ -130,13 +140,30 @@ class Work:
             slots: Slots that the pass feeds of each image, all with the head.
             rows: R = B, or 2 B under guidance.
             size: Bytes per element.
-            weight_size: Bytes per weight. None: `size`. The operations are those of the rates' dtype either way.
+            int8: As in `floor`.
         """
         keys = middle(plan, slots)
         seen = int(plan.visible()[keys - slots : keys].sum())
-        operations = rows * (2 * (self.body + self.head) * slots + self.attention * seen)
-        moved = (self.body + self.head) * (weight_size or size) + rows * self.key * keys * size
-        return max(moved / rates.copy, operations / rates.matmul)
+        return max(
+            self._moving(rates, keys, rows=rows, size=size, int8=int8),
+            self._multiplying(rates, slots, slots, seen, rows=rows, int8=int8),
+        )
+
+    def _moving(self, rates: Rates, keys: Any, *, rows: int, size: int, int8: bool) -> Any:
+        """Return the least seconds in which passes read their weights and this many keys of each row."""
+        weights = self.body * (1 if int8 else size) + self.head * size
+        return (weights + rows * self.key * keys * size) / rates.copy
+
+    def _multiplying(self, rates: Rates, fed: Any, predicted: Any, seen: Any, *, rows: int, int8: bool) -> Any:
+        """Return the least seconds of the operations of passes.
+
+        Args:
+            fed: Slots fed of each row.
+            predicted: Those with the head.
+            seen: Visible pairs of a query and a key.
+        """
+        products = 2 * self.body * fed / ((int8 and rates.int8) or rates.matmul)
+        return rows * (products + (2 * self.head * predicted + self.attention * seen) / rates.matmul)
 
 
 def middle(plan: Plan, slots: int) -> int:

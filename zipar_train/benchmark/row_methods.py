@@ -39,12 +39,14 @@ class Asked(NamedTuple):
         device: Device of the passes.
         baselines: True unless baselines are left out.
         compiled: True if torch.compile is asked for.
+        int8: True if int8 weights are asked for.
     """
 
     recipe: Recipe
     device: torch.device
     baselines: bool = True
     compiled: bool = False
+    int8: bool = False
 
 
 @dataclass(frozen=True)
@@ -159,11 +161,13 @@ class Method(NamedTuple):
         passes: Returns the passes of a setting, a function of a number of slots; its call fills the cache.
         prepare: Changes the method's own model in place before its first pass. The weights are frozen.
         when: Returns True if the method is measured.
+        int8: True if the weights of the layers are int8.
     """
 
     passes: Callable[[Family, Setting], Callable[[int], None]]
     prepare: Callable[[PreTrainedModel], Any]
     when: Callable[[Asked], bool] = lambda asked: True
+    int8: bool = False
 
 
 def _fused_decoder(family: Family, plan: Plan) -> Decoder:
@@ -187,6 +191,13 @@ METHODS = {
         partial(DecoderPasses, lookahead=True, make=_fused_decoder),
         fuse_for_inference,
         lambda asked: asked.device.type == "cuda",
+    ),
+    "int8": Method(DecoderPasses, partial(fuse_for_inference, int8=True), lambda asked: asked.int8, int8=True),
+    "fused, int8": Method(
+        partial(DecoderPasses, lookahead=True, make=_fused_decoder),
+        partial(fuse_for_inference, int8=True),
+        lambda asked: asked.int8 and asked.device.type == "cuda",
+        int8=True,
     ),
     EAGER: Method(EagerPasses, lambda model: None, lambda asked: asked.baselines),
 }

@@ -18,8 +18,6 @@ from zipar_train.plan.table import Plan
 from zipar_train.recipe.schema import Recipe
 from zipar_train.run.provenance import environment
 
-INT8 = 1  # bytes per weight
-
 
 class Size(NamedTuple):
     """Size of a pass: R rows for each image are K slots, or 2 K under guidance."""
@@ -40,6 +38,7 @@ def bench_rows(
     rounds: int = 3,
     baselines: bool = True,
     compiled: bool = False,
+    int8: bool = False,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     progress: bool = True,
@@ -58,6 +57,7 @@ def bench_rows(
         rounds: Number of counted rounds.
         baselines: Also measure the released loop.
         compiled: Also measure the package's decoder with torch.compile.
+        int8: Also measure the package's decoder with int8 weights.
         dtype: None: bfloat16 on a GPU, float32 elsewhere.
         device: None: a GPU if there is one, otherwise the CPU.
         progress: Show a progress bar.
@@ -81,6 +81,7 @@ def bench_rows(
         parameters=work.body + work.head,
         copy_bandwidth=rates.copy,
         matmul_rate=rates.matmul,
+        int8_rate=rates.int8,
         rounds=rounds,
         passes=passes_of(device),
         rows=[],
@@ -88,7 +89,7 @@ def bench_rows(
         notes=_notes(plan, sizes, guided=recipe.sampling.guidance != 1, baselines=baselines),
         environment=environment(device),
     )
-    asked = Asked(recipe, device, baselines=baselines, compiled=compiled)
+    asked = Asked(recipe, device, baselines=baselines, compiled=compiled, int8=int8)
     for batch in batches:
         _Batch(asked, plan, sketch, batch, work, rates).add_to(report, sizes, progress=progress, save=save)
     if not report.rows:
@@ -241,10 +242,8 @@ class _Batch:
         taken, element = timed.middle / passes_of(self.device), self.sketch.model.dtype.itemsize
         copies = self.batch * (2 if size.guided else 1)
         floor, int8_floor = (
-            self.work.middle_floor(
-                self.plan, self.rates, slots=size.slots, rows=copies, size=element, weight_size=weight_size
-            )
-            for weight_size in (element, INT8)
+            self.work.middle_floor(self.plan, self.rates, slots=size.slots, rows=copies, size=element, int8=int8)
+            for int8 in (METHODS[name].int8, True)
         )
         fewest = min(other.rows for method, other in seconds if method == name)
         (least,) = (took for (method, other), took in seconds.items() if (method, other.rows) == (name, fewest))
@@ -254,6 +253,7 @@ class _Batch:
             batch=self.batch,
             guided=size.guided,
             method=name,
+            int8=METHODS[name].int8,
             keys=middle(self.plan, size.slots),
             pass_ms=taken * 1000,
             spread=timed.spread,

@@ -28,6 +28,9 @@ def bench(
     compiled: Annotated[
         bool, typer.Option("--compiled", help="Our decoder with torch.compile too: minutes before the first image.")
     ] = False,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Our decoder with int8 weights too, beside the floor of its bytes.")
+    ] = False,
     train: Annotated[
         bool, typer.Option("--train", help="Training steps under the smallest window instead, beside the causal one.")
     ] = False,
@@ -72,7 +75,14 @@ def bench(
     others: dict[str, tuple[Any, dict[str, Any]]] = {
         "--train": (
             train,
-            {"--png": png, "--dtype": dtype, "--rows": rows, "--compiled": compiled, "--no-baselines": alone},
+            {
+                "--png": png,
+                "--dtype": dtype,
+                "--rows": rows,
+                "--compiled": compiled,
+                "--int8": int8,
+                "--no-baselines": alone,
+            },
         ),
         "--rows": (rows, {"--windows": windows, "--grids": grids}),
     }
@@ -103,6 +113,7 @@ def bench(
         "rounds": rounds,
         "baselines": not alone,
         "compiled": compiled,
+        "int8": int8,
         "dtype": getattr(torch, dtype) if dtype else None,
         "save": save,
     }

@@ -7,6 +7,7 @@ import typer
 
 from zipar_train.cli.options import (
     CheckpointOption,
+    Int8Option,
     JsonOption,
     RecipeOption,
     SetOption,
@@ -52,6 +53,7 @@ def evaluate(
     search_images: Annotated[
         int | None, typer.Option(min=10, help="Images generated at each scale and window; 2000 if not given.")
     ] = None,
+    int8: Int8Option = False,
     overrides: SetOption = [],  # noqa: B006
     out: Annotated[
         Path | None,
@@ -59,7 +61,7 @@ def evaluate(
             parser=user_path,
             callback=output_folder,
             metavar="PATH",
-            help="The report's folder; `evaluation` in the run folder.",
+            help="The report's folder; `evaluation` in the run folder, `evaluation-int8` with --int8.",
         ),
     ] = None,
     json_file: JsonOption = None,
@@ -77,7 +79,7 @@ def evaluate(
     path = Path(checkpoint)
     if not path.exists():
         raise ValueError(f"no checkpoint at {path}: train it with `zipar-train fit`, or give another path")
-    folder = out or (path if path.is_dir() else path.resolve().parent.parent) / "evaluation"
+    folder = out or (path if path.is_dir() else path.resolve().parent.parent) / f"evaluation{'-int8' * int8}"
     if search_images is not None and scales is None:
         raise ValueError("--search-images goes with --search-guidance")
     if scales is not None and (compare or released or adaptive or npz or png):
@@ -90,9 +92,9 @@ def evaluate(
     rank, world, _ = process()
     with folder_lock(folder, rank, world):
         if scales is not None:
-            _search(loaded, checkpoint, scales, sizes, search_images or 2000, folder, json_file)
+            _search(loaded, checkpoint, scales, sizes, search_images or 2000, folder, json_file, int8=int8)
         else:
-            chosen = {"released": released, "adaptive": adaptive, "npz": npz, "png": png}
+            chosen = {"released": released, "adaptive": adaptive, "npz": npz, "png": png, "int8": int8}
             _score(loaded, checkpoint, compare, sizes, folder, json_file, **chosen)
 
 
@@ -132,11 +134,13 @@ def _search(
     images: int,
     folder: Path,
     json_file: Path | None,
+    *,
+    int8: bool,
 ) -> None:
     from zipar_train.evaluation.guidance_search import lines
     from zipar_train.evaluation.guidance_search import search_guidance as work
 
-    found = work(loaded, checkpoint, scales, windows=windows, images=images, out=folder)
+    found = work(loaded, checkpoint, scales, windows=windows, images=images, out=folder, int8=int8)
     if found is None:
         print("this process has generated its share; the first one scores")
         return

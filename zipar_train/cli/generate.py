@@ -7,6 +7,7 @@ import typer
 
 from zipar_train.cli.options import (
     EitherCheckpointOption,
+    Int8Option,
     OrRecipeOption,
     SetOption,
     integers,
@@ -48,6 +49,7 @@ def generate(
     lookahead: Annotated[
         int | None, typer.Option(help="Slots fed per pass, 32 for example: the same images in fewer passes; 0: none.")
     ] = None,
+    int8: Int8Option = False,
 ) -> None:
     """Generate images into one picture. Options that are not given default to the recipe's."""
     if (labels is None) == (not captions):
@@ -69,7 +71,7 @@ def generate(
         "top_p": top_p,
         "lookahead": lookahead,
     }
-    generator = load(source, overrides=overrides)
+    generator = load(source, overrides=overrides, int8=int8)
     settings = {key: value for key, value in given.items() if value is not None}
     mode: Any = "released" if released else "adaptive" if adaptive else "planned"
     images = generator.generate(wanted, window=window, seed=seed, mode=mode, **settings)

@@ -137,6 +137,9 @@ OrRecipeOption = Annotated[
         "--recipe", parser=expanded, metavar="RECIPE", help="Or a recipe, for the weights that it starts from."
     ),
 ]
+Int8Option = Annotated[
+    bool, typer.Option("--int8", help="Round the weights of the layers to int8; it changes some of the codes.")
+]
 JsonOption = Annotated[
     Path | None,
     typer.Option("--json", parser=user_path, callback=output_file, metavar="FILE", help="Write the same for programs."),

@@ -4,6 +4,8 @@ Queries, keys and values are one matrix product; gate and up of the feed-forward
 operators. The weights must be frozen, with adapters merged.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,30 +17,43 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.models.chameleon.modeling_chameleon import ChameleonModel
 from transformers.models.llama.modeling_llama import LlamaModel
 
+from zipar_train.decoding.int8 import Int8Linear
 from zipar_train.decoding.onednn import MIN_PACKED_ELEMENTS, packed
 from zipar_train.models.compiled import compile_layers
 
 
 class FusedLayer(nn.Module):
-    """Fused replacement of a `LlamaDecoderLayer` or `ChameleonDecoderLayer`, (R, K, D) to (R, K, D)."""
+    """Fused replacement of a `LlamaDecoderLayer` or `ChameleonDecoderLayer`, (R, K, D) to (R, K, D).
 
-    def __init__(self, layer: Any, *, heads: int, least: int):
+    Args:
+        layer: The layer.
+        heads: Number of heads of queries.
+        product: Makes the linear layer of a weight (N, D).
+    """
+
+    norm_weight: Tensor | None
+    norm_bias: Tensor
+
+    def __init__(self, layer: Any, *, heads: int, product: Callable[[Tensor], nn.Module]):
         super().__init__()
         attention, mlp = layer.self_attn, layer.mlp
         self.head, self.scale = attention.head_dim, attention.scaling
         self.heads, self.groups = heads, attention.num_key_value_groups
-        self.norms: tuple[Tensor, ...] | None = None  # Chameleon's norms of queries and keys, per head
-        if hasattr(attention, "q_norm"):
-            both = (attention.q_norm, attention.k_norm)
-            self.norms = tuple(
-                torch.cat([getattr(part, name).detach() for part in both]) for name in ("weight", "bias")
-            )
+        for name in ("weight", "bias"):  # Chameleon's norms of queries and keys, per head
+            both = [getattr(attention, f"{part}_norm", None) for part in "qk"]
+            joined = torch.cat([getattr(part, name).detach() for part in both]) if both[0] is not None else None
+            self.register_buffer(f"norm_{name}", joined, persistent=False)
         self.before, self.between = layer.input_layernorm, layer.post_attention_layernorm
         projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-        self.qkv = packed(torch.cat([projection.weight for projection in projections]), least=least)
-        self.out = packed(attention.o_proj.weight, least=least)
-        self.gate_up = packed(torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]), least=least)
-        self.down = packed(mlp.down_proj.weight, least=least)
+        self.qkv = product(torch.cat([projection.weight for projection in projections]))
+        self.out = product(attention.o_proj.weight)
+        self.gate_up = product(torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]))
+        self.down = product(mlp.down_proj.weight)
+
+    @property
+    def norms(self) -> tuple[Tensor, Tensor] | None:
+        """Return weight and bias of Chameleon's norms of queries and keys; None: a Llama's layer."""
+        return None if self.norm_weight is None else (self.norm_weight, self.norm_bias)
 
     def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, kept: CacheLayerMixin | None) -> Tensor:
         """Apply the layer.
@@ -79,7 +94,7 @@ class FusedLlama(nn.Module):
     whole score matrices (aten/src/ATen/native/transformers/cuda/sdp_utils.cpp).
     """
 
-    def __init__(self, llama: Any, *, least: int):
+    def __init__(self, llama: Any, *, product: Callable[[Tensor], nn.Module]):
         super().__init__()
         self.groups = llama.config.num_attention_heads // (
             llama.config.num_key_value_heads or llama.config.num_attention_heads
@@ -87,7 +102,7 @@ class FusedLlama(nn.Module):
         self.embed_tokens, self.rotary_emb, self.norm = llama.embed_tokens, llama.rotary_emb, llama.norm
         self.layers = nn.ModuleList()
         for index, layer in enumerate(llama.layers):
-            self.layers.append(FusedLayer(layer, heads=llama.config.num_attention_heads, least=least))
+            self.layers.append(FusedLayer(layer, heads=llama.config.num_attention_heads, product=product))
             llama.layers[index] = nn.Identity()  # only one layer's weights exist twice at a time
 
     def forward(
@@ -116,7 +131,7 @@ def norm(x: Tensor, module: nn.Module) -> Tensor:
     return rms_norm(x, (x.shape[-1],), module.weight, module.variance_epsilon)  # type: ignore[arg-type]
 
 
-def fuse_for_inference(model: PreTrainedModel, *, least: int = MIN_PACKED_ELEMENTS) -> bool:
+def fuse_for_inference(model: PreTrainedModel, *, least: int = MIN_PACKED_ELEMENTS, int8: bool = False) -> bool:
     """Replace the body of a stock Llama or Chameleon by a `FusedLlama`, and pack its output head, in place.
 
     Outputs are the same up to rounding. The model can no longer be trained or saved.
@@ -124,10 +139,45 @@ def fuse_for_inference(model: PreTrainedModel, *, least: int = MIN_PACKED_ELEMEN
     Args:
         model: A model with frozen weights.
         least: Smallest weight to pack, in elements; see `packed`.
+        int8: Round the weights of the layers to int8 instead, see `fuse_in_int8`.
 
     Returns:
         True if the model was a stock Llama or Chameleon; other models are left unchanged.
+
+    Raises:
+        ValueError: If the model is another one, with `int8`.
     """
+    if int8:
+        fuse_in_int8(model)
+    elif not _fuse_body(model, partial(packed, least=least)):
+        return False
+    pack_head(model, least=least)
+    return True
+
+
+def fuse_in_int8(model: PreTrainedModel) -> None:
+    """Replace the body of a model by a `FusedLlama` of `Int8Linear` layers, in place.
+
+    The output head and the embeddings keep their dtype: docs/performance.md.
+
+    Raises:
+        ValueError: If the model is not a stock Llama or Chameleon.
+    """
+    if not _fuse_body(model, Int8Linear):
+        raise ValueError(
+            "int8 weights need the layers of a stock Llama or Chameleon, and this model has others: leave out --int8, "
+            "in Python int8=True"
+        )
+
+
+def pack_head(model: PreTrainedModel, *, least: int = MIN_PACKED_ELEMENTS) -> None:
+    """Pack the output head of a model in place, if it is one product."""
+    head = model.get_output_embeddings()
+    if type(head) is nn.Linear and head.bias is None:
+        model.lm_head = packed(head.weight, least=least)
+
+
+def _fuse_body(model: PreTrainedModel, product: Callable[[Tensor], nn.Module]) -> bool:
     llama: Any = model.base_model
     if type(llama) not in (LlamaModel, ChameleonModel) or llama.config.hidden_act != "silu":
         return False
@@ -136,10 +186,7 @@ def fuse_for_inference(model: PreTrainedModel, *, least: int = MIN_PACKED_ELEMEN
     linears = [m for layer in llama.layers for name, m in layer.named_modules() if name.endswith("_proj")]
     if not all(type(linear) is nn.Linear and linear.bias is None for linear in linears):
         return False
-    setattr(model, model.base_model_prefix, FusedLlama(llama, least=least))
-    head = model.get_output_embeddings()
-    if type(head) is nn.Linear and head.bias is None:
-        model.lm_head = packed(head.weight, least=least)
+    setattr(model, model.base_model_prefix, FusedLlama(llama, product=product))
     return True
 
 

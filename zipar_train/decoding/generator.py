@@ -16,7 +16,8 @@ from torchvision.utils import make_grid
 from zipar_train.decoding.adaptive.decoder import AdaptiveDecoder
 from zipar_train.decoding.decode_method import decode_method
 from zipar_train.decoding.decoder import Decoder
-from zipar_train.decoding.fused_llama import compile_body, fuse_for_inference
+from zipar_train.decoding.fused_llama import compile_body
+from zipar_train.decoding.load_fused import load_fused
 from zipar_train.decoding.memory import BatchTooLarge, oom_as_value_error
 from zipar_train.decoding.pixel_stream import PixelStream
 from zipar_train.decoding.sampling import code_seeds
@@ -93,6 +94,7 @@ class Generator:
         saved: The weights.
         device: None: a GPU if there is one, otherwise the CPU.
         dtype: Type of the weights and of the computation.
+        int8: Round the weights of the layers to int8, see `Int8Linear`.
         compile: Apply torch.compile to the layers. Takes up to a minute before the first image; pays off for many
             images on a GPU.
     """
@@ -104,12 +106,12 @@ class Generator:
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
+        int8: bool = False,
         compile: bool = False,
     ):
-        self.recipe, self.saved, self.dtype = recipe, saved, dtype
+        self.recipe, self.saved, self.dtype, self.int8 = recipe, saved, dtype, int8
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.inference_family = load_family(recipe.model, saved, dtype=dtype, device=self.device)
-        fuse_for_inference(self.inference_family.model)
+        self.inference_family = load_fused(recipe.model, saved, dtype=dtype, device=self.device, int8=int8)
         self.method = decode_method(self.inference_family, compile=compile)
         if self.device.type == "cuda":
             print(f"passes: {self.method.name}. {self.method.reason}", file=sys.stderr)
@@ -249,6 +251,7 @@ def load(
     overrides: Sequence[str] = (),
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
+    int8: bool = False,
 ) -> Generator:
     """Load a generator from a run folder, a checkpoint, an export, or a recipe.
 
@@ -258,9 +261,11 @@ def load(
             `model.weights` is allowed: where the base weights are now.
         device: None: a GPU if there is one, otherwise the CPU.
         dtype: Type of the weights and of the computation.
+        int8: Round the weights of the layers to int8, see `Int8Linear`.
 
     Raises:
-        ValueError: If there is nothing to load, or it is damaged; names the file and the remedy.
+        ValueError: If there is nothing to load, or it is damaged; names the file and the remedy. Also if the layers of
+            the model cannot be rounded.
     """
     path = Path(source)
     if not path.exists() and str(source) not in shipped():
@@ -281,11 +286,11 @@ def load(
                 f"{path} brings its own recipe and weights: {overrides[0]} goes with the name of a recipe. Beside "
                 "adapters, model.weights can be set, to say where the weights are that they were trained on"
             )
-        return Generator(recipe, saved, device=device, dtype=dtype)
+        return Generator(recipe, saved, device=device, dtype=dtype, int8=int8)
     recipe = load_recipe(source, overrides)
     if recipe.model.weights is None:
         raise ValueError(
             f"recipe {recipe.name} starts from random weights, which generate noise. "
             f"Train it with `zipar-train fit --recipe {source}`, then load {recipe.run_dir}"
         )
-    return Generator(recipe, initial_weights(recipe.model), device=device, dtype=dtype)
+    return Generator(recipe, initial_weights(recipe.model), device=device, dtype=dtype, int8=int8)

@@ -10,6 +10,7 @@ import psutil
 import torch
 
 from zipar_train.decoding.cache import head_shape
+from zipar_train.decoding.int8 import int8_layers
 from zipar_train.models.family import Family
 from zipar_train.plan.table import Plan
 
@@ -39,7 +40,8 @@ def decode_bytes(family: Family, plan: Plan, images: int, *, rows: int, slots: i
     mask = ahead * slots  # with lookahead, each image has its own
     hidden = fed * (8 * config.hidden_size + 3 * config.intermediate_size)
     logits = predicted * family.codebook_size
-    return rows * size * (cache + mask + hidden + logits) + images * logits * 4 * SAMPLING
+    products = max((layer.work_bytes(rows * fed, size) for layer in int8_layers(family.model)), default=0)
+    return rows * size * (cache + mask + hidden + logits) + images * logits * 4 * SAMPLING + products
 
 
 def free_bytes(device: torch.device) -> int:

@@ -25,7 +25,9 @@ class Candidate:
     origin: str  # readable path and checksum
 
 
-def candidates(recipe: Recipe, paths: Sequence[str | Path], *, device: torch.device) -> list[Candidate]:
+def candidates(
+    recipe: Recipe, paths: Sequence[str | Path], *, device: torch.device, int8: bool = False
+) -> list[Candidate]:
     """Load run folders, checkpoints or exports as generators of the recipe's model, with unique names.
 
     Raises:
@@ -40,7 +42,7 @@ def candidates(recipe: Recipe, paths: Sequence[str | Path], *, device: torch.dev
         if name in {candidate.name for candidate in found}:
             name = f"{name}-{len(found) + 1}"
         weights, file = _checksum(saved)
-        generator = Generator(recipe, saved, device=device, dtype=dtype)
+        generator = Generator(recipe, saved, device=device, dtype=dtype, int8=int8)
         found.append(Candidate(name, generator, weights, f"{file}, sha256 {weights[:8]}"))
     return found
 

@@ -48,6 +48,7 @@ def evaluate(
     out: str | Path,
     npz: bool = False,
     png: bool = False,
+    int8: bool = False,
     progress: bool = True,
 ) -> tuple[EvaluationReport, Samples, list[Path]] | None:
     """Score a checkpoint, and optionally others, at several windows, and each with the recipe's lookahead too.
@@ -63,6 +64,7 @@ def evaluate(
         adaptive: Also decode every checkpoint with adaptive windows, with these as the smallest.
         out: A folder for sample sets and the classifier.
         npz, png: Also write the images, for ADM's evaluator or as PNG files.
+        int8: Generate, and count bits, with the weights of the layers rounded to int8; of all checkpoints.
         progress: Show progress bars.
 
     Returns:
@@ -75,7 +77,7 @@ def evaluate(
     make_folder(out)
     rank, world, device = process()
     wanted = windows_of(recipe, windows)
-    found = candidates(recipe, [*compare, checkpoint], device=device)
+    found = candidates(recipe, [*compare, checkpoint], device=device, int8=int8)
     baseline = found[0].name if compare else None
     scorer = build_scorer(recipe, found[0], out=out, device=device) if rank == 0 else None
     if manifest_exists(recipe.data.val):

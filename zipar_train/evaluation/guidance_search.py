@@ -39,6 +39,7 @@ def search_guidance(
     windows: Sequence[int] | None = None,
     images: int,
     out: str | Path,
+    int8: bool = False,
     progress: bool = True,
 ) -> Search | None:
     """Score the first `images` images of the first seed at each guidance scale; the recipe is not changed.
@@ -54,7 +55,7 @@ def search_guidance(
     scales, out = sorted(set(scales)), Path(out)
     make_folder(out)
     rank, world, device = process()
-    (candidate,) = candidates(recipe, [checkpoint], device=device)
+    (candidate,) = candidates(recipe, [checkpoint], device=device, int8=int8)
     wanted = windows_of(recipe, windows)
     scorer = build_scorer(recipe, candidate, out=out, device=device) if rank == 0 else None
     sample_sets = []

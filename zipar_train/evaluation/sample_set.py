@@ -26,6 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from zipar_train.decoding.generator import DecodeMode, Generator
+from zipar_train.evaluation.report.protocol import INT8
 from zipar_train.evaluation.scores.adm_npz import write_images
 from zipar_train.evaluation.scores.features import Pictures
 from zipar_train.io.files import make_folder, write_atomic
@@ -69,7 +70,7 @@ class SampleSet:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """Everything that the codes depend on, except the number of images, which may grow."""
-        model = self.generator.recipe.model
+        model, dtype = self.generator.recipe.model, str(self.generator.dtype).removeprefix("torch.")
         return {
             "weights": self.weights,
             "model": model.model_dump(exclude={"weights", "weights_entry", "tokenizer", "tokenizer_weights"}),
@@ -81,7 +82,7 @@ class SampleSet:
             "noise": "SplitMix64",
             "batch_size": self.batch_size,
             "conditions": self.origin,
-            "dtype": str(self.generator.dtype).removeprefix("torch."),
+            "dtype": f"{INT8}, {dtype}" if self.generator.int8 else dtype,
             "device": self.generator.device.type,
         }
 
@@ -89,6 +90,7 @@ class SampleSet:
     def folder(self) -> Path:
         how = "" if self.mode == "planned" else f"-{self.mode}"
         how += f"-lookahead-{self.sampling.lookahead}" if self.sampling.lookahead else ""
+        how += "-int8" if self.generator.int8 else ""
         name = f"window-{self.window}{how}-seed-{self.seed}"
         return self.root / f"{name}-{_digest(self.settings)[:10]}"
 

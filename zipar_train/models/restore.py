@@ -145,7 +145,7 @@ def load_family(
     if state_dict.is_published(state):
         state = state_dict.from_published(state, heads=heads)
     if dtype is None:
-        family.model.load_state_dict(state, assign=True)
+        family.model.load_state_dict(dict(state), assign=True)  # without metadata: torch notes `assign` there, for good
         family.model.to(device=device)  # type: ignore[call-arg]
     else:
         family.model.load_state_dict(state)

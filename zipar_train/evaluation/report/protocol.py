@@ -4,6 +4,8 @@ from pydantic import BaseModel
 
 from zipar_train.recipe.published import Paper
 
+INT8 = "int8 weights"
+
 
 class Protocol(BaseModel):
     """Protocol that two scores must share to be comparable."""
@@ -21,7 +23,7 @@ class Protocol(BaseModel):
     temperature: float
     top_k: int
     top_p: float
-    dtype: str
+    dtype: str  # of the computation, after `INT8` if the weights of the layers were rounded
     features: str | None
     features_weights: str | None  # SHA-256
     clip: str | None = None
@@ -45,6 +47,8 @@ def warnings(protocol: Protocol) -> list[str]:
             f"The reference, {protocol.reference}, is a validation set. Published FIDs are against the training set "
             "(ADM's VIRTUAL_imagenet256_labeled.npz), and differ."
         )
+    if protocol.dtype.startswith(INT8):
+        said.append("The weights of the layers are rounded to int8: bits and scores are those of the rounded weights.")
     if protocol.features and protocol.features != "inception":
         said.append(
             f"Features are of {protocol.features}, a small network trained on this recipe's training images: these "

@@ -256,7 +256,7 @@ def log_to_wandb(report: EvaluationReport, pictures: Iterable[Path]) -> None:
     from zipar_train.training.wandb_tracking import start
 
     recipe = parse(report.recipe, where="the report's recipe")
-    run = start(recipe, "evaluate", config={"environment": report.environment})
+    run = start(recipe, "evaluate", config={"environment": report.environment, "dtype": report.protocol.dtype})
     if run is None:
         return
     flat = [_flat(row) for row in report.rows]
