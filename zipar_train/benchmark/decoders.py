@@ -113,7 +113,7 @@ class Decoders:
             if self.compiled:
                 ways[COMPILED, window] = decoding(self.compiled, plan)
             if self.rounded:
-                ways[ROUNDED, window] = decoding(self.rounded, plan)
+                ways[ROUNDED, window] = decoding(self.rounded, plan, make=own)
             if baselines and plain:
                 ways[PLAIN, window] = decoding(plain, plan, capture=False)
                 ways[EAGER, window] = Way(lambda window=window: eager(window))  # type: ignore[misc]

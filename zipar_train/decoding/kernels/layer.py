@@ -12,7 +12,9 @@ any two passes with the same K are thus the same work, and one CUDA graph serves
 is slot k of cache row r.
 
 Kernels are launched with programmatic dependent launch (PDL) where the GPU supports it: a kernel starts while the one
-before it ends, reads its first weights, and then waits. All of them wait, so each sees what any earlier one wrote.
+before it runs, reads its first weights and what an earlier pass has written, and then waits for the end of the one
+before. All of them wait, so each sees what any earlier one wrote. A kernel lets the next one start when its own wait is
+over, so none starts before the pass before has ended.
 
 Under TRITON_INTERPRET=1 the kernels run on a CPU, for tests. The interpreter multiplies the bit patterns of bfloat16
 (triton 3.6), so `INTERPRETED` converts operands to float32.
@@ -22,15 +24,9 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from zipar_train.decoding.kernels.products import depths, inputs, normed_products, prefetch, product, weights
+
 LOWEST = tl.constexpr(-1e30)  # below any score; finite, so that differences are
-
-
-@triton.jit
-def product(a, b, acc, INTERPRETED: tl.constexpr):
-    """Return acc + a b, in float32; of matrices, or of a batch of them."""
-    if INTERPRETED:
-        a, b = a.to(tl.float32), b.to(tl.float32)
-    return tl.dot(a, b, acc, input_precision="ieee")
 
 
 @triton.jit
@@ -40,93 +36,6 @@ def fed(m, start, count, B, K, end):
     first = tl.load(start + row % B).to(tl.int32)
     slot = first + m % K
     return row, slot, (m % K < tl.load(count + first)) & (slot < end)
-
-
-@triton.jit
-def prefetch(table, row, first: tl.constexpr, D: tl.constexpr, LINES: tl.constexpr):
-    """Ask for elements `first` .. D of rows (D,) of a table to be read into the L2 cache, without waiting for them.
-
-    LINES: A power of two, at least the number of cache lines of 128 bytes.
-    """
-    element = tl.minimum(first + tl.arange(0, LINES) * (1024 // table.dtype.element_ty.primitive_bitwidth), D - 1)
-    at = (table + row[:, None].to(tl.int64) * D + element[None, :]).to(tl.int64)
-    tl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [at], dtype=tl.int32, is_pure=False, pack=1
-    )
-
-
-@triton.jit
-def depths(k0, BK: tl.constexpr, WARPS: tl.constexpr):
-    """Return places k0 .. k0 + BK of a product's inner dimension, (WARPS, BK / WARPS): each warp adds up its own."""
-    return k0 + tl.arange(0, WARPS)[:, None] * (BK // WARPS) + tl.arange(0, BK // WARPS)[None, :]
-
-
-@triton.jit
-def weights(w, n, k, D: tl.constexpr, BK: tl.constexpr, dtype: tl.constexpr):
-    """Return tiles (s, k, n) of a weight (N, D); one in int8 as numbers of `dtype`, to be scaled afterwards."""
-    at = w + n[None, None, :].to(tl.int64) * D + k[:, :, None]
-    if D % BK:
-        tile = tl.load(at, mask=k[:, :, None] < D, other=0, eviction_policy="evict_first")
-    else:
-        tile = tl.load(at, eviction_policy="evict_first")
-    if w.dtype.element_ty == tl.int8:
-        tile = tile.to(tl.float32)  # the interpreter takes integers for the bit patterns of bfloat16 (triton 3.8)
-    return tile.to(dtype)
-
-
-@triton.jit
-def inputs(x, m, k, M, D: tl.constexpr):
-    """Return tiles (s, m, k) of x (M, D)."""
-    return tl.load(
-        x + m[None, :, None] * D + k[:, None, :], mask=(m < M)[None, :, None] & (k < D)[:, None, :], other=0.0
-    )
-
-
-@triton.jit
-def gains(gain, k, D: tl.constexpr):
-    """Return the norm's gain (s, k), float32."""
-    return tl.load(gain + k, mask=k < D, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def gained(x, factor, m, k, M, D: tl.constexpr):
-    """Return tiles (s, m, k) of x times the norm's gain, and the sums of the squares of x."""
-    tile = inputs(x, m, k, M, D).to(tl.float32)
-    return (tile * factor[:, None, :]).to(x.dtype.element_ty), tl.sum(tl.sum(tile * tile, 2), 0)
-
-
-@triton.jit
-def normed_products(
-    x, gain, w, scale, first, second, m, M, eps,
-    D: tl.constexpr, BK: tl.constexpr, WARPS: tl.constexpr, LINES: tl.constexpr,
-    PDL: tl.constexpr, INTERPRETED: tl.constexpr,
-):  # fmt: skip
-    """Return the products of the RMS norm of x with the rows `first` and `second` of a weight, float32 (m, first).
-
-    The norm divides the finished products: its root is known when all of x has been read, once.
-    """
-    k = depths(0, BK, WARPS)
-    dtype: tl.constexpr = x.dtype.element_ty
-    w1, w2 = weights(w, first, k, D, BK, dtype), weights(w, second, k, D, BK, dtype)
-    factor = gains(gain, k, D)
-    s1, s2 = (1.0, 1.0) if scale is None else (tl.load(scale + first)[None, :], tl.load(scale + second)[None, :])
-    if PDL:
-        if D > BK:
-            prefetch(w, first, BK, D, LINES)
-            prefetch(w, second, BK, D, LINES)
-        gdc_wait()
-        gdc_launch_dependents()
-    xg, squares = gained(x, factor, m, k, M, D)
-    nothing = tl.zeros((WARPS, m.shape[0], first.shape[0]), tl.float32)
-    a1, a2 = product(xg, w1, nothing, INTERPRETED), product(xg, w2, nothing, INTERPRETED)
-    for k0 in range(BK, D, BK):
-        k = depths(k0, BK, WARPS)
-        w1, w2 = weights(w, first, k, D, BK, dtype), weights(w, second, k, D, BK, dtype)
-        xg, more = gained(x, gains(gain, k, D), m, k, M, D)
-        squares += more
-        a1, a2 = product(xg, w1, a1, INTERPRETED), product(xg, w2, a2, INTERPRETED)
-    root = tl.rsqrt(squares / D + eps)[:, None]
-    return tl.sum(a1, 0) * root * s1, tl.sum(a2, 0) * root * s2
 
 
 @triton.jit

@@ -27,7 +27,7 @@ TILES = {
     ("qkv", 16, False): Tile(16, 16, 1024, 4, 3),
     ("qkv", 32, False): Tile(32, 8, 1024, 4, 3),
     ("qkv", 16, True): Tile(16, 8, 512, 4, 3),
-    ("qkv", 32, True): Tile(32, 8, 512, 4, 3),
+    ("qkv", 32, True): Tile(16, 8, 512, 4, 3),
     ("qkv of a head", 16, False): Tile(16, 64, 128, 4, 3),
     ("qkv of a head", 32, False): Tile(16, 64, 128, 4, 3),
     ("qkv of a head", 16, True): Tile(16, 64, 128, 4, 3),
