@@ -186,7 +186,8 @@ class FusedDecoder(Decoder):
         def tile(kernel: str, size: int) -> tuple[int, int, dict[str, Any]]:
             """Return the blocks along the rows, the columns of a block, and its other sizes."""
             high, columns, depth, warps, stages = TILES[kernel, most, size > ONCE]
-            sizes = {"BM": high, "BK": min(depth, block(size)), "WARPS": warps, "LINES": block(size) // 32}
+            depth = min(depth, block(size))
+            sizes = {"BM": high, "BK": depth, "WARPS": min(warps, depth // 16), "LINES": max(block(size) // 32, 1)}
             return -(-m // high), columns, how | (sizes if depth else {}) | {"num_warps": warps, "num_stages": stages}
 
         high, pairs, sizes = tile("qkv of a head" if own.norms else "qkv", d)

@@ -22,7 +22,8 @@ def product(a, b, acc, INTERPRETED: tl.constexpr):
 def prefetch(table, row, first: tl.constexpr, D: tl.constexpr, LINES: tl.constexpr):
     """Ask for elements `first` .. D of rows (D,) of a table to be read into the L2 cache, without waiting for them.
 
-    LINES: A power of two, at least the number of cache lines of 128 bytes.
+    Args:
+        LINES: A power of two, at least the number of cache lines of 128 bytes.
     """
     element = tl.minimum(first + tl.arange(0, LINES) * (1024 // table.dtype.element_ty.primitive_bitwidth), D - 1)
     at = (table + row[:, None].to(tl.int64) * D + element[None, :]).to(tl.int64)
