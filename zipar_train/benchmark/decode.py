@@ -121,7 +121,7 @@ class _Batch:
         if not plans:
             return
         ways, passes, notes = self.decoders.ways(plans, self.batch, baselines=baselines)
-        report.notes += notes
+        report.notes += [note for note in notes if note not in report.notes]
         groups = self._groups(report, ways, plans)
         done: dict[Case, Timed] = {}
         before = list(report.rows)
