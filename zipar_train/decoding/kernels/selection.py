@@ -96,9 +96,8 @@ class _Passes:
         prompt = family.embed(torch.randint(family.codebook_size, size, generator=random).to(device))
         self.codes = torch.randint(family.codebook_size, (1, plan.grid.num_codes), generator=random).to(device)
         seeds = code_seeds([0], plan.grid.num_codes, seed=0).to(device)
-        decoder.state = DecodeState(
-            family, plan, 1, prompt, None, slots=decoder.visible.shape[1], lookahead=self.sampling.lookahead
-        )
+        kept = min(decoder.keys(plan.prompt + 2 * slots), decoder.visible.shape[1])  # memory for these passes alone
+        decoder.state = DecodeState(family, plan, 1, prompt, None, slots=kept, lookahead=self.sampling.lookahead)
         decoder.state.begin(prompt, None, seeds)
         self.place = 0
         self(plan.prompt, prompt=True)
