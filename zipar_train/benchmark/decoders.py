@@ -78,11 +78,6 @@ class Decoders:
         ways: dict[Case, Way] = {}
         passes: dict[Case, list[int]] = {}
         notes = [f"{OURS}: {self.method.name} passes, since {self.method.reason}"] if self.device.type == "cuda" else []
-        own: Any = Decoder
-        if self.method.name == "fused":
-            from zipar_train.decoding.kernels.fused_decoder import FusedDecoder  # needs Triton
-
-            own = FusedDecoder
 
         def decoding(
             family: Family, plan: Plan, *, sampling: SamplingParams = sampling, make: Any = Decoder, **how: Any
@@ -109,17 +104,17 @@ class Decoders:
                 eager_loop(plain, condition, numbers, sampling, window=window)  # codes of another rule, not compared
 
         for window, plan in plans.items():
-            ways[OURS, window] = decoding(self.ours, plan, make=own)
+            ways[OURS, window] = decoding(self.ours, plan, make=self.method.decoder)
             if self.compiled:
                 ways[COMPILED, window] = decoding(self.compiled, plan)
             if self.rounded:
-                ways[ROUNDED, window] = decoding(self.rounded, plan, make=own)
+                ways[ROUNDED, window] = decoding(self.rounded, plan, make=self.method.decoder)
             if baselines and plain:
                 ways[PLAIN, window] = decoding(plain, plan, capture=False)
                 ways[EAGER, window] = Way(lambda window=window: eager(window))  # type: ignore[misc]
             passes |= {key: [plan.passes] * batch for key in ways if key[1] == window}
             if ahead.lookahead:
-                ways[AHEAD, window] = decoding(self.ours, plan, sampling=ahead, make=own)
+                ways[AHEAD, window] = decoding(self.ours, plan, sampling=ahead, make=self.method.decoder)
             if baselines and plain and window == self.grid.row_length:
                 stock = Stock(plain)
 

@@ -3,6 +3,7 @@
 import os
 from typing import NamedTuple
 
+from zipar_train.decoding.decoder import Decoder
 from zipar_train.models.family import Family
 
 METHODS = ("plain", "compiled", "fused")
@@ -19,6 +20,15 @@ class DecodeMethod(NamedTuple):
 
     name: str
     reason: str
+
+    @property
+    def decoder(self) -> type[Decoder]:
+        """Return the class of the decoder that computes passes this way."""
+        if self.name != "fused":
+            return Decoder
+        from zipar_train.decoding.kernels.fused_decoder import FusedDecoder  # needs Triton
+
+        return FusedDecoder
 
 
 def decode_method(family: Family, *, compile: bool = False) -> DecodeMethod:

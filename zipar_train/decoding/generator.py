@@ -156,12 +156,10 @@ class Generator:
                 made: Decoder | AdaptiveDecoder = AdaptiveDecoder(
                     self.inference_family, window=plan.window, **self.recipe.zipar.rule
                 )
-            elif mode == "planned" and self.method.name == "fused":
-                from zipar_train.decoding.kernels.fused_decoder import FusedDecoder  # needs Triton
-
-                made = FusedDecoder(self.inference_family, plan)
+            elif mode == "planned":
+                made = self.method.decoder(self.inference_family, plan)
             else:
-                made = Decoder(self.inference_family, plan, released=mode == "released")
+                made = Decoder(self.inference_family, plan, released=True)
             self.decoders[key] = made
         return self.decoders[key]
 
