@@ -1,6 +1,6 @@
 """Launchers' variables in any combination, and `fit` where there is no command line: in threads and in notebooks."""
 
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from commands import sets
@@ -84,14 +84,9 @@ def test_fit_works_where_a_notebook_or_an_agent_calls_it(tiny, tmp_path, place, 
 
 
 def test_two_fits_in_two_threads_do_not_meet(tiny, tmp_path):
-    results = []
-
     def work(name):
-        results.append(fit(load_recipe("digits-base", [*tiny, *SHORT, f"run_dir={tmp_path}/{name}"])))
+        return fit(load_recipe("digits-base", [*tiny, *SHORT, f"run_dir={tmp_path}/{name}"]))
 
-    threads = [threading.Thread(target=work, args=(name,)) for name in "ab"]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(results) == 2 and all(path.is_file() for path in results)
+    with ThreadPoolExecutor(2) as threads:
+        results = list(threads.map(work, "ab"))  # raises what a thread raises
+    assert all(path.is_file() for path in results)
