@@ -1,6 +1,6 @@
 """The steps of `check`, in the order of their worth: what each runs, and for how long at most.
 
-The seconds in comments are estimates for one H100, made by counting bytes and kernels. They come to some 590 s: the
+The seconds in comments are estimates for one H100, made by counting bytes and kernels. They come to some 605 s: the
 last step may be cut, and where one is killed at its limit, the last ones are skipped.
 """
 

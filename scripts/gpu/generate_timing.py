@@ -13,7 +13,8 @@ from time import perf_counter
 import torch
 
 from zipar_train import load
-from zipar_train.benchmark.roofline import Work, measure, wait
+from zipar_train.benchmark.roofline import Work, measure
+from zipar_train.decoding.place import wait
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("run", type=Path)

@@ -20,7 +20,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import linear, scaled_dot_product_attention
 
-from zipar_train.benchmark.roofline import measure, wait
+from zipar_train.benchmark.roofline import measure
+from zipar_train.decoding.place import wait
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--json", type=Path, required=True)

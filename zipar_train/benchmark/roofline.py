@@ -10,6 +10,7 @@ import torch
 from torch.utils.benchmark import Timer
 
 from zipar_train.decoding.int8 import to_int8
+from zipar_train.decoding.place import wait
 from zipar_train.models.family import Family
 from zipar_train.plan.table import Plan
 
@@ -39,11 +40,6 @@ def seconds(work: Callable[[], Any], device: torch.device, *, repeat: int = 7) -
 
     timer = Timer("work()", globals={"work": work}, timer=clock, num_threads=torch.get_num_threads())
     return [timer.timeit(1).mean for _ in range(repeat)]
-
-
-def wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 @torch.inference_mode()

@@ -16,8 +16,8 @@ from pydantic import BaseModel
 from torch import Tensor
 from tqdm import tqdm
 
-from zipar_train.benchmark.roofline import wait
 from zipar_train.decoding.memory import Peak
+from zipar_train.decoding.place import wait
 from zipar_train.models.compiled import never_silently_eager
 
 MOST_WARM_UPS = 6  # runs; a shape is seen, captured and replayed after 2, and compiled for another length after 3

@@ -31,3 +31,9 @@ def keys_aligned(device: torch.device) -> int:
     aten/src/ATen/native/transformers/attention.cpp: `preprocess_mask`).
     """
     return ALIGNED if device.type == "cuda" else 1
+
+
+def wait(device: torch.device) -> None:
+    """Wait until a GPU has done all work given to it; a CPU has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

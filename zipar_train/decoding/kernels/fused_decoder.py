@@ -127,7 +127,7 @@ class FusedDecoder(Decoder):
         images, rows, columns = len(state.tokens), len(state.prompt), state.tokens.shape[1]
         count = self.counts[slots] if sampling.lookahead else self.of_step
         buffers, pdl = self.buffers[slots], self.launch["PDL"]
-        how: dict[str, Any] = {"PDL": bool(pdl), "launch_pdl": bool(pdl)}
+        how: dict[str, Any] = {"PDL": pdl, "launch_pdl": pdl}
         progress = (state.slot, count)
         predicts = self.predicted(state, count, slots) if keep else None
         d = self.embeddings.shape[1]
@@ -180,7 +180,7 @@ class FusedDecoder(Decoder):
         images, rows, end = len(state.tokens), len(state.prompt), len(self.plan)
         m, h, hk, head = rows * slots, self.heads, self.heads // self.groups, self.head
         d, f = buffers.hidden.shape[1], buffers.inner.shape[1]
-        how = self.launch | {"launch_pdl": bool(self.launch["PDL"])}
+        how = self.launch | {"launch_pdl": self.launch["PDL"]}
         most = next(most for most in ROWS if m <= most)
 
         def tile(kernel: str, size: int) -> tuple[int, int, dict[str, Any]]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from zipar_train.decoding.decoder import Decoder, Shape
 from zipar_train.decoding.kernels.fused_decoder import ROWS, FusedDecoder
-from zipar_train.decoding.place import inference_on
+from zipar_train.decoding.place import inference_on, wait
 from zipar_train.decoding.sampling import code_seeds
 from zipar_train.decoding.state import DecodeState
 from zipar_train.models.family import Family
@@ -130,16 +130,11 @@ def _seconds(*ways: _Passes) -> list[float]:
     device, best = ways[0].decoder.family.model.device, [float("inf")] * len(ways)
     for round_ in range(ROUNDS + 1):
         for number, way in enumerate(ways):
-            _wait(device)
+            wait(device)
             start = perf_counter()
             for _ in range(PASSES):
                 way(way.slots)
-            _wait(device)
+            wait(device)
             if round_:  # the first one captures
                 best[number] = min(best[number], (perf_counter() - start) / PASSES)
     return best
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -7,9 +7,9 @@ class Tile(NamedTuple):
     """Block of a kernel.
 
     Attributes:
-        rows: Rows of a product. Two blocks share the reads of a weight by way of the L2 cache.
+        rows: Rows of a product; attention has its own. Blocks of other rows find a weight in the L2 cache.
         columns: Outputs of a product, of each of its two halves; the keys that attention reads at once.
-        depth: Elements of the inner dimension that are read at once; a power of two.
+        depth: Elements of a product's inner dimension that are read at once, a power of two; 0 for attention.
         warps: Warps of 32 threads.
         stages: Reads in flight, where there are several.
     """
