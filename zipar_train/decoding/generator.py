@@ -40,11 +40,13 @@ class Images:
         codes: int64 (B, H, W), on the CPU.
         passes: Forward passes of each image, int64 (B,), on the CPU.
         pixels: uint8 (B, 3, height, width), on the CPU; None if the recipe has no tokenizer.
+        previews: Codes of the previews, int64 (B, H', W'), on the CPU; None if the grid has no preview.
     """
 
     codes: Tensor
     passes: Tensor
     pixels: Tensor | None
+    previews: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -216,7 +218,7 @@ class Generator:
                 )
             settings = settings.model_copy(update={"lookahead": 0})
         decoder = self.decoder(window, mode=mode, lookahead=settings.lookahead)
-        size = batch_size or self.recipe.evaluate.batch_size
+        grid, size = self.inference_family.grid, batch_size or self.recipe.evaluate.batch_size
         codes, passes, shown = [], [], PixelStream(tokenizer, self.device) if tokenizer else None
         for start in range(0, len(labels), size):
             chunk = labels[start : start + size]
@@ -229,10 +231,13 @@ class Generator:
                         other.release()
                     generated = decoder(chunk, numbers, settings)
                 if shown:
-                    shown.add(generated)
+                    shown.add(grid.images(generated)[-1])
             codes.append(generated)
             passes += decoder.passes(len(chunk))
-        return Images(torch.cat(codes).cpu(), torch.tensor(passes), shown.all() if shown else None)
+        *previews, image = grid.images(torch.cat(codes).cpu())
+        return Images(
+            image, torch.tensor(passes), shown.all() if shown else None, previews[-1] if previews else None
+        )
 
     def _settings(self, changes: dict[str, Any]) -> SamplingParams:
         if unknown := changes.keys() - SamplingParams.model_fields.keys():

@@ -219,11 +219,13 @@ def _observed(sums: dict[int, Tensor], plan: Plan) -> Iterator[None]:
 
 
 def _by_offset(weights: NDArray[np.float64], grid: Grid) -> list[list[float | None]]:
-    """Return the mean weight by row and column offset; None where no pair of codes has that offset."""
+    """Return the mean weight by row and column offset in the image; None where no pair of codes has that offset."""
     height, width = grid.height, grid.width
-    row, column = np.divmod(np.arange(grid.num_codes), width)
+    codes = height * width
+    weights = weights[-codes:, -codes:]  # without the preview
+    row, column = np.divmod(np.arange(codes), width)
     above, side = row[:, None] - row[None], column[None] - column[:, None] + width - 1
-    earlier = np.tri(grid.num_codes, k=-1, dtype=bool)
+    earlier = np.tri(codes, k=-1, dtype=bool)
     place = (above * (2 * width - 1) + side)[earlier]
     size = height * (2 * width - 1)
     total = np.bincount(place, weights[earlier], minlength=size)
