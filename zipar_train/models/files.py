@@ -31,7 +31,9 @@ HUB = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+):(?P<file>[\w./-]*)")
 
 
 def find(source: str | Path) -> Path:
-    """Return an existing path unchanged, or the local copy of `owner/repo:file` or `owner/repo:` (all files).
+    """Return an existing path unchanged, or the local copy of `owner/repo:file`, `owner/repo:folder/` or `owner/repo:`.
+
+    Of a folder and of a whole repository, these are the weights as safetensors and the files of tokenizers.
 
     Raises:
         ValueError: If the download fails; names the remedy.
@@ -43,8 +45,9 @@ def find(source: str | Path) -> Path:
     from huggingface_hub import hf_hub_download, snapshot_download
 
     try:
-        if not hub["file"]:
-            return Path(snapshot_download(hub["repo"], allow_patterns=["*.safetensors", "*.json", "*.model", "*.txt"]))
+        if not hub["file"] or hub["file"].endswith("/"):
+            patterns = [hub["file"] + kind for kind in ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")]
+            return Path(snapshot_download(hub["repo"], allow_patterns=patterns)) / hub["file"]
         return Path(hf_hub_download(hub["repo"], hub["file"]))
     except Exception as error:  # from the hub, the network or the file system: many classes, one remedy
         reason = str(error).strip().split("\n")[0]

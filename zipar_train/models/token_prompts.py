@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from zipar_train.models.files import find
 from zipar_train.models.pretrained import pretrained
 from zipar_train.recipe.model import Words
 
@@ -47,7 +48,7 @@ class Prompter:
         from transformers import AutoTokenizer
 
         source = self.text.encoder
-        tokenizer = pretrained(AutoTokenizer, source, key="model.token_prompt.encoder", what="no tokenizer of text")
+        tokenizer = pretrained(AutoTokenizer, str(find(source)), key="model.token_prompt.encoder", what="no tokenizer of text")
         unknown = tokenizer.unk_token_id
         for token in (*self.keep, *self.after):
             if tokenizer.convert_tokens_to_ids(token) in (None, unknown):

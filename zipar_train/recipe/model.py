@@ -1,5 +1,6 @@
 """The `model` section of a recipe: a family at a size, its grid, its prompts, and where its weights come from."""
 
+from math import sqrt
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -15,10 +16,18 @@ CONDITIONS = {  # family: key of its prompt format, and its published sizes
     "janus": ("token_prompt", ("1B", "7B")),
     "lumina": ("token_prompt", ("7B",)),
     "emu3": ("token_prompt", ("8B",)),
+    "glm-image": ("token_prompt", ("9B",)),
 }
 ROW_ENDS = ("emu3", "lumina")  # families whose rows end with a token
 EMU3_CONTEXT = 9216  # context length of Emu3, tokens (Emu3TextConfig)
-BESIDE = {"emu3": (8, 184622), "lumina": (612, 65536)}  # minimum ids other than codes; published vocabulary size
+# minimum ids other than codes; published vocabulary size
+BESIDE = {"emu3": (8, 184622), "lumina": (612, 65536), "glm-image": (2, 168064)}
+
+
+def glm_preview(rows: int, columns: int) -> list[int]:
+    """Return the rows and columns of GLM-Image's preview, as GlmImageProcessor._get_target_shape computes them."""
+    ratio = rows / columns
+    return [int(sqrt(ratio) * 16), int(sqrt(1 / ratio) * 16)]
 
 
 class Text(Section):
@@ -42,8 +51,8 @@ class Words(Section):
 class Model(Section):
     """The generator: a family at a size, its grid of codes, and the source of its weights."""
 
-    family: Literal["llamagen", "llamagen-t2i", "janus", "lumina", "emu3"]  # architecture and kind of prompt
-    size: Literal["B", "L", "XL", "XXL", "3B", "1B", "7B", "8B"] | None = None  # published size; null: next five keys
+    family: Literal["llamagen", "llamagen-t2i", "janus", "lumina", "emu3", "glm-image"]  # architecture and kind of prompt
+    size: Literal["B", "L", "XL", "XXL", "3B", "1B", "7B", "8B", "9B"] | None = None  # published size; null: next five keys
     num_layers: Annotated[int, Field(ge=1, le=128)] | None = None  # transformer layers
     num_heads: Heads | None = None  # attention heads per layer
     hidden_size: Annotated[int, Field(ge=1, le=2**16)] | None = None  # dimension of the hidden states
@@ -52,11 +61,14 @@ class Model(Section):
         None  # intermediate size of the feed-forward; null: the family's rule
     )
     grid: Annotated[list[Side], Field(min_length=2, max_length=2)]  # rows and columns of codes
+    preview: Annotated[list[Side], Field(min_length=2, max_length=2)] | None = (
+        None  # rows and columns of the preview of glm-image; null: none
+    )
     codebook_size: Annotated[int, Field(ge=2, le=65536)]  # number of different codes (shards store uint16)
     num_classes: Vocabulary | None = None  # number of classes, for the family llamagen
     t5_features: Text | None = None  # prompt format of llamagen-t2i
     token_prompt: Words | None = None  # prompt format of janus, lumina and emu3
-    tokenizer: Literal["palette", "vq16", "chameleon", "emu3"] | None = None  # image tokenizer; null: codes only
+    tokenizer: Literal["palette", "vq16", "chameleon", "emu3", "glm-image"] | None = None  # image tokenizer; null: codes only
     tokenizer_weights: Source | None = None  # path, or owner/repo:[file] on the hub; null: random
     weights: Source | None = None  # run, checkpoint, export, file or owner/repo:[file]; null: random
     weights_entry: Name | None = None  # entry of a .pt file, e.g. `ema`; null: the one LlamaGen samples from
@@ -112,6 +124,8 @@ class Model(Section):
             return "Lumina-mGPT's prompt counts sides in steps of 2 codes, 32 pixels: use even numbers"
         if self.family == "janus" and self.size and self.grid != [24, 24]:
             return "Janus-Pro's prompt names no size, and it generates 24 x 24 codes only: use [24, 24]"
+        if self.family == "glm-image" and self.size and self.preview != (wanted := glm_preview(rows, columns)):
+            return f"GLM-Image generates a preview of {wanted} codes before it, and model.preview is {self.preview}"
         tokens = self.prompt + rows * (columns + 1)
         if self.family == "emu3" and self.size and tokens > EMU3_CONTEXT:
             return f"{tokens:,} tokens with row ends and prompt, and Emu3 knows {EMU3_CONTEXT:,}: use a smaller grid"
@@ -128,7 +142,7 @@ class Model(Section):
 
     @property
     def raster(self) -> Grid:
-        return Grid(self.grid[0], self.grid[1], self.family in ROW_ENDS)
+        return Grid(*self.grid, self.family in ROW_ENDS, Grid(*self.preview) if self.preview else None)
 
     @property
     def prompt(self) -> int:
