@@ -13,6 +13,7 @@ from zipar_train.cli.options import (
     integers,
     one_of,
     picture_file,
+    sides,
     user_path,
 )
 
@@ -49,6 +50,9 @@ def generate(
     lookahead: Annotated[
         int | None, typer.Option(help="Slots fed per pass, 32 for example: the same images in fewer passes; 0: none.")
     ] = None,
+    grid: Annotated[
+        str | None, typer.Option(help="Rows and columns of codes, 48x64 for example; one of the recipe's grids.")
+    ] = None,
     int8: Int8Option = False,
 ) -> None:
     """Generate images into one picture. Options that are not given default to the recipe's."""
@@ -74,7 +78,7 @@ def generate(
     generator = load(source, overrides=overrides, int8=int8)
     settings = {key: value for key, value in given.items() if value is not None}
     mode: Any = "released" if released else "adaptive" if adaptive else "planned"
-    images = generator.generate(wanted, window=window, seed=seed, mode=mode, **settings)
+    images = generator.generate(wanted, window=window, seed=seed, mode=mode, grid=sides("--grid", grid), **settings)
     images.save(out)
     passes = images.passes.double()
     mean = f"{passes.mean():.1f} passes on average, {int(passes.min())} to {int(passes.max())}"

@@ -177,6 +177,20 @@ def integers(option: str, text: str) -> list[int]:
         ) from None
 
 
+def sides(option: str, text: str | None) -> list[int] | None:
+    """Parse rows and columns of a grid, such as 48x64; None remains None.
+
+    Raises:
+        ValueError: If this is not a pair of integers; names the option.
+    """
+    if text is None:
+        return None
+    found = text.lower().split("x")
+    if len(found) != 2 or not all(part.strip().isdecimal() for part in found):
+        raise ValueError(f"{option} {text!r}: write rows and columns of codes, for example 48x64")
+    return [int(part) for part in found]
+
+
 def numbers(option: str, text: str) -> list[float]:
     """Parse a comma-separated list of numbers.
 

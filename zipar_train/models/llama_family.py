@@ -1,7 +1,9 @@
 """The base class of generators whose body is a Llama: attention, logits and the image tokenizer."""
 
+from collections.abc import Sequence
+from copy import copy
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
@@ -12,6 +14,8 @@ from zipar_train.models.tokenizers.base import Tokenizer, build_tokenizer
 from zipar_train.plan.grid import Grid
 from zipar_train.plan.masks import Mask
 from zipar_train.recipe.model import Model
+
+Own = TypeVar("Own", bound="LlamaFamily")
 
 
 class LlamaFamily:
@@ -26,6 +30,13 @@ class LlamaFamily:
     codebook_size: int
     prompt_length: int
     model: Any  # a transformers model
+
+    def on(self: Own, sides: Sequence[int]) -> Own:
+        """Return the family on another grid, by its rows and columns of codes, with the same weights."""
+        other = copy(self)
+        other.section = self.section.on(sides)
+        other.grid = other.section.raster
+        return other
 
     @cached_property
     def tokenizer(self) -> Tokenizer | None:
