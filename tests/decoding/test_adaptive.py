@@ -123,12 +123,12 @@ def simulated(family, label, numbers, window):
         for row, opened in enumerate(opens):
             column = step - opened
             if column < grid.width:
-                target = grid.code(row, column)
+                target = grid.rows[row].first + column
                 if column or row == 0:
                     new[target] = pick(law(target, opens, tries, step), numbers[target])
         row = len(opens)
         if row < grid.height and step - opens[-1] >= (grid.width if row == 1 else window):
-            target = grid.code(row, 0)
+            target = grid.rows[row].first
             p = law(target, [*opens, step], tries, step)
             tried, whole = tries[row], step - opens[-1] == grid.width
             if not tried:

@@ -147,7 +147,7 @@ def test_the_widest_window_with_row_ends_is_a_stock_causal_model():
     prompt = (family.codebook_size + 1 + labels)[:, None].expand(-1, 3)
     with torch.no_grad():
         causal = family.model(torch.cat([prompt, raster], dim=1)).logits[:, 2:, : family.codebook_size]
-    keep = [grid.position(row, column) for row in range(4) for column in range(5)]
+    keep = [grid.rows[row].position + column for row in range(4) for column in range(5)]
     assert (causal[:, keep] - seen).abs().max() <= 1e-10
 
 

@@ -2,15 +2,17 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
+from torch.nn.functional import interpolate
 
 from zipar_train.recipe.model import Model, Words
 
 CODES, VOCABULARY = 24, 200
 GRID, PREVIEW = [3, 4], [2, 3]
 SPECIAL = ["<|dit_token_24|>", "<|dit_token_25|>", "<sop>", "<eop>", "<|image|>", "<pad>", "<unk>", "<first>"]
-WORDS = ["2", "3", "4", "13", "18", "a", "blue", "red", "car", "house", "small", "bad"]
+WORDS = ["2", "3", "4", "11", "13", "18", "22", "a", "blue", "red", "car", "house", "small", "bad"]
 CAPTIONS = ["a blue car", "a small red house", "car"]
 # the published template of text alone: the text itself; tags stand in place of images
 TEMPLATE = (
@@ -48,8 +50,8 @@ CONFIG = {
         "depth": 1,
         "hidden_size": 16,
         "num_heads": 2,
-        "image_size": 16,
-        "patch_size": 4,
+        "image_size": 64,
+        "patch_size": 16,
         "intermediate_size": 16,
     },
     "vq_config": {"embed_dim": 8, "num_embeddings": CODES, "latent_channels": 16},
@@ -106,9 +108,35 @@ def write_processor(folder: Path) -> None:
         chat_template=TEMPLATE,
     )
     images = GlmImageImageProcessor(
-        patch_size=4, merge_size=1, temporal_patch_size=1, size={"shortest_edge": 16, "longest_edge": 2**20}
+        patch_size=16, merge_size=1, temporal_patch_size=1, size={"shortest_edge": 16, "longest_edge": 2**20}
     )
     GlmImageProcessor(image_processor=images, tokenizer=text, chat_template=TEMPLATE).save_pretrained(folder)
+
+
+class StandIn:
+    """A pipeline in place of diffusers': every code is a grey, with the noise of its generator."""
+
+    loaded: list = []
+
+    @classmethod
+    def from_pretrained(cls, folder, **options):
+        if not (folder / "transformer").is_dir():
+            raise OSError("no transformer")
+        cls.loaded.append(options)
+        return cls()
+
+    def set_progress_bar_config(self, disable):
+        assert disable
+
+    def to(self, device):
+        return self
+
+    def __call__(self, *, prompt, prior_token_ids, height, width, generator, output_type):
+        assert output_type == "pt" and len(prompt) == len(generator) == len(prior_token_ids)
+        grey = prior_token_ids.view(-1, 1, height // 16, width // 16).float() / CODES
+        noise = torch.stack([torch.rand(1, height // 16, width // 16, generator=each) for each in generator])
+        images = interpolate((grey + noise) / 2, scale_factor=16).expand(-1, 3, -1, -1)
+        return SimpleNamespace(images=images)
 
 
 def section(folder: Path, *, tokens: int = 20, **changes) -> Model:

@@ -86,7 +86,7 @@ class TrainingStep:
             betas=(recipe.optim.betas[0], recipe.optim.betas[1]),
             weight_decay=recipe.optim.weight_decay,
         )
-        self.plan = self.module.plans[self.case.window]
+        self.plan = self.module.plan(self.case.window)
         self.codes = torch.randint(family.codebook_size, (self.case.batch, family.grid.num_codes), device=self.device)
         self.condition = family.check(conditions(recipe.model, self.case.batch))
         return self.module

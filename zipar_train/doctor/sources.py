@@ -28,7 +28,7 @@ def shards(asked: CheckContext) -> Iterator[CheckResult]:
             continue
         try:
             found = read_manifest(
-                path, grid=model.raster, codes=model.codebook_size, classes=model.num_classes, captions=model.captions
+                path, grids=model.rasters, codes=model.codebook_size, classes=model.num_classes, captions=model.captions
             )
         except ValueError as error:
             yield problem(name, str(error), f"{make}, or --set {name}=FILE")

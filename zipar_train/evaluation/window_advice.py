@@ -99,7 +99,7 @@ def advise(
         raise ValueError("--images must be at least 1")
     decode_advice.check(batch_size, lookaheads)
     model, (_, _, device) = recipe.model, process()
-    manifest = read_manifest(shards, **expected(recipe.model))
+    manifest = read_manifest(shards, **expected(recipe.model)).only(model.grid)
     widest = model.raster.row_length
     powers = [2**k for k in range(widest.bit_length()) if 2**k < widest]
     wanted = windows_of(recipe, windows or [*powers, *recipe.evaluate.windows])
@@ -110,14 +110,14 @@ def advise(
     (candidate,) = candidates(recipe, [checkpoint], device=device)
     generator = candidate.generator
     plans = {window: generator.plan(window) for window in wanted}
-    loader = ShardLoader(shards, batch_size=recipe.evaluate.batch_size)
+    loader = ShardLoader(shards, batch_size=recipe.evaluate.batch_size, sides=model.grid)
     with tqdm(wanted, desc="bits", disable=not progress) as bar:
         bits = {
             window: bits_per_code(generator.inference_family, plans[window], loader, images=images) for window in bar
         }
 
     count = min(attention_images, manifest.samples)
-    small = ShardLoader(shards, batch_size=1)
+    small = ShardLoader(shards, batch_size=1, sides=model.grid)
     layers = attention(
         generator.load_family(),
         plans[widest],

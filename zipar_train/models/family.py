@@ -5,6 +5,7 @@ A family is one file, one line in the table, and its name in `recipe/model.py`.
 Shapes: B images, S slots, P prompt tokens, N = H W codes per image, V codebook size, D hidden size of the model.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 from importlib import import_module
 from typing import Any, Protocol
@@ -42,6 +43,9 @@ class Family(Protocol):
     model: PreTrainedModel  # a transformers model, which supports saving, adapters and activation checkpointing
     codebook_size: int  # V
     prompt_length: int  # P
+
+    def on(self, sides: Sequence[int]) -> "Family":
+        """Return the family on another grid, by its rows and columns of codes, with the same weights."""
 
     def renamed(self, state: dict[str, Tensor]) -> dict[str, Tensor] | None:
         """Rename tensors of a published transformers checkpoint to the names of `model`; None if it is not one."""

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import GlmImageForConditionalGeneration, GlmImageTextConfig, GlmImageTextModel
-from transformers.models.glm_image.modeling_glm_image import GlmImagePreTrainedModel, GlmImageTextRotaryEmbedding
+from transformers.models.glm_image.modeling_glm_image import GlmImagePreTrainedModel
 
 from zipar_train.models.conditions import Condition
 from zipar_train.models.text_to_image import TextToImage
 from zipar_train.models.token_prompts import Prompter, Prompts
+from zipar_train.plan.grid import Grid
 from zipar_train.recipe.model import Model
 
 SIZES = {"9B": (40, 32, 2, 4096, 13696)}  # layers, heads, key-value heads, hidden and feed-forward size
@@ -27,36 +28,13 @@ HEAD = "lm_head.weight"
 
 
 class GlmImageCodesConfig(GlmImageTextConfig):
-    """GlmImageTextConfig plus what follows from the recipe.
-
-    Args:
-        codes: Codebook size.
-        prompt: P, prompt length in tokens.
-        grids: Rows and columns of each grid in the order of generation, the preview first.
-    """
+    """GlmImageTextConfig plus the codebook size."""
 
     model_type = "glm-image-codes"
 
-    def __init__(self, codes: int = 16384, prompt: int = 1, grids: list[list[int]] | None = None, **kw: Any):
-        self.codes, self.prompt, self.grids = codes, prompt, grids or [[16, 16], [32, 32]]
+    def __init__(self, codes: int = 16384, **kw: Any):
+        self.codes = codes
         super().__init__(**kw)
-
-
-class GlmImageRotaryEmbedding(GlmImageTextRotaryEmbedding):
-    """Rotary embedding of positions P + r, r the raster position, which it turns into time, height and width."""
-
-    def __init__(self, config: GlmImageCodesConfig):
-        super().__init__(config)
-        self.axes = nn.Buffer(axes(config.prompt, config.grids), persistent=False)
-
-    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Return cosines and sines (1 or B, S, rotated width).
-
-        Args:
-            x: Gives the dtype.
-            position_ids: int64 (3, 1 or B, S): three equal rows, as transformers makes them of (1 or B, S).
-        """
-        return super().forward(x, self.axes[:, position_ids[0]])
 
 
 class GlmImageCodes(GlmImagePreTrainedModel):
@@ -69,7 +47,6 @@ class GlmImageCodes(GlmImagePreTrainedModel):
         super().__init__(config)
         self.model = GlmImageTextModel(config)
         self.model.embed_tokens.padding_idx = None
-        self.model.rotary_emb = GlmImageRotaryEmbedding(config)
         self.lm_head = nn.Linear(config.hidden_size, config.codes, bias=False)
         self.post_init()
 
@@ -108,21 +85,12 @@ class GlmImage(TextToImage):
             keys, feed_forward = model.num_kv_heads or heads, model.ffn_size or 4 * width
         assert model.token_prompt
         self.section, self.grid, self.codebook_size = model, model.raster, model.codebook_size
-        self.prompt_length = model.prompt
-        start = f"<|dit_token_{model.codebook_size}|>"  # the id after the codes
-        self.prompter = GlmImagePrompter(
-            model.token_prompt,
-            ask="{}" + "".join(f"<sop>{each.height} {each.width}<eop>" for each in reversed(self.grid.grids)) + start,
-            keep=("<sop>", "<eop>", start),
-            ids={start: model.codebook_size},
-        )
+        self.prompt_length, self.prompter = model.prompt, self.build_prompter(model)
+        self.axes = dict[tuple[Grid, torch.device], Tensor]()
         vocabulary = model.token_prompt.vocabulary or VOCABULARY
-        turned = width // heads // 4  # rotated pairs of a head: half of its width is rotated
         self.model = GlmImageCodes(
             GlmImageCodesConfig(
                 codes=model.codebook_size,
-                prompt=self.prompt_length,
-                grids=[[each.height, each.width] for each in self.grid.grids],
                 vocab_size=vocabulary,
                 vision_vocab_size=model.codebook_size + SPECIAL,
                 num_hidden_layers=depth,
@@ -130,7 +98,7 @@ class GlmImage(TextToImage):
                 num_key_value_heads=keys,
                 hidden_size=width,
                 intermediate_size=feed_forward,
-                max_position_embeddings=self.prompt_length + self.grid.num_codes,
+                max_position_embeddings=self.prompt_length + max(grid.num_codes for grid in model.rasters),
                 rms_norm_eps=1e-5,
                 eos_token_id=None,
                 pad_token_id=vocabulary - 1,  # needs a number; padding is masked
@@ -138,11 +106,29 @@ class GlmImage(TextToImage):
                     "rope_type": "default",
                     "rope_theta": 10000.0,
                     "partial_rotary_factor": 0.5,
-                    "mrope_section": sections(turned),
+                    "mrope_section": sections(width // heads // 4),  # half of a head is rotated
                 },
                 tie_word_embeddings=False,
             )
         )
+
+    def build_prompter(self, model: Model) -> Prompter:
+        assert model.token_prompt
+        sizes = "".join(f"<sop>{each.height} {each.width}<eop>" for each in reversed(model.raster.grids))
+        start = f"<|dit_token_{model.codebook_size}|>"  # the id after those of the codes
+        return GlmImagePrompter(
+            model.token_prompt,
+            ask="{}" + sizes + start,
+            keep=("<sop>", "<eop>"),
+            ids={start: model.codebook_size},
+        )
+
+    def position_ids(self, positions: Tensor) -> Tensor:
+        """Return time, height and width, int64 (3, 1 or B, S), for raster positions (S,) or (B, S)."""
+        key = (self.grid, positions.device)
+        if key not in self.axes:
+            self.axes[key] = axes(self.grid, prompt=self.prompt_length, device=positions.device)
+        return self.axes[key][:, super().position_ids(positions)]
 
     def is_hf_checkpoint(self, state: dict[str, Tensor]) -> bool:
         return any(name.startswith(THEIRS) for name in state)
@@ -170,20 +156,22 @@ def sections(pairs: int) -> list[int]:
     return [time, height, pairs - time - height]
 
 
-def axes(prompt: int, grids: list[list[int]]) -> Tensor:
-    """Return the time, height and width of each position, int64 (3, P + N): transformers' `get_rope_index`.
+def axes(grid: Grid, *, prompt: int, device: torch.device) -> Tensor:
+    """Return time, height and width of each position, int64 (3, P + N), as transformers' `get_rope_index`.
 
-    A text token has its number on all three axes. A code has its grid's start on the first one, and its row and column
+    A text token has its number on all three axes. A code has its grid's start on the first, and its row and column
     from there on the others. The next grid starts beyond the longer side. Rotary embeddings depend on differences
     alone, so padding on the left of a prompt may count.
 
     Args:
+        grid: The grid, with its preview.
         prompt: P.
-        grids: Rows and columns of each grid, in the order of generation.
+        device: Of the result.
     """
-    found, start = [torch.arange(prompt).expand(3, -1)], prompt
-    for height, width in grids:
-        number = torch.arange(height * width)
-        found.append(start + torch.stack([torch.zeros_like(number), number // width, number % width]))
-        start += max(height, width)
+    found, start = [torch.arange(prompt, device=device).expand(3, -1)], prompt
+    for each in grid.grids:
+        number = torch.arange(each.height * each.width, device=device)
+        cell = [torch.zeros_like(number), number // each.width, number % each.width]
+        found.append(start + torch.stack(cell))
+        start += max(each.height, each.width)
     return torch.cat(found, dim=1)

@@ -63,7 +63,7 @@ class Janus(TextToImage):
         )
         assert model.token_prompt and depth and heads and width  # checked by the recipe
         self.section, self.grid, self.codebook_size = model, model.raster, model.codebook_size
-        self.prompt_length, self.prompter = model.prompt, Prompter(model.token_prompt, ask=ASK, keep=(START,))
+        self.prompt_length, self.prompter = model.prompt, self.build_prompter(model)
         self.model = JanusImages(
             JanusImagesConfig(
                 codes=model.codebook_size,
@@ -77,6 +77,10 @@ class Janus(TextToImage):
                 tie_word_embeddings=False,
             )
         )
+
+    def build_prompter(self, model: Model) -> Prompter:
+        assert model.token_prompt
+        return Prompter(model.token_prompt, ask=ASK, keep=(START,))
 
     def is_hf_checkpoint(self, state: dict[str, Tensor]) -> bool:
         return any(name.startswith(("model.language_model.", "model.generation_")) for name in state)

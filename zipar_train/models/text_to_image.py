@@ -1,7 +1,9 @@
 """The base class of generators that are prompted by captions as token ids: prompts and transformers checkpoints."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -11,6 +13,9 @@ from zipar_train.models.files import find
 from zipar_train.models.llama_family import LlamaFamily
 from zipar_train.models.pretrained import pretrained
 from zipar_train.models.token_prompts import Prompter, Prompts
+from zipar_train.recipe.model import Model
+
+Own = TypeVar("Own", bound="TextToImage")
 
 
 class TextToImage(LlamaFamily, ABC):
@@ -25,6 +30,15 @@ class TextToImage(LlamaFamily, ABC):
     hf_class: type[PreTrainedModel]
     hub: str
     prompter: Prompter
+
+    @abstractmethod
+    def build_prompter(self, model: Model) -> Prompter:
+        """Return the prompter of a recipe's section `model`, whose grid may be part of the prompt."""
+
+    def on(self: Own, sides: Sequence[int]) -> Own:
+        other = super().on(sides)
+        other.prompter = other.build_prompter(other.section)
+        return other
 
     @abstractmethod
     def map_tensor(self, name: str, tensor: Tensor) -> tuple[str, Tensor] | None:

@@ -48,7 +48,9 @@ class Prompter:
         from transformers import AutoTokenizer
 
         source = self.text.encoder
-        tokenizer = pretrained(AutoTokenizer, str(find(source)), key="model.token_prompt.encoder", what="no tokenizer of text")
+        tokenizer = pretrained(
+            AutoTokenizer, str(find(source)), key="model.token_prompt.encoder", what="no tokenizer of text"
+        )
         unknown = tokenizer.unk_token_id
         for token in (*self.keep, *self.after):
             if tokenizer.convert_tokens_to_ids(token) in (None, unknown):

@@ -57,6 +57,11 @@ class Grid:
         return self.height * self.width + (self.preview.num_codes if self.preview else 0)
 
     @property
+    def num_tokens(self) -> int:
+        """Return the number of raster positions: image codes and row ends."""
+        return sum(row.width + self.row_end for row in self.rows)
+
+    @property
     def row_length(self) -> int:
         """Return the tokens in the longest row, row end included; a plan with this window is next-token decoding."""
         return max(grid.width for grid in self.grids) + self.row_end

@@ -143,7 +143,7 @@ class _AdaptiveState:
         self.prompt, self.padding = prompts(family, family.check(condition), guided=sampling.guidance != 1)
         self.copies = len(self.prompt) // images
         self.family, self.sampling, self.seeds = family, sampling, seeds.to(device)
-        self.most = plan.prompt + sum(row.width + grid.row_end for row in grid.rows) + attempts
+        self.most = plan.prompt + grid.num_tokens + attempts
         self.aligned = keys_aligned(device)
         slots = self.most + 1 + -(self.most + 1) % self.aligned
         check_memory(family, plan, images, rows=self.copies * images, slots=slots)

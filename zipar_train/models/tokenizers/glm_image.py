@@ -102,6 +102,14 @@ class GlmImageVQ:
             found.append(to_bytes(images.float() * 2 - 1, size=size))
         return torch.cat(found)
 
+    def prepare(self) -> None:
+        """Load what decoding needs, before any work.
+
+        Raises:
+            ValueError: As in `decode`.
+        """
+        _ = self.pipeline
+
     @cached_property
     def pipeline(self) -> Any:
         """The diffusion stage: diffusers' GlmImagePipeline without its autoregressive stage."""
@@ -120,7 +128,7 @@ class GlmImageVQ:
         dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
         try:
             pipeline = GlmImagePipeline.from_pretrained(
-                self.folder, vision_language_encoder=None, processor=None, torch_dtype=dtype, use_safetensors=True
+                self.folder, vision_language_encoder=None, processor=None, dtype=dtype, use_safetensors=True
             )
         except Exception as error:  # from diffusers, transformers or safetensors: many classes
             raise ValueError(

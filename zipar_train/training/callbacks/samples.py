@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from zipar_train.decoding.decoder import Decoder
-from zipar_train.decoding.generator import Images
+from zipar_train.decoding.images import Images
 from zipar_train.decoding.memory import BatchTooLarge, is_oom
 from zipar_train.decoding.sampling import code_seeds
 from zipar_train.models.family import Family
