@@ -60,7 +60,7 @@ def generate(
     ] = None,
     int8: Int8Option = False,
 ) -> None:
-    """Generate images into one picture, a file of codes, or both. Options that are not given default to the recipe's."""
+    """Generate images into one picture, a file of codes, or both. Defaults are the recipe's."""
     if (labels is None) == (not captions):
         raise ValueError("give either --labels or --caption")
     if out is None and codes is None:

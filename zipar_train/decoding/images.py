@@ -60,8 +60,8 @@ class Images:
     def save_codes(self, path: str | Path) -> None:
         """Write the codes to a .safetensors file, for another program that turns them into pixels.
 
-        Its tensors are `codes` and `passes` and, if the grid has a preview, `previews` and `prior_token_ids`: GLM-Image's
-        codes as diffusers' GlmImagePipeline takes them.
+        Its tensors are `codes` and `passes` and, if the grid has a preview, `previews` and `prior_token_ids`. These are
+        GLM-Image's codes as diffusers' GlmImagePipeline takes them.
 
         Raises:
             OSError: If the file cannot be written.

@@ -52,7 +52,7 @@ class GlmImageCodes(GlmImagePreTrainedModel):
 
 
 class GlmImagePrompter(Prompter):
-    """A `Prompter` whose prompts are those of GlmImageProcessor.apply_chat_template, which diffusers' pipeline calls."""
+    """A `Prompter` whose prompts are those of GlmImageProcessor.apply_chat_template, as in diffusers' pipeline."""
 
     @property
     def fingerprint(self) -> str:

@@ -171,7 +171,8 @@ class Model(Section):
     def _raster(self, rows: int, columns: int) -> Grid:
         if self.family != "glm-image":
             return Grid(rows, columns, self.family in ROW_ENDS)
-        return Grid(rows, columns, preview=Grid(*(self.preview or glm_preview(rows, columns))))
+        height, width = self.preview or glm_preview(rows, columns)
+        return Grid(rows, columns, preview=Grid(height, width))
 
     def on(self, sides: Sequence[int]) -> "Model":
         """Return this section with `grid` replaced by other sides, and without `other_grids`."""

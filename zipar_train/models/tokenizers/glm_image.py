@@ -61,7 +61,7 @@ class GlmImageVQ:
 
     def __init__(self, model: GlmImageEncoder, *, folder: Path | None = None, sha256: str | None = None):
         self.model, self.folder, self.sha256 = model.eval().requires_grad_(False), folder, sha256
-        self.patch = int(model.visual.patch_size)
+        self.patch: int = model.visual.patch_size  # type: ignore[assignment]
         self.stride, self.codebook_size = HALVED * self.patch, model.vqmodel.config.num_embeddings
 
     @torch.inference_mode()
