@@ -215,7 +215,7 @@ def test_class_names_are_kept_and_compared(tmp_path):
 @pytest.mark.parametrize(
     ("expected", "message"),
     [
-        ({"grid": Grid(3, 2)}, "grid 2x3, but the recipe's model has 3x2"),
+        ({"grids": [Grid(3, 2)]}, "grid 2x3, but the recipe's model has 3x2"),
         ({"codes": 17}, "codebook of 5, but the recipe's model has 17"),
         ({"classes": 10}, "number of classes 3, but the recipe's model has 10"),
     ],

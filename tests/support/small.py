@@ -2,7 +2,7 @@
 
 import torch
 
-from zipar_train.data.loader import Batch
+from zipar_train.data.batch import Batch
 from zipar_train.models.family import build
 from zipar_train.models.t5_features import Captions
 from zipar_train.models.token_prompts import Prompts

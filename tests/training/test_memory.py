@@ -29,7 +29,7 @@ SHAPE = [
 LORA = ["model.weights=x", "tune.lora={rank: 8, alpha: 8, targets: [q_proj, v_proj]}"]
 MEASURE = """
 import re, sys, torch
-from zipar_train.data.loader import Batch
+from zipar_train.data.batch import Batch
 from zipar_train.models.family import build, conditions
 from zipar_train.recipe.load import load_recipe
 from zipar_train.training.trainer import module_of

@@ -67,11 +67,11 @@ def test_the_mask_is_converted_once_for_all_layers(monkeypatch, kind, narrow, re
     assert len(calls.seen) == 3 * (2 if recompute else 1)
     assert len({address for address, *_ in calls.seen}) == 1
     assert {(kind, rest) for _, kind, rest, _ in calls.seen} == {(dtype, 0)}
-    slots = len(module.plans[2])
+    slots = len(module.plans.plan(2))
     padded = kind not in ("llamagen",)
     mask = calls.seen[0][3]
     assert mask.shape == (2 if padded else 1, 1, slots, slots) and set(mask.unique().tolist()) == {0.0, -torch.inf}
-    seen = module.mask(2)[0, 0]
+    seen = module.plans.mask(module.plans.plan(2), module.device)[0, 0]
     assert torch.equal(mask[-1, 0] == 0, seen)  # the last image has no padding
     assert padded is not torch.equal(mask[0, 0] == 0, seen)
 

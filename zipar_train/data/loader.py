@@ -14,9 +14,9 @@ from time import perf_counter
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from zipar_train.data.batch import Batch, collate, joined
 from zipar_train.data.epoch_order import Order, Share
 from zipar_train.data.manifest import Manifest, Shard
 from zipar_train.data.sample import Sample
@@ -25,13 +25,6 @@ from zipar_train.io.remote import conceal, is_url
 from zipar_train.run.signals import held, ignore_signals
 
 Damaged = Literal["stop", "skip"]
-
-
-class Batch(NamedTuple):
-    codes: torch.Tensor  # int64 (B, N), raster order, those of a preview first
-    condition: Any  # classes int64 (B,), or B captions as str or as features (n, F)
-    keys: list[str] = []  # `shard/sample` of each of the B images
-    sides: tuple[int, int] | None = None  # rows and columns of codes of all B images; None: the recipe's
 
 
 class _Part(NamedTuple):
@@ -74,7 +67,7 @@ class _Epoch(IterableDataset):
                 low, high = self.order.places(step, self.share, part, parts)
                 chunk = [next(lanes[place // self.order.width]) for place in range(low, high)]
                 found, self.found = self.found, {}
-                yield _Part(_collate(chunk) if chunk else None, found)
+                yield _Part(collate(chunk) if chunk else None, found)
         except ValueError as error:  # passed on as a value: a loader process would wrap it in its traceback
             yield error
 
@@ -211,7 +204,7 @@ class ShardLoader:
             if turn not in streams:
                 streams[turn] = self._parts(self._epoch(list(shards), turns[:first].count(turn)), readers)
             parts = [part for part in islice(streams[turn], max(1, readers)) if part]
-            whole = parts[0] if len(parts) == 1 else _joined(parts)
+            whole = parts[0] if len(parts) == 1 else joined(parts)
             for start in range(0, len(whole.codes), self.batch_size):
                 cut = slice(start, start + self.batch_size)
                 sides = (grid.height, grid.width)
@@ -285,19 +278,3 @@ class ShardLoader:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.epoch, self.batches, self.resumed = state["epoch"], state["steps"] * self.batches_a_step, True
-
-
-def _collate(chunk: list[tuple[Any, Any, str]]) -> Batch:
-    codes, conditions, keys = zip(*chunk, strict=True)
-    condition: Any = list(conditions)
-    if isinstance(conditions[0], int):
-        condition = torch.tensor(conditions)
-    elif all(isinstance(each, np.ndarray) for each in conditions):
-        condition = [torch.from_numpy(features) for features in conditions]
-    return Batch(torch.from_numpy(np.stack(codes).astype(np.int64)), condition, list(keys))
-
-
-def _joined(parts: list[Batch]) -> Batch:
-    conditions: list[Any] = [part.condition for part in parts]
-    condition: Any = sum(conditions, []) if isinstance(conditions[0], list) else torch.cat(conditions)
-    return Batch(torch.cat([part.codes for part in parts]), condition, sum((part.keys for part in parts), []))

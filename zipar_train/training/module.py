@@ -12,16 +12,15 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from zipar_train.data.loader import Batch
+from zipar_train.data.batch import Batch
 from zipar_train.models import lora
 from zipar_train.models.attention import attention_kernels
 from zipar_train.models.conditions import Condition
 from zipar_train.models.family import Family, target_hidden_states
-from zipar_train.plan.masks import Mask, block, dense
-from zipar_train.plan.table import Plan
 from zipar_train.run.ranks import rank_zero_print
 from zipar_train.training.frozen import add_frozen, omit_frozen
 from zipar_train.training.fsdp import shard
+from zipar_train.training.grid_plans import GridPlans
 from zipar_train.training.guard import STOP_REMEDY, Guard, format_keys
 from zipar_train.training.loss import losses
 from zipar_train.training.optimizer import (
@@ -34,7 +33,6 @@ from zipar_train.training.optimizer import (
 )
 from zipar_train.training.teacher import Teacher, original_weights
 
-Sides = tuple[int, int]  # rows and columns of codes
 GOLDEN = (sqrt(5) - 1) / 2
 
 
@@ -98,19 +96,13 @@ class ZipARModule(L.LightningModule):
         self.family, self.model = family, family.model
         widest = family.grid.row_length
         self.val_windows = list(val_windows or sorted({*windows, widest}, reverse=True))
-        every = sorted({*windows, *self.val_windows, widest}, reverse=True)
-        self.families = {(family.grid.height, family.grid.width): family}
-        self.families |= {(rows, columns): family.on((rows, columns)) for rows, columns in other_grids}
-        self.plans = {
-            (sides, window): Plan.zipar(
-                each.grid,
-                window=each.grid.row_length if window == widest else min(window, each.grid.row_length),
-                prompt=family.prompt_length,
-                **(rule or {}),
-            )
-            for sides, each in self.families.items()
-            for window in every
-        }
+        self.plans = GridPlans(
+            family,
+            windows={*windows, *self.val_windows, widest},
+            rule=rule or {},
+            other_grids=other_grids,
+            attention=attention,
+        )
         self.windows = dict(windows)
         self.teacher, self.distill = Teacher(teacher) if teacher and distill else None, distill
         self.label_dropout, self.seed = label_dropout, seed
@@ -122,25 +114,8 @@ class ZipARModule(L.LightningModule):
         self.norm = torch.tensor(0.0)  # gradient norm of the last step
         self.metrics: dict[str, float] = {}  # metrics of the last step
         self.metered = False  # True if a `ThroughputLogger` logs them
-        self.masks: dict[tuple[Plan, torch.device], Mask] = {}
         self.sharded = False
         self.base: str | None = None  # fingerprint of the weights that adapters or distillation started from
-
-    def plan(self, window: int, sides: Sides | None = None) -> Plan:
-        """Return the plan of a window on the grid with these rows and columns; None: the family's grid."""
-        return self.plans[sides or next(iter(self.families)), window]
-
-    def mask(self, plan: Plan) -> Mask:
-        """Return the mask of a plan on the model's device; it is cached."""
-        key = (plan, self.device)
-        if key not in self.masks:
-            make = block if self.attention == "flex_attention" else dense
-            self.masks[key] = make(plan, device=self.device)
-        return self.masks[key]
-
-    def family_of(self, batch: Batch) -> Family:
-        """Return the family on the grid of a batch."""
-        return self.families[batch.sides or next(iter(self.families))]
 
     def configure_model(self) -> None:
         """Shard the weights among devices under FSDP; otherwise do nothing."""
@@ -192,9 +167,9 @@ class ZipARModule(L.LightningModule):
         """
 
         def states(family: Family, window: int) -> Tensor:
-            plan = self.plan(window, batch.sides)
+            plan = self.plans.plan(window, batch.sides)
             family = family if plan.grid == family.grid else family.on((plan.grid.height, plan.grid.width))
-            return target_hidden_states(family, plan, batch.codes, condition, self.mask(plan))
+            return target_hidden_states(family, plan, batch.codes, condition, self.plans.mask(plan, self.device))
 
         def head(hidden: Tensor) -> Tensor:
             with original_weights(self.family, self.teacher) as family:
@@ -215,7 +190,7 @@ class ZipARModule(L.LightningModule):
         torch.manual_seed(
             int(np.random.default_rng([self.seed, epoch, batch_idx, self.global_rank, 1]).integers(2**63))
         )
-        family = self.family_of(batch)
+        family = self.plans.family(batch.sides)
         condition = family.drop(family.check(batch.condition), drop)
         loss, divergence = self.losses(batch, condition, self.window, with_teacher=self.distill > 0)
         parts = [loss]
@@ -293,7 +268,7 @@ class ZipARModule(L.LightningModule):
         rank_zero_print(f"skipped: {message} ({guard.skipped:,} steps so far)", file=sys.stderr)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        condition = self.family_of(batch).check(batch.condition)
+        condition = self.plans.family(batch.sides).check(batch.condition)
         for window in self.val_windows:
             bits = self.losses(batch, condition, window)[0] / log(2)
             self.log(f"val/bits_w{window}", bits, batch_size=len(batch.codes), sync_dist=True, prog_bar=True)
