@@ -149,6 +149,19 @@ def test_to_the_authors_layout_and_back(each_layout, tmp_path):
     assert torch.equal(greedy(again, CAPTIONS, 5.0), greedy(first, CAPTIONS, 5.0))
 
 
+def test_the_authors_layout_holds_the_trained_weights(checkpoint):
+    folder, state = checkpoint
+    family = load_family(section(folder), read(folder))
+    with torch.no_grad():
+        for parameter in family.model.parameters():
+            parameter.add_(1)
+    back, config = family.original(str(folder))
+    for name, tensor in state.items():
+        image = not name.startswith(("vision_model.", "aligner.", "gen_vision_model.", "language_model.lm_head."))
+        assert torch.equal(back[name], tensor + image), name
+    assert config == CONFIG
+
+
 def test_to_transformers_layout(checkpoint, tmp_path):
     """Plain transformers draws the authors' codes from the export, and sees pictures and reads words as it did."""
     folder, state = checkpoint
@@ -161,6 +174,7 @@ def test_to_transformers_layout(checkpoint, tmp_path):
         prompts.ids, attention_mask=(~prompts.padding).long(), generation_mode="image", do_sample=False, max_length=80
     )
     assert torch.equal(drawn, greedy(family, CAPTIONS, 5.0))
+    assert not theirs.config.tie_word_embeddings
     assert torch.equal(theirs.lm_head.weight, state["language_model.lm_head.weight"])
     assert not (out / "processor_config.json").exists() and (out / "tokenizer.json").exists()
     with torch.no_grad():
