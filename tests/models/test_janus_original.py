@@ -11,7 +11,7 @@ import torch
 from commands import every_verb
 from janus_files import CAPTIONS, CONFIG, PAD, VQ, original_prompt, recipe_of, section, write_checkpoint
 from safetensors.torch import load_file, save_file
-from transformers import JanusConfig, JanusForConditionalGeneration
+from transformers import JanusConfig, JanusForConditionalGeneration, PreTrainedTokenizerFast
 
 from zipar_train import Plan, load
 from zipar_train.decoding.decoder import Decoder
@@ -70,6 +70,7 @@ def test_prompts_are_the_authors(checkpoint):
     for row, text in enumerate(texts):
         assert ids[row][~padding[row]].tolist() == original_prompt(folder, text)
     tokenizer = family.prompter.tokenizer
+    assert type(tokenizer) is PreTrainedTokenizerFast  # LlamaTokenizer, which is named, loses spaces in 5.17
     assert tokenizer.pad_token == PAD and tokenizer.decode(tokenizer("a blue car").input_ids[1:]) == "a blue car"
     dropped = family.prompter.pad_caption(family.prompter.check(CAPTIONS, torch.device("cpu")), torch.ones(3).bool())
     for row, text in enumerate(CAPTIONS):

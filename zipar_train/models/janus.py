@@ -72,7 +72,7 @@ class Janus(TextToImage):
         assert model.token_prompt and depth and heads and width  # checked by the recipe
         self.section, self.grid, self.codebook_size = model, model.raster, model.codebook_size
         self.prompt_length = model.prompt
-        # exact: the published class, LlamaTokenizer, loses spaces in transformers 5 (huggingface/transformers#45488)
+        # exact: the published class, LlamaTokenizer, loses spaces in transformers 5.17 (huggingface/transformers#45488)
         self.prompter = Prompter(model.token_prompt, ask=ASK, keep=(START,), pad=PAD, exact=True)
         self.model = JanusImages(
             JanusImagesConfig(

@@ -54,7 +54,7 @@ class Prompter:
         source, kind = self.text.encoder, PreTrainedTokenizerFast if self.exact else AutoTokenizer
         tokenizer = pretrained(kind, source, key="model.token_prompt.encoder", what="no tokenizer of text")
         unknown = tokenizer.unk_token_id
-        if tokenizer.convert_tokens_to_ids(self.pad) not in (None, unknown):
+        if self.pad and tokenizer.convert_tokens_to_ids(self.pad) not in (None, unknown):
             tokenizer.pad_token = self.pad
         for token in (*self.keep, *self.after):
             if tokenizer.convert_tokens_to_ids(token) in (None, unknown):
