@@ -34,7 +34,7 @@ def test_a_model_of_ones_own_draws_what_it_was_taught_with():
         forced = names["teacher_forced"](family, plan, codes, labels, names["dense"](plan))
     assert (forced - seen).abs().max() < 1e-10
     adaptive = AdaptiveDecoder(family, window=1)
-    assert adaptive([0, 1, 0], code_seeds([0, 1, 2], adaptive.numbers, seed=0), sampling).shape == (3, 4, 5)
+    assert adaptive([0, 1, 0], code_seeds([0, 1, 2], adaptive.numbers, seed=0), sampling).shape == (3, 20)
     assert 20 >= max(adaptive.passes(3)) > adaptive.plan.passes
 
 
