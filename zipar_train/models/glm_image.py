@@ -6,6 +6,7 @@ codes' rows are kept: its other 128 rows are special ids, such as the image's en
 need. A diffusion stage turns codes into pixels, see `tokenizers/glm_image.py`.
 """
 
+from hashlib import sha256
 from typing import Any
 
 import torch
@@ -56,7 +57,7 @@ class GlmImagePrompter(Prompter):
 
     @property
     def fingerprint(self) -> str:
-        return f"{super().fingerprint}{self._framed('{}')}"
+        return sha256(f"{super().fingerprint}{self._framed('{}')}".encode()).hexdigest()[:16]
 
     def _ids(self, caption: str) -> list[int]:
         text = self._framed(caption)

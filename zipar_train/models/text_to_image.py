@@ -53,15 +53,23 @@ class TextToImage(LlamaFamily, ABC):
             return None
         return dict(found for name, tensor in state.items() if (found := self.map_tensor(name, tensor)))
 
-    def published(self, source: str | None) -> PreTrainedModel:
+    def base_folder(self, source: str | None) -> Path:
+        """Return the folder of the checkpoint that provides the parts that are not used for images.
+
+        Raises:
+            ValueError: If `source` is not the folder of a checkpoint.
+        """
         folder = find(source or "")
         if source is None or not (folder / "config.json").is_file():
             raise ValueError(
                 f"model.weights = {source}: {self.hf_class.__name__} has parts that are not used for images, taken "
                 f"from the published checkpoint. Set model.weights to its folder, or to {self.hub}"
             )
+        return folder
+
+    def published(self, source: str | None) -> PreTrainedModel:
         ours = self.model.state_dict()
-        whole = self.load_hf_model(folder)
+        whole = self.load_hf_model(self.base_folder(source))
         for name, tensor in whole.state_dict().items():
             if found := self.map_tensor(name, tensor):
                 found[1].copy_(ours[found[0]])

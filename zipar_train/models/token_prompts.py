@@ -30,6 +30,8 @@ class Prompter:
         keep: Tokens that an unconditional prompt keeps, besides the first one.
         after: Tokens that follow the template.
         ids: Tokens whose ids must be as the model requires.
+        pad: The token for padding, if the tokenizer knows it; else the tokenizer's own.
+        exact: Split text exactly as tokenizer.json says, whatever class tokenizer_config.json names.
     """
 
     def __init__(
@@ -40,18 +42,22 @@ class Prompter:
         keep: Sequence[str] = (),
         after: Sequence[str] = (),
         ids: Mapping[str, int] | None = None,
+        pad: str = "",
+        exact: bool = False,
     ):
+        self.pad, self.exact = pad, exact
         self.text, self.ask, self.keep, self.after, self.ids = text, ask, keep, after, ids or {}
 
     @cached_property
     def tokenizer(self) -> Any:
-        from transformers import AutoTokenizer
+        from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-        source = self.text.encoder
-        tokenizer = pretrained(
-            AutoTokenizer, str(find(source)), key="model.token_prompt.encoder", what="no tokenizer of text"
-        )
+        source, kind = self.text.encoder, PreTrainedTokenizerFast if self.exact else AutoTokenizer
+        key, what = "model.token_prompt.encoder", "no tokenizer of text"
+        tokenizer = pretrained(kind, str(find(source)), key=key, what=what)
         unknown = tokenizer.unk_token_id
+        if self.pad and tokenizer.convert_tokens_to_ids(self.pad) not in (None, unknown):
+            tokenizer.pad_token = self.pad
         for token in (*self.keep, *self.after):
             if tokenizer.convert_tokens_to_ids(token) in (None, unknown):
                 raise ValueError(
