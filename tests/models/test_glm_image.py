@@ -17,7 +17,7 @@ from zipar_train.decoding.sampling import code_seeds
 from zipar_train.models.family import build, teacher_forced
 from zipar_train.models.restore import load_family, read
 from zipar_train.models.token_prompts import Prompts
-from zipar_train.plan.masks import dense
+from zipar_train.plan.masks import block, dense
 from zipar_train.recipe.load import load_recipe
 from zipar_train.recipe.model import glm_preview
 from zipar_train.recipe.schema import SamplingParams
@@ -61,12 +61,32 @@ def test_next_token_generates_what_transformers_generates(checkpoint):
     assert len(torch.unique(ours)) > 6 and len(torch.unique(ours, dim=0)) == 3
 
 
-def positions_of(theirs, ids):
+def positions_of(theirs, ids, grid=GRID, preview=PREVIEW):
     """Positions of a prompt (1, P) and of all codes after it, (3, 1, P + N): transformers' own."""
-    grids = torch.tensor([[1, *GRID], [1, *PREVIEW]])
+    grids = torch.tensor([[1, *grid], [1, *preview]])
     before, _ = theirs.model.get_rope_index(ids, image_grid_thw=grids, images_per_sample=torch.tensor([2]))
-    after = theirs.model._cached_decode_position_ids.permute(1, 0, 2)[:, :, :TOTAL]
+    after = theirs.model._cached_decode_position_ids.permute(1, 0, 2)[:, :, :-1]  # without the image's end
     return torch.cat([before, after], dim=2)
+
+
+@pytest.mark.parametrize(("grid", "preview"), [([3, 4], [2, 3]), ([4, 2], [4, 3]), ([1, 5], [3, 1])])
+def test_logits_are_those_of_transformers(checkpoint, grid, preview):
+    """Of given codes after a padded prompt, at transformers' positions without the padding; with both kinds of masks."""
+    theirs = GlmImageForConditionalGeneration.from_pretrained(checkpoint / STAGE, dtype=torch.float64).eval()
+    model = section(checkpoint, grid=grid, preview=preview)
+    family = load_family(model, read(checkpoint / STAGE), dtype=torch.float64)
+    plan, prompts = Plan.raster(family.grid, prompt=family.prompt_length), family.check(CAPTIONS)
+    codes = torch.randint(CODES, (3, family.grid.num_codes))
+    with torch.no_grad():
+        ours = teacher_forced(family, plan, codes, prompts, dense(plan))
+        for row in range(3):
+            ids = prompts.ids[row][~prompts.padding[row]][None]
+            place = positions_of(theirs, ids, grid, preview)
+            whole = torch.cat([ids, codes[row : row + 1]], dim=1)
+            found = theirs(input_ids=whole, position_ids=place).logits[0, ids.shape[1] - 1 : -1, :CODES]
+            assert (ours[row] - found).abs().max() < 1e-5 * found.abs().max()  # angles, shifted by padding, in float32
+        blocked = teacher_forced(family, plan, codes, prompts, block(plan, device="cpu"))
+    assert (blocked - ours).abs().max() < 1e-5 * ours.abs().max()
 
 
 def test_guidance_is_that_of_a_loop_without_cache_or_padding(checkpoint):

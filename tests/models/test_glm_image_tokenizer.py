@@ -80,6 +80,9 @@ def test_pixels_by_a_stand_in_for_diffusers(checkpoint, tmp_path, monkeypatch):
     found = stream.all()
     assert found.shape == (6, 3, 96, 128) and found.dtype == torch.uint8
     assert torch.equal(tokenizer.decode(codes[5:]), found[5:])
+    grey = interpolate(codes[:, None].float() / CODES, scale_factor=32)
+    noise = found / 127.5 - grey
+    assert (noise - noise[:1]).abs().max() < 0.02 and noise[0].std() > 0.1
     assert tokenizer.decode(codes[:1], size=(48, 64)).shape == (1, 3, 48, 64)
     assert tokenizer.pipeline is tokenizer.pipeline
 
