@@ -71,10 +71,9 @@ def positions_of(theirs, ids, grid=GRID, preview=PREVIEW):
 
 @pytest.mark.parametrize(("grid", "preview"), [([3, 4], [2, 3]), ([4, 2], [4, 3]), ([1, 5], [3, 1])])
 def test_logits_are_those_of_transformers(checkpoint, grid, preview):
-    """Of given codes after a padded prompt, at transformers' positions without the padding; with both kinds of masks."""
-    theirs = GlmImageForConditionalGeneration.from_pretrained(checkpoint / STAGE, dtype=torch.float64).eval()
-    model = section(checkpoint, grid=grid, preview=preview)
-    family = load_family(model, read(checkpoint / STAGE), dtype=torch.float64)
+    """Of given codes after padded prompts, at transformers' positions without the padding; with both kinds of masks."""
+    theirs = GlmImageForConditionalGeneration.from_pretrained(checkpoint / STAGE).eval()
+    family = load_family(section(checkpoint, grid=grid, preview=preview), read(checkpoint / STAGE))
     plan, prompts = Plan.raster(family.grid, prompt=family.prompt_length), family.check(CAPTIONS)
     codes = torch.randint(CODES, (3, family.grid.num_codes))
     with torch.no_grad():
@@ -84,9 +83,9 @@ def test_logits_are_those_of_transformers(checkpoint, grid, preview):
             place = positions_of(theirs, ids, grid, preview)
             whole = torch.cat([ids, codes[row : row + 1]], dim=1)
             found = theirs(input_ids=whole, position_ids=place).logits[0, ids.shape[1] - 1 : -1, :CODES]
-            assert (ours[row] - found).abs().max() < 1e-5 * found.abs().max()  # angles, shifted by padding, in float32
+            assert (ours[row] - found).abs().max() < 1e-4 * found.abs().max()
         blocked = teacher_forced(family, plan, codes, prompts, block(plan, device="cpu"))
-    assert (blocked - ours).abs().max() < 1e-5 * ours.abs().max()
+    assert (blocked - ours).abs().max() < 1e-4 * ours.abs().max()
 
 
 def test_guidance_is_that_of_a_loop_without_cache_or_padding(checkpoint):
