@@ -84,8 +84,10 @@ def test_logits_are_those_of_transformers(checkpoint, grid, preview):
             whole = torch.cat([ids, codes[row : row + 1]], dim=1)
             found = theirs(input_ids=whole, position_ids=place).logits[0, ids.shape[1] - 1 : -1, :CODES]
             assert (ours[row] - found).abs().max() < 1e-4 * found.abs().max()
-        blocked = teacher_forced(family, plan, codes, prompts, block(plan, device="cpu"))
-    assert (blocked - ours).abs().max() < 1e-4 * ours.abs().max()
+    if grid == GRID:
+        with torch.no_grad():
+            blocked = teacher_forced(family, plan, codes, prompts, block(plan, device="cpu"))
+        assert (blocked - ours).abs().max() < 1e-4 * ours.abs().max()
 
 
 def test_guidance_is_that_of_a_loop_without_cache_or_padding(checkpoint):

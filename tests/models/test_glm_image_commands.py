@@ -1,14 +1,16 @@
 """GLM-Image through the command line, from captioned pictures to an export for plain transformers."""
 
 import json
+import shutil
 import sys
+from fnmatch import fnmatch
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from commands import every_verb, sets
-from glm_image_files import CODES, GRID, OVERRIDES, PREVIEW, VOCABULARY, StandIn, write_checkpoint
+from glm_image_files import CODES, GRID, OVERRIDES, PREVIEW, VOCABULARY, StandIn, section, write_checkpoint
 from safetensors.torch import load_file
 from transformers import GlmImageForConditionalGeneration
 
@@ -16,7 +18,10 @@ from zipar_train import load
 from zipar_train.data.loader import ShardLoader
 from zipar_train.data.manifest import Layout
 from zipar_train.data.sample import Sample, check_sample
+from zipar_train.models.restore import load_family, read
+from zipar_train.recipe.model import Words
 
+STAGE = "vision_language_encoder"
 CAPTIONS = ["a blue car", "a small red house", "car"]
 
 
@@ -50,7 +55,7 @@ def generated_by_transformers(folder, family, captions):
 @pytest.mark.slow
 def test_from_pictures_to_a_checkpoint_for_transformers(checkpoint, clip, tmp_path, monkeypatch, run):
     monkeypatch.chdir(tmp_path)
-    stage = checkpoint / "vision_language_encoder"
+    stage = checkpoint / STAGE
     words = f"{{encoder: {checkpoint}/processor, tokens: 20, vocabulary: {VOCABULARY}}}"
     model = [*OVERRIDES, f"model.token_prompt={words}"]
     every_verb(run, tmp_path, "glm-image", model, checkpoint=stage, tokenizer=checkpoint, clip=clip, windows=[4, 2, 1])
@@ -87,6 +92,32 @@ def test_from_pictures_to_a_checkpoint_for_transformers(checkpoint, clip, tmp_pa
     data = sets([*windows, f"data.train={manifest}", "run_dir=other", "trainer.accelerator=cpu", "tune.attention=sdpa"])
     status, _, err = run("fit", "--recipe", "glm-image", *recipe, *data)
     assert status and "grid 3x4, but the recipe's model has 3x4 after 2x3. Use shards made by" in err
+
+
+def test_the_hub_gives_the_folders_that_are_asked_for(checkpoint, tmp_path, monkeypatch):
+    """The autoregressive stage alone, and the tokenizer of text; the whole repository for pixels."""
+    local, asked = tmp_path / "local", []
+
+    def download(repo, *, allow_patterns):
+        assert repo == "zai-org/GLM-Image"
+        asked.append(allow_patterns)
+        for path in [path for path in checkpoint.rglob("*") if path.is_file()]:
+            name = path.relative_to(checkpoint)
+            if any(fnmatch(str(name), pattern) for pattern in allow_patterns):  # as huggingface_hub, * spans folders
+                (local / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, local / name)
+        return str(local)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    words = Words(encoder="zai-org/GLM-Image:processor/", tokens=20, vocabulary=VOCABULARY)
+    model = section(checkpoint, token_prompt=words, tokenizer_weights="zai-org/GLM-Image:")
+    family = load_family(model, read("zai-org/GLM-Image:vision_language_encoder/"))
+    assert {path.name for path in local.iterdir()} == {"vision_language_encoder"}
+    assert torch.equal(
+        family.check(CAPTIONS).ids, load_family(section(checkpoint), read(checkpoint / STAGE)).check(CAPTIONS).ids
+    )
+    assert {path.name for path in local.iterdir()} == {"vision_language_encoder", "processor"}
+    assert family.tokenizer.folder == local and len(asked) == 3
 
 
 def test_samples_without_their_preview_are_refused():

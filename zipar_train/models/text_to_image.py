@@ -23,7 +23,7 @@ class TextToImage(LlamaFamily, ABC):
 
     Attributes:
         hf_class: Class of the larger model.
-        hub: Hugging Face hub id where it is published, with a colon at the end.
+        hub: Hugging Face hub id where it is published, with a colon and, if it is in one, the folder.
         prompter: Converts captions to prompts.
     """
 
