@@ -25,6 +25,7 @@ def family(kind, depth, *, head=8, grid=(4, 4)):
             "lumina": Model(family="lumina", token_prompt=words, **shape),
             "emu3": Model(family="emu3", token_prompt=words, num_kv_heads=1, **shape),
             "janus": Model(family="janus", token_prompt=words, **shape),
+            "glm-image": Model(family="glm-image", token_prompt=words, num_kv_heads=1, preview=[2, 3], **shape),
         }[kind]
     )
 

@@ -67,6 +67,7 @@ def step(module, batch, window):
         *(("llamagen", tune) for tune in TUNES),
         ("lumina", "plain"),
         ("emu3", "recompute"),
+        ("glm-image", "recompute"),
         ("janus", "plain"),
         ("llamagen-t2i", "plain"),
     ],

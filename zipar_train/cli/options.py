@@ -63,6 +63,17 @@ def picture_file(param: typer.CallbackParam, path: Given) -> Given:
     return output_file(param, path)
 
 
+def codes_file(param: typer.CallbackParam, path: Given) -> Given:
+    """Check an `output_file` for codes.
+
+    Raises:
+        ValueError: If its name does not end in .safetensors.
+    """
+    if path is not None and path.suffix != ".safetensors":
+        raise ValueError(f"{param.opts[0]} {path}: the file's name must end in .safetensors")
+    return output_file(param, path)
+
+
 def chart_file(param: typer.CallbackParam, path: Given) -> Given:
     """Check an `output_file` for a figure.
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
+from safetensors.torch import save
 from torch import Tensor
 from torchvision.utils import make_grid
 
@@ -55,6 +56,22 @@ class Images:
             raise ValueError(f"{path}: no picture format ends in {path.suffix!r}. Use .png")
         self.sheet(columns=columns).save(buffer, formats[path.suffix.lower()])
         write_atomic(path, buffer.getvalue())
+
+    def save_codes(self, path: str | Path) -> None:
+        """Write the codes to a .safetensors file, for another program that turns them into pixels.
+
+        Its tensors are `codes` and `passes` and, if the grid has a preview, `previews` and `prior_token_ids`. These are
+        GLM-Image's codes as diffusers' GlmImagePipeline takes them.
+
+        Raises:
+            OSError: If the file cannot be written.
+        """
+        tensors = {"codes": self.codes.contiguous(), "passes": self.passes}
+        if self.previews is not None:
+            from zipar_train.models.tokenizers.glm_image import prior_token_ids
+
+            tensors |= {"previews": self.previews.contiguous(), "prior_token_ids": prior_token_ids(self.codes)}
+        write_atomic(Path(path), save(tensors))
 
     def _pixels(self) -> Tensor:
         if self.pixels is None:

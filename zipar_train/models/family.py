@@ -32,6 +32,7 @@ FAMILIES = {  # name: module and class, imported on demand
     "janus": ("zipar_train.models.janus", "Janus"),
     "lumina": ("zipar_train.models.lumina", "Lumina"),
     "emu3": ("zipar_train.models.emu3", "Emu3"),
+    "glm-image": ("zipar_train.models.glm_image", "GlmImage"),
 }
 
 

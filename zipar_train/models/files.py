@@ -32,7 +32,9 @@ HUB = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+):(?P<file>[\w./-]*)")
 
 
 def find(source: str | Path) -> Path:
-    """Return an existing path unchanged, or the local copy of `owner/repo:file` or `owner/repo:` (all files).
+    """Return an existing path unchanged, or the local copy of `owner/repo:file`, `owner/repo:folder/` or `owner/repo:`.
+
+    Of a folder and of a whole repository, these are the weights as safetensors and the files of tokenizers.
 
     Raises:
         ValueError: If the download fails; names the remedy.
@@ -44,10 +46,11 @@ def find(source: str | Path) -> Path:
     from huggingface_hub import hf_hub_download, snapshot_download
 
     try:
-        if not hub["file"]:
-            small = ["*.json", "*.model", "*.txt"]
-            folder = Path(snapshot_download(hub["repo"], allow_patterns=["*.safetensors", *small]))
-            if not any(folder.glob("*.safetensors")):  # older checkpoints
+        inside = hub["file"]
+        if not inside or inside.endswith("/"):
+            small = [inside + kind for kind in ("*.json", "*.model", "*.txt", "*.jinja")]
+            folder = Path(snapshot_download(hub["repo"], allow_patterns=[f"{inside}*.safetensors", *small])) / inside
+            if not inside and not any(folder.rglob("*.safetensors")):  # older checkpoints
                 folder = Path(snapshot_download(hub["repo"], allow_patterns=[PICKLED, *small]))
             return folder
         return Path(hf_hub_download(hub["repo"], hub["file"]))

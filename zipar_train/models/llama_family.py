@@ -51,10 +51,14 @@ class LlamaFamily:
             self.model.set_attn_implementation(attention)
         return self.model.model(
             inputs_embeds=embeddings,
-            position_ids=(positions + self.prompt_length).view(-1, positions.shape[-1]),
+            position_ids=self.position_ids(positions),
             attention_mask=mask,
             **cache_arguments(self.model.model, cache),
         ).last_hidden_state
+
+    def position_ids(self, positions: Tensor) -> Tensor:
+        """Return what the model rotates by, int64 (1 or B, S), for raster positions (S,) or (B, S)."""
+        return (positions + self.prompt_length).view(-1, positions.shape[-1])
 
     def head(self, hidden: Tensor) -> Tensor:
         return self.model.lm_head(hidden)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from zipar_train.models.files import find
 from zipar_train.models.pretrained import pretrained
 from zipar_train.recipe.model import Words
 
@@ -52,7 +53,8 @@ class Prompter:
         from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
         source, kind = self.text.encoder, PreTrainedTokenizerFast if self.exact else AutoTokenizer
-        tokenizer = pretrained(kind, source, key="model.token_prompt.encoder", what="no tokenizer of text")
+        key, what = "model.token_prompt.encoder", "no tokenizer of text"
+        tokenizer = pretrained(kind, str(find(source)), key=key, what=what)
         unknown = tokenizer.unk_token_id
         if self.pad and tokenizer.convert_tokens_to_ids(self.pad) not in (None, unknown):
             tokenizer.pad_token = self.pad

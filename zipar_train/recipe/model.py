@@ -30,6 +30,12 @@ BESIDE = {  # minimum ids other than codes; published vocabulary size
 }
 
 
+def glm_preview(rows: int, columns: int) -> list[int]:
+    """Return the rows and columns of GLM-Image's preview: GlmImageProcessor._get_target_shape of transformers."""
+    ratio, side = rows / columns, GLM_FACTOR // 2
+    return [int(sqrt(ratio) * side), int(sqrt(1 / ratio) * side)]
+
+
 Sides = Annotated[list[Side], Field(min_length=2, max_length=2)]
 
 
@@ -70,7 +76,7 @@ class Model(Section):
     num_classes: Vocabulary | None = None  # number of classes, for the family llamagen
     t5_features: Text | None = None  # prompt format of llamagen-t2i
     token_prompt: Words | None = None  # prompt format of janus, lumina, emu3 and glm-image
-    tokenizer: Literal["palette", "vq16", "chameleon", "emu3"] | None = None  # image tokenizer; null: codes only
+    tokenizer: Literal["palette", "vq16", "chameleon", "emu3", "glm-image"] | None = None  # null: codes only
     tokenizer_weights: Source | None = None  # path, or owner/repo:[file] on the hub; null: random
     weights: Source | None = None  # run, checkpoint, export, file or owner/repo:[file]; null: random
     weights_entry: Name | None = None  # entry of a .pt file, e.g. `ema`; null: the one LlamaGen samples from
@@ -134,6 +140,10 @@ class Model(Section):
             return "Lumina-mGPT's prompt counts sides in steps of 2 codes, 32 pixels: use even numbers"
         if self.family == "janus" and self.size and [rows, columns] != [24, 24]:
             return "Janus-Pro's prompt names no size, and it generates 24 x 24 codes only: use [24, 24]"
+        if self.family == "glm-image" and 0 in (rule := glm_preview(rows, columns)):
+            return "GLM-Image's preview of it has no codes: use sides of which none is more than 256 times the other"
+        if self.family == "glm-image" and self.size and self.preview not in (None, rule):
+            return f"GLM-Image generates a preview of {rule} codes before it, not {self.preview}: set preview to null"
         tokens = self.prompt + rows * (columns + 1)
         if self.family == "emu3" and self.size and tokens > EMU3_CONTEXT:
             return f"{tokens:,} tokens with row ends and prompt, and Emu3 knows {EMU3_CONTEXT:,}: use a smaller grid"
@@ -161,9 +171,8 @@ class Model(Section):
     def _raster(self, rows: int, columns: int) -> Grid:
         if self.family != "glm-image":
             return Grid(rows, columns, self.family in ROW_ENDS)
-        ratio, side = rows / columns, GLM_FACTOR // 2
-        preview = self.preview or (int(sqrt(ratio) * side), int(sqrt(1 / ratio) * side))
-        return Grid(rows, columns, preview=Grid(*preview))
+        height, width = self.preview or glm_preview(rows, columns)
+        return Grid(rows, columns, preview=Grid(height, width))
 
     def on(self, sides: Sequence[int]) -> "Model":
         """Return this section with `grid` replaced by other sides, and without `other_grids`."""

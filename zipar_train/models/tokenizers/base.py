@@ -75,6 +75,10 @@ def build_tokenizer(model: Model) -> Tokenizer | None:
         from zipar_train.models.tokenizers.emu3 import load_emu3_vq
 
         return load_emu3_vq(model.tokenizer_weights, codes=model.codebook_size)
+    if model.tokenizer == "glm-image":
+        from zipar_train.models.tokenizers.glm_image import load_glm_image_vq
+
+        return load_glm_image_vq(model.tokenizer_weights, codes=model.codebook_size)
     if model.tokenizer == "chameleon":
         from zipar_train.models.tokenizers.chameleon import load_chameleon_vq
 
