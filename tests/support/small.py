@@ -24,6 +24,7 @@ def family(kind, depth, *, head=8, grid=(4, 4)):
             "llamagen-t2i": Model(family="llamagen-t2i", t5_features=text, **shape),
             "lumina": Model(family="lumina", token_prompt=words, **shape),
             "emu3": Model(family="emu3", token_prompt=words, num_kv_heads=1, **shape),
+            "simplear": Model(family="simplear", token_prompt=words, num_kv_heads=1, **shape),
             "janus": Model(family="janus", token_prompt=words, **shape),
         }[kind]
     )

@@ -31,6 +31,7 @@ FAMILIES = {  # name: module and class, imported on demand
     "janus": ("zipar_train.models.janus", "Janus"),
     "lumina": ("zipar_train.models.lumina", "Lumina"),
     "emu3": ("zipar_train.models.emu3", "Emu3"),
+    "simplear": ("zipar_train.models.simplear", "SimpleAR"),
 }
 
 
@@ -43,7 +44,11 @@ class Family(Protocol):
     prompt_length: int  # P
 
     def renamed(self, state: dict[str, Tensor]) -> dict[str, Tensor] | None:
-        """Rename tensors of a published transformers checkpoint to the names of `model`; None if it is not one."""
+        """Rename tensors of a published transformers checkpoint to the names of `model`; None if it is not one.
+
+        Raises:
+            ValueError: If it is one of this layout, but of another model; says so after the name of the checkpoint.
+        """
 
     def published(self, source: str | None) -> PreTrainedModel:
         """Return a model with these weights that plain transformers loads.

@@ -15,10 +15,16 @@ CONDITIONS = {  # family: key of its prompt format, and its published sizes
     "janus": ("token_prompt", ("1B", "7B")),
     "lumina": ("token_prompt", ("7B",)),
     "emu3": ("token_prompt", ("8B",)),
+    "simplear": ("token_prompt", ("0.5B", "1.5B")),
 }
 ROW_ENDS = ("emu3", "lumina")  # families whose rows end with a token
 EMU3_CONTEXT = 9216  # context length of Emu3, tokens (Emu3TextConfig)
-BESIDE = {"emu3": (8, 184622), "lumina": (612, 65536)}  # minimum ids other than codes; published vocabulary size
+SIMPLEAR_GRIDS = ([32, 32], [64, 64])  # SimpleAR is trained at 512, then at 1024 pixels (docs/TRAIN.md)
+BESIDE = {  # minimum ids other than codes; published vocabulary size
+    "emu3": (8, 184622),
+    "lumina": (612, 65536),
+    "simplear": (7, 215672),
+}
 
 
 class Text(Section):
@@ -34,6 +40,7 @@ class Words(Section):
 
     encoder: Source  # text tokenizer of the published checkpoint, hub id or folder
     tokens: Tokens  # prompt length in tokens, including the prompt template
+    prompt_prefix: Annotated[str, Field(max_length=4096)] = ""  # put before every caption
     prompt_suffix: Annotated[str, Field(max_length=4096)] = ""  # appended to every caption
     negative_prompt: Annotated[str, Field(max_length=4096)] = ""  # negative prompt of guidance; empty: no caption
     vocabulary: Vocabulary | None = None  # vocabulary size of the text model; null: the published model's
@@ -42,8 +49,12 @@ class Words(Section):
 class Model(Section):
     """The generator: a family at a size, its grid of codes, and the source of its weights."""
 
-    family: Literal["llamagen", "llamagen-t2i", "janus", "lumina", "emu3"]  # architecture and kind of prompt
-    size: Literal["B", "L", "XL", "XXL", "3B", "1B", "7B", "8B"] | None = None  # published size; null: next five keys
+    family: Literal[
+        "llamagen", "llamagen-t2i", "janus", "lumina", "emu3", "simplear"
+    ]  # architecture and kind of prompt
+    size: Literal["B", "L", "XL", "XXL", "3B", "1B", "7B", "8B", "0.5B", "1.5B"] | None = (
+        None  # published size; null: next five keys
+    )
     num_layers: Annotated[int, Field(ge=1, le=128)] | None = None  # transformer layers
     num_heads: Heads | None = None  # attention heads per layer
     hidden_size: Annotated[int, Field(ge=1, le=2**16)] | None = None  # dimension of the hidden states
@@ -55,8 +66,10 @@ class Model(Section):
     codebook_size: Annotated[int, Field(ge=2, le=65536)]  # number of different codes (shards store uint16)
     num_classes: Vocabulary | None = None  # number of classes, for the family llamagen
     t5_features: Text | None = None  # prompt format of llamagen-t2i
-    token_prompt: Words | None = None  # prompt format of janus, lumina and emu3
-    tokenizer: Literal["palette", "vq16", "chameleon", "emu3"] | None = None  # image tokenizer; null: codes only
+    token_prompt: Words | None = None  # prompt format of janus, lumina, emu3 and simplear
+    tokenizer: Literal["palette", "vq16", "chameleon", "emu3", "cosmos"] | None = (
+        None  # image tokenizer; null: codes only
+    )
     tokenizer_weights: Source | None = None  # path, or owner/repo:[file] on the hub; null: random
     weights: Source | None = None  # run, checkpoint, export, file or owner/repo:[file]; null: random
     weights_entry: Name | None = None  # entry of a .pt file, e.g. `ema`; null: the one LlamaGen samples from
@@ -112,6 +125,8 @@ class Model(Section):
             return "Lumina-mGPT's prompt counts sides in steps of 2 codes, 32 pixels: use even numbers"
         if self.family == "janus" and self.size and self.grid != [24, 24]:
             return "Janus-Pro's prompt names no size, and it generates 24 x 24 codes only: use [24, 24]"
+        if self.family == "simplear" and self.size and self.grid not in SIMPLEAR_GRIDS:
+            return "SimpleAR's prompt names no size, and it is trained at two sizes only: use [32, 32] or [64, 64]"
         tokens = self.prompt + rows * (columns + 1)
         if self.family == "emu3" and self.size and tokens > EMU3_CONTEXT:
             return f"{tokens:,} tokens with row ends and prompt, and Emu3 knows {EMU3_CONTEXT:,}: use a smaller grid"

@@ -236,7 +236,7 @@ def check_support(family: Family) -> None:
     if isinstance(body, FusedLlama):
         own: Any = body.layers[0]
         sizes = (own.before.weight.shape[0], own.down.weight.shape[1], own.heads * own.head)
-        if own.head in (32, 64, 128) and all(size % 16 == 0 for size in sizes):
+        if own.bias is None and own.head in (32, 64, 128) and all(size % 16 == 0 for size in sizes):
             return
     raise ValueError("the Triton kernels do not support this model's layers or sizes: use ZIPAR_DECODE=plain")
 
