@@ -62,6 +62,39 @@ def test_the_encoder_sees_one_frame_in_minus_one_to_one(tmp_path):
     assert load_cosmos(str(tmp_path), codes=3).encode(pixels).tolist() == [[[1, 2, 0]]]
 
 
+class Traced(nn.Module):
+    """A decoder as if traced in bfloat16: it fails with weights of another type."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv3d(1, 3, 1).to(torch.bfloat16)
+
+    def forward(self, indices: Tensor) -> Tensor:
+        assert self.conv.bias is not None
+        entries = indices[:, None].to(torch.bfloat16).repeat_interleave(16, dim=3).repeat_interleave(16, dim=4)
+        return self.conv(entries / 12)
+
+
+def test_a_decoder_in_bfloat16_runs_on_a_cpu(tmp_path):
+    save_cosmos(tmp_path)
+    torch.manual_seed(0)
+    decoder = Traced()
+    save(decoder, tmp_path / "decoder.jit")
+    tokenizer, codes = load_cosmos(str(tmp_path), codes=CODES), torch.arange(12).view(2, 2, 3)
+    with torch.no_grad():
+        wanted = (127.5 * decoder(codes[:, None])[:, :, 0].float() + 128).clamp(0, 255).to(torch.uint8)
+    for _ in range(2):
+        assert torch.equal(tokenizer.decode(codes), wanted)
+    assert len(wanted.unique()) > 5
+    assert torch.equal(tokenizer.encode(pixels_of(codes)), codes)  # this part stays in float32
+
+
+def pixels_of(codes):
+    """Pixels of the tiny tokenizer's codes."""
+    colours = torch.tensor([colour(code) for code in range(CODES)])[codes].permute(0, 3, 1, 2)
+    return (127.5 * colours + 127.5).to(torch.uint8).repeat_interleave(SIDE, 2).repeat_interleave(SIDE, 3)
+
+
 def test_the_recipe_chooses_it(folder):
     words = Words(encoder="none", tokens=4, vocabulary=30)
     section = {"family": "simplear", "num_layers": 1, "num_heads": 1, "hidden_size": 8, "grid": [2, 3]}

@@ -136,12 +136,18 @@ class SimpleAR(TextToImage):
         return EMBEDDINGS if name == HEAD else name, tensor
 
     def published(self, source: str | None) -> PreTrainedModel:
-        """Return a Qwen2ForCausalLM with these weights, with the configuration of `source` if it is a checkpoint."""
+        """Return a Qwen2ForCausalLM with these weights, with the configuration of `source` if it is a checkpoint.
+
+        Its configuration has `rope_theta` also where the authors' model code looks for it, and takes 10,000 otherwise
+        (simpar/model/language_model/configuration_qwen2.py). transformers 5 writes only `rope_parameters`.
+        """
         if source is not None and (find(source) / "config.json").is_file():
-            return super().published(source)
-        whole: Any = Qwen2ForCausalLM(Qwen2Config(**self.shape, tie_word_embeddings=True))
-        whole.to(dtype=self.model.dtype)
-        whole.model.load_state_dict(self.model.model.state_dict())
+            whole: Any = super().published(source)
+        else:
+            whole = Qwen2ForCausalLM(Qwen2Config(**self.shape, tie_word_embeddings=True))
+            whole.to(dtype=self.model.dtype)
+            whole.model.load_state_dict(self.model.model.state_dict())
+        whole.config.rope_theta = whole.config.rope_parameters["rope_theta"]
         return whole
 
     def drop(self, condition: Condition, where: Tensor) -> Prompts:

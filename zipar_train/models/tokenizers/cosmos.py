@@ -28,6 +28,10 @@ REMEDY = f"Give the folder of {HUB}, with {ENCODER} and {DECODER}"
 class Part:
     """One of the two TorchScript files.
 
+    It is applied in bfloat16, as the authors do, on a CPU in float32 where possible. On CPUs, PyTorch has no pooling of
+    3 dimensions in bfloat16, which the encoder needs (nvidia-cosmos/cosmos-predict1, issue 143). A decoder that was
+    traced in bfloat16 converts the codes' entries to it, and fails with other weights.
+
     Args:
         module: The module in the file.
         path: The file, for errors.
@@ -35,23 +39,27 @@ class Part:
 
     def __init__(self, module: Any, path: Path):
         self.module, self.path = module, path
+        self.dtypes: dict[str, tuple[torch.dtype, ...]] = {"cpu": (torch.float32, torch.bfloat16)}  # by device, to try
 
     def __call__(self, x: Tensor) -> Any:
-        """Apply the module: on a CPU in float32, elsewhere in bfloat16, as published.
-
-        On CPUs, PyTorch has no 3-dimensional pooling in bfloat16 (nvidia-cosmos/cosmos-predict1, issue 143).
+        """Apply the module.
 
         Raises:
-            ValueError: If the module cannot be applied; names the file and the remedy.
+            ValueError: If it cannot be applied; names the file and the remedy.
         """
-        dtype = torch.float32 if x.device.type == "cpu" else torch.bfloat16
-        try:
-            return self.module.to(device=x.device, dtype=dtype)(x.to(dtype) if x.is_floating_point() else x)
-        except torch.OutOfMemoryError:
-            raise
-        except (RuntimeError, torch.jit.Error) as error:
-            reason = (str(error).strip().splitlines() or [""])[-1]
-            raise self.wrong(f"fails on {x.device} ({truncate(reason, length=200)})") from error
+        reasons = []
+        for dtype in self.dtypes.get(x.device.type, (torch.bfloat16,)):
+            module = self.module.to(device=x.device, dtype=dtype)
+            try:
+                found = module(x.to(dtype) if x.is_floating_point() else x)
+            except torch.OutOfMemoryError:
+                raise
+            except (RuntimeError, torch.jit.Error) as error:
+                reasons.append((str(error).strip().splitlines() or [""])[-1])
+                continue
+            self.dtypes[x.device.type] = (dtype,)
+            return found
+        raise self.wrong(f"fails on {x.device} ({truncate(reasons[0], length=200)})")
 
     def wrong(self, problem: str) -> ValueError:
         return ValueError(f"{self.path} is not a part of a Cosmos tokenizer of discrete video: it {problem}. {REMEDY}")
