@@ -72,7 +72,7 @@ def tiny(name: str, *more: str):
     return [*shape, "model.token_prompt.tokens=9", "model.token_prompt.vocabulary=900"]
 
 
-CAPTIONED = ["lumina-mgpt-7b-512", "emu3-gen", "janus-pro-1b", "llamagen-xl-t2i"]
+CAPTIONED = ["lumina-mgpt-7b-512", "emu3-gen", "janus-pro-1b", "simplear-0.5b-1024", "llamagen-xl-t2i"]
 
 
 @pytest.mark.slow

@@ -9,7 +9,6 @@ from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from zipar_train import Plan, dense, load, teacher_forced
 from zipar_train.decoding.adaptive.decoder import AdaptiveDecoder
-from zipar_train.decoding.decode_method import faster_method
 from zipar_train.decoding.decoder import Decoder
 from zipar_train.decoding.fused_llama import fuse_for_inference
 from zipar_train.decoding.sampling import code_seeds
@@ -94,14 +93,6 @@ def test_a_fused_body_has_the_biases(family):
         without = teacher_forced(family, plan, codes, condition, dense(plan))
     most = 1e-4 * stock.abs().max()
     assert (fused - stock).abs().max() < most < (without - stock).abs().max()
-
-
-def test_the_kernels_leave_biases_to_plain_passes(family):
-    kernels = pytest.importorskip("zipar_train.decoding.kernels.fused_decoder")
-    assert fuse_for_inference(family.model)
-    with pytest.raises(ValueError, match="do not support this model's layers or sizes: use ZIPAR_DECODE=plain"):
-        kernels.check_support(family)
-    assert faster_method(family).name == "plain"
 
 
 @pytest.mark.parametrize("guidance", [1.0, 6.0])

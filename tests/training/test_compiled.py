@@ -68,6 +68,7 @@ def step(module, batch, window):
         ("lumina", "plain"),
         ("emu3", "recompute"),
         ("janus", "plain"),
+        ("simplear", "both"),
         ("llamagen-t2i", "plain"),
     ],
 )
