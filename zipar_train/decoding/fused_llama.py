@@ -1,4 +1,4 @@
-"""Inference layers for a `transformers` Llama or Chameleon: the same computation with a third of the operators.
+"""Inference layers for a `transformers` Llama, Qwen2 or Chameleon: the same computation with a third of the operators.
 
 Queries, keys and values are one matrix product; gate and up of the feed-forward are another. Norms are single
 operators. The weights must be frozen, with adapters merged.
@@ -16,6 +16,7 @@ from transformers.cache_utils import CacheLayerMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.models.chameleon.modeling_chameleon import ChameleonModel
 from transformers.models.llama.modeling_llama import LlamaModel
+from transformers.models.qwen2.modeling_qwen2 import Qwen2Model
 
 from zipar_train.decoding.int8 import Int8Linear
 from zipar_train.decoding.onednn import MIN_PACKED_ELEMENTS, packed
@@ -23,7 +24,7 @@ from zipar_train.models.compiled import compile_layers
 
 
 class FusedLayer(nn.Module):
-    """Fused replacement of a `LlamaDecoderLayer` or `ChameleonDecoderLayer`, (R, K, D) to (R, K, D).
+    """Fused replacement of a decoder layer of a Llama, Qwen2 or Chameleon, (R, K, D) to (R, K, D).
 
     Args:
         layer: The layer.
@@ -31,6 +32,7 @@ class FusedLayer(nn.Module):
         product: Makes the linear layer of a weight (N, D).
     """
 
+    bias: Tensor | None
     norm_weight: Tensor | None
     norm_bias: Tensor
 
@@ -46,13 +48,15 @@ class FusedLayer(nn.Module):
         self.before, self.between = layer.input_layernorm, layer.post_attention_layernorm
         projections = (attention.q_proj, attention.k_proj, attention.v_proj)
         self.qkv = product(torch.cat([projection.weight for projection in projections]))
+        biases = [projection.bias.detach() for projection in projections if projection.bias is not None]  # a Qwen2's
+        self.register_buffer("bias", torch.cat(biases) if biases else None, persistent=False)
         self.out = product(attention.o_proj.weight)
         self.gate_up = product(torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]))
         self.down = product(mlp.down_proj.weight)
 
     @property
     def norms(self) -> tuple[Tensor, Tensor] | None:
-        """Return weight and bias of Chameleon's norms of queries and keys; None: a Llama's layer."""
+        """Return weight and bias of Chameleon's norms of queries and keys; None: a layer without them."""
         return None if self.norm_weight is None else (self.norm_weight, self.norm_bias)
 
     def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, kept: CacheLayerMixin | None) -> Tensor:
@@ -66,7 +70,10 @@ class FusedLayer(nn.Module):
         """
         rows, slots, _ = hidden.shape
         keys = self.heads // self.groups
-        heads = self.qkv(norm(hidden, self.before)).view(rows, slots, -1, self.head)
+        heads = self.qkv(norm(hidden, self.before))
+        if self.bias is not None:
+            heads = heads + self.bias
+        heads = heads.view(rows, slots, -1, self.head)
         turning, value = heads.split([self.heads + keys, keys], dim=2)
         if self.norms is not None:
             weight, bias = self.norms
@@ -87,7 +94,9 @@ class FusedLayer(nn.Module):
 
 
 class FusedLlama(nn.Module):
-    """Replacement of a `LlamaModel` or `ChameleonModel`, for calls with embeddings, positions and an additive mask.
+    """Replacement of a `LlamaModel`, `Qwen2Model` or `ChameleonModel`.
+
+    It is called with embeddings, positions and an additive mask.
 
     Grouped queries are folded into the slots, so attention has as many query heads as key heads. Kernels that accept a
     mask (memory-efficient attention) reject `enable_gqa` or copy the keys for each head, and the fallback computes
@@ -132,7 +141,7 @@ def norm(x: Tensor, module: nn.Module) -> Tensor:
 
 
 def fuse_for_inference(model: PreTrainedModel, *, least: int = MIN_PACKED_ELEMENTS, int8: bool = False) -> bool:
-    """Replace the body of a stock Llama or Chameleon by a `FusedLlama`, and pack its output head, in place.
+    """Replace the body of a stock Llama, Qwen2 or Chameleon by a `FusedLlama`, and pack its output head, in place.
 
     Outputs are the same up to rounding. The model can no longer be trained or saved.
 
@@ -142,7 +151,7 @@ def fuse_for_inference(model: PreTrainedModel, *, least: int = MIN_PACKED_ELEMEN
         int8: Round the weights of the layers to int8 instead, see `fuse_in_int8`.
 
     Returns:
-        True if the model was a stock Llama or Chameleon; other models are left unchanged.
+        True if the model was a stock Llama, Qwen2 or Chameleon; other models are left unchanged.
 
     Raises:
         ValueError: If the model is another one, with `int8`.
@@ -161,31 +170,37 @@ def fuse_in_int8(model: PreTrainedModel) -> None:
     The output head and the embeddings keep their dtype: docs/performance.md.
 
     Raises:
-        ValueError: If the model is not a stock Llama or Chameleon.
+        ValueError: If the model is not a stock Llama, Qwen2 or Chameleon.
     """
     if not _fuse_body(model, Int8Linear):
         raise ValueError(
-            "int8 weights need the layers of a stock Llama or Chameleon, and this model has others: leave out --int8, "
-            "in Python int8=True"
+            "int8 weights need the layers of a stock Llama, Qwen2 or Chameleon, and this model has others: leave out "
+            "--int8, in Python int8=True"
         )
 
 
 def pack_head(model: PreTrainedModel, *, least: int = MIN_PACKED_ELEMENTS) -> None:
     """Pack the output head of a model in place, if it is one product."""
     head = model.get_output_embeddings()
-    if type(head) is nn.Linear and head.bias is None:
+    if isinstance(head, nn.Linear) and head.bias is None:
         model.lm_head = packed(head.weight, least=least)
 
 
 def _fuse_body(model: PreTrainedModel, product: Callable[[Tensor], nn.Module]) -> bool:
     llama: Any = model.base_model
-    if type(llama) not in (LlamaModel, ChameleonModel) or llama.config.hidden_act != "silu":
+    if type(llama) not in (LlamaModel, Qwen2Model, ChameleonModel) or llama.config.hidden_act != "silu":
         return False
     if getattr(llama.config, "swin_norm", False):  # the 34 B Chameleon's layers
         return False
-    linears = [m for layer in llama.layers for name, m in layer.named_modules() if name.endswith("_proj")]
-    if not all(type(linear) is nn.Linear and linear.bias is None for linear in linears):
+    if getattr(llama, "has_sliding_layers", False):  # a Qwen2's layers that see a part of the keys
         return False
+    biased = ("q_proj", "k_proj", "v_proj") if type(llama) is Qwen2Model else ()
+    for layer in llama.layers:
+        linears = {name: part for name, part in layer.named_modules() if name.endswith("_proj")}
+        if not all(type(linear) is nn.Linear for linear in linears.values()):
+            return False
+        if any((part.bias is not None) != name.endswith(biased) for name, part in linears.items()):
+            return False
     setattr(model, model.base_model_prefix, FusedLlama(llama, product=product))
     return True
 

@@ -194,9 +194,9 @@ class FusedDecoder(Decoder):
         pairs = head // 2 if own.norms else pairs
         norm_w, norm_b = own.norms or (None, None)
         layer.qkv[(high, (h + 2 * hk) * (head // 2 // pairs))](
-            buffers.hidden, own.before.weight, own.qkv.weight, getattr(own.qkv, "scale", None), norm_w, norm_b,
-            self.cos, self.sin, *progress, buffers.query, keys, values, images, slots, m, end, keys.shape[2],
-            own.before.variance_epsilon, D=d, H=h, HK=hk, HEAD=head, BH=pairs, **sizes,
+            buffers.hidden, own.before.weight, own.qkv.weight, getattr(own.qkv, "scale", None), own.bias,
+            norm_w, norm_b, self.cos, self.sin, *progress, buffers.query, keys, values, images, slots, m, end,
+            keys.shape[2], own.before.variance_epsilon, D=d, H=h, HK=hk, HEAD=head, BH=pairs, **sizes,
         )  # fmt: skip
         padding = state.padding
         splits, queries = self.splits(rows), block(slots * self.groups, least=16)
