@@ -2,8 +2,8 @@
 
     python scripts/models_table.py
 
-Memory is the estimate of `zipar-train plan`, of the recipe as it is: LoRA where the recipe has it, and the largest number
-of images whose estimate is below 95 % of the device.
+Memory is the estimate of `zipar-train plan`, for the recipe as it is, with LoRA where the recipe has it. The numbers of
+images are the largest whose estimate is below 95 % of the device, up to 99.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from zipar_train.recipe.schema import Recipe
 from zipar_train.training.memory_estimate import Memory, predict
 
 DEVICES = (24, 48, 80)  # GiB
+MOST = 99  # images shown
 USABLE = 0.95  # share of a device's memory that a batch may take
 LICENCES = {  # of the published weights and their code, as their authors state it
     "llamagen": "MIT",
@@ -39,14 +40,14 @@ def passes(recipe: Recipe) -> str:
 
 
 def most(memory: Memory, room: float, *, fixed: float) -> str:
-    """Return how many images fit into `room` bytes; a dash if not even one does.
+    """Return how many images fit into `room` bytes.
 
     Args:
         fixed: Bytes that do not depend on the number of images.
     """
     each = (memory.total - fixed) / memory.images
     images = int((room - fixed) / each) if room > fixed else 0
-    return f"{images:,}" if images else "-"
+    return "none" if not images else f"{images}" if images <= MOST else f"{MOST}+"
 
 
 def row(name: str) -> list[str]:
