@@ -73,7 +73,7 @@ def tiny(name: str, *more: str):
     return [*shape, *preview, "model.token_prompt.tokens=9", "model.token_prompt.vocabulary=900"]
 
 
-CAPTIONED = ["lumina-mgpt-7b-512", "emu3-gen", "janus-pro-1b", "llamagen-xl-t2i"]
+CAPTIONED = ["lumina-mgpt-7b-512", "emu3-gen", "janus-pro-1b", "simplear-0.5b-1024", "llamagen-xl-t2i"]
 GLM_IMAGE = "glm-image"  # without `generate`: transformers has it only for the larger model
 
 

@@ -81,6 +81,7 @@ NOT_RUN = {  # a block's page and first line: the reason
     ("docs/models.md", f"{NAME} fit  --recipe lumina"): "7 B weights; tests/models/test_lumina.py has small ones",
     ("docs/models.md", f"{NAME} fit  --recipe janus"): "1 B weights; tests/models/test_janus.py has small ones",
     ("docs/models.md", f"{NAME} fit  --recipe emu3"): "8 B weights; tests/models/test_emu3.py has small ones",
+    ("docs/models.md", f"{NAME} fit  --recipe simplear"): "551 M weights; tests/models/test_simplear.py has small ones",
     (
         "docs/models.md",
         f"{NAME} fit  --recipe glm",

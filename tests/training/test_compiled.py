@@ -69,6 +69,7 @@ def step(module, batch, window):
         ("emu3", "recompute"),
         ("glm-image", "recompute"),
         ("janus", "plain"),
+        ("simplear", "both"),
         ("llamagen-t2i", "plain"),
     ],
 )

@@ -42,6 +42,22 @@ GLM_IMAGE = [  # adapters and their teacher, two grids, grouped queries
     "data.micro_batch_size=2",
     "optim.global_batch_size=null",
 ]
+QWEN = [  # all weights are trained; the embeddings, which are the head too, are a third of them
+    *SHAPE[:-1],
+    "model.num_classes=null",
+    "model.num_kv_heads=2",
+    "model.grid=[16,16]",
+    "model.codebook_size=8192",
+    "model.token_prompt={encoder: none, tokens: 16, vocabulary: 16384}",
+    "zipar.windows={16: 1, 8: 1, 4: 1}",
+    "evaluate.windows=[4]",
+    "model.weights=null",
+    "tune.lora=null",
+    "tune.attention=sdpa",
+    "tune.activation_checkpointing=false",
+    "optim.global_batch_size=null",
+    "data.micro_batch_size=4",
+]
 MEASURE = """
 import re, sys, torch
 from zipar_train.data.batch import Batch
@@ -85,6 +101,7 @@ print(most() - before)
         ("llamagen-l", [*SHAPE, "tune.distill=0.8"]),
         ("llamagen-l", [*SHAPE, *LORA, "tune.activation_checkpointing=true"]),
         ("glm-image", GLM_IMAGE),
+        ("simplear-0.5b-1024", [*QWEN, "tune.distill=0"]),
     ],
 )
 def test_a_step_takes_what_was_predicted(recipe, overrides):

@@ -49,7 +49,7 @@ def test_no_attention_of_a_fit_may_be_cudnns(monkeypatch, recompute):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["llamagen", "llamagen-t2i", "janus", "lumina", "emu3", "glm-image"])
+@pytest.mark.parametrize("kind", ["llamagen", "llamagen-t2i", "janus", "lumina", "emu3", "simplear", "glm-image"])
 @pytest.mark.parametrize("narrow", [False, True])
 @pytest.mark.parametrize("recompute", [False, True])
 def test_the_mask_is_converted_once_for_all_layers(monkeypatch, kind, narrow, recompute):
@@ -86,7 +86,7 @@ class Operators(TorchDispatchMode):
         return operator(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("kind", ["llamagen", "llamagen-t2i", "janus", "lumina", "emu3", "glm-image"])
+@pytest.mark.parametrize("kind", ["llamagen", "llamagen-t2i", "janus", "lumina", "emu3", "simplear", "glm-image"])
 def test_the_backward_pass_sorts_no_indices(kind):
     """`index_put` with accumulation sorts its indices on CUDA (aten/src/ATen/native/cuda/Indexing.cu)."""
     module = ZipARModule(family(kind, 2), windows={2: 1})

@@ -1,4 +1,4 @@
-"""Inference layers for transformers' Llama, Chameleon and GLM-Image: the same computation, a third of the operators.
+"""Inference layers for transformers' Llama, Qwen2, Chameleon and GLM-Image: the same results, a third of the operators.
 
 Queries, keys and values are one matrix product; gate and up of the feed-forward are another. Norms are single
 operators. The weights must be frozen, with adapters merged.
@@ -17,16 +17,17 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.models.chameleon.modeling_chameleon import ChameleonModel
 from transformers.models.glm_image.modeling_glm_image import GlmImageTextModel
 from transformers.models.llama.modeling_llama import LlamaModel
+from transformers.models.qwen2.modeling_qwen2 import Qwen2Model
 
 from zipar_train.decoding.int8 import Int8Linear
 from zipar_train.decoding.onednn import MIN_PACKED_ELEMENTS, packed
 from zipar_train.models.compiled import compile_layers
 
-BODIES = (LlamaModel, ChameleonModel, GlmImageTextModel)  # that `fuse_for_inference` replaces
+BODIES = (LlamaModel, Qwen2Model, ChameleonModel, GlmImageTextModel)  # that `fuse_for_inference` replaces
 
 
 class FusedLayer(nn.Module):
-    """Fused replacement of the decoder layer of a body in `BODIES`, (R, K, D) to (R, K, D).
+    """Fused replacement of a decoder layer of a body in `BODIES`, (R, K, D) to (R, K, D).
 
     Args:
         layer: The layer.
@@ -34,9 +35,9 @@ class FusedLayer(nn.Module):
         product: Makes the linear layer of a weight (N, D).
     """
 
+    bias: Tensor | None
     norm_weight: Tensor | None
     norm_bias: Tensor
-    qkv_bias: Tensor | None
 
     def __init__(self, layer: Any, *, heads: int, product: Callable[[Tensor], nn.Module]):
         super().__init__()
@@ -50,8 +51,8 @@ class FusedLayer(nn.Module):
         self.before, self.between = layer.input_layernorm, layer.post_attention_layernorm
         projections = (attention.q_proj, attention.k_proj, attention.v_proj)
         self.qkv = product(torch.cat([projection.weight for projection in projections]))
-        bias = None if attention.q_proj.bias is None else torch.cat([each.bias.detach() for each in projections])
-        self.register_buffer("qkv_bias", bias, persistent=False)  # GLM-Image's
+        biases = [projection.bias.detach() for projection in projections if projection.bias is not None]
+        self.register_buffer("bias", torch.cat(biases) if biases else None, persistent=False)  # Qwen2's, GLM-Image's
         self.out = product(attention.o_proj.weight)
         gate_up = [mlp.gate_up_proj] if hasattr(mlp, "gate_up_proj") else [mlp.gate_proj, mlp.up_proj]
         self.gate_up = product(torch.cat([projection.weight for projection in gate_up]))
@@ -61,7 +62,7 @@ class FusedLayer(nn.Module):
 
     @property
     def norms(self) -> tuple[Tensor, Tensor] | None:
-        """Return weight and bias of Chameleon's norms of queries and keys; None: a Llama's layer."""
+        """Return weight and bias of Chameleon's norms of queries and keys; None: a layer without them."""
         return None if self.norm_weight is None else (self.norm_weight, self.norm_bias)
 
     def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, kept: CacheLayerMixin | None) -> Tensor:
@@ -77,7 +78,9 @@ class FusedLayer(nn.Module):
         rows, slots, _ = hidden.shape
         keys = self.heads // self.groups
         heads = self.qkv(norm(hidden, self.before))
-        heads = (heads if self.qkv_bias is None else heads + self.qkv_bias).view(rows, slots, -1, self.head)
+        if self.bias is not None:
+            heads = heads + self.bias
+        heads = heads.view(rows, slots, -1, self.head)
         turning, value = heads.split([self.heads + keys, keys], dim=2)
         if self.norms is not None:
             weight, bias = self.norms
@@ -104,7 +107,9 @@ class FusedLayer(nn.Module):
 
 
 class FusedLlama(nn.Module):
-    """Replacement of a body in `BODIES`, for calls with embeddings, positions and an additive mask.
+    """Replacement of a body in `BODIES`.
+
+    It is called with embeddings, positions and an additive mask.
 
     Grouped queries are folded into the slots, so attention has as many query heads as key heads. Kernels that accept a
     mask (memory-efficient attention) reject `enable_gqa` or copy the keys for each head, and the fallback computes
@@ -149,7 +154,7 @@ def norm(x: Tensor, module: nn.Module) -> Tensor:
 
 
 def fuse_for_inference(model: PreTrainedModel, *, least: int = MIN_PACKED_ELEMENTS, int8: bool = False) -> bool:
-    """Replace the body of a stock Llama, Chameleon or GLM-Image by a `FusedLlama`, and pack its output head, in place.
+    """Replace a body in `BODIES` by a `FusedLlama`, and pack the model's output head, in place.
 
     Outputs are the same up to rounding. The model can no longer be trained or saved.
 
@@ -159,7 +164,7 @@ def fuse_for_inference(model: PreTrainedModel, *, least: int = MIN_PACKED_ELEMEN
         int8: Round the weights of the layers to int8 instead, see `fuse_in_int8`.
 
     Returns:
-        True if the body was one of `BODIES`; other models are left unchanged.
+        True if the body was one of `BODIES`, in its usual form; other models are left unchanged.
 
     Raises:
         ValueError: If the model is another one, with `int8`.
@@ -178,11 +183,11 @@ def fuse_in_int8(model: PreTrainedModel) -> None:
     The output head and the embeddings keep their dtype: docs/performance.md.
 
     Raises:
-        ValueError: If the body is not one of `BODIES`.
+        ValueError: If the body is not one of `BODIES`, in its usual form.
     """
     if not _fuse_body(model, Int8Linear):
         raise ValueError(
-            "int8 weights need the layers of a stock Llama, Chameleon or GLM-Image, and this model has others: "
+            "int8 weights need the layers of a stock Llama, Qwen2, Chameleon or GLM-Image, and this model has others: "
             "leave out --int8, in Python int8=True"
         )
 
@@ -190,7 +195,7 @@ def fuse_in_int8(model: PreTrainedModel) -> None:
 def pack_head(model: PreTrainedModel, *, least: int = MIN_PACKED_ELEMENTS) -> None:
     """Pack the output head of a model in place, if it is one product."""
     head = model.get_output_embeddings()
-    if type(head) is nn.Linear and head.bias is None:
+    if isinstance(head, nn.Linear) and head.bias is None:
         model.lm_head = packed(head.weight, least=least)
 
 
@@ -200,10 +205,15 @@ def _fuse_body(model: PreTrainedModel, product: Callable[[Tensor], nn.Module]) -
         return False
     if getattr(llama.config, "swin_norm", False):  # the 34 B Chameleon's layers
         return False
-    biased = ("q_proj", "k_proj", "v_proj") if isinstance(llama, GlmImageTextModel) else ()
-    linears = [(name, m) for layer in llama.layers for name, m in layer.named_modules() if name.endswith("_proj")]
-    if not all(type(m) is nn.Linear and (m.bias is None or name.endswith(biased)) for name, m in linears):
+    if getattr(llama, "has_sliding_layers", False):  # a Qwen2's layers that see a part of the keys
         return False
+    biased = ("q_proj", "k_proj", "v_proj") if type(llama) in (Qwen2Model, GlmImageTextModel) else ()
+    for layer in llama.layers:
+        linears = {name: part for name, part in layer.named_modules() if name.endswith("_proj")}
+        if not all(type(linear) is nn.Linear for linear in linears.values()):
+            return False
+        if any((part.bias is not None) != name.endswith(biased) for name, part in linears.items()):
+            return False
     setattr(model, model.base_model_prefix, FusedLlama(llama, product=product))
     return True
 

@@ -33,6 +33,7 @@ FAMILIES = {  # name: module and class, imported on demand
     "lumina": ("zipar_train.models.lumina", "Lumina"),
     "emu3": ("zipar_train.models.emu3", "Emu3"),
     "glm-image": ("zipar_train.models.glm_image", "GlmImage"),
+    "simplear": ("zipar_train.models.simplear", "SimpleAR"),
 }
 
 
@@ -48,7 +49,11 @@ class Family(Protocol):
         """Return the family on another grid, by its rows and columns of codes, with the same weights."""
 
     def renamed(self, state: dict[str, Tensor]) -> dict[str, Tensor] | None:
-        """Rename tensors of a published transformers checkpoint to the names of `model`; None if it is not one."""
+        """Rename tensors of a published transformers checkpoint to the names of `model`; None if it is not one.
+
+        Raises:
+            ValueError: If it is one of this layout, but of another model; says so after the name of the checkpoint.
+        """
 
     def published(self, source: str | None) -> PreTrainedModel:
         """Return a model with these weights that plain transformers loads.

@@ -19,13 +19,16 @@ CONDITIONS = {  # family: key of its prompt format, and its published sizes
     "lumina": ("token_prompt", ("7B",)),
     "emu3": ("token_prompt", ("8B",)),
     "glm-image": ("token_prompt", ("9B",)),
+    "simplear": ("token_prompt", ("0.5B", "1.5B")),
 }
-SEVERAL_GRIDS = ("emu3", "lumina", "glm-image")  # families whose prompts name the image's size
+SEVERAL_GRIDS = ("emu3", "lumina", "simplear", "glm-image")  # families that are trained at several sizes
 ROW_ENDS = ("emu3", "lumina")  # families whose rows end with a token
 EMU3_CONTEXT = 9216  # context length of Emu3, tokens (Emu3TextConfig)
+SIMPLEAR_GRIDS = ([32, 32], [64, 64])  # SimpleAR is trained at 512, then at 1024 pixels (docs/TRAIN.md)
 BESIDE = {  # minimum ids other than codes; published vocabulary size
     "emu3": (8, 184622),
     "lumina": (612, 65536),
+    "simplear": (7, 215672),
     "glm-image": (128, 168064),
 }
 
@@ -52,6 +55,7 @@ class Words(Section):
 
     encoder: Source  # text tokenizer of the published checkpoint, hub id or folder
     tokens: Tokens  # prompt length in tokens, including the prompt template
+    prompt_prefix: Annotated[str, Field(max_length=4096)] = ""  # put before every caption
     prompt_suffix: Annotated[str, Field(max_length=4096)] = ""  # appended to every caption
     negative_prompt: Annotated[str, Field(max_length=4096)] = ""  # negative prompt of guidance; empty: no caption
     vocabulary: Vocabulary | None = None  # vocabulary size of the text model; null: the published model's
@@ -60,8 +64,12 @@ class Words(Section):
 class Model(Section):
     """The generator: a family at a size, its grid of codes, and the source of its weights."""
 
-    family: Literal["llamagen", "llamagen-t2i", "janus", "lumina", "emu3", "glm-image"]  # architecture, kind of prompt
-    size: Literal["B", "L", "XL", "XXL", "3B", "1B", "7B", "8B", "9B"] | None = None  # published; null: next five keys
+    family: Literal[
+        "llamagen", "llamagen-t2i", "janus", "lumina", "emu3", "simplear", "glm-image"
+    ]  # architecture and kind of prompt
+    size: Literal["B", "L", "XL", "XXL", "3B", "1B", "7B", "8B", "0.5B", "1.5B", "9B"] | None = (
+        None  # published size; null: next five keys
+    )
     num_layers: Annotated[int, Field(ge=1, le=128)] | None = None  # transformer layers
     num_heads: Heads | None = None  # attention heads per layer
     hidden_size: Annotated[int, Field(ge=1, le=2**16)] | None = None  # dimension of the hidden states
@@ -75,8 +83,10 @@ class Model(Section):
     codebook_size: Annotated[int, Field(ge=2, le=65536)]  # number of different codes (shards store uint16)
     num_classes: Vocabulary | None = None  # number of classes, for the family llamagen
     t5_features: Text | None = None  # prompt format of llamagen-t2i
-    token_prompt: Words | None = None  # prompt format of janus, lumina, emu3 and glm-image
-    tokenizer: Literal["palette", "vq16", "chameleon", "emu3", "glm-image"] | None = None  # null: codes only
+    token_prompt: Words | None = None  # prompt format of janus, lumina, emu3, simplear and glm-image
+    tokenizer: Literal["palette", "vq16", "chameleon", "emu3", "cosmos", "glm-image"] | None = (
+        None  # image tokenizer; null: codes only
+    )
     tokenizer_weights: Source | None = None  # path, or owner/repo:[file] on the hub; null: random
     weights: Source | None = None  # run, checkpoint, export, file or owner/repo:[file]; null: random
     weights_entry: Name | None = None  # entry of a .pt file, e.g. `ema`; null: the one LlamaGen samples from
@@ -144,6 +154,8 @@ class Model(Section):
             return "GLM-Image's preview of it has no codes: use sides of which none is more than 256 times the other"
         if self.family == "glm-image" and self.size and self.preview not in (None, rule):
             return f"GLM-Image generates a preview of {rule} codes before it, not {self.preview}: set preview to null"
+        if self.family == "simplear" and self.size and [rows, columns] not in SIMPLEAR_GRIDS:
+            return "SimpleAR's prompt names no size, and it is trained at two sizes only: use [32, 32] or [64, 64]"
         tokens = self.prompt + rows * (columns + 1)
         if self.family == "emu3" and self.size and tokens > EMU3_CONTEXT:
             return f"{tokens:,} tokens with row ends and prompt, and Emu3 knows {EMU3_CONTEXT:,}: use a smaller grid"

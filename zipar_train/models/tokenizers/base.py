@@ -83,4 +83,8 @@ def build_tokenizer(model: Model) -> Tokenizer | None:
         from zipar_train.models.tokenizers.chameleon import load_chameleon_vq
 
         return load_chameleon_vq(model.tokenizer_weights, codes=model.codebook_size)
+    if model.tokenizer == "cosmos":
+        from zipar_train.models.tokenizers.cosmos import load_cosmos
+
+        return load_cosmos(model.tokenizer_weights, codes=model.codebook_size)
     return Palette.grey(model.codebook_size) if model.tokenizer == "palette" else None
