@@ -102,6 +102,7 @@ print(most() - before)
         ("llamagen-l", [*SHAPE, *LORA, "tune.activation_checkpointing=true"]),
         ("glm-image", GLM_IMAGE),
         ("simplear-0.5b-1024", [*QWEN, "tune.distill=0"]),
+        ("janus-pro-1b", [*QWEN, "model.num_kv_heads=null", "tune.distill=0"]),
     ],
 )
 def test_a_step_takes_what_was_predicted(recipe, overrides):
