@@ -1,5 +1,7 @@
 """GLM-Image against transformers' own generation, from a checkpoint in the published layout."""
 
+import json
+import shutil
 from pathlib import Path
 
 import graphs
@@ -192,10 +194,19 @@ def test_captured_passes_are_the_same(checkpoint, monkeypatch):
     assert torch.equal(captured, plain)
 
 
-def test_prompts_are_those_of_the_processor(checkpoint):
+@pytest.mark.parametrize("legacy", [False, True])
+def test_prompts_are_those_of_the_processor(checkpoint, tmp_path, legacy):
     """Of diffusers' pipeline, which calls it with a chat: at a size whose preview is the authors'."""
-    processor = GlmImageProcessor.from_pretrained(checkpoint / "processor")
-    family = build(section(checkpoint, grid=[4, 2], preview=glm_preview(4, 2)))
+    shutil.copytree(checkpoint / "processor", tmp_path / "processor")
+    if legacy:  # the processor's template has a file of its own, and the tokenizer another one
+        template = (tmp_path / "processor" / "chat_template.jinja").read_text()
+        (tmp_path / "processor" / "chat_template.jinja").unlink()
+        (tmp_path / "processor" / "chat_template.json").write_text(json.dumps({"chat_template": f"small {template}"}))
+        config = json.loads((tmp_path / "processor" / "tokenizer_config.json").read_text())
+        config["chat_template"] = "wrong"
+        (tmp_path / "processor" / "tokenizer_config.json").write_text(json.dumps(config))
+    processor = GlmImageProcessor.from_pretrained(tmp_path / "processor")
+    family = build(section(tmp_path, grid=[4, 2], preview=glm_preview(4, 2)))
     assert glm_preview(4, 2) == [22, 11] and glm_preview(32, 32) == [16, 16] and glm_preview(28, 40) == [13, 19]
     chats = [[{"role": "user", "content": [{"type": "text", "text": caption}]}] for caption in CAPTIONS]
     options = {"tokenize": True, "return_dict": True, "return_tensors": "pt", "target_h": 128, "target_w": 64}

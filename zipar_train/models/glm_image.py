@@ -6,15 +6,23 @@ codes' rows are kept: its other 128 rows are special ids, such as the image's en
 need. A diffusion stage turns codes into pixels, see `tokenizers/glm_image.py`.
 """
 
+from contextlib import suppress
+from functools import cached_property
 from hashlib import sha256
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GlmImageForConditionalGeneration, GlmImageTextConfig, GlmImageTextModel
+from transformers import (
+    GlmImageForConditionalGeneration,
+    GlmImageProcessor,
+    GlmImageTextConfig,
+    GlmImageTextModel,
+)
 from transformers.models.glm_image.modeling_glm_image import GlmImagePreTrainedModel
 
 from zipar_train.models.conditions import Condition
+from zipar_train.models.files import find
 from zipar_train.models.text_to_image import TextToImage
 from zipar_train.models.token_prompts import Prompter, Prompts
 from zipar_train.plan.grid import Grid
@@ -55,6 +63,15 @@ class GlmImageCodes(GlmImagePreTrainedModel):
 class GlmImagePrompter(Prompter):
     """A `Prompter` whose prompts are those of GlmImageProcessor.apply_chat_template, as in diffusers' pipeline."""
 
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer, with the chat template of the processor, whose file it may lack."""
+        tokenizer = super().tokenizer
+        with suppress(OSError):  # a folder of a tokenizer alone
+            values, _ = GlmImageProcessor.get_processor_dict(str(find(self.text.encoder)))
+            tokenizer.chat_template = values.get("chat_template") or tokenizer.chat_template
+        return tokenizer
+
     @property
     def fingerprint(self) -> str:
         return sha256(f"{super().fingerprint}{self._framed('{}')}".encode()).hexdigest()[:16]
@@ -65,7 +82,7 @@ class GlmImagePrompter(Prompter):
         return self.tokenizer(text, add_special_tokens=special).input_ids
 
     def _framed(self, caption: str) -> str:
-        """Return the caption in the tokenizer's chat template, if it has one, followed by the grids' sizes."""
+        """Return the caption in the chat template, if there is one, followed by the grids' sizes."""
         if self.tokenizer.chat_template:
             message = {"role": "user", "content": [{"type": "text", "text": caption}]}
             caption = self.tokenizer.apply_chat_template([message], tokenize=False)
