@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from zipar_train.data.tokenize import tokenize
     from zipar_train.decoding.adaptive.decoder import AdaptiveDecoder
     from zipar_train.decoding.decoder import Decoder
-    from zipar_train.decoding.generator import Generator, Images, load
+    from zipar_train.decoding.generator import Generator, load
+    from zipar_train.decoding.images import Images
     from zipar_train.evaluation.evaluate import evaluate
     from zipar_train.models.family import Family, teacher_forced
     from zipar_train.plan.grid import Grid
@@ -34,7 +35,7 @@ _HOMES = {  # imported on first use, so that `zipar-train --help` needs no torch
     "Family": "models.family",
     "Generator": "decoding.generator",
     "Grid": "plan.grid",
-    "Images": "decoding.generator",
+    "Images": "decoding.images",
     "Plan": "plan.table",
     "ROW_END": "plan.table",
     "Recipe": "recipe.schema",

@@ -13,7 +13,8 @@ from tqdm import trange
 from zipar_train import load
 from zipar_train.data.loader import ShardLoader
 from zipar_train.data.manifest import Layout
-from zipar_train.data.shards import Sample, read_manifest, write_shards
+from zipar_train.data.sample import Sample
+from zipar_train.data.shards import read_manifest, write_shards
 from zipar_train.evaluation.likelihood import bits_by_decoding
 from zipar_train.recipe.load import load_recipe
 

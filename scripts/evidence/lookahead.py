@@ -83,7 +83,7 @@ RULES = ("first", "before", "above", "likely last", "noise last", "noise mean", 
 def generated(
     generator: Generator, window: int, sampling: SamplingParams, *, images: int, batch: int, rule: str = "noise above"
 ) -> tuple[Tensor, Tensor]:
-    """Return the codes (images, H, W) and the passes (images,) of the first images of seed 0."""
+    """Return the codes (images, N) and the passes (images,) of the first images of seed 0."""
     decoder = Drafting(generator.inference_family, generator.plan(window))
     decoder.rule, codes, passes = rule, [], list[int]()
     for start in range(0, images, batch):

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from zipar_train.data.manifest import Layout
-from zipar_train.data.shards import Sample, write_shards
+from zipar_train.data.sample import Sample
+from zipar_train.data.shards import write_shards
 from zipar_train.models.family import build
 from zipar_train.models.llamagen.state_dict import to_published
 from zipar_train.recipe.load import load_recipe

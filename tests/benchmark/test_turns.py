@@ -17,7 +17,7 @@ from zipar_train.benchmark.random_family import random_family
 from zipar_train.benchmark.results import EAGER, OURS, PLAIN, SDPA, STOCK
 from zipar_train.benchmark.turns import MOST_WARM_UPS, Way, take_turns
 from zipar_train.cli import bench as bench_cli
-from zipar_train.data.loader import Batch
+from zipar_train.data.batch import Batch
 from zipar_train.decoding import memory
 from zipar_train.decoding.decoder import Decoder
 from zipar_train.decoding.memory import decode_bytes

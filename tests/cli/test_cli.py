@@ -212,7 +212,7 @@ BAD = [
     (["export", "--checkpoint", "RUN", "--out", "FILE/x"], "FILE"),
     (
         ["export", "--checkpoint", "RUN", "--to", "onnx", "--out", "x"],
-        "--to 'onnx' is unknown: use hf, llamagen or adapter",
+        "--to 'onnx' is unknown: use hf, original, llamagen or adapter",
     ),
     (["export", "--checkpoint", "DAMAGED", "--out", "x"], "is not a readable file of weights"),
     (

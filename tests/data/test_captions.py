@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerFast
 
 from zipar_train.data.loader import ShardLoader
 from zipar_train.data.manifest import Layout
-from zipar_train.data.shards import Sample, read_manifest, write_shards
+from zipar_train.data.sample import Sample
+from zipar_train.data.shards import read_manifest, write_shards
 from zipar_train.data.tokenize import tokenize
 from zipar_train.data.validate import check_captions, check_shards
 from zipar_train.evaluation.candidates import check_captions as check_wanted

@@ -14,7 +14,8 @@ from commands import sets
 
 from zipar_train.data.import_codes import import_codes
 from zipar_train.data.manifest import Layout
-from zipar_train.data.shards import Sample, read_manifest, read_shard, write_shards
+from zipar_train.data.sample import Sample
+from zipar_train.data.shards import read_manifest, read_shard, write_shards
 from zipar_train.recipe.load import load_recipe
 
 RECIPE = [

@@ -6,6 +6,7 @@ from families import StockLlama, llamagen, llamagen_t2i
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from noise import pick, uniform
+from plans import grids, windows
 
 from zipar_train import Grid, Plan
 from zipar_train.decoding.adaptive.decoder import AdaptiveDecoder
@@ -61,21 +62,18 @@ def check(family, sampling, **rule):
 
 @pytest.mark.slow
 @given(
-    height=st.integers(1, 5),
-    width=st.integers(1, 6),
+    grid=grids(5, 6),
     data=st.data(),
-    row_end=st.booleans(),
     prompt=st.integers(1, 3),
     stand_in=st.sampled_from(["nearest", "completed", "released"]),
     first_row=st.sampled_from(["complete", "overlapping"]),
     guidance=st.sampled_from([1.0, 2.5]),
 )
-@settings(max_examples=60)
-def test_theorem(height, width, data, row_end, prompt, stand_in, first_row, guidance):
-    grid = Grid(height, width, row_end=row_end)
+@settings(max_examples=80)
+def test_theorem(grid, data, prompt, stand_in, first_row, guidance):
     family = StockLlama(grid, prompt=prompt)
-    window = data.draw(st.integers(1, grid.row_length))
-    plans = check(family, SamplingParams(guidance=guidance), window=window, stand_in=stand_in, first_row=first_row)
+    rule = {**data.draw(windows(grid)), "stand_in": stand_in, "first_row": first_row}
+    plans = check(family, SamplingParams(guidance=guidance), **rule)
     for plan in plans:
         assert sorted(plan.target[plan.target >= 0]) == list(range(grid.num_codes))
         assert plan.passes <= Plan.raster(grid).passes
@@ -123,12 +121,12 @@ def simulated(family, label, numbers, window):
         for row, opened in enumerate(opens):
             column = step - opened
             if column < grid.width:
-                target = grid.code(row, column)
+                target = grid.rows[row].first + column
                 if column or row == 0:
                     new[target] = pick(law(target, opens, tries, step), numbers[target])
         row = len(opens)
         if row < grid.height and step - opens[-1] >= (grid.width if row == 1 else window):
-            target = grid.code(row, 0)
+            target = grid.rows[row].first
             p = law(target, [*opens, step], tries, step)
             tried, whole = tries[row], step - opens[-1] == grid.width
             if not tried:

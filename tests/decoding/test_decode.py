@@ -5,6 +5,7 @@ import torch
 from families import StockLlama, llamagen, llamagen_t2i
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plans import grids, windows
 from theorem import check_theorem, drawn_and_seen, grouped
 
 from zipar_train import Grid, Plan
@@ -34,19 +35,11 @@ def test_theorem_of_llamagen(height, width, data, stand_in, first_row, guidance)
 
 
 @pytest.mark.slow
-@given(
-    height=st.integers(1, 5),
-    width=st.integers(1, 5),
-    row_end=st.booleans(),
-    prompt=st.integers(1, 4),
-    data=st.data(),
-    guidance=st.sampled_from([1.0, 2.5]),
-)
-@settings(max_examples=40)
-def test_theorem_with_row_ends_and_longer_prompts(height, width, row_end, prompt, data, guidance):
-    grid = Grid(height, width, row_end=row_end)
+@given(grid=grids(), prompt=st.integers(1, 4), data=st.data(), guidance=st.sampled_from([1.0, 2.5]))
+@settings(max_examples=60)
+def test_theorem_with_row_ends_previews_and_longer_prompts(grid, prompt, data, guidance):
     family = StockLlama(grid, prompt=prompt)
-    plan = Plan.zipar(grid, window=data.draw(st.integers(1, grid.row_length)), prompt=prompt)
+    plan = Plan.zipar(grid, **data.draw(windows(grid)), prompt=prompt)
     check_theorem(family, plan, SamplingParams(guidance=guidance, top_k=4, top_p=0.9, temperature=0.8), dense(plan))
 
 
@@ -147,7 +140,7 @@ def test_the_widest_window_with_row_ends_is_a_stock_causal_model():
     prompt = (family.codebook_size + 1 + labels)[:, None].expand(-1, 3)
     with torch.no_grad():
         causal = family.model(torch.cat([prompt, raster], dim=1)).logits[:, 2:, : family.codebook_size]
-    keep = [grid.position(row, column) for row in range(4) for column in range(5)]
+    keep = [grid.rows[row].position + column for row in range(4) for column in range(5)]
     assert (causal[:, keep] - seen).abs().max() <= 1e-10
 
 

@@ -88,12 +88,14 @@ def test_scales_stay_in_float32_when_a_model_is_converted():
 class Reference(nn.Module):
     """A linear layer with a float weight that was rounded, and an input that may be."""
 
-    def __init__(self, weight, *, rounds_input):
+    def __init__(self, layer, *, rounds_input):
         super().__init__()
-        self.weight, self.rounds_input = rounded(weight.detach()), rounds_input
+        self.weight, self.rounds_input = rounded(layer.weight.detach()), rounds_input
+        self.bias = layer.bias
 
     def forward(self, x):
-        return linear(rounded(x) if self.rounds_input else x.double(), self.weight).to(x.dtype)
+        product = linear(rounded(x) if self.rounds_input else x.double(), self.weight).to(x.dtype)
+        return product if self.bias is None else product + self.bias
 
 
 def linears(model):
@@ -101,7 +103,7 @@ def linears(model):
 
 
 @pytest.mark.parametrize("rounds_input", [True, False])
-@pytest.mark.parametrize("kind", ["llamagen", "lumina", "emu3"])
+@pytest.mark.parametrize("kind", ["llamagen", "lumina", "emu3", "simplear"])
 def test_a_model_generates_the_codes_of_one_with_rounded_float_weights(monkeypatch, kind, rounds_input):
     """Against transformers' own layers, each product in float64; with lookahead too."""
     if not rounds_input:
@@ -113,8 +115,8 @@ def test_a_model_generates_the_codes_of_one_with_rounded_float_weights(monkeypat
                 if parameter.ndim > 1:
                     parameter.mul_(4)
     for name in linears(stock.model.model):
-        weight = stock.model.model.get_submodule(name).weight
-        stock.model.model.set_submodule(name, Reference(weight, rounds_input=rounds_input))
+        layer = stock.model.model.get_submodule(name)
+        stock.model.model.set_submodule(name, Reference(layer, rounds_input=rounds_input))
     assert fuse_for_inference(family.model, int8=True)
     assert not linears(family.model.model) and len(int8_layers(family.model)) == 2 * 4
     plan, condition = Plan.zipar(stock.grid, window=2, prompt=stock.prompt_length), small.a_batch(kind, stock).condition

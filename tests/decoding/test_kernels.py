@@ -47,6 +47,7 @@ def weights_of(generator, head, heads, keys, width, inner, dtype, *, normed, int
         before=SimpleNamespace(weight=random(width, scale=0.1, offset=1), variance_epsilon=EPS),
         between=SimpleNamespace(weight=random(width, scale=0.1, offset=1), variance_epsilon=EPS),
         qkv=linear((heads + 2 * keys) * head, width),
+        bias=random((heads + 2 * keys) * head),
         out=linear(width, heads * head),
         gate_up=linear(2 * inner, width),
         down=linear(width, inner),
@@ -62,8 +63,7 @@ def in_float64(own, x, cos, sin, slot, keys, values, seen):
     """A decoder layer, written out: hidden states (R, K, D), and the keys and values that it stores.
 
     Args:
-        slot: (R, K).
-        keys, values: (R, HK, S, HEAD).
+        slot: (R, K); keys, values: (R, HK, S, HEAD).
         seen: bool (R, K, S).
     """
 
@@ -75,7 +75,7 @@ def in_float64(own, x, cos, sin, slot, keys, values, seen):
 
     rows, slots, _ = x.shape
     h, hk, head = own.heads, own.heads // own.groups, own.head
-    y = (normed(x, own.before.weight) @ weight(own.qkv).T).view(rows, slots, -1, head)
+    y = (normed(x, own.before.weight) @ weight(own.qkv).T + own.bias.double()).view(rows, slots, -1, head)
     turning, value = y[:, :, : h + hk], y[:, :, h + hk :]
     if own.norms:
         turning = layer_norm(turning, (head,)) * own.norms[0].double() + own.norms[1].double()
@@ -107,7 +107,7 @@ def layers(draw):
         fed=draw(st.integers(1, slots)),
         head=draw(st.sampled_from([64, 128])),
         keys=draw(st.integers(1, 2)),
-        groups=draw(st.sampled_from([1, 2, 4])),
+        groups=draw(st.sampled_from([1, 2, 7])),
         width=draw(st.sampled_from([48, 128])),
         inner=draw(st.sampled_from([32, 80])),
         splits=draw(st.sampled_from([1, 2, 3])),
@@ -228,7 +228,7 @@ SAMPLING = [
 
 @pytest.mark.slow(60)
 @pytest.mark.parametrize("sampling", SAMPLING)
-@pytest.mark.parametrize("kind", ["llamagen", "stock", "lumina", "emu3", "janus", "llamagen-t2i"])
+@pytest.mark.parametrize("kind", ["llamagen", "stock", "lumina", "emu3", "simplear", "janus", "llamagen-t2i"])
 def test_fused_passes_generate_the_codes_of_plain_ones(kind, sampling):
     """For every family, in float32, with padded captions; passes of more rows than the kernels take are plain."""
     if kind == "stock":

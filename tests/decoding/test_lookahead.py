@@ -9,6 +9,7 @@ import torch
 from families import StockLlama, llamagen, llamagen_t2i
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plans import grids, windows
 from pydantic import ValidationError
 from theorem import check_theorem, drawn_and_seen
 
@@ -38,7 +39,6 @@ def both(family, plan, sampling, condition, images, *, lookahead, seed=0, **how)
 @given(
     height=st.integers(1, 6),
     width=st.integers(1, 6),
-    row_end=st.booleans(),
     prompt=st.integers(1, 4),
     guidance=st.sampled_from([1.0, 2.5]),
     how=st.sampled_from([{}, {"temperature": 0.0}, {"temperature": 0.8, "top_k": 4, "top_p": 0.9}]),
@@ -50,16 +50,15 @@ def both(family, plan, sampling, condition, images, *, lookahead, seed=0, **how)
 )
 @settings(max_examples=120)
 def test_every_code_is_that_of_plain_decoding(
-    height, width, row_end, prompt, guidance, how, stand_in, first_row, lookahead, images, data
+    height, width, prompt, guidance, how, stand_in, first_row, lookahead, images, data
 ):
     """In float64, for all grids, windows, prompts, numbers of images and slots per pass, in no more passes."""
     if data.draw(st.booleans()):
         family = llamagen(height, width)
     else:
-        family = StockLlama(Grid(height, width, row_end=row_end), prompt=prompt)
-    window = data.draw(st.integers(1, family.grid.row_length))
+        family = StockLlama(data.draw(grids(height, width)), prompt=prompt)
     rule = {"stand_in": stand_in, "first_row": first_row, "prompt": family.prompt_length}
-    plan = Plan.zipar(family.grid, window=window, **rule)
+    plan = Plan.zipar(family.grid, **data.draw(windows(family.grid)), **rule)
     sampling, labels = SamplingParams(guidance=guidance, **how), [k % 3 for k in range(images)]
     codes, ahead, passes = both(family, plan, sampling, labels, images, lookahead=lookahead)
     assert torch.equal(ahead, codes)
@@ -71,19 +70,16 @@ def test_every_code_is_that_of_plain_decoding(
 
 @pytest.mark.slow
 @given(
-    height=st.integers(1, 5),
-    width=st.integers(1, 5),
-    row_end=st.booleans(),
+    grid=grids(),
     prompt=st.integers(1, 3),
     guidance=st.sampled_from([1.0, 2.5]),
     lookahead=st.integers(1, 30),
     data=st.data(),
 )
-@settings(max_examples=60)
-def test_the_theorem_holds_for_accepted_logits(height, width, row_end, prompt, guidance, lookahead, data):
+@settings(max_examples=80)
+def test_the_theorem_holds_for_accepted_logits(grid, prompt, guidance, lookahead, data):
     """Every code is accepted once, from the logits that one teacher-forced pass over the image gives."""
-    grid = Grid(height, width, row_end=row_end)
-    plan = Plan.zipar(grid, window=data.draw(st.integers(1, grid.row_length)), prompt=prompt)
+    plan = Plan.zipar(grid, **data.draw(windows(grid)), prompt=prompt)
     sampling = SamplingParams(guidance=guidance, lookahead=lookahead)
     check_theorem(StockLlama(grid, prompt=prompt), plan, sampling, dense(plan))
 

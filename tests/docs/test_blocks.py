@@ -30,7 +30,7 @@ PYTHON = [  # a block's page and first line, what it finds in its folder, and wh
         [],
         {"plan.passes": 400, "plan.width": 2, "len(plan)": 598, "plan.visible().shape": (598, 598)},
     ),
-    (("docs/models.md", "import torch"), [], {"codes.shape": (2, 4, 5), "logits.shape": (2, 20, 16)}),
+    (("docs/models.md", "import torch"), [], {"codes.shape": (2, 20), "logits.shape": (2, 20, 16)}),
 ]
 SHELL = [  # a block's page and first line, what it finds in its folder, what it leaves, marks
     (("README.md", f"{NAME} tokenize"), ["imagenet", L], ["dogs.png", "c2i_L_384_zipar.pt"], SLOW),
@@ -81,6 +81,11 @@ NOT_RUN = {  # a block's page and first line: the reason
     ("docs/models.md", f"{NAME} fit  --recipe lumina"): "7 B weights; tests/models/test_lumina.py has small ones",
     ("docs/models.md", f"{NAME} fit  --recipe janus"): "1 B weights; tests/models/test_janus.py has small ones",
     ("docs/models.md", f"{NAME} fit  --recipe emu3"): "8 B weights; tests/models/test_emu3.py has small ones",
+    ("docs/models.md", f"{NAME} fit  --recipe simplear"): "551 M weights; tests/models/test_simplear.py has small ones",
+    (
+        "docs/models.md",
+        f"{NAME} fit  --recipe glm",
+    ): "9 B weights; tests/models/test_glm_image_commands.py has small ones",
     (
         "docs/performance.md",
         f"{NAME} bench --recipe llamagen-b --windows 24,16,8,4 --repeats 2 --png",
@@ -101,6 +106,10 @@ NOT_RUN = {  # a block's page and first line: the reason
         "docs/performance.md",
         ".venv/bin/python scripts/evidence/int8.py",
     ): "needs trained models; tests/scripts/test_int8_table.py runs it",
+    (
+        "docs/models.md",
+        f"{NAME} tokenize --recipe emu3-gen",
+    ): "needs pictures and the published tokenizer; tests/data/test_several_grids.py runs it at a small size",
     ("docs/sweeps.md", f"{NAME} sweep"): "trains for minutes; tests/sweep run such files",
     ("docs/sweeps.md", "wandb sweep"): "needs W&B's server",
     ("docs/training.md", f"{NAME} doctor"): "tries torch.compile for half a minute; tests/doctor run it",

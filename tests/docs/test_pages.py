@@ -17,7 +17,7 @@ def test_a_model_of_ones_own_draws_what_it_was_taught_with():
     (code,) = re.findall(r"```python\n(.*?)```", (DOCS / "models.md").read_text(), re.DOTALL)
     names: dict = {"__name__": "mine"}
     exec(compile(code, "docs/models.md", "exec"), names)
-    assert names["codes"].shape == (2, 4, 5)
+    assert names["codes"].shape == (2, 20)
     assert names["logits"].shape == (2, 20, 16)
     family, plan = names["family"], names["plan"]
     family.model.double()
@@ -34,7 +34,7 @@ def test_a_model_of_ones_own_draws_what_it_was_taught_with():
         forced = names["teacher_forced"](family, plan, codes, labels, names["dense"](plan))
     assert (forced - seen).abs().max() < 1e-10
     adaptive = AdaptiveDecoder(family, window=1)
-    assert adaptive([0, 1, 0], code_seeds([0, 1, 2], adaptive.numbers, seed=0), sampling).shape == (3, 4, 5)
+    assert adaptive([0, 1, 0], code_seeds([0, 1, 2], adaptive.numbers, seed=0), sampling).shape == (3, 20)
     assert 20 >= max(adaptive.passes(3)) > adaptive.plan.passes
 
 

@@ -55,6 +55,14 @@ def test_files_that_are_missing_or_still_on_the_hub(tiny, monkeypatch, tmp_path)
     assert hub["model.weights"].status == hub["model.token_prompt.encoder"].status == "note"
     assert "hf download Alpha-VLLM/Lumina-mGPT-7B-768" in hub["model.weights"].remedy
     assert hub["model.tokenizer_weights"].status == "problem"
+    hub = rows(sources.weights, "glm-image")
+    assert "hf download zai-org/GLM-Image --include 'processor/*'" in hub["model.token_prompt.encoder"].remedy
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda repo, name: f"{tmp_path}/{name}")
+    (tmp_path / "processor").mkdir()
+    (tmp_path / "processor" / "config.json").write_text("{}")
+    hub = rows(sources.weights, "glm-image")
+    assert hub["model.token_prompt.encoder"].seen.startswith(f"{tmp_path}/processor, ")
+    monkeypatch.undo()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert rows(sources.weights, "lumina-mgpt-7b-768")["model.weights"].status == "problem"
     assert rows(sources.scoring, "llamagen-l")["evaluate.reference"].status == "note"

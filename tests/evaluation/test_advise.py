@@ -10,7 +10,7 @@ from families import llamagen
 from PIL import Image
 
 from zipar_train import Plan
-from zipar_train.data.loader import Batch
+from zipar_train.data.batch import Batch
 from zipar_train.evaluation.window_advice import _by_offset, advise, attention, cut_off
 from zipar_train.plan.grid import Grid
 from zipar_train.recipe.load import load_recipe

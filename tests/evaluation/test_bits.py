@@ -8,7 +8,7 @@ from families import llamagen
 from transformers import DynamicCache
 
 from zipar_train import Plan
-from zipar_train.data.loader import Batch
+from zipar_train.data.batch import Batch
 from zipar_train.decoding.decoder import Decoder
 from zipar_train.decoding.sampling import code_seeds
 from zipar_train.evaluation.likelihood import bits_by_decoding, bits_per_code

@@ -125,9 +125,9 @@ def test_a_reference_of_another_grid_is_refused(shards, network):
     extractor = register(network)
     with pytest.raises(ValueError, match=r"val\.json.*8x8.*4x4"):
         open_reference(
-            str(shards / "val.json"), extractor, tokenizer=Palette.grey(17), size=(8, 8), grid=Grid(4, 4), codes=17
+            str(shards / "val.json"), extractor, tokenizer=Palette.grey(17), size=(8, 8), grids=[Grid(4, 4)], codes=17
         )
     with pytest.raises(ValueError, match=r"val\.json"):
         open_reference(
-            str(shards / "val.json"), extractor, tokenizer=Palette.grey(4), size=(8, 8), grid=Grid(8, 8), codes=4
+            str(shards / "val.json"), extractor, tokenizer=Palette.grey(4), size=(8, 8), grids=[Grid(8, 8)], codes=4
         )

@@ -83,7 +83,7 @@ def test_every_code_is_drawn_once_and_before_it_is_fed(plan):
 @given(plans(row_ends=(False,), first_rows=("complete",)))
 @settings(max_examples=100)
 def test_a_row_opens_when_window_codes_of_the_row_above_exist(plan):
-    drawn = plan.generated_at()
+    (drawn,) = plan.grid.images(plan.generated_at())
     height, width = drawn.shape
     assert plan.passes == (2 * width + (height - 2) * plan.window if height > 1 else width)
     for row in range(2, height):
@@ -124,7 +124,7 @@ def test_nothing_drawn_is_nearer_than_the_nearest_stand_in(plan):
 def test_every_other_stand_in_is_the_one_it_is_said_to_be(plan, rule):
     """From the table of when codes are drawn, for each stand-in anew."""
     height, width = plan.grid.height, plan.grid.width
-    drawn = plan.generated_at()
+    (drawn,) = plan.grid.images(plan.generated_at())
     opens = drawn[:, 0].tolist()
     again = Plan.opened(plan.grid, opens, window=1, stand_in=rule)
     for slot in np.flatnonzero(again.expires != NEVER):

@@ -19,6 +19,7 @@ def whole():
         "t5_features": {"encoder": "x", "tokens": 3, "features": 3},
         "token_prompt": {"encoder": "x", "tokens": 3},
     }
+    raw["model"] |= {"preview": [1, 1], "other_grids": [[1, 1]]}
     raw["tune"]["lora"] = {"rank": 1, "alpha": 1, "targets": ["q_proj"]}
     raw["data"]["val_windows"] = [1]
     raw["published_results"] = {"source": "x", "protocol": {}, "rows": [{"window": 1, "passes": 1}]}

@@ -21,7 +21,7 @@ LISTS = {"windows": integers, "batch_sizes": integers, "grids": integers, "label
 LISTS |= {"gpus": integers, "search_guidance": numbers}
 CHOICES = {  # values that commands check themselves
     "views": ("one", "flip", "ten"),
-    "to": ("hf", "llamagen", "adapter"),
+    "to": ("hf", "original", "llamagen", "adapter"),
     "dtype": ("float32", "bfloat16"),
     "only": ("packages", "devices", "attention", "disk", "wandb", "recipes", "recipe"),
 }

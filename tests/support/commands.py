@@ -47,12 +47,23 @@ def captioned_tar(path: Path, captions: list[str], count: int) -> None:
                 tar.addfile(member, io.BytesIO(data))
 
 
-def every_verb(run, folder: Path, recipe: str, model: list[str], *, checkpoint: Path, clip: Path, windows: list[int]):
+def every_verb(
+    run,
+    folder: Path,
+    recipe: str,
+    model: list[str],
+    *,
+    checkpoint: Path,
+    clip: Path,
+    windows: list[int],
+    tokenizer: Path | None = None,
+):
     """A shipped captioned recipe, made small, from pictures to an export, through the command line, in `folder`.
 
     Args:
         model: overrides that say the small model's shape.
         checkpoint: its weights, image tokenizer and tokenizer of text.
+        tokenizer: its image tokenizer, if it is elsewhere.
     """
     words = ["a blue car", "a small red house", "a car", "red house"]
     for split, count in (("train", 24), ("val", 12)):
@@ -65,7 +76,7 @@ def every_verb(run, folder: Path, recipe: str, model: list[str], *, checkpoint: 
         *sets(
             [
                 *model,
-                f"model.tokenizer_weights={checkpoint}",
+                f"model.tokenizer_weights={tokenizer or checkpoint}",
                 f"model.weights={checkpoint}",
                 f"zipar.windows={{{mix}}}",
                 f"data.train={folder}/shards/train.json",

@@ -3,7 +3,8 @@
 import numpy as np
 
 from zipar_train.data.manifest import Layout
-from zipar_train.data.shards import Sample, write_shards
+from zipar_train.data.sample import Sample
+from zipar_train.data.shards import write_shards
 
 LAYOUT = Layout(source="test", grid=(2, 3), codes=5, classes=3)
 

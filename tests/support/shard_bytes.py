@@ -11,7 +11,8 @@ from fuzzing import in_time
 
 from zipar_train.data.loader import ShardLoader
 from zipar_train.data.manifest import Layout
-from zipar_train.data.shards import Sample, read_manifest, read_shard
+from zipar_train.data.sample import Sample
+from zipar_train.data.shards import read_manifest, read_shard
 from zipar_train.data.validate import check_shards
 
 CLASSES = Layout(source="test", grid=(2, 3), codes=5, classes=3)

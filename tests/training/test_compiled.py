@@ -12,7 +12,7 @@ from torch import nn
 from torch._dynamo import lookup_backend
 
 from zipar_train import ZipARModule
-from zipar_train.data.loader import Batch
+from zipar_train.data.batch import Batch
 from zipar_train.models import compiled
 from zipar_train.recipe.load import load_recipe
 from zipar_train.training import optimizer as optimizers
@@ -67,7 +67,9 @@ def step(module, batch, window):
         *(("llamagen", tune) for tune in TUNES),
         ("lumina", "plain"),
         ("emu3", "recompute"),
+        ("glm-image", "recompute"),
         ("janus", "plain"),
+        ("simplear", "both"),
         ("llamagen-t2i", "plain"),
     ],
 )
@@ -89,7 +91,7 @@ def test_a_layer_is_a_graph_that_all_layers_share(graphs, kind, tune):
         with torch.no_grad():
             module.model.eval()
             found[compiling].append((float(module.losses(batch, batch.condition, 2)[0]), []))
-    assert len(module.plans[1]) != len(module.plans[module.family.grid.row_length])
+    assert len(module.plans.plan(1)) != len(module.plans.plan(module.family.grid.row_length))
     for plain, other in zip(*found.values(), strict=True):
         assert other[0] == pytest.approx(plain[0], rel=1e-6)
         for a, b in zip(plain[1], other[1], strict=True):

@@ -5,7 +5,7 @@ import torch
 from short_runs import LORA, losses, tuned
 
 from zipar_train import load
-from zipar_train.data.loader import Batch
+from zipar_train.data.batch import Batch
 from zipar_train.models.family import teacher_forced
 from zipar_train.models.restore import read
 from zipar_train.plan.masks import dense

@@ -14,7 +14,8 @@ from families import llamagen
 from short_runs import losses, quick, states_equal
 
 from zipar_train import Plan, ShardDataModule, ZipARModule, load
-from zipar_train.data.loader import Batch, ShardLoader
+from zipar_train.data.batch import Batch
+from zipar_train.data.loader import ShardLoader
 from zipar_train.decoding.generator import Generator
 from zipar_train.models.restore import read
 from zipar_train.recipe.load import load_recipe
@@ -209,5 +210,5 @@ def test_operations_are_those_that_torch_counts(taught):
     module = ZipARModule(family, windows={2: 1}, teacher=llamagen(4, 4) if taught else None, distill=0.5 * taught)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         sum(x for x in module.losses(batch, batch.condition, 2, with_teacher=taught) if x is not None).backward()
-    found = flops(family, plan, teacher=module.plans[4] if taught else None)
+    found = flops(family, plan, teacher=module.plans.plan(4) if taught else None)
     assert found == pytest.approx(counter.get_total_flops(), rel=0.02)

@@ -8,7 +8,7 @@ from families import llamagen_t2i
 from tracked_runs import at_step, short, stop
 
 from zipar_train import load
-from zipar_train.data.loader import Batch
+from zipar_train.data.batch import Batch
 from zipar_train.models.restore import read
 from zipar_train.recipe.load import load_recipe
 from zipar_train.recipe.schema import RecipeError, SamplingParams

@@ -49,7 +49,7 @@ def test_no_attention_of_a_fit_may_be_cudnns(monkeypatch, recompute):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["llamagen", "llamagen-t2i", "janus", "lumina", "emu3"])
+@pytest.mark.parametrize("kind", ["llamagen", "llamagen-t2i", "janus", "lumina", "emu3", "simplear", "glm-image"])
 @pytest.mark.parametrize("narrow", [False, True])
 @pytest.mark.parametrize("recompute", [False, True])
 def test_the_mask_is_converted_once_for_all_layers(monkeypatch, kind, narrow, recompute):
@@ -67,11 +67,11 @@ def test_the_mask_is_converted_once_for_all_layers(monkeypatch, kind, narrow, re
     assert len(calls.seen) == 3 * (2 if recompute else 1)
     assert len({address for address, *_ in calls.seen}) == 1
     assert {(kind, rest) for _, kind, rest, _ in calls.seen} == {(dtype, 0)}
-    slots = len(module.plans[2])
+    slots = len(module.plans.plan(2))
     padded = kind not in ("llamagen",)
     mask = calls.seen[0][3]
     assert mask.shape == (2 if padded else 1, 1, slots, slots) and set(mask.unique().tolist()) == {0.0, -torch.inf}
-    seen = module.mask(2)[0, 0]
+    seen = module.plans.mask(module.plans.plan(2), module.device)[0, 0]
     assert torch.equal(mask[-1, 0] == 0, seen)  # the last image has no padding
     assert padded is not torch.equal(mask[0, 0] == 0, seen)
 
@@ -86,7 +86,7 @@ class Operators(TorchDispatchMode):
         return operator(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("kind", ["llamagen", "llamagen-t2i", "janus", "lumina", "emu3"])
+@pytest.mark.parametrize("kind", ["llamagen", "llamagen-t2i", "janus", "lumina", "emu3", "simplear", "glm-image"])
 def test_the_backward_pass_sorts_no_indices(kind):
     """`index_put` with accumulation sorts its indices on CUDA (aten/src/ATen/native/cuda/Indexing.cu)."""
     module = ZipARModule(family(kind, 2), windows={2: 1})

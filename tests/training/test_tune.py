@@ -223,7 +223,10 @@ def test_what_goes_out_must_be_there(tmp_path, base, cli):
         (["--recipe", "digits-base", "--out", "x"], "starts from random weights: there is nothing to export"),
         (["--out", "x"], "give either --checkpoint or --recipe"),
         (["--checkpoint", base, "--set", "seed=1", "--out", "x"], "--set goes with --recipe"),
-        (["--checkpoint", base, "--to", "onnx", "--out", "x"], "--to 'onnx' is unknown: use hf, llamagen or adapter"),
+        (
+            ["--checkpoint", base, "--to", "onnx", "--out", "x"],
+            "--to 'onnx' is unknown: use hf, original, llamagen or adapter",
+        ),
     ):
         done = cli("export", *arguments)
         assert (done.returncode, "Traceback" in done.stderr) == (2, False)

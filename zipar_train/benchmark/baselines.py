@@ -78,15 +78,14 @@ def eager_loop(family: Family, condition: Any, seeds: Tensor, sampling: Sampling
         window: The window, in codes.
 
     Returns:
-        Codes, int64 (B, H, W): those of `Decoder(..., released=True)` on a plan with `stand_in="released"`.
+        Codes, int64 (B, N): those of `Decoder(..., released=True)` on a plan with `stand_in="released"`.
     """
     grid = family.grid
     plan = Plan.zipar(grid, window=window, stand_in="released", prompt=family.prompt_length)
     loop = EagerLoop(family, plan, condition, seeds, sampling)
     for step in range(plan.passes):
         loop.run_pass([i for i in range(len(plan)) if plan.step[i] == step])
-    codes = torch.cat([loop.generated[target] for target in range(grid.num_codes)], dim=1)
-    return codes.view(len(seeds), grid.height, grid.width)
+    return torch.cat([loop.generated[target] for target in range(grid.num_codes)], dim=1)
 
 
 class EagerLoop:

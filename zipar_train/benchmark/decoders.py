@@ -116,6 +116,9 @@ class Decoders:
             if ahead.lookahead:
                 ways[AHEAD, window] = decoding(self.ours, plan, sampling=ahead, make=self.method.decoder)
             if baselines and plain and window == self.grid.row_length:
+                if not hasattr(plain.model, "generate"):
+                    notes.append(f"{STOCK} is left out: it needs the larger model that this one is a part of")
+                    continue
                 stock = Stock(plain)
 
                 def generate(stock: Stock = stock) -> None:

@@ -20,7 +20,7 @@ class AnyWords:
     Under guidance some families tokenize a negative caption during generation. It is the only text in a benchmark.
     """
 
-    bos_token_id, pad_token_id = 0, 1
+    bos_token_id, pad_token_id, bos_token, chat_template = 0, 1, "", None
 
     def __init__(self, prompter: Prompter):
         self.most = prompter.text.tokens - len(prompter.after) - 1  # minus the first token

@@ -11,7 +11,7 @@ from zipar_train.benchmark.random_family import random_family
 from zipar_train.benchmark.results import CAUSAL, FLEX, SDPA, TrainRow
 from zipar_train.benchmark.roofline import Work
 from zipar_train.benchmark.turns import Failure, Timed, Trouble, whole_graphs
-from zipar_train.data.loader import Batch
+from zipar_train.data.batch import Batch
 from zipar_train.models.attention import attention_kernels
 from zipar_train.models.family import Family, conditions
 from zipar_train.plan.table import ROW_END, Plan
@@ -86,7 +86,7 @@ class TrainingStep:
             betas=(recipe.optim.betas[0], recipe.optim.betas[1]),
             weight_decay=recipe.optim.weight_decay,
         )
-        self.plan = self.module.plans[self.case.window]
+        self.plan = self.module.plans.plan(self.case.window)
         self.codes = torch.randint(family.codebook_size, (self.case.batch, family.grid.num_codes), device=self.device)
         self.condition = family.check(conditions(recipe.model, self.case.batch))
         return self.module

@@ -31,14 +31,14 @@ def export(
     to: Annotated[
         str,
         typer.Option(
-            help="hf: for from_pretrained | llamagen: a .pt for the original scripts | adapter: the LoRA "
-            "alone. The first two have adapters merged."
+            help="hf: for from_pretrained | original: a folder in the layout of deepseek-ai/Janus | llamagen: a .pt "
+            "for the original scripts | adapter: the LoRA alone. The first three have adapters merged."
         ),
     ] = "hf",
 ) -> None:
     """Export weights for other software, with a model card."""
-    if to not in ("hf", "llamagen", "adapter"):
-        raise ValueError(f"--to {to!r} is unknown: use hf, llamagen or adapter")
+    if to not in ("hf", "original", "llamagen", "adapter"):
+        raise ValueError(f"--to {to!r} is unknown: use hf, original, llamagen or adapter")
     source = one_of(checkpoint, recipe, overrides)
     from zipar_train.export.weights import export as work
     from zipar_train.recipe.load import load_recipe

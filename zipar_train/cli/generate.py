@@ -10,19 +10,25 @@ from zipar_train.cli.options import (
     Int8Option,
     OrRecipeOption,
     SetOption,
+    codes_file,
     integers,
     one_of,
     picture_file,
+    sides,
     user_path,
 )
 
 
 def generate(
-    out: Annotated[
-        Path, typer.Option(parser=user_path, callback=picture_file, metavar="PATH", help="The picture to write.")
-    ],
     checkpoint: EitherCheckpointOption = None,
     recipe: OrRecipeOption = None,
+    out: Annotated[
+        Path | None, typer.Option(parser=user_path, callback=picture_file, metavar="PATH", help="The picture to write.")
+    ] = None,
+    codes: Annotated[
+        Path | None,
+        typer.Option(parser=user_path, callback=codes_file, metavar="PATH", help="The .safetensors file of codes."),
+    ] = None,
     overrides: SetOption = [],  # noqa: B006
     labels: Annotated[str | None, typer.Option(help="Class numbers, for example 3,5: one image each.")] = None,
     captions: Annotated[
@@ -49,11 +55,16 @@ def generate(
     lookahead: Annotated[
         int | None, typer.Option(help="Slots fed per pass, 32 for example: the same images in fewer passes; 0: none.")
     ] = None,
+    grid: Annotated[
+        str | None, typer.Option(help="Rows and columns of codes, 48x64 for example; one of the recipe's grids.")
+    ] = None,
     int8: Int8Option = False,
 ) -> None:
-    """Generate images into one picture. Options that are not given default to the recipe's."""
+    """Generate images into one picture, a file of codes, or both. Defaults are the recipe's."""
     if (labels is None) == (not captions):
         raise ValueError("give either --labels or --caption")
+    if out is None and codes is None:
+        raise ValueError("give --out for a picture, --codes for a file of codes, or both")
     if released and adaptive:
         raise ValueError("the released code has no adaptive windows: drop --released or --adaptive")
     if adaptive and window is None:
@@ -74,8 +85,20 @@ def generate(
     generator = load(source, overrides=overrides, int8=int8)
     settings = {key: value for key, value in given.items() if value is not None}
     mode: Any = "released" if released else "adaptive" if adaptive else "planned"
-    images = generator.generate(wanted, window=window, seed=seed, mode=mode, **settings)
-    images.save(out)
+    images = generator.generate(
+        wanted,
+        window=window,
+        seed=seed,
+        mode=mode,
+        grid=sides("--grid", grid),
+        pixels=out is not None,
+        **settings,
+    )
+    if codes is not None:
+        images.save_codes(codes)
+    if out is not None:
+        images.save(out)
     passes = images.passes.double()
     mean = f"{passes.mean():.1f} passes on average, {int(passes.min())} to {int(passes.max())}"
-    print(f"{out}: {len(images)} images in {mean if len(passes.unique()) > 1 else f'{int(passes[0])} passes'}")
+    files = " and ".join(str(path) for path in (out, codes) if path is not None)
+    print(f"{files}: {len(images)} images in {mean if len(passes.unique()) > 1 else f'{int(passes[0])} passes'}")

@@ -63,6 +63,17 @@ def picture_file(param: typer.CallbackParam, path: Given) -> Given:
     return output_file(param, path)
 
 
+def codes_file(param: typer.CallbackParam, path: Given) -> Given:
+    """Check an `output_file` for codes.
+
+    Raises:
+        ValueError: If its name does not end in .safetensors.
+    """
+    if path is not None and path.suffix != ".safetensors":
+        raise ValueError(f"{param.opts[0]} {path}: the file's name must end in .safetensors")
+    return output_file(param, path)
+
+
 def chart_file(param: typer.CallbackParam, path: Given) -> Given:
     """Check an `output_file` for a figure.
 
@@ -175,6 +186,20 @@ def integers(option: str, text: str) -> list[int]:
         raise ValueError(
             f"{option} {text!r}: write whole numbers with commas between them, for example 8,4,2,1"
         ) from None
+
+
+def sides(option: str, text: str | None) -> list[int] | None:
+    """Parse rows and columns of a grid, such as 48x64; None remains None.
+
+    Raises:
+        ValueError: If this is not a pair of integers; names the option.
+    """
+    if text is None:
+        return None
+    found = text.lower().split("x")
+    if len(found) != 2 or not all(part.strip().isdecimal() for part in found):
+        raise ValueError(f"{option} {text!r}: write rows and columns of codes, for example 48x64")
+    return [int(part) for part in found]
 
 
 def numbers(option: str, text: str) -> list[float]:

@@ -63,11 +63,10 @@ def plan(
     print(f"{loaded.name}: {grid} codes, {grid.num_codes} next-token passes\n")
     cells = [[*map(str, (p.window, p.passes, f"{p.reduction:.1%}", p.width, len(p)))] for p in plans]
     print("\n".join(aligned([["window", "passes", "fewer", "widest pass", "slots"], *cells])))
-    generated_at = shown.generated_at()
+    maps = grid.images(shown.generated_at())
     print(f"\nThe pass that generates each code at window {shown.window}:\n")
     digits = len(str(shown.passes))
-    for line in generated_at:
-        print(" ".join(f"{t:{digits}}" for t in line))
+    print("\n\n".join("\n".join(" ".join(f"{t:{digits}}" for t in line) for line in each) for each in maps))
     if png:
         from zipar_train.plan.diagram import plot_plan
 
@@ -77,7 +76,7 @@ def plan(
         "recipe": loaded.name,
         "grid": [grid.height, grid.width],
         "windows": rows,
-        "map": {"window": shown.window, "generated_at": generated_at.tolist()},
+        "map": {"window": shown.window, "generated_at": maps[-1].tolist()},
     }
     if memory:
         from zipar_train.training.memory_estimate import advice, predict, room_here

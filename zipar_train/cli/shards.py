@@ -48,7 +48,7 @@ def shards_check(
         if model:
             read_manifest(
                 manifest,
-                grid=model.raster,
+                grids=model.rasters,
                 codes=model.codebook_size,
                 classes=model.num_classes,
                 captions=model.captions,
@@ -68,7 +68,8 @@ def shards_check(
             "source": f"{held.source}; views: {held.views}; {held.skipped} images skipped",
             "samples": f"{found.samples:,} of {held.samples:,} readable, {found.views:,} views, "
             f"{len(held.shards)} shards",
-            "grid": f"{held.grid[0]} x {held.grid[1]}, {found.codes_used:,} of {held.codes:,} codes occur",
+            "grid": f"{', '.join(str(grid) for grid, _ in held.split())}, "
+            f"{found.codes_used:,} of {held.codes:,} codes occur",
             "condition": classes + (f", {found.features:,} with features" if found.features else ""),
             "tokenizer": f"sha256 {held.tokenizer}" if held.tokenizer else "not recorded",
             "verdict": "whole" if not found.problems else f"{len(found.problems)} problems",

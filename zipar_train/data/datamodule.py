@@ -1,5 +1,6 @@
 """A LightningDataModule over shards."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,11 @@ class ShardDataModule(L.LightningDataModule):
         step: Images per optimizer step over all devices; None: one batch per device.
         damaged, misfit: See `ShardLoader`.
         stalled: See `ShardLoader`; for the training shards only.
-        grid, codes, classes, captions: Properties that the model requires of the shards.
+        grids, codes, classes, captions: Properties that the model requires of the shards.
 
     Raises:
         ValueError: If a shard set is missing or does not fit, if the two sets number classes differently, or if a step
-            has more images than the training set.
+            has more images than the training set has of a grid.
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class ShardDataModule(L.LightningDataModule):
         damaged: Damaged = "stop",
         misfit: Misfit | None = None,
         stalled: float | None = None,
-        grid: Grid | None = None,
+        grids: Sequence[Grid] = (),
         codes: int | None = None,
         classes: int | None = None,
         captions: bool = False,
@@ -51,12 +52,16 @@ class ShardDataModule(L.LightningDataModule):
         self.step, self.damaged, self.misfit, self.stalled = step, damaged, misfit, stalled
         self.loader: ShardLoader | None = None
         self.position: dict[str, int] | None = None
-        expected: dict[str, Any] = {"grid": grid, "codes": codes, "classes": classes, "captions": captions}
+        expected: dict[str, Any] = {"grids": grids, "codes": codes, "classes": classes, "captions": captions}
         self.manifests = (read_manifest(train, **expected), read_manifest(val, **expected))
         same_classes(train, val, self.manifests)
-        if step and step > self.manifests[0].samples:
+        several = len(split := self.manifests[0].split()) > 1
+        for grid, shards in split if step else []:
+            if step and step <= (images := sum(shard.samples for shard in shards)):
+                continue
+            of = f" of {grid} codes" if several else ""
             raise ValueError(
-                f"{train} has {self.manifests[0].samples:,} images, and a step takes {step:,}: lower "
+                f"{train} has {images:,} images{of}, and a step takes {step:,}: lower "
                 "optim.global_batch_size, or data.micro_batch_size, trainer.accumulate_grad_batches or the number of "
                 "devices, whose product it is"
             )

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from zipar_train.data.keys import unique_keys
 from zipar_train.data.labels import listed, number
 from zipar_train.data.manifest import Layout, Manifest
-from zipar_train.data.shards import Sample, write_shards
+from zipar_train.data.sample import Sample
+from zipar_train.data.shards import write_shards
 from zipar_train.io.errors import printable, truncate
 from zipar_train.io.files import folder_lock, open_regular, regular
 from zipar_train.io.untrusted_tar import array, entries

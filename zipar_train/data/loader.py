@@ -5,7 +5,7 @@ import sys
 import threading
 from bisect import bisect
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, islice
 from math import ceil
@@ -14,22 +14,17 @@ from time import perf_counter
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from zipar_train.data.batch import Batch, collate, joined
 from zipar_train.data.epoch_order import Order, Share
-from zipar_train.data.manifest import Manifest
-from zipar_train.data.shards import Misfit, Sample, read_manifest, read_shard
+from zipar_train.data.manifest import Manifest, Shard
+from zipar_train.data.sample import Sample
+from zipar_train.data.shards import Misfit, read_manifest, read_shard
 from zipar_train.io.remote import conceal, is_url
 from zipar_train.run.signals import held, ignore_signals
 
 Damaged = Literal["stop", "skip"]
-
-
-class Batch(NamedTuple):
-    codes: torch.Tensor  # int64 (B, N), raster order
-    condition: Any  # classes int64 (B,), or B captions as str or as features (n, F)
-    keys: list[str] = []  # `shard/sample` of each of the B images
 
 
 class _Part(NamedTuple):
@@ -41,10 +36,11 @@ class _Part(NamedTuple):
 
 @dataclass
 class _Epoch(IterableDataset):
-    """One rank's part of each step of an epoch, split evenly among its loader processes."""
+    """One rank's part of each step of an epoch over shards of one grid, split evenly among its loader processes."""
 
     path: str | Path
     manifest: Manifest
+    shards: list[Shard]
     seed: int
     epoch: int
     shuffle: int
@@ -55,7 +51,6 @@ class _Epoch(IterableDataset):
     misfit: Misfit | None = None
 
     def __post_init__(self) -> None:
-        self.shards = list(self.manifest.shards)
         self.found: dict[str, int] = {}
         if self.shuffle > 1:
             random.Random(f"{self.seed}-{self.epoch}").shuffle(self.shards)
@@ -72,7 +67,7 @@ class _Epoch(IterableDataset):
                 low, high = self.order.places(step, self.share, part, parts)
                 chunk = [next(lanes[place // self.order.width]) for place in range(low, high)]
                 found, self.found = self.found, {}
-                yield _Part(_collate(chunk) if chunk else None, found)
+                yield _Part(collate(chunk) if chunk else None, found)
         except ValueError as error:  # passed on as a value: a loader process would wrap it in its traceback
             yield error
 
@@ -117,11 +112,15 @@ class _Epoch(IterableDataset):
         if views > 1 and self.shuffle > 1:
             view = random.Random(f"{self.seed}-{self.epoch}-{number}").randrange(views)
         condition = sample.condition if sample.features is None else sample.features
-        return sample.codes[view].reshape(-1).copy(), condition, key
+        grids = [sample.codes] if sample.preview is None else [sample.preview, sample.codes]
+        return np.concatenate([codes[view].ravel() for codes in grids]), condition, key
 
 
 class ShardLoader:
     """A training or validation loader: one epoch per iteration, each sample once, with a position to save and restore.
+
+    All images of a step have the same grid. Steps of different grids follow in random order, or one grid after the
+    other without shuffling.
 
     The last step of a shuffled epoch is filled up, so that all steps have the same size: up to `step` - 1 samples occur
     twice. Without shuffling, the last batch is short, and is divided among the ranks as evenly as possible.
@@ -136,6 +135,7 @@ class ShardLoader:
         share: This rank's part of each step; None: all of it.
         damaged: Action for shards and samples that cannot be read: stop, or skip and count them in `self.damaged`.
         misfit: Returns why a caption does not fit the model, which counts as damage; see `read_shard`.
+        sides: Rows and columns of codes of the images to read, if the set has several grids; None: all images.
         stalled: Seconds without a batch before a warning on standard error; None: no warning.
     """
 
@@ -151,11 +151,13 @@ class ShardLoader:
         share: Share | None = None,
         damaged: Damaged = "stop",
         misfit: Misfit | None = None,
+        sides: Sequence[int] | None = None,
         stalled: float | None = None,
     ):
         self.path = conceal(str(manifest)) if is_url(manifest) else manifest
-        self.manifest = read_manifest(manifest)
-        self.share = share or Share()
+        whole = read_manifest(manifest)
+        self.manifest = whole.only(sides) if sides else whole
+        self.share, self.grids = share or Share(), self.manifest.split()
         self.batch_size, self.step = batch_size, step or batch_size * self.share.of
         assert self.step % (batch_size * self.share.of) == 0
         self.seed, self.shuffle, self.workers, self.stalled = seed, shuffle, workers, stalled
@@ -171,7 +173,15 @@ class ShardLoader:
         return self.step // self.share.of // self.batch_size
 
     def __len__(self) -> int:
-        return ceil(self.manifest.samples / self.step) * self.batches_a_step
+        return len(self._turns()) * self.batches_a_step
+
+    def _turns(self) -> list[int]:
+        """Return the number of the grid of every step of the epoch."""
+        steps = [ceil(sum(shard.samples for shard in shards) / self.step) for _, shards in self.grids]
+        turns = [number for number, count in enumerate(steps) for _ in range(count)]
+        if self.shuffle > 1:
+            random.Random(f"{self.seed}-{self.epoch}-grids").shuffle(turns)
+        return turns
 
     def __iter__(self) -> Iterator[Batch]:
         if self.batches and not self.resumed:  # the last iteration ended early
@@ -185,9 +195,27 @@ class ShardLoader:
 
     def _cut(self, first: int) -> Iterator[Batch]:
         """Yield batches from step `first` on."""
-        epoch = _Epoch(
+        turns = self._turns()
+        readers = min(self.workers, self.step // self.share.of)
+        readers = max(readers // len(self.grids), min(1, readers))  # of each grid
+        streams: dict[int, Iterator[Batch | None]] = {}
+        for turn in turns[first:]:
+            grid, shards = self.grids[turn]
+            if turn not in streams:
+                streams[turn] = self._parts(self._epoch(list(shards), turns[:first].count(turn)), readers)
+            parts = [part for part in islice(streams[turn], max(1, readers)) if part]
+            whole = parts[0] if len(parts) == 1 else joined(parts)
+            for start in range(0, len(whole.codes), self.batch_size):
+                cut = slice(start, start + self.batch_size)
+                sides = (grid.height, grid.width)
+                yield Batch(whole.codes[cut], whole.condition[cut], whole.keys[cut], sides)
+
+    def _epoch(self, shards: list[Shard], first: int) -> _Epoch:
+        """Return the epoch over shards of one grid, from its step `first` on."""
+        return _Epoch(
             self.path,
             self.manifest,
+            shards,
             self.seed,
             self.epoch,
             self.shuffle,
@@ -197,14 +225,6 @@ class ShardLoader:
             self.skip,
             self.misfit,
         )
-        readers = min(self.workers, self.step // self.share.of)
-        stream = self._parts(epoch, readers)
-        for _ in range(first, epoch.order.steps):
-            parts = [part for part in islice(stream, max(1, readers)) if part]
-            whole = parts[0] if len(parts) == 1 else _joined(parts)
-            for start in range(0, len(whole.codes), self.batch_size):
-                cut = slice(start, start + self.batch_size)
-                yield Batch(whole.codes[cut], whole.condition[cut], whole.keys[cut])
 
     def _parts(self, epoch: _Epoch, readers: int) -> Iterator[Batch | None]:
         """Yield the batches of the readers in turn, and raise their errors."""
@@ -258,19 +278,3 @@ class ShardLoader:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.epoch, self.batches, self.resumed = state["epoch"], state["steps"] * self.batches_a_step, True
-
-
-def _collate(chunk: list[tuple[Any, Any, str]]) -> Batch:
-    codes, conditions, keys = zip(*chunk, strict=True)
-    condition: Any = list(conditions)
-    if isinstance(conditions[0], int):
-        condition = torch.tensor(conditions)
-    elif all(isinstance(each, np.ndarray) for each in conditions):
-        condition = [torch.from_numpy(features) for features in conditions]
-    return Batch(torch.from_numpy(np.stack(codes).astype(np.int64)), condition, list(keys))
-
-
-def _joined(parts: list[Batch]) -> Batch:
-    conditions: list[Any] = [part.condition for part in parts]
-    condition: Any = sum(conditions, []) if isinstance(conditions[0], list) else torch.cat(conditions)
-    return Batch(torch.cat([part.codes for part in parts]), condition, sum((part.keys for part in parts), []))

@@ -1,12 +1,17 @@
 """The manifest of a shard set: what every sample is like, and the count and checksum of every shard."""
 
 import hashlib
+from collections.abc import Sequence
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from zipar_train.plan.grid import Grid
 from zipar_train.recipe.fields import Side, Vocabulary
 
-LATER = ("class_names", "prompt")  # optional fields that older manifests lack
+LATER = ("class_names", "prompt", "preview", "other_grids")  # optional fields that older manifests lack
+
+Sides = tuple[Side, Side]  # rows and columns of codes
 
 
 class Shard(BaseModel):
@@ -14,6 +19,8 @@ class Shard(BaseModel):
     name: str = Field(min_length=1, max_length=255)
     samples: int = Field(ge=1, le=10**6)
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    grid: Sides | None = None  # of its samples; None: the manifest's
+    preview: Sides | None = None  # if `grid` is given: the preview of its samples
 
 
 class Layout(BaseModel):
@@ -21,7 +28,9 @@ class Layout(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     source: str
-    grid: tuple[Side, Side]
+    grid: Sides
+    preview: Sides | None = None  # grid of the preview that every sample also has; None: no preview
+    other_grids: tuple[Sides, ...] | None = None  # grids that some shards have instead
     codes: int = Field(ge=1, le=2**16)
     classes: Vocabulary | None = None
     views: str = "one"  # kind of views of each image
@@ -30,6 +39,13 @@ class Layout(BaseModel):
     images: int | None = Field(default=None, ge=0)  # images in the source, unreadable ones included
     class_names: tuple[str, ...] | None = None  # by class number; None: not known, or the numbers themselves
     prompt: str | None = None  # fingerprint of the prompt format that every caption was checked against
+
+    def grid_of(self, shard: Shard | None = None) -> Grid:
+        """Return the grid of a shard's samples, without row ends; None: the grid that the set is named after."""
+        sides, preview = (
+            (self.grid, self.preview) if shard is None or shard.grid is None else (shard.grid, shard.preview)
+        )
+        return Grid(*sides, preview=Grid(*preview) if preview else None)
 
 
 class Manifest(Layout):
@@ -54,6 +70,27 @@ class Manifest(Layout):
         return hashlib.sha256(self.model_dump_json(exclude=self.unset).encode()).hexdigest()
 
     @property
-    def unset(self) -> set[str]:
-        """Return the fields that older manifests lack and that are unset here."""
-        return {name for name in LATER if getattr(self, name) is None}
+    def unset(self) -> dict[str, Any]:
+        """Return the fields that older manifests lack and that are unset here, as pydantic's `exclude`."""
+        unset: dict[str, Any] = {name: True for name in LATER if getattr(self, name) is None}
+        if all(shard.grid is None for shard in self.shards):
+            unset["shards"] = {"__all__": {"grid", "preview"}}
+        return unset
+
+    def only(self, sides: Sequence[int]) -> "Manifest":
+        """Return the manifest of the shards whose grid has these rows and columns of codes.
+
+        Raises:
+            ValueError: If there are none.
+        """
+        shards = tuple(shard for shard in self.shards if (shard.grid or self.grid) == tuple(sides))
+        if not shards:
+            raise ValueError(f"{self.source}: no shard holds images of {sides[0]} x {sides[1]} codes")
+        return self.model_copy(update={"shards": shards})
+
+    def split(self) -> list[tuple[Grid, tuple[Shard, ...]]]:
+        """Return each grid that occurs, with its shards; in the order of first occurrence."""
+        found: dict[Grid, list[Shard]] = {}
+        for shard in self.shards:
+            found.setdefault(self.grid_of(shard), []).append(shard)
+        return [(grid, tuple(shards)) for grid, shards in found.items()]

@@ -2,8 +2,10 @@
 
 A shard set is a manifest such as `train.json` and tar files in the same folder, in webdataset format. A sample is
 `{key}.codes.npy`, uint16 (A, H, W) with A views of one image, and its condition: `{key}.cls`, a class in decimal, or
-`{key}.txt`, a caption in UTF-8, optionally with `{key}.features.npy`, float16 (n, F). The manifest stores the grid, the
-codebook size, the number of classes and their names, the tokenizer's checksum, and each shard's count and checksum.
+`{key}.txt`, a caption in UTF-8, optionally with `{key}.features.npy`, float16 (n, F). Where the grid has a preview, a
+sample also has `{key}.preview.npy`, uint16 (A, H', W'). All samples of a shard have the same grid. The manifest stores
+the grids, the codebook size, the number of classes and their names, the tokenizer's checksum, and each shard's count
+and checksum.
 
 A manifest may be behind any URL that fsspec supports (https, s3, gs, hf), with its shards in the same folder.
 """
@@ -12,10 +14,10 @@ import hashlib
 import io
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +25,7 @@ from pydantic import ValidationError
 
 from zipar_train.data.labels import differ
 from zipar_train.data.manifest import Layout, Manifest, Shard
+from zipar_train.data.sample import Sample, check_sample
 from zipar_train.io import remote
 from zipar_train.io.errors import safe_repr, truncate
 from zipar_train.io.files import make_folder, regular, write_atomic
@@ -31,13 +34,6 @@ from zipar_train.io.untrusted_tar import array, grouped
 from zipar_train.plan.grid import Grid
 
 Misfit = Callable[[str, Any], str]  # from a caption and its features or None to why they do not fit; "" if they do
-
-
-class Sample(NamedTuple):
-    key: str
-    codes: NDArray[np.integer]  # (A, H, W)
-    condition: int | str  # class or caption
-    features: NDArray[np.float16] | None = None  # features of the caption, (n, F)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -73,12 +69,16 @@ def write_shards(samples: Iterable[Sample], manifest: str | Path, *, layout: Lay
     return write_manifest(manifest, layout, shards)
 
 
-def shard_name(manifest: Path, number: int) -> str:
-    return f"{manifest.stem}-{number:06d}.tar"
+def shard_name(manifest: Path, number: int, grid: int | None = None) -> str:
+    """Return the name of a part's shard; `grid` is the number of its grid, if the part has a shard for each grid."""
+    return f"{manifest.stem}-{number:06d}{'' if grid is None else f'-{grid}'}.tar"
 
 
-def write_shard(samples: Iterable[Sample], path: Path, layout: Layout) -> Shard:
+def write_shard(samples: Iterable[Sample], path: Path, layout: Layout, *, grid: Grid | None = None) -> Shard:
     """Write one shard as a tar file, atomically.
+
+    Args:
+        grid: The grid of its samples. None: the layout's.
 
     Raises:
         ValueError: If a sample does not fit the layout.
@@ -89,15 +89,18 @@ def write_shard(samples: Iterable[Sample], path: Path, layout: Layout) -> Shard:
     buffer, count = io.BytesIO(), 0
     with wds.TarWriter(buffer, encoder=False, mtime=0) as tar:
         for sample in samples:
-            _check(sample, layout, where=f"sample {sample.key}")
+            check_sample(sample, layout, grid or layout.grid_of(), where=f"sample {sample.key}")
             member = {"__key__": sample.key, "codes.npy": _npy(sample.codes.astype(np.uint16))}
+            if sample.preview is not None:
+                member["preview.npy"] = _npy(sample.preview.astype(np.uint16))
             if sample.features is not None:
                 member["features.npy"] = _npy(sample.features.astype(np.float16))
             tar.write(member | {"cls" if layout.classes else "txt": str(sample.condition).encode()})
             count += 1
     data = buffer.getvalue()
     write_atomic(path, data)
-    return Shard(name=path.name, samples=count, sha256=hashlib.sha256(data).hexdigest())
+    sides = {} if grid is None else _sides(grid)
+    return Shard(name=path.name, samples=count, sha256=hashlib.sha256(data).hexdigest(), **sides)
 
 
 def write_manifest(path: Path, layout: Layout, shards: Iterable[Shard], *, skipped: int = 0) -> Manifest:
@@ -112,32 +115,10 @@ def _npy(array: NDArray) -> bytes:
     return buffer.getvalue()
 
 
-def _check(sample: Sample, layout: Layout, *, where: str) -> None:
-    codes, grid = sample.codes, layout.grid
-    if codes.ndim != 3 or not len(codes) or codes.shape[1:] != tuple(grid):
-        raise ValueError(f"{where}: codes of shape {codes.shape}, not (views, {grid[0]}, {grid[1]})")
-    if codes.dtype.kind not in "ui":
-        raise ValueError(f"{where}: codes of type {codes.dtype}, not integers")
-    if codes.max() >= layout.codes or codes.min() < 0:
-        outside = codes[(codes < 0) | (codes >= layout.codes)]
-        raise ValueError(
-            f"{where}: code {outside[0]} is outside a codebook of {layout.codes} codes (0 .. {layout.codes - 1})"
-        )
-    if layout.classes and not (isinstance(sample.condition, int) and 0 <= sample.condition < layout.classes):
-        raise ValueError(f"{where}: class {sample.condition} is outside 0 .. {layout.classes - 1}")
-    if not layout.classes and not str(sample.condition).strip():
-        raise ValueError(f"{where}: an empty caption")
-    if (features := sample.features) is None:
-        if layout.features:
-            raise ValueError(f"{where}: no features, which its manifest promises")
-        return
-    if layout.classes or features.ndim != 2 or not features.size or features.dtype.kind != "f":
-        raise ValueError(
-            f"{where}: features of shape {features.shape} and type {features.dtype}, not (tokens, width) of a caption"
-        )
-    with np.errstate(over="ignore"):
-        if not np.isfinite(features.astype(np.float16)).all():
-            raise ValueError(f"{where}: features that are not all finite in float16")
+def _sides(grid: Grid) -> dict[str, Any]:
+    """Return a grid as fields of a `Shard` or a `Layout`."""
+    preview = grid.preview
+    return {"grid": (grid.height, grid.width), "preview": (preview.height, preview.width) if preview else None}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -147,7 +128,7 @@ def _check(sample: Sample, layout: Layout, *, where: str) -> None:
 def read_manifest(
     path: str | Path,
     *,
-    grid: Grid | None = None,
+    grids: Sequence[Grid] = (),
     codes: int | None = None,
     classes: int | None = None,
     captions: bool = False,
@@ -155,6 +136,7 @@ def read_manifest(
     """Read the manifest of a shard set, and check it against the model's requirements and the existing shards.
 
     Args:
+        grids: Grids that the model supports; none: any.
         captions: The model requires captions, not classes.
 
     Raises:
@@ -177,8 +159,10 @@ def read_manifest(
         raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
     if not manifest.samples:
         raise ValueError(f"{path} lists no samples: make the shards again with `zipar-train tokenize`")
+    known = {_named(grid) for grid in grids}
+    other = [_named(grid) for grid, _ in manifest.split() if _named(grid) not in known]
     for what, has, wants in (
-        ("grid", "x".join(map(str, manifest.grid)), f"{grid.height}x{grid.width}" if grid else None),
+        ("grid", other[0] if known and other else "", " or ".join(map(_named, grids)) if known and other else None),
         ("codebook of", manifest.codes, codes),
         ("number of classes", manifest.classes or "none, but captions", "none, but captions" if captions else classes),
     ):
@@ -193,6 +177,11 @@ def read_manifest(
         if not is_url(path) and not Path(beside(path, shard.name)).is_file():
             raise ValueError(f"{beside(path, shard.name)} is missing, though {path} lists it: copy or make it again")
     return manifest
+
+
+def _named(grid: Grid) -> str:
+    """Return the sides of a grid without row ends, and of its preview."""
+    return f"{grid.height}x{grid.width}" + (f" after {_named(grid.preview)}" if grid.preview else "")
 
 
 def same_classes(a: str | Path, b: str | Path, manifests: tuple[Manifest, Manifest]) -> None:
@@ -234,11 +223,11 @@ def read_shard(
         raise ValueError(f"{path} cannot be read: {error.strerror or error}. {remedy}") from error
     if hashlib.sha256(data).hexdigest() != shard.sha256:
         raise ValueError(f"{path} is damaged: its checksum is not the manifest's. Copy or make it again")
-    found = 0
+    found, grid = 0, layout.grid_of(shard)
     for raw in grouped(data, path):
         found += 1
         try:
-            sample = _sample(raw, layout, where=f"{path}, sample {raw['__key__']}", misfit=misfit)
+            sample = _sample(raw, layout, grid, where=f"{path}, sample {raw['__key__']}", misfit=misfit)
         except ValueError as error:
             if bad is None:
                 raise
@@ -249,15 +238,16 @@ def read_shard(
         raise ValueError(f"{path} holds {found} samples, but its manifest lists {shard.samples}. Make it again")
 
 
-def _sample(raw: dict[str, Any], layout: Layout, *, where: str, misfit: Misfit | None) -> Sample:
+def _sample(raw: dict[str, Any], layout: Layout, grid: Grid, *, where: str, misfit: Misfit | None) -> Sample:
     try:
         codes = array(raw["codes.npy"])
         condition = int(raw["cls"]) if layout.classes else raw["txt"].decode()
         features = array(raw["features.npy"]) if "features.npy" in raw else None
+        preview = array(raw["preview.npy"]) if "preview.npy" in raw else None
     except Exception as error:  # parsing untrusted bytes can raise almost any exception
         raise ValueError(f"{where}: not readable ({truncate(error, length=200)}). Make the shard again") from error
-    sample = Sample(raw["__key__"], codes, condition, features)
-    _check(sample, layout, where=where)
+    sample = Sample(raw["__key__"], codes, condition, features, preview)
+    check_sample(sample, layout, grid, where=where)
     if misfit is not None and isinstance(condition, str) and (reason := misfit(condition, features)):
         raise ValueError(f"{where}: {reason}")
     return sample

@@ -1,14 +1,15 @@
 """Tokenization of images to shards of codes, by any number of processes, resumable.
 
-The images are numbered and divided into parts of equal length, one shard each. Process r of R encodes parts r, r + R,
-... and writes a note for each finished part into a hidden folder next to the shards. The process that finds all notes
-writes the manifest. The result does not depend on the number of processes; a killed run loses only unfinished parts.
+The images are numbered and divided into parts of equal length, with one shard each, or one for each grid. Process r of
+R encodes parts r, r + R, ... and writes a note for each finished part into a hidden folder next to the shards. The
+process that finds all notes writes the manifest. The result does not depend on the number of processes; a killed run
+loses only unfinished parts.
 """
 
 import json
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from time import perf_counter
@@ -18,16 +19,18 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from zipar_train.data.crops import Views
-from zipar_train.data.encoding import LABEL, Waiting, Work, encoded, fitting_rows, loader_context
+from zipar_train.data.encoding import LABEL, EncodedImage, Waiting, Work, encoded, fitting_rows, loader_context
 from zipar_train.data.image_sources import Source, open_source
 from zipar_train.data.manifest import LATER, Layout, Manifest, Shard
-from zipar_train.data.shards import Sample, read_manifest, shard_name, write_manifest, write_shard
+from zipar_train.data.sample import Sample
+from zipar_train.data.shards import read_manifest, shard_name, write_manifest, write_shard
 from zipar_train.data.splits import class_numbers
 from zipar_train.io.errors import printable
 from zipar_train.io.files import folder_lock, write_atomic
 from zipar_train.models.family import fits
 from zipar_train.models.t5_features import TextEncoder
 from zipar_train.models.tokenizers.base import build_tokenizer
+from zipar_train.plan.grid import Grid
 from zipar_train.recipe.schema import Recipe
 from zipar_train.run.ranks import process
 from zipar_train.run.signals import ignore_signals, noted
@@ -97,6 +100,8 @@ def tokenize(
     layout = Layout(
         source=printable(source.name),
         grid=(model.grid[0], model.grid[1]),
+        preview=(preview.height, preview.width) if (preview := model.raster.preview) else None,
+        other_grids=tuple((rows, columns) for rows, columns in model.other_grids) or None,
         codes=model.codebook_size,
         classes=model.num_classes,
         views=kind,
@@ -142,16 +147,32 @@ def tokenize(
             ),
         )
         with noted() as heard, bar:
-            rows = encoded(fitting_rows(waiting, fitting), tokenizer, encoder, device, bar, heard)
+            rows = encoded(fitting_rows(waiting, fitting), tokenizer, model.rasters, encoder, device, bar, heard)
             for part, group in groupby(rows, key=lambda row: row.number // per_shard):
                 found = list(group)
-                samples = [Sample(r.key, r.codes, r.condition, r.features) for r in found if r.codes is not None]
-                shard = write_shard(samples, Path(out) / shard_name(manifest, part), layout) if samples else None
+                shards = _write(found, manifest, part, layout, model.rasters)
                 skipped = {row.key: row.reason for row in found if row.codes is None}
-                note = {"shard": shard and shard.model_dump(), "skipped": skipped}
+                note = {"shards": [shard.model_dump() for shard in shards], "skipped": skipped}
                 write_atomic(notes / f"{part}.json", json.dumps(note).encode())
         whole, skipped = _gather(manifest, notes, layout, len(parts), source.skipped)
     return Tokenized(whole, len(work), perf_counter() - start, waiting.seconds, skipped)
+
+
+def _write(
+    rows: Sequence[EncodedImage], manifest: Path, part: int, layout: Layout, grids: Sequence[Grid]
+) -> list[Shard]:
+    """Write a part's samples: one shard, or one for each grid that occurs."""
+    shards = []
+    for number, grid in enumerate(grids):
+        samples = [
+            Sample(row.key, row.codes, row.condition, row.features, row.preview)
+            for row in rows
+            if row.codes is not None and row.codes.shape[1:] == (grid.height, grid.width)
+        ]
+        if samples:
+            name = shard_name(manifest, part, number if len(grids) > 1 else None)
+            shards.append(write_shard(samples, manifest.parent / name, layout, grid=grid if number else None))
+    return shards
 
 
 def left_out(done: Tokenized, listing: Path) -> str:
@@ -223,7 +244,8 @@ def _gather(
         return (read_manifest(manifest) if manifest.is_file() else None), {}
     unread = {key: reason for note in found for key, reason in note["skipped"].items()}
     listed = sorted([*skipped.items(), *unread.items()])
-    shards = [Shard(**note["shard"]) for note in found if note["shard"]]
+    lists = [note["shards"] if "shards" in note else [note["shard"]] for note in found]  # one before 0.2
+    shards = [Shard.model_validate_json(json.dumps(shard)) for each in lists for shard in each if shard]
     if not shards:
         shutil.rmtree(notes, ignore_errors=True)
         key, reason = next(iter(unread.items()))

@@ -83,7 +83,10 @@ class Decoder:
         self.position = table(plan.position)
         # for drafts: of each slot, the slot that predicts the code above its target; in row 0, the slot itself
         above, predicting = np.arange(len(plan) + 1), plan.predicting()
-        above[predicting[plan.grid.width :]] = predicting[: -plan.grid.width]
+        for row in plan.grid.rows:
+            if row.number:
+                codes_of_row = slice(row.first, row.first + row.width)
+                above[predicting[codes_of_row]] = predicting[row.first - row.width : row.first]
         self.above = table(above)
         visible = dense(plan, device=device)[0, 0]
         self.released = released and not plan.grid.row_end
@@ -128,7 +131,7 @@ class Decoder:
                 until it returns. For tests.
 
         Returns:
-            Codes, int64 (B, H, W).
+            Codes, int64 (B, N), in raster order.
 
         Raises:
             ValueError: If the family does not support the condition, or lookahead is asked of the released decoder.
@@ -158,7 +161,7 @@ class Decoder:
                 observe(*seen)
         if not sampling.lookahead:
             state.passes.fill_(self.plan.passes)
-        return state.tokens[:, : grid.num_codes].view(images, grid.height, grid.width).clone()
+        return state.tokens[:, : grid.num_codes].clone()
 
     def run_pass(self, shape: Shape, sampling: SamplingParams, *, keep: bool = False) -> tuple[Tensor, ...]:
         """Run a pass at the state's slots, as a CUDA graph if passes are captured; `keep` as in `_pass`."""

@@ -1,27 +1,22 @@
 """User-facing generation: `load(...)`, then `.generate(labels)`, which returns images."""
 
-import io
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from PIL import Image
 from pydantic import ValidationError
-from torch import Tensor
-from torchvision.utils import make_grid
 
 from zipar_train.decoding.adaptive.decoder import AdaptiveDecoder
 from zipar_train.decoding.decode_method import decode_method
 from zipar_train.decoding.decoder import Decoder
 from zipar_train.decoding.fused_llama import compile_body
+from zipar_train.decoding.images import Images
 from zipar_train.decoding.load_fused import load_fused
 from zipar_train.decoding.memory import BatchTooLarge, oom_as_value_error
 from zipar_train.decoding.pixel_stream import PixelStream
 from zipar_train.decoding.sampling import code_seeds
-from zipar_train.io.files import write_atomic
 from zipar_train.models.family import Family
 from zipar_train.models.restore import LoadedWeights, initial_weights, load_family, read
 from zipar_train.plan.table import Plan
@@ -29,61 +24,8 @@ from zipar_train.recipe.load import differences, explain, load_recipe, overridde
 from zipar_train.recipe.schema import Recipe, SamplingParams
 
 MOVED = ("model.weights", "model.weights_entry")  # may be overridden beside adapters: where their base weights are now
+Sides = tuple[int, ...]  # rows and columns of codes
 DecodeMode = Literal["planned", "released", "adaptive"]  # see `Generator.generate`
-
-
-@dataclass(frozen=True)
-class Images:
-    """Generated images, as codes, pixels and PIL images; a notebook displays them as one sheet.
-
-    Attributes:
-        codes: int64 (B, H, W), on the CPU.
-        passes: Forward passes of each image, int64 (B,), on the CPU.
-        pixels: uint8 (B, 3, height, width), on the CPU; None if the recipe has no tokenizer.
-    """
-
-    codes: Tensor
-    passes: Tensor
-    pixels: Tensor | None
-
-    def __len__(self) -> int:
-        return len(self.codes)
-
-    def __getitem__(self, index: int) -> Image.Image:
-        """Return one image at its original size."""
-        return Image.fromarray(self._pixels()[index].permute(1, 2, 0).numpy())
-
-    def sheet(self, *, columns: int | None = None) -> Image.Image:
-        """Return all images as one picture, small ones enlarged to about 96 px without smoothing."""
-        pixels = self._pixels()
-        scale = max(1, 96 // max(pixels.shape[-2:]))
-        pixels = pixels.repeat_interleave(scale, -1).repeat_interleave(scale, -2)
-        grid = make_grid(pixels, nrow=columns or min(len(pixels), 10), padding=max(2, scale // 2), pad_value=255)
-        return Image.fromarray(grid.permute(1, 2, 0).numpy())
-
-    def save(self, path: str | Path, *, columns: int | None = None) -> None:
-        """Write the sheet to a file; the file name's extension sets the format.
-
-        Raises:
-            ValueError: If the extension is not a picture format.
-            OSError: If the file cannot be written.
-        """
-        path, buffer = Path(path), io.BytesIO()
-        formats = Image.registered_extensions()
-        if formats.get(path.suffix.lower()) not in Image.SAVE:
-            raise ValueError(f"{path}: no picture format ends in {path.suffix!r}. Use .png")
-        self.sheet(columns=columns).save(buffer, formats[path.suffix.lower()])
-        write_atomic(path, buffer.getvalue())
-
-    def _pixels(self) -> Tensor:
-        if self.pixels is None:
-            raise ValueError("these images are codes alone: set model.tokenizer in the recipe to see pixels")
-        return self.pixels
-
-    def _repr_png_(self) -> bytes:
-        buffer = io.BytesIO()
-        self.sheet().save(buffer, "png")
-        return buffer.getvalue()
 
 
 class Generator:
@@ -117,7 +59,7 @@ class Generator:
             print(f"passes: {self.method.name}. {self.method.reason}", file=sys.stderr)
         if self.method.name == "compiled":
             compile_body(self.inference_family.model)
-        self.decoders: dict[tuple[int | None, DecodeMode, int], Decoder | AdaptiveDecoder] = {}
+        self.decoders: dict[tuple[int | None, DecodeMode, int, Sides], Decoder | AdaptiveDecoder] = {}
 
     def load_family(self) -> Family:
         """Load the weights again, in transformers' own layers, to train, change or export them.
@@ -126,40 +68,63 @@ class Generator:
         """
         return load_family(self.recipe.model, self.saved, dtype=self.dtype, device=self.device)
 
-    def plan(self, window: int | None = None, *, mode: DecodeMode = "planned") -> Plan:
+    def family(self, grid: Sequence[int] | None = None) -> Family:
+        """Return the family that generates, on a grid of the recipe.
+
+        Args:
+            grid: Rows and columns of codes. None: `model.grid`.
+
+        Raises:
+            ValueError: If the recipe does not have the grid.
+        """
+        known = [self.recipe.model.grid, *self.recipe.model.other_grids]
+        if grid is None or list(grid) == known[0]:
+            return self.inference_family
+        if list(grid) not in known:
+            named = ", ".join(f"{rows}x{columns}" for rows, columns in known)
+            raise ValueError(f"grid {'x'.join(map(str, grid))}: the recipe has {named}. Add it to model.other_grids")
+        return self.inference_family.on(grid)
+
+    def plan(
+        self, window: int | None = None, *, mode: DecodeMode = "planned", grid: Sequence[int] | None = None
+    ) -> Plan:
         """Return the plan of a window.
 
         Args:
             window: None: the widest window, which is next-token decoding.
             mode: "released": the plan of the released code. "adaptive": the plan of the smallest window, since the
                 plan of an image is known only after it is generated.
+            grid: See `family`.
         """
-        grid, rule = self.inference_family.grid, self.recipe.zipar.rule
+        family, rule = self.family(grid), self.recipe.zipar.rule
         return Plan.zipar(
-            grid,
-            window=grid.row_length if window is None else window,
-            prompt=self.inference_family.prompt_length,
+            family.grid,
+            window=family.grid.row_length if window is None else window,
+            prompt=family.prompt_length,
             **({"stand_in": "released"} if mode == "released" else rule),
         )
 
     def decoder(
-        self, window: int | None = None, *, mode: DecodeMode = "planned", lookahead: int = 0
+        self,
+        window: int | None = None,
+        *,
+        mode: DecodeMode = "planned",
+        lookahead: int = 0,
+        grid: Sequence[int] | None = None,
     ) -> Decoder | AdaptiveDecoder:
         """Return the decoder of a window; it is built once and cached.
 
         Each number of slots has its own, as a decoder keeps the cache and the CUDA graphs of one number.
         """
-        key = (window, mode, lookahead)
+        key = (window, mode, lookahead, tuple(grid or self.recipe.model.grid))
         if key not in self.decoders:
-            plan = self.plan(window, mode=mode)
+            family, plan = self.family(grid), self.plan(window, mode=mode, grid=grid)
             if mode == "adaptive":
-                made: Decoder | AdaptiveDecoder = AdaptiveDecoder(
-                    self.inference_family, window=plan.window, **self.recipe.zipar.rule
-                )
+                made: Decoder | AdaptiveDecoder = AdaptiveDecoder(family, window=plan.window, **self.recipe.zipar.rule)
             elif mode == "planned":
-                made = self.method.decoder(self.inference_family, plan)
+                made = self.method.decoder(family, plan)
             else:
-                made = Decoder(self.inference_family, plan, released=True)
+                made = Decoder(family, plan, released=True)
             self.decoders[key] = made
         return self.decoders[key]
 
@@ -173,6 +138,7 @@ class Generator:
         first: int = 0,
         batch_size: int | None = None,
         pixels: bool = True,
+        grid: Sequence[int] | None = None,
         **sampling: Any,
     ) -> Images:
         """Generate one image for each label or caption.
@@ -189,11 +155,12 @@ class Generator:
             first: Index of the first image; the others follow.
             batch_size: Images per batch. None: `evaluate.batch_size` of the recipe.
             pixels: False: return codes without decoding them to pixels.
+            grid: Rows and columns of codes, one of the recipe's grids. None: `model.grid`.
             sampling: guidance, temperature, top_k, top_p, lookahead; values not given are the recipe's. With
                 `lookahead`, the images are the same, in fewer passes, see `decoder`; the other modes have none.
 
         Raises:
-            ValueError: If a window, label, seed, batch size, mode or sampling value is out of range, lookahead is
+            ValueError: If a window, label, seed, batch size, mode, grid or sampling value is out of range, lookahead is
                 asked of another mode than "planned", or the batch does not fit into memory; names the largest that
                 does.
         """
@@ -215,8 +182,8 @@ class Generator:
                     f"lookahead {settings.lookahead} does not go with mode {mode!r}: leave one of them out"
                 )
             settings = settings.model_copy(update={"lookahead": 0})
-        decoder = self.decoder(window, mode=mode, lookahead=settings.lookahead)
-        size = batch_size or self.recipe.evaluate.batch_size
+        decoder = self.decoder(window, mode=mode, lookahead=settings.lookahead, grid=grid)
+        layout, size = decoder.family.grid, batch_size or self.recipe.evaluate.batch_size
         codes, passes, shown = [], [], PixelStream(tokenizer, self.device) if tokenizer else None
         for start in range(0, len(labels), size):
             chunk = labels[start : start + size]
@@ -229,10 +196,11 @@ class Generator:
                         other.release()
                     generated = decoder(chunk, numbers, settings)
                 if shown:
-                    shown.add(generated)
+                    shown.add(layout.images(generated)[-1])
             codes.append(generated)
             passes += decoder.passes(len(chunk))
-        return Images(torch.cat(codes).cpu(), torch.tensor(passes), shown.all() if shown else None)
+        *previews, image = layout.images(torch.cat(codes).cpu())
+        return Images(image, torch.tensor(passes), shown.all() if shown else None, previews[-1] if previews else None)
 
     def _settings(self, changes: dict[str, Any]) -> SamplingParams:
         if unknown := changes.keys() - SamplingParams.model_fields.keys():

@@ -7,9 +7,15 @@ from zipar_train.models.tokenizers.base import Tokenizer
 
 
 class PixelStream:
-    """Decoder of code batches to pixels; on a GPU it uses its own stream, in parallel with generation."""
+    """Decoder of code batches to pixels; on a GPU it uses its own stream, in parallel with generation.
+
+    Raises:
+        ValueError: If the tokenizer needs more to decode than to encode, and it cannot be loaded.
+    """
 
     def __init__(self, tokenizer: Tokenizer, device: torch.device):
+        if prepare := getattr(tokenizer, "prepare", None):  # of tokenizers that decode with more than they encode with
+            prepare()
         self.tokenizer = tokenizer
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.batches: list[Tensor] = []

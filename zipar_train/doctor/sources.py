@@ -28,7 +28,7 @@ def shards(asked: CheckContext) -> Iterator[CheckResult]:
             continue
         try:
             found = read_manifest(
-                path, grid=model.raster, codes=model.codebook_size, classes=model.num_classes, captions=model.captions
+                path, grids=model.rasters, codes=model.codebook_size, classes=model.num_classes, captions=model.captions
             )
         except ValueError as error:
             yield problem(name, str(error), f"{make}, or --set {name}=FILE")
@@ -66,7 +66,7 @@ def scoring(asked: CheckContext) -> Iterator[CheckResult]:
 
 
 def source(name: str, given: str | None, severe: Severe, *, ids: bool = False) -> CheckResult:
-    """Check a path, `owner/repo:file` or `owner/repo:`.
+    """Check a path, `owner/repo:file`, `owner/repo:folder/` or `owner/repo:`.
 
     Args:
         name: Name of the row.
@@ -87,9 +87,10 @@ def source(name: str, given: str | None, severe: Severe, *, ids: bool = False) -
     if hub is None:
         return severe(name, f"{given} is not there", give)
     repo, file = hub
+    download = f"hf download {repo} " + (f"--include '{file}*'" if file.endswith("/") else file)
     if here := cached(repo, file):
-        return whole(name, here, severe, f"hf download {repo} {file}".strip())
-    fetch = f"hf download {repo} {file}".strip() + f" fetches it beforehand; or --set {name}=PATH"
+        return whole(name, here, severe, download.strip())
+    fetch = f"{download.strip()} fetches it beforehand; or --set {name}=PATH"
     if HF_HUB_OFFLINE:
         return severe(name, f"{given} is not here, and HF_HUB_OFFLINE keeps it so", fetch)
     return note(name, f"{given} is not here yet: it is fetched from the hub at first use", fetch)
@@ -105,13 +106,15 @@ def on_hub(given: str, *, ids: bool) -> tuple[str, str] | None:
 
 
 def cached(repo: str, file: str) -> Path | None:
-    """Return the cached copy of a file, or of the repository if `file` is empty; None if there is none."""
+    """Return the cached copy of a file, of a folder (with a slash), or of the repository (empty); None if absent."""
     from huggingface_hub import try_to_load_from_cache
 
-    for name in [file] if file else ["config.json", "tokenizer_config.json", "tokenizer.json"]:
+    folder = not file or file.endswith("/")
+    listings = ("config.json", "tokenizer_config.json", "tokenizer.json", "model_index.json")
+    for name in [file + listing for listing in listings] if folder else [file]:
         found = try_to_load_from_cache(repo, name)
         if isinstance(found, str):
-            return Path(found) if file else Path(found).parent
+            return Path(found).parent if folder else Path(found)
     return None
 
 

@@ -57,7 +57,7 @@ def _checksum(saved: LoadedWeights) -> tuple[str, Path]:
 def expected(model: Model) -> dict[str, Any]:
     """Return the arguments of `read_manifest` that check shards against a recipe's model."""
     return {
-        "grid": model.raster,
+        "grids": model.rasters,
         "codes": model.codebook_size,
         "classes": model.num_classes,
         "captions": model.captions,

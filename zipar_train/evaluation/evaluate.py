@@ -214,6 +214,7 @@ def _bits(recipe: Recipe, cases: Sequence[tuple[Candidate, int, DecodeMode, int]
         batch_size=recipe.evaluate.batch_size,
         damaged=recipe.data.on_bad_sample,
         misfit=fitting.misfit if fitting else None,
+        sides=recipe.model.grid,
     )
     bits: dict[Case, float] = {
         (candidate.name, window, mode, 0): bits_per_code(
@@ -229,7 +230,7 @@ def _bits(recipe: Recipe, cases: Sequence[tuple[Candidate, int, DecodeMode, int]
 
 
 def _held_out(recipe: Recipe) -> str:
-    manifest = read_manifest(recipe.data.val)
+    manifest = read_manifest(recipe.data.val).only(recipe.model.grid)
     counted = min(manifest.samples, max(recipe.evaluate.images, MIN_BITS_IMAGES))
     return f"{counted:,} images of {manifest.source} ({Path(recipe.data.val).name}, {manifest.checksum[:8]})"
 

@@ -92,7 +92,7 @@ def build_scorer(recipe: Recipe, candidate: Candidate, *, out: Path, device: tor
             tokenizer=tokenizer,
             size=size,
             batch_size=settings.batch_size,
-            grid=model.raster,
+            grids=model.rasters,
             codes=model.codebook_size,
         ),
         classifier=classifier,

@@ -99,7 +99,7 @@ def advise(
         raise ValueError("--images must be at least 1")
     decode_advice.check(batch_size, lookaheads)
     model, (_, _, device) = recipe.model, process()
-    manifest = read_manifest(shards, **expected(recipe.model))
+    manifest = read_manifest(shards, **expected(recipe.model)).only(model.grid)
     widest = model.raster.row_length
     powers = [2**k for k in range(widest.bit_length()) if 2**k < widest]
     wanted = windows_of(recipe, windows or [*powers, *recipe.evaluate.windows])
@@ -110,14 +110,14 @@ def advise(
     (candidate,) = candidates(recipe, [checkpoint], device=device)
     generator = candidate.generator
     plans = {window: generator.plan(window) for window in wanted}
-    loader = ShardLoader(shards, batch_size=recipe.evaluate.batch_size)
+    loader = ShardLoader(shards, batch_size=recipe.evaluate.batch_size, sides=model.grid)
     with tqdm(wanted, desc="bits", disable=not progress) as bar:
         bits = {
             window: bits_per_code(generator.inference_family, plans[window], loader, images=images) for window in bar
         }
 
     count = min(attention_images, manifest.samples)
-    small = ShardLoader(shards, batch_size=1)
+    small = ShardLoader(shards, batch_size=1, sides=model.grid)
     layers = attention(
         generator.load_family(),
         plans[widest],
@@ -219,11 +219,13 @@ def _observed(sums: dict[int, Tensor], plan: Plan) -> Iterator[None]:
 
 
 def _by_offset(weights: NDArray[np.float64], grid: Grid) -> list[list[float | None]]:
-    """Return the mean weight by row and column offset; None where no pair of codes has that offset."""
+    """Return the mean weight by row and column offset in the image; None where no pair of codes has that offset."""
     height, width = grid.height, grid.width
-    row, column = np.divmod(np.arange(grid.num_codes), width)
+    codes = height * width
+    weights = weights[-codes:, -codes:]  # without the preview
+    row, column = np.divmod(np.arange(codes), width)
     above, side = row[:, None] - row[None], column[None] - column[:, None] + width - 1
-    earlier = np.tri(grid.num_codes, k=-1, dtype=bool)
+    earlier = np.tri(codes, k=-1, dtype=bool)
     place = (above * (2 * width - 1) + side)[earlier]
     size = height * (2 * width - 1)
     total = np.bincount(place, weights[earlier], minlength=size)

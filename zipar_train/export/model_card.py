@@ -39,6 +39,13 @@ The bare model, with transformers alone:
 from transformers import AutoModelForCausalLM
 model = AutoModelForCausalLM.from_pretrained("this folder", trust_remote_code=True)
 ```""",
+    "original": """The folder is in the layout of [deepseek-ai/Janus](https://github.com/deepseek-ai/Janus): give it as
+`model_path` to the authors' scripts, or as `model.weights` to zipar-train.
+
+```python
+from zipar_train import load
+images = load("this folder").generate(["a blue car"], window=4, seed=0)
+```""",
     "llamagen": """The file is in LlamaGen's own layout: give it as `--gpt-ckpt`, without `--from-fsdp`, to the original
 LlamaGen and ZipAR scripts, or as `model.weights` to zipar-train.""",
     "adapter": """These are low-rank adapters alone, for the weights that `model.weights` in the recipe names.

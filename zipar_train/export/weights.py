@@ -1,5 +1,6 @@
 """Export of weights: a transformers folder, a `.pt` file for the original LlamaGen and ZipAR scripts, or adapters."""
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -7,6 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from huggingface_hub import save_torch_state_dict
+from huggingface_hub.utils import logging as hub_logging
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
@@ -19,7 +22,9 @@ from zipar_train.models.restore import LoadedWeights, initial_weights, load_fami
 from zipar_train.recipe.load import dump
 from zipar_train.recipe.schema import Recipe
 
-Target = Literal["hf", "llamagen", "adapter"]
+Target = Literal["hf", "original", "llamagen", "adapter"]
+PROCESSORS = ("preprocessor_config.json", "processor_config.json", "chat_template.jinja", "chat_template.json")
+SHARD = "10GB"  # most in a file
 
 
 def export(checkpoint: str | Path | Recipe, out: str | Path, *, to: Target = "hf") -> Path:
@@ -29,7 +34,8 @@ def export(checkpoint: str | Path | Recipe, out: str | Path, *, to: Target = "hf
         checkpoint: A run folder, a checkpoint or an export; or a recipe, for the weights that it starts from.
         out: A new folder; for "llamagen" a new `.pt` file, with its card as `.md` beside it.
         to: "hf": a folder for `from_pretrained(out, trust_remote_code=True)`, which needs only transformers, or for
-            `zipar_train.load(out)`; adapters are merged. "llamagen": a file for the original LlamaGen and ZipAR
+            `zipar_train.load(out)`; adapters are merged. "original": a folder in the layout of deepseek-ai/Janus, for
+            the family janus; adapters are merged. "llamagen": a file for the original LlamaGen and ZipAR
             scripts; adapters are merged. "adapter": a PEFT folder with only the adapters.
 
     Returns:
@@ -52,6 +58,8 @@ def export(checkpoint: str | Path | Recipe, out: str | Path, *, to: Target = "hf
         raise ValueError(
             f"{saved.path} holds no adapters: it was trained without tune.lora. Use --to hf or --to llamagen"
         )
+    if to == "original" and recipe.model.family != "janus":
+        raise ValueError(f"--to original is for the family janus, not {recipe.model.family}. Use --to hf")
     card = model_card(recipe, saved, evaluation(saved), to).encode()
     if to == "llamagen":
         write_atomic(out.with_suffix(".md"), card)
@@ -80,12 +88,12 @@ def export(checkpoint: str | Path | Recipe, out: str | Path, *, to: Target = "hf
                 (aside / "base").write_text(made_on)
         else:
             family, source = load_family(recipe.model, saved, dtype=None), recipe.model.weights
-            family.published(source).save_pretrained(aside)
-            if recipe.model.token_prompt:  # files of the text tokenizer and processor
-                kinds = (".json", ".model", ".txt", ".jinja")
-                for file in find(str(source)).glob("*"):
-                    if file.suffix in kinds and "index" not in file.name and not (aside / file.name).exists():
-                        shutil.copy(file, aside / file.name)
+            if to == "original":
+                _save_original(family, source, aside)
+            else:
+                family.published(source).save_pretrained(aside)
+            if recipe.model.token_prompt:
+                _copy_companions(find(str(source)), aside)
         (aside / "recipe.yaml").write_text(dump(recipe), encoding="utf-8")
         (aside / "README.md").write_bytes(card)
         if out.is_dir():
@@ -93,6 +101,29 @@ def export(checkpoint: str | Path | Recipe, out: str | Path, *, to: Target = "hf
 
     _whole(out, write)
     return out
+
+
+def _save_original(family: Any, source: str | None, folder: Path) -> None:
+    """Write a Janus in its authors' layout, in files of the kind that `source` consists of."""
+    state, config = family.original(source)
+    safe = any(find(str(source)).glob("*.safetensors"))
+    before = hub_logging.get_verbosity()
+    hub_logging.set_verbosity_error()  # it advises against .bin, which the authors' published files are
+    try:
+        save_torch_state_dict(state, folder, safe_serialization=safe, max_shard_size=SHARD)
+    finally:
+        hub_logging.set_verbosity(before)
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _copy_companions(source: Path, folder: Path) -> None:
+    """Copy the files of a checkpoint's text tokenizer, and of its processor if `folder` has the same layout."""
+    layouts = [json.loads((place / "config.json").read_bytes()).get("model_type") for place in (source, folder)]
+    for file in source.glob("*"):
+        foreign = layouts[0] != layouts[1] and file.name in PROCESSORS
+        known = file.suffix in (".json", ".model", ".txt", ".jinja") and "index" not in file.name
+        if known and not foreign and not (folder / file.name).exists():
+            shutil.copy(file, folder / file.name)
 
 
 def published(recipe: Recipe, saved: LoadedWeights) -> dict[str, torch.Tensor]:

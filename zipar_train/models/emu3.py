@@ -67,13 +67,7 @@ class Emu3(TextToImage):
         self.prompt_length = model.prompt
         vocabulary = model.token_prompt.vocabulary or VOCABULARY
         self.first, self.row_end = vocabulary - model.codebook_size, vocabulary - model.codebook_size - BEFORE
-        rows, columns = model.grid
-        self.prompter = Prompter(
-            model.token_prompt,
-            ask=f"{{}}<|image start|>{rows}*{columns}<|image token|>",
-            keep=("<|image start|>",),
-            ids={"<|visual token 000000|>": self.first, "<|extra_200|>": self.row_end},
-        )
+        self.prompter = self.build_prompter(model)
         self.model = Emu3Images(
             Emu3ImagesConfig(
                 codes=model.codebook_size,
@@ -83,11 +77,21 @@ class Emu3(TextToImage):
                 num_key_value_heads=keys,
                 hidden_size=width,
                 intermediate_size=feed_forward,
-                max_position_embeddings=self.prompt_length + self.grid.height * self.grid.row_length,
+                max_position_embeddings=self.prompt_length + max(grid.num_tokens for grid in model.rasters),
                 rms_norm_eps=1e-5,
                 rope_parameters={"rope_type": "default", "rope_theta": 1000000.0},
                 tie_word_embeddings=False,
             )
+        )
+
+    def build_prompter(self, model: Model) -> Prompter:
+        assert model.token_prompt
+        rows, columns = model.grid
+        return Prompter(
+            model.token_prompt,
+            ask=f"{{}}<|image start|>{rows}*{columns}<|image token|>",
+            keep=("<|image start|>",),
+            ids={"<|visual token 000000|>": self.first, "<|extra_200|>": self.row_end},
         )
 
     def is_hf_checkpoint(self, state: dict[str, Tensor]) -> bool:

@@ -5,6 +5,7 @@ A family is one file, one line in the table, and its name in `recipe/model.py`.
 Shapes: B images, S slots, P prompt tokens, N = H W codes per image, V codebook size, D hidden size of the model.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 from importlib import import_module
 from typing import Any, Protocol
@@ -31,6 +32,8 @@ FAMILIES = {  # name: module and class, imported on demand
     "janus": ("zipar_train.models.janus", "Janus"),
     "lumina": ("zipar_train.models.lumina", "Lumina"),
     "emu3": ("zipar_train.models.emu3", "Emu3"),
+    "glm-image": ("zipar_train.models.glm_image", "GlmImage"),
+    "simplear": ("zipar_train.models.simplear", "SimpleAR"),
 }
 
 
@@ -42,8 +45,15 @@ class Family(Protocol):
     codebook_size: int  # V
     prompt_length: int  # P
 
+    def on(self, sides: Sequence[int]) -> "Family":
+        """Return the family on another grid, by its rows and columns of codes, with the same weights."""
+
     def renamed(self, state: dict[str, Tensor]) -> dict[str, Tensor] | None:
-        """Rename tensors of a published transformers checkpoint to the names of `model`; None if it is not one."""
+        """Rename tensors of a published transformers checkpoint to the names of `model`; None if it is not one.
+
+        Raises:
+            ValueError: If it is one of this layout, but of another model; says so after the name of the checkpoint.
+        """
 
     def published(self, source: str | None) -> PreTrainedModel:
         """Return a model with these weights that plain transformers loads.

@@ -25,13 +25,16 @@ WRAPPERS = {  # name parts that DDP, torch.compile, FSDP, activation checkpointi
     *("module", "_orig_mod", "_fsdp_wrapped_module", "_fpw_module", "_checkpoint_wrapped_module"),
     *("_forward_module", "_module"),
 }
+PICKLED = "pytorch_model*.bin"  # weights as transformers saved them before safetensors
 ATTEMPTS = 20  # most attempts to read a file that another process keeps replacing
 Checksums = dict[Path, str]  # SHA-256 of the bytes of each file that was read
 HUB = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+):(?P<file>[\w./-]*)")
 
 
 def find(source: str | Path) -> Path:
-    """Return an existing path unchanged, or the local copy of `owner/repo:file` or `owner/repo:` (all files).
+    """Return an existing path unchanged, or the local copy of `owner/repo:file`, `owner/repo:folder/` or `owner/repo:`.
+
+    Of a folder and of a whole repository, these are the weights as safetensors and the files of tokenizers.
 
     Raises:
         ValueError: If the download fails; names the remedy.
@@ -43,8 +46,13 @@ def find(source: str | Path) -> Path:
     from huggingface_hub import hf_hub_download, snapshot_download
 
     try:
-        if not hub["file"]:
-            return Path(snapshot_download(hub["repo"], allow_patterns=["*.safetensors", "*.json", "*.model", "*.txt"]))
+        inside = hub["file"]
+        if not inside or inside.endswith("/"):
+            small = [inside + kind for kind in ("*.json", "*.model", "*.txt", "*.jinja")]
+            folder = Path(snapshot_download(hub["repo"], allow_patterns=[f"{inside}*.safetensors", *small])) / inside
+            if not inside and not any(folder.rglob("*.safetensors")):  # older checkpoints
+                folder = Path(snapshot_download(hub["repo"], allow_patterns=[PICKLED, *small]))
+            return folder
         return Path(hf_hub_download(hub["repo"], hub["file"]))
     except Exception as error:  # from the hub, the network or the file system: many classes, one remedy
         reason = str(error).strip().split("\n")[0]
@@ -142,11 +150,14 @@ def _mappable(path: Path) -> bool:
 def read_folder(path: Path, *, prefix: str = "", checksums: Checksums | None = None) -> dict[str, Tensor]:
     """Read the tensors of a transformers checkpoint whose names begin with `prefix`, mapped, not copied.
 
+    The files are the folder's safetensors, or else its `pytorch_model*.bin`.
+
     Raises:
-        ValueError: If the folder contains no safetensors, or if a file or tensor of its index is missing.
+        ValueError: If the folder contains neither, or if a file or tensor of its index is missing.
     """
     index = path / "model.safetensors.index.json"
-    files = sorted(path.glob("*.safetensors"))
+    if not (files := sorted(path.glob("*.safetensors"))) and not index.is_file():
+        index, files = path / "pytorch_model.bin.index.json", sorted(path.glob(PICKLED))
     names: set[str] | None = None
     if index.is_file():
         try:
@@ -157,7 +168,7 @@ def read_folder(path: Path, *, prefix: str = "", checksums: Checksums | None = N
         if strange := [file for file in files if file.parent != path]:
             raise ValueError(f"{index} names {strange[0]}, outside its folder. Download it again")
     if not files:
-        raise ValueError(f"{path} holds no .safetensors. Download the checkpoint's safetensors, not its .bin files")
+        raise ValueError(f"{path} holds no .safetensors and no {PICKLED}. Download the checkpoint's weights")
     state = {name: tensor for file in files for name, tensor in read_file(file, checksums=checksums).items()}
     if names is not None and (missing := names - state.keys()):
         raise ValueError(f"{path} lacks {sorted(missing)[0]}, which {index.name} lists. Download it again")

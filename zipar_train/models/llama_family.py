@@ -1,7 +1,9 @@
 """The base class of generators whose body is a Llama: attention, logits and the image tokenizer."""
 
+from collections.abc import Sequence
+from copy import copy
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
@@ -12,6 +14,8 @@ from zipar_train.models.tokenizers.base import Tokenizer, build_tokenizer
 from zipar_train.plan.grid import Grid
 from zipar_train.plan.masks import Mask
 from zipar_train.recipe.model import Model
+
+Own = TypeVar("Own", bound="LlamaFamily")
 
 
 class LlamaFamily:
@@ -27,6 +31,13 @@ class LlamaFamily:
     prompt_length: int
     model: Any  # a transformers model
 
+    def on(self: Own, sides: Sequence[int]) -> Own:
+        """Return the family on another grid, by its rows and columns of codes, with the same weights."""
+        other = copy(self)
+        other.section = self.section.on(sides)
+        other.grid = other.section.raster
+        return other
+
     @cached_property
     def tokenizer(self) -> Tokenizer | None:
         return build_tokenizer(self.section)
@@ -40,10 +51,14 @@ class LlamaFamily:
             self.model.set_attn_implementation(attention)
         return self.model.model(
             inputs_embeds=embeddings,
-            position_ids=(positions + self.prompt_length).view(-1, positions.shape[-1]),
+            position_ids=self.position_ids(positions),
             attention_mask=mask,
             **cache_arguments(self.model.model, cache),
         ).last_hidden_state
+
+    def position_ids(self, positions: Tensor) -> Tensor:
+        """Return what the model rotates by, int64 (1 or B, S), for raster positions (S,) or (B, S)."""
+        return (positions + self.prompt_length).view(-1, positions.shape[-1])
 
     def head(self, hidden: Tensor) -> Tensor:
         return self.model.lm_head(hidden)

@@ -72,16 +72,8 @@ class Lumina(TextToImage):
         assert model.token_prompt and depth and heads and width  # checked by the recipe
         self.section, self.grid, self.codebook_size = model, model.raster, model.codebook_size
         self.prompt_length, self.heads = model.prompt, heads
-        rows, columns = model.grid
-        after = FIRST + model.codebook_size
-        self.row_end = after + ROW_END_AFTER
-        self.prompter = Prompter(
-            model.token_prompt,
-            ask=f"Generate an image of {16 * columns}x{16 * rows} according to the following prompt:\n"
-            "{}<reserved08706>",
-            after=(START, side(rows), side(columns)),
-            ids={"<eoss>": after, "<reserved08799>": self.row_end},
-        )
+        self.row_end = FIRST + model.codebook_size + ROW_END_AFTER
+        self.prompter = self.build_prompter(model)
         self.model = LuminaImages(
             LuminaImagesConfig(
                 codes=model.codebook_size,
@@ -91,11 +83,22 @@ class Lumina(TextToImage):
                 num_key_value_heads=model.num_kv_heads or heads,
                 hidden_size=width,
                 intermediate_size=feed_forward or 4 * width,
-                max_position_embeddings=self.prompt_length + self.grid.height * self.grid.row_length,
+                max_position_embeddings=self.prompt_length + max(grid.num_tokens for grid in model.rasters),
                 rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
                 vocabulary_map={"<image>": FIRST - 1},  # images are never an input
                 tie_word_embeddings=False,
             )
+        )
+
+    def build_prompter(self, model: Model) -> Prompter:
+        assert model.token_prompt
+        rows, columns = model.grid
+        return Prompter(
+            model.token_prompt,
+            ask=f"Generate an image of {16 * columns}x{16 * rows} according to the following prompt:\n"
+            "{}<reserved08706>",
+            after=(START, side(rows), side(columns)),
+            ids={"<eoss>": FIRST + model.codebook_size, "<reserved08799>": self.row_end},
         )
 
     def is_hf_checkpoint(self, state: dict[str, Tensor]) -> bool:

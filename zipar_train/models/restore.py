@@ -133,7 +133,10 @@ def load_family(
         return _with_adapters(model, saved, dtype=dtype, device=device, chain=chain)
     family = build(model, dtype=dtype or torch.float32, device="meta" if dtype is None else device, empty=True)
     heads = family.model.config.num_attention_heads
-    state, wanted = _named(family, saved.state, codes=model.codebook_size)
+    try:
+        state, wanted = _named(family, saved.state, codes=model.codebook_size)
+    except ValueError as error:
+        raise ValueError(f"{saved.path} {error}") from None
     _account(saved, state, wanted)
     check_numbers(state, wanted, where=saved.path)
     if saved.recipe is not None and saved.recipe.model != model:

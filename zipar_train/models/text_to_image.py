@@ -1,7 +1,9 @@
 """The base class of generators that are prompted by captions as token ids: prompts and transformers checkpoints."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -11,6 +13,9 @@ from zipar_train.models.files import find
 from zipar_train.models.llama_family import LlamaFamily
 from zipar_train.models.pretrained import pretrained
 from zipar_train.models.token_prompts import Prompter, Prompts
+from zipar_train.recipe.model import Model
+
+Own = TypeVar("Own", bound="TextToImage")
 
 
 class TextToImage(LlamaFamily, ABC):
@@ -18,13 +23,22 @@ class TextToImage(LlamaFamily, ABC):
 
     Attributes:
         hf_class: Class of the larger model.
-        hub: Hugging Face hub id where it is published, with a colon at the end.
+        hub: Hugging Face hub id where it is published, with a colon and, if it is in one, the folder.
         prompter: Converts captions to prompts.
     """
 
     hf_class: type[PreTrainedModel]
     hub: str
     prompter: Prompter
+
+    @abstractmethod
+    def build_prompter(self, model: Model) -> Prompter:
+        """Return the prompter of a recipe's section `model`, whose grid may be part of the prompt."""
+
+    def on(self: Own, sides: Sequence[int]) -> Own:
+        other = super().on(sides)
+        other.prompter = other.build_prompter(other.section)
+        return other
 
     @abstractmethod
     def map_tensor(self, name: str, tensor: Tensor) -> tuple[str, Tensor] | None:
@@ -39,15 +53,23 @@ class TextToImage(LlamaFamily, ABC):
             return None
         return dict(found for name, tensor in state.items() if (found := self.map_tensor(name, tensor)))
 
-    def published(self, source: str | None) -> PreTrainedModel:
+    def base_folder(self, source: str | None) -> Path:
+        """Return the folder of the checkpoint that provides the parts that are not used for images.
+
+        Raises:
+            ValueError: If `source` is not the folder of a checkpoint.
+        """
         folder = find(source or "")
         if source is None or not (folder / "config.json").is_file():
             raise ValueError(
                 f"model.weights = {source}: {self.hf_class.__name__} has parts that are not used for images, taken "
                 f"from the published checkpoint. Set model.weights to its folder, or to {self.hub}"
             )
+        return folder
+
+    def published(self, source: str | None) -> PreTrainedModel:
         ours = self.model.state_dict()
-        whole = self.load_hf_model(folder)
+        whole = self.load_hf_model(self.base_folder(source))
         for name, tensor in whole.state_dict().items():
             if found := self.map_tensor(name, tensor):
                 found[1].copy_(ours[found[0]])

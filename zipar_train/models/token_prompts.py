@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from zipar_train.models.files import find
 from zipar_train.models.pretrained import pretrained
 from zipar_train.recipe.model import Words
 
@@ -29,6 +30,10 @@ class Prompter:
         keep: Tokens that an unconditional prompt keeps, besides the first one.
         after: Tokens that follow the template.
         ids: Tokens whose ids must be as the model requires.
+        pad: The token for padding, if the tokenizer knows it; else the tokenizer's own.
+        exact: Split text exactly as tokenizer.json says, whatever class tokenizer_config.json names.
+        size: Number of ids that the tokenizer must have, because codes follow them; None: any.
+        bos: Begin prompts with the tokenizer's first token.
     """
 
     def __init__(
@@ -39,16 +44,25 @@ class Prompter:
         keep: Sequence[str] = (),
         after: Sequence[str] = (),
         ids: Mapping[str, int] | None = None,
+        pad: str = "",
+        exact: bool = False,
+        size: int | None = None,
+        bos: bool = True,
     ):
+        self.pad, self.exact = pad, exact
         self.text, self.ask, self.keep, self.after, self.ids = text, ask, keep, after, ids or {}
+        self.size, self.bos = size, bos
 
     @cached_property
     def tokenizer(self) -> Any:
-        from transformers import AutoTokenizer
+        from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-        source = self.text.encoder
-        tokenizer = pretrained(AutoTokenizer, source, key="model.token_prompt.encoder", what="no tokenizer of text")
+        source, kind = self.text.encoder, PreTrainedTokenizerFast if self.exact else AutoTokenizer
+        key, what = "model.token_prompt.encoder", "no tokenizer of text"
+        tokenizer = pretrained(kind, str(find(source)), key=key, what=what)
         unknown = tokenizer.unk_token_id
+        if self.pad and tokenizer.convert_tokens_to_ids(self.pad) not in (None, unknown):
+            tokenizer.pad_token = self.pad
         for token in (*self.keep, *self.after):
             if tokenizer.convert_tokens_to_ids(token) in (None, unknown):
                 raise ValueError(
@@ -61,7 +75,13 @@ class Prompter:
                     f"{wanted}. It is of another model, or model.token_prompt.vocabulary or "
                     "model.codebook_size is not the checkpoint's"
                 )
-        if tokenizer.pad_token_id is None or tokenizer.bos_token_id is None:
+        if self.size is not None and len(tokenizer) != self.size:
+            raise ValueError(
+                f"model.token_prompt.encoder = {source}: its tokenizer has {len(tokenizer):,} ids, and the model's "
+                f"codes follow {self.size:,}. It is of another model, or model.token_prompt.vocabulary or "
+                "model.codebook_size is not the checkpoint's"
+            )
+        if tokenizer.pad_token_id is None or (self.bos and tokenizer.bos_token_id is None):
             raise ValueError(
                 f"model.token_prompt.encoder = {source}: its tokenizer lacks a padding token or a first token"
             )
@@ -89,7 +109,7 @@ class Prompter:
         for caption in condition:
             if not isinstance(caption, str) or not caption.strip():
                 raise ValueError(f"caption {caption!r} is empty, or not text: describe the image")
-        return self.framed([caption.strip() + self.text.prompt_suffix for caption in condition], device)
+        return self.framed([self._whole(caption) for caption in condition], device)
 
     def framed(self, captions: Sequence[str], device: torch.device) -> Prompts:
         """Return captions in the prompt template, left-padded.
@@ -110,7 +130,7 @@ class Prompter:
 
     def misfit(self, caption: str, features: Any = None) -> str:
         """Return why a caption does not fit into the prompt; empty if it does."""
-        whole = caption.strip() + self.text.prompt_suffix
+        whole = self._whole(caption)
         tokens = len(self._ids(whole))
         return self._too_long(whole, tokens) if tokens > self.text.tokens else ""
 
@@ -118,13 +138,19 @@ class Prompter:
     def fingerprint(self) -> str:
         """Return a hash of everything that decides which captions fit, 16 hexadecimal digits."""
         vocabulary = sorted(self.tokenizer.get_vocab().items())
-        parts = [self.ask, self.after, self.text.prompt_suffix, self.text.tokens, vocabulary]
+        around = [self.text.prompt_prefix, self.text.prompt_suffix]
+        parts = [self.ask, self.after, *around, self.text.tokens, vocabulary]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+    def _whole(self, caption: str) -> str:
+        """Return a caption with what the recipe puts before and after it."""
+        return self.text.prompt_prefix + caption.strip() + self.text.prompt_suffix
 
     def _ids(self, caption: str) -> list[int]:
         before, after = self.ask.split("{}")
         found = self.tokenizer(f"{before}{caption}{after}", add_special_tokens=False).input_ids
-        return [self.tokenizer.bos_token_id, *found, *map(self.tokenizer.convert_tokens_to_ids, self.after)]
+        first = [self.tokenizer.bos_token_id] if self.bos else []
+        return [*first, *found, *map(self.tokenizer.convert_tokens_to_ids, self.after)]
 
     def _too_long(self, caption: str, tokens: int) -> str:
         return (

@@ -10,13 +10,13 @@ from zipar_train.plan.table import NEVER, Plan
 
 
 def plot_plan(plan: Plan, path: str | Path) -> None:
-    """Write a figure of the plan: the pass map (H, W) beside the mask (S, S), stand-ins in orange.
+    """Write a figure of the plan: the image's pass map (H, W) beside the mask (S, S), stand-ins in orange.
 
     Raises:
         ValueError: If the file extension is not a supported image format.
         OSError: If the file cannot be written.
     """
-    passes, visible = plan.generated_at(), plan.visible().astype(np.int8)
+    passes, visible = plan.grid.images(plan.generated_at())[-1], plan.visible().astype(np.int8)
     visible[:, plan.expires != NEVER] *= 2
     with plt.rc_context({"font.size": 10}):
         figure, (left, right) = plt.subplots(1, 2, figsize=(12, 6), layout="constrained")

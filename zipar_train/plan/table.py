@@ -52,6 +52,7 @@ class Plan:
         window: int,
         stand_in: StandIn = "completed",
         first_row: FirstRow = "complete",
+        preview_window: int | None = None,
         prompt: int = 1,
     ) -> "Plan":
         """Return the plan that starts each row when `window` tokens of the row above exist.
@@ -66,18 +67,19 @@ class Plan:
             stand_in: The code that stands in, see `stand_in_of`.
             first_row: Without row ends: row 1 waits for all of row 0 ("complete"), as in the released code and the
                 paper's pass counts, or starts like the others ("overlapping").
+            preview_window: The window of the grid's preview. None: `window`, at most a row of the preview. Every grid
+                starts when the one before it is complete.
 
         Raises:
-            ValueError: If the window is not in 1 .. grid.row_length, a choice is unknown, or `prompt` is below 1.
+            ValueError: If a window is not in 1 .. row_length, a choice is unknown, or `prompt` is below 1.
         """
-        if not 1 <= window <= grid.row_length:
-            raise ValueError(
-                f"window {window} does not fit a row of {grid.row_length} tokens: use 1 .. {grid.row_length}"
-            )
         _known(first_row=(first_row, FirstRow))
-        gap = window - 1 if grid.row_end else window  # a row end is known beforehand: it takes no pass
-        second = grid.width if first_row == "complete" and not grid.row_end else gap  # the pass that opens row 1
-        opens = [0, *(second + gap * row for row in range(grid.height - 1))]
+        opens, start = [], 0
+        for each, size in zip(grid.grids, grid.windows(window, preview_window), strict=True):
+            gap = size - 1 if grid.row_end else size  # a row end is known beforehand: it takes no pass
+            second = each.width if first_row == "complete" and not grid.row_end else gap  # passes before row 1 opens
+            opens += [start, *(start + second + gap * row for row in range(each.height - 1))]
+            start = opens[-1] + each.width
         return cls.opened(grid, opens, window=window, stand_in=stand_in, prompt=prompt)
 
     @classmethod
@@ -94,10 +96,10 @@ class Plan:
         """Return the plan that generates the first code of each row in a given pass.
 
         Args:
-            opens: The passes (H,), starting at 0. The distance to the row above is 1 .. row width (from 0 with row
-                ends).
+            opens: The passes of all rows, starting at 0. The distance to the row above is 1 .. row width (from 0 with
+                row ends), and its whole width where a preview ends.
             window: The plan's `window`.
-            tries: (H,), rejected attempts of an adaptive window: the number of passes right before in which the
+            tries: For each row, rejected attempts of an adaptive window: the number of passes right before in which the
                 stand-in or row end is also fed, but no code is kept. Only the attempt itself attends to its key.
 
         Raises:
@@ -106,33 +108,36 @@ class Plan:
         _known(stand_in=(stand_in, StandIn))
         if prompt < 1:
             raise ValueError(f"prompt {prompt} is too short: the first code needs at least 1 token before it")
-        height, width = grid.height, grid.width
-        gaps = [below - above for above, below in pairwise(opens)]
-        assert len(opens) == height and opens[0] == 0, opens
-        assert all((0 if grid.row_end else 1) <= gap <= width for gap in gaps), opens
-        last = opens[-1] + width - 1
+        rows = grid.rows
+        assert len(opens) == len(rows) and opens[0] == 0, opens
+        for (above, start), (row, begin) in pairwise(zip(rows, opens, strict=True)):
+            least = above.width if row.number == 0 else 0 if grid.row_end else 1
+            assert least <= begin - start <= above.width, opens
+        last = opens[-1] + rows[-1].width - 1
 
         slots = [(0, PROMPT, i - prompt, 0 if i == prompt - 1 else -1, NEVER) for i in range(prompt)]
-        for row in range(height):
-            for column in range(width - 1):
-                code = grid.code(row, column)
-                slots.append((opens[row] + column + 1, code, grid.position(row, column), code + 1, NEVER))
-            fed = opens[row] + width  # the pass that feeds the row's last code
-            code, position = grid.code(row, width - 1), grid.position(row, width - 1)
-            if row + 1 == height:
+        for index, row in enumerate(rows):
+            for column in range(row.width - 1):
+                code = row.first + column
+                slots.append((opens[index] + column + 1, code, row.position + column, code + 1, NEVER))
+            fed = opens[index] + row.width  # the pass that feeds the row's last code
+            code, position = row.first + row.width - 1, row.position + row.width - 1
+            if index + 1 == len(rows):
                 break
-            below = opens[row + 1]
-            first = below - (tries[row + 1] if tries else 0)
+            below = opens[index + 1]
+            first = below - (tries[index + 1] if tries else 0)
             if grid.row_end:
                 slots.append((fed, code, position, -1, NEVER))
                 slots.append((below, ROW_END, position + 1, code + 1, NEVER))
                 slots += [(step, ROW_END, position + 1, -1, step + 1) for step in range(first, below)]
                 continue
             slots.append((fed, code, position, code + 1 if fed == below else -1, NEVER))
+            top = index - row.number  # row 0 of the same grid
             for step in range(first, min(below + 1, fed)):
-                latest = [min(step - opened, width) - 1 for opened in opens[: row + 1]]
+                latest = [min(step - opened, row.width) - 1 for opened in opens[top : index + 1]]
                 target, expires = (code + 1, fed) if step == below else (-1, step + 1)
-                slots.append((step, stand_in_of(grid, latest, stand_in), position, target, expires))
+                stand = stand_in_of(rows[top : index + 1], latest, stand_in)
+                slots.append((step, stand, position, target, expires))
 
         table = np.array([slot for slot in slots if slot[0] <= last], dtype=np.int64)
         columns = table[np.lexsort((table[:, 2], table[:, 0]))].T.copy()
@@ -169,8 +174,8 @@ class Plan:
         return min(max(lookahead, self.width), len(self) - self.prompt + 1) if lookahead else 0
 
     def generated_at(self) -> Integers:
-        """Return the pass that generates each code, int64 (H, W)."""
-        return self.step[self.predicting()].reshape(self.grid.height, self.grid.width)
+        """Return the pass that generates each code, int64 (N,)."""
+        return self.step[self.predicting()]
 
     def visible(self) -> NDArray[np.bool_]:
         """Return the attention visibility as bool (S, S), row = query, column = key."""

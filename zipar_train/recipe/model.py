@@ -1,5 +1,7 @@
 """The `model` section of a recipe: a family at a size, its grid, its prompts, and where its weights come from."""
 
+from collections.abc import Sequence
+from math import sqrt
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -9,16 +11,35 @@ from zipar_train.recipe.fields import Heads, Name, Section, Side, Source, Tokens
 
 CODES = 2**14  # maximum codes per image: 128 x 128
 PARAMETERS = 10**11  # maximum parameters of a model defined by its shape
+GLM_FACTOR = 32  # pixels per code; the preview has about 16 x 16 codes (transformers, GlmImageProcessor)
 CONDITIONS = {  # family: key of its prompt format, and its published sizes
     "llamagen": ("num_classes", ("B", "L", "XL", "XXL", "3B")),
     "llamagen-t2i": ("t5_features", ("B", "L", "XL", "XXL", "3B")),
     "janus": ("token_prompt", ("1B", "7B")),
     "lumina": ("token_prompt", ("7B",)),
     "emu3": ("token_prompt", ("8B",)),
+    "glm-image": ("token_prompt", ("9B",)),
+    "simplear": ("token_prompt", ("0.5B", "1.5B")),
 }
+SEVERAL_GRIDS = ("emu3", "lumina", "simplear", "glm-image")  # families that are trained at several sizes
 ROW_ENDS = ("emu3", "lumina")  # families whose rows end with a token
 EMU3_CONTEXT = 9216  # context length of Emu3, tokens (Emu3TextConfig)
-BESIDE = {"emu3": (8, 184622), "lumina": (612, 65536)}  # minimum ids other than codes; published vocabulary size
+SIMPLEAR_GRIDS = ([32, 32], [64, 64])  # SimpleAR is trained at 512, then at 1024 pixels (docs/TRAIN.md)
+BESIDE = {  # minimum ids other than codes; published vocabulary size
+    "emu3": (8, 184622),
+    "lumina": (612, 65536),
+    "simplear": (7, 215672),
+    "glm-image": (128, 168064),
+}
+
+
+def glm_preview(rows: int, columns: int) -> list[int]:
+    """Return the rows and columns of GLM-Image's preview: GlmImageProcessor._get_target_shape of transformers."""
+    ratio, side = rows / columns, GLM_FACTOR // 2
+    return [int(sqrt(ratio) * side), int(sqrt(1 / ratio) * side)]
+
+
+Sides = Annotated[list[Side], Field(min_length=2, max_length=2)]
 
 
 class Text(Section):
@@ -34,6 +55,7 @@ class Words(Section):
 
     encoder: Source  # text tokenizer of the published checkpoint, hub id or folder
     tokens: Tokens  # prompt length in tokens, including the prompt template
+    prompt_prefix: Annotated[str, Field(max_length=4096)] = ""  # put before every caption
     prompt_suffix: Annotated[str, Field(max_length=4096)] = ""  # appended to every caption
     negative_prompt: Annotated[str, Field(max_length=4096)] = ""  # negative prompt of guidance; empty: no caption
     vocabulary: Vocabulary | None = None  # vocabulary size of the text model; null: the published model's
@@ -42,8 +64,12 @@ class Words(Section):
 class Model(Section):
     """The generator: a family at a size, its grid of codes, and the source of its weights."""
 
-    family: Literal["llamagen", "llamagen-t2i", "janus", "lumina", "emu3"]  # architecture and kind of prompt
-    size: Literal["B", "L", "XL", "XXL", "3B", "1B", "7B", "8B"] | None = None  # published size; null: next five keys
+    family: Literal[
+        "llamagen", "llamagen-t2i", "janus", "lumina", "emu3", "simplear", "glm-image"
+    ]  # architecture and kind of prompt
+    size: Literal["B", "L", "XL", "XXL", "3B", "1B", "7B", "8B", "0.5B", "1.5B", "9B"] | None = (
+        None  # published size; null: next five keys
+    )
     num_layers: Annotated[int, Field(ge=1, le=128)] | None = None  # transformer layers
     num_heads: Heads | None = None  # attention heads per layer
     hidden_size: Annotated[int, Field(ge=1, le=2**16)] | None = None  # dimension of the hidden states
@@ -51,12 +77,16 @@ class Model(Section):
     ffn_size: Annotated[int, Field(ge=1, le=2**20)] | None = (
         None  # intermediate size of the feed-forward; null: the family's rule
     )
-    grid: Annotated[list[Side], Field(min_length=2, max_length=2)]  # rows and columns of codes
+    grid: Sides  # rows and columns of codes
+    preview: Sides | None = None  # rows and columns of glm-image's preview; null: those of its processor
+    other_grids: Annotated[list[Sides], Field(max_length=64)] = []  # further grids to tokenize, train and generate
     codebook_size: Annotated[int, Field(ge=2, le=65536)]  # number of different codes (shards store uint16)
     num_classes: Vocabulary | None = None  # number of classes, for the family llamagen
     t5_features: Text | None = None  # prompt format of llamagen-t2i
-    token_prompt: Words | None = None  # prompt format of janus, lumina and emu3
-    tokenizer: Literal["palette", "vq16", "chameleon", "emu3"] | None = None  # image tokenizer; null: codes only
+    token_prompt: Words | None = None  # prompt format of janus, lumina, emu3, simplear and glm-image
+    tokenizer: Literal["palette", "vq16", "chameleon", "emu3", "cosmos", "glm-image"] | None = (
+        None  # image tokenizer; null: codes only
+    )
     tokenizer_weights: Source | None = None  # path, or owner/repo:[file] on the hub; null: random
     weights: Source | None = None  # run, checkpoint, export, file or owner/repo:[file]; null: random
     weights_entry: Name | None = None  # entry of a .pt file, e.g. `ema`; null: the one LlamaGen samples from
@@ -92,8 +122,17 @@ class Model(Section):
             raise ValueError(f"family {self.family} needs {wanted}, and has {' and '.join(given) or 'none'}")
         if self.size is not None and self.size not in sizes:
             raise ValueError(f"family {self.family} has no size {self.size}: use {', '.join(sizes)}")
-        if problem := self._beyond():
-            raise ValueError(f"grid {self.grid}: {problem}")
+        for grid in (self.grid, *self.other_grids):
+            if problem := self._beyond(*grid):
+                raise ValueError(f"grid {grid}: {problem}")
+        if self.other_grids and self.family not in SEVERAL_GRIDS:
+            raise ValueError(f"other_grids: family {self.family} does not know the size of an image: leave it empty")
+        if twice := [grid for k, grid in enumerate(self.other_grids) if grid in (self.grid, *self.other_grids[:k])]:
+            raise ValueError(f"other_grids: {twice[0]} is given twice, or is grid: give each once")
+        if self.preview and (self.family != "glm-image" or self.other_grids):
+            raise ValueError(
+                "preview: only glm-image has one, and with other_grids its processor's rule sets it: set it to null"
+            )
         beside, published = BESIDE.get(self.family, (0, 0))
         ids = (self.token_prompt and self.token_prompt.vocabulary) or published
         if beside and ids < self.codebook_size + beside:
@@ -103,15 +142,20 @@ class Model(Section):
             )
         return self
 
-    def _beyond(self) -> str:
-        """Return why the family does not support the grid, with a remedy; empty if it does."""
-        rows, columns = self.grid
+    def _beyond(self, rows: int, columns: int) -> str:
+        """Return why the family does not support a grid, with a remedy; empty if it does."""
         if rows * columns > CODES:
             return f"{rows * columns:,} codes, more than {CODES:,}: use a smaller grid"
         if self.family == "lumina" and (rows % 2 or columns % 2):
             return "Lumina-mGPT's prompt counts sides in steps of 2 codes, 32 pixels: use even numbers"
-        if self.family == "janus" and self.size and self.grid != [24, 24]:
+        if self.family == "janus" and self.size and [rows, columns] != [24, 24]:
             return "Janus-Pro's prompt names no size, and it generates 24 x 24 codes only: use [24, 24]"
+        if self.family == "glm-image" and 0 in (rule := glm_preview(rows, columns)):
+            return "GLM-Image's preview of it has no codes: use sides of which none is more than 256 times the other"
+        if self.family == "glm-image" and self.size and self.preview not in (None, rule):
+            return f"GLM-Image generates a preview of {rule} codes before it, not {self.preview}: set preview to null"
+        if self.family == "simplear" and self.size and [rows, columns] not in SIMPLEAR_GRIDS:
+            return "SimpleAR's prompt names no size, and it is trained at two sizes only: use [32, 32] or [64, 64]"
         tokens = self.prompt + rows * (columns + 1)
         if self.family == "emu3" and self.size and tokens > EMU3_CONTEXT:
             return f"{tokens:,} tokens with row ends and prompt, and Emu3 knows {EMU3_CONTEXT:,}: use a smaller grid"
@@ -128,7 +172,23 @@ class Model(Section):
 
     @property
     def raster(self) -> Grid:
-        return Grid(self.grid[0], self.grid[1], self.family in ROW_ENDS)
+        """Return the grid with its row ends and preview."""
+        return self.rasters[0]
+
+    @property
+    def rasters(self) -> tuple[Grid, ...]:
+        """Return `grid` and `other_grids` with their row ends and previews."""
+        return tuple(self._raster(*sides) for sides in (self.grid, *self.other_grids))
+
+    def _raster(self, rows: int, columns: int) -> Grid:
+        if self.family != "glm-image":
+            return Grid(rows, columns, self.family in ROW_ENDS)
+        height, width = self.preview or glm_preview(rows, columns)
+        return Grid(rows, columns, preview=Grid(height, width))
+
+    def on(self, sides: Sequence[int]) -> "Model":
+        """Return this section with `grid` replaced by other sides, and without `other_grids`."""
+        return self.model_copy(update={"grid": list(sides), "other_grids": []})
 
     @property
     def prompt(self) -> int:

@@ -54,11 +54,12 @@ class ZipAR(Section):
     windows: Annotated[dict[Window, Weight], Field(min_length=1, max_length=128)]  # window in tokens: weight in the mix
     stand_in: StandIn = "completed"  # code that replaces one not generated yet, see `stand_in_of`
     first_row: FirstRow = "complete"  # whether row 1 waits for all of row 0
+    preview_window: Window | None = None  # window of the preview, for glm-image; null: the image's, or the whole row
 
     @property
     def rule(self) -> dict[str, Any]:
         """Return the arguments of `Plan.zipar` other than the window."""
-        return self.model_dump(exclude={"windows"})
+        return self.model_dump(exclude={"windows"}, exclude_none=True)
 
 
 class Data(Section):

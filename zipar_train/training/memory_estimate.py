@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from zipar_train.data.loader import Batch
+from zipar_train.data.batch import Batch
 from zipar_train.decoding.memory import decode_bytes
 from zipar_train.io.tables import aligned
 from zipar_train.models.family import Family, build, conditions

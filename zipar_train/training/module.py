@@ -12,16 +12,15 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from zipar_train.data.loader import Batch
+from zipar_train.data.batch import Batch
 from zipar_train.models import lora
 from zipar_train.models.attention import attention_kernels
 from zipar_train.models.conditions import Condition
 from zipar_train.models.family import Family, target_hidden_states
-from zipar_train.plan.masks import Mask, block, dense
-from zipar_train.plan.table import Plan
 from zipar_train.run.ranks import rank_zero_print
 from zipar_train.training.frozen import add_frozen, omit_frozen
 from zipar_train.training.fsdp import shard
+from zipar_train.training.grid_plans import GridPlans
 from zipar_train.training.guard import STOP_REMEDY, Guard, format_keys
 from zipar_train.training.loss import losses
 from zipar_train.training.optimizer import (
@@ -51,6 +50,8 @@ class ZipARModule(L.LightningModule):
         windows: Weight of each window in the mix; the grid's row length means next-token.
         val_windows: Windows at which validation reports bits per code. None: those of the mix, and next-token.
         rule: Arguments of `Plan.zipar` other than the window.
+        other_grids: Rows and columns of further grids that batches may have. Their plans have the same windows, at
+            most a row. The widest window of the family's grid means next-token on every grid.
         teacher: The original model, for distillation; it is not trained or saved. None for adapters: the family
             without its adapters is the teacher.
         distill: Weight of KL(teacher's next-token distribution || model) in the loss, 0 .. 1; the rest is the
@@ -74,6 +75,7 @@ class ZipARModule(L.LightningModule):
         windows: Mapping[int, float],
         val_windows: Sequence[int] | None = None,
         rule: Mapping[str, Any] | None = None,
+        other_grids: Sequence[Sequence[int]] = (),
         teacher: Family | None = None,
         distill: float = 0.0,
         label_dropout: float = 0.1,
@@ -94,10 +96,13 @@ class ZipARModule(L.LightningModule):
         self.family, self.model = family, family.model
         widest = family.grid.row_length
         self.val_windows = list(val_windows or sorted({*windows, widest}, reverse=True))
-        self.plans = {
-            window: Plan.zipar(family.grid, window=window, prompt=family.prompt_length, **(rule or {}))
-            for window in sorted({*windows, *self.val_windows, widest}, reverse=True)
-        }
+        self.plans = GridPlans(
+            family,
+            windows={*windows, *self.val_windows, widest},
+            rule=rule or {},
+            other_grids=other_grids,
+            attention=attention,
+        )
         self.windows = dict(windows)
         self.teacher, self.distill = Teacher(teacher) if teacher and distill else None, distill
         self.label_dropout, self.seed = label_dropout, seed
@@ -109,17 +114,8 @@ class ZipARModule(L.LightningModule):
         self.norm = torch.tensor(0.0)  # gradient norm of the last step
         self.metrics: dict[str, float] = {}  # metrics of the last step
         self.metered = False  # True if a `ThroughputLogger` logs them
-        self.masks: dict[tuple[int, torch.device], Mask] = {}
         self.sharded = False
         self.base: str | None = None  # fingerprint of the weights that adapters or distillation started from
-
-    def mask(self, window: int) -> Mask:
-        """Return the mask of a window on the model's device; it is cached."""
-        key = (window, self.device)
-        if key not in self.masks:
-            make = block if self.attention == "flex_attention" else dense
-            self.masks[key] = make(self.plans[window], device=self.device)
-        return self.masks[key]
 
     def configure_model(self) -> None:
         """Shard the weights among devices under FSDP; otherwise do nothing."""
@@ -171,7 +167,9 @@ class ZipARModule(L.LightningModule):
         """
 
         def states(family: Family, window: int) -> Tensor:
-            return target_hidden_states(family, self.plans[window], batch.codes, condition, self.mask(window))
+            plan = self.plans.plan(window, batch.sides)
+            family = family if plan.grid == family.grid else family.on((plan.grid.height, plan.grid.width))
+            return target_hidden_states(family, plan, batch.codes, condition, self.plans.mask(plan, self.device))
 
         def head(hidden: Tensor) -> Tensor:
             with original_weights(self.family, self.teacher) as family:
@@ -192,7 +190,8 @@ class ZipARModule(L.LightningModule):
         torch.manual_seed(
             int(np.random.default_rng([self.seed, epoch, batch_idx, self.global_rank, 1]).integers(2**63))
         )
-        condition = self.family.drop(self.family.check(batch.condition), drop)
+        family = self.plans.family(batch.sides)
+        condition = family.drop(family.check(batch.condition), drop)
         loss, divergence = self.losses(batch, condition, self.window, with_teacher=self.distill > 0)
         parts = [loss]
         if divergence is not None:
@@ -269,7 +268,7 @@ class ZipARModule(L.LightningModule):
         rank_zero_print(f"skipped: {message} ({guard.skipped:,} steps so far)", file=sys.stderr)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        condition = self.family.check(batch.condition)
+        condition = self.plans.family(batch.sides).check(batch.condition)
         for window in self.val_windows:
             bits = self.losses(batch, condition, window)[0] / log(2)
             self.log(f"val/bits_w{window}", bits, batch_size=len(batch.codes), sync_dist=True, prog_bar=True)

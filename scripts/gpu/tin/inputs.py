@@ -22,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zipar_train.data.manifest import Layout
-from zipar_train.data.shards import Sample, write_shards
+from zipar_train.data.sample import Sample
+from zipar_train.data.shards import write_shards
 from zipar_train.recipe.load import load_recipe
 
 CODES, DECODER, NETWORK = "tin_64_swasun.npz", "vqvae_f4_512.pth", "squeezenet_v1.0.net"

@@ -38,7 +38,7 @@ class AdaptiveDecoder:
     Args:
         family: The generator, on its device and in its dtype; it is put into eval mode.
         window: The smallest window, in codes.
-        stand_in, first_row: See `Plan.zipar`.
+        stand_in, first_row, preview_window: See `Plan.zipar`.
 
     Raises:
         ValueError: If the window does not fit the grid.
@@ -51,6 +51,7 @@ class AdaptiveDecoder:
         window: int,
         stand_in: StandIn = "completed",
         first_row: FirstRow = "complete",
+        preview_window: int | None = None,
     ):
         self.family, self.schedules = family, list[RowSchedule]()
         family.model.eval()
@@ -59,6 +60,7 @@ class AdaptiveDecoder:
             "window": window,
             "stand_in": stand_in,
             "first_row": first_row,
+            "preview_window": preview_window,
             "prompt": family.prompt_length,
         }
         self.plan = Plan.zipar(**self.rule)  # of the smallest window: the fewest passes
@@ -93,7 +95,7 @@ class AdaptiveDecoder:
                 is slot p of the image's plan; a place beyond its last slot is padding. For tests.
 
         Returns:
-            Codes, int64 (B, H, W).
+            Codes, int64 (B, N), in raster order.
 
         Raises:
             ValueError: If the family does not support the condition, or lookahead is asked for.
@@ -110,7 +112,7 @@ class AdaptiveDecoder:
         if sampling.lookahead:
             raise ValueError("adaptive windows have no lookahead: set lookahead to 0")
         rows = [RowSchedule(**self.rule) for _ in range(images)]
-        state = _AdaptiveState(family, self.plan, condition, seeds, sampling)
+        state = _AdaptiveState(family, self.plan, condition, seeds, sampling, attempts=rows[0].attempts)
         step = 0
         while any(going := [one.last is None or step <= one.last for one in rows]):
             feeds = [one.feeds(step) if on else [] for one, on in zip(rows, going, strict=True)]
@@ -121,19 +123,27 @@ class AdaptiveDecoder:
                     state.expires[image, state.written[image] - 1] = expires
             step += 1
         self.schedules = rows
-        return state.tokens[:, : family.grid.num_codes].view(images, family.grid.height, family.grid.width).clone()
+        return state.tokens[:, : family.grid.num_codes].clone()
 
 
 class _AdaptiveState:
     """State of a batch: codes, keys and values, and the slots that each image has written, in its plan's order."""
 
-    def __init__(self, family: Family, plan: Plan, condition: ConditionInput, seeds: Tensor, sampling: SamplingParams):
+    def __init__(
+        self,
+        family: Family,
+        plan: Plan,
+        condition: ConditionInput,
+        seeds: Tensor,
+        sampling: SamplingParams,
+        *,
+        attempts: int,
+    ):
         images, device, grid = len(seeds), family.model.device, family.grid
         self.prompt, self.padding = prompts(family, family.check(condition), guided=sampling.guidance != 1)
         self.copies = len(self.prompt) // images
         self.family, self.sampling, self.seeds = family, sampling, seeds.to(device)
-        looks = (grid.height - 1) * (grid.row_length - plan.window)  # at most
-        self.most = plan.prompt + grid.height * grid.row_length + looks
+        self.most = plan.prompt + grid.num_tokens + attempts
         self.aligned = keys_aligned(device)
         slots = self.most + 1 + -(self.most + 1) % self.aligned
         check_memory(family, plan, images, rows=self.copies * images, slots=slots)

@@ -27,63 +27,86 @@ class RowSchedule:
     """Schedule of one image's rows under an adaptive window.
 
     Args:
-        grid, stand_in, first_row, prompt: See `Plan.zipar`.
+        grid, stand_in, first_row, preview_window, prompt: See `Plan.zipar`.
         window: The smallest window, in codes.
     """
 
-    def __init__(self, grid: Grid, *, window: int, stand_in: StandIn, first_row: FirstRow, prompt: int):
-        self.grid, self.window, self.stand_in, self.prompt = grid, window, stand_in, prompt
+    def __init__(
+        self,
+        grid: Grid,
+        *,
+        window: int,
+        stand_in: StandIn,
+        first_row: FirstRow,
+        preview_window: int | None,
+        prompt: int,
+    ):
+        self.grid, self.rows, self.window, self.stand_in, self.prompt = grid, grid.rows, window, stand_in, prompt
+        sizes = zip(grid.grids, grid.windows(window, preview_window), strict=True)
+        self.windows = [size for each, size in sizes for _ in range(each.height)]  # the smallest, by row
         self.alone = first_row == "complete" and not grid.row_end
         self.opens = [0]  # for each open row, the pass that predicted its first code
-        self.tries = [0] * grid.height
+        self.tries = [0] * len(self.rows)
+
+    @property
+    def attempts(self) -> int:
+        """Most attempts to start a row that can be rejected."""
+        return sum(
+            row.width + self.grid.row_end - window
+            for row, window in zip(self.rows, self.windows, strict=True)
+            if row.number
+        )
 
     @property
     def last(self) -> int | None:
         """Pass that predicts the image's last code; None until all rows are open."""
-        return self.opens[-1] + self.grid.width - 1 if len(self.opens) == self.grid.height else None
+        return self.opens[-1] + self.rows[-1].width - 1 if len(self.opens) == len(self.rows) else None
 
     def feeds(self, step: int) -> list[SlotInput]:
         """Return the slots that pass `step` feeds, sorted by position; pass 0 feeds the prompt."""
-        grid, found = self.grid, []
+        found: list[SlotInput] = []
         if step == 0:
             prompt = [SlotInput(PROMPT, at) for at in range(-self.prompt, 0)]
             return [*prompt[:-1], prompt[-1]._replace(target=0, task="sample")]
-        for row, opened in enumerate(self.opens):
-            column = step - opened - 1  # predicted in the previous pass
-            code = grid.code(row, min(column, grid.width - 1))
-            if column < grid.width - 1:
-                found.append(SlotInput(code, grid.position(row, column), code + 1, task="sample"))
-            elif column == grid.width - 1 and row + 1 < grid.height:
-                found.append(SlotInput(code, grid.position(row, column)))
+        for index, opened in enumerate(self.opens):
+            row, column = self.rows[index], step - opened - 1  # predicted in the previous pass
+            code = row.first + column
+            if column < row.width - 1:
+                found.append(SlotInput(code, row.position + column, code + 1, task="sample"))
+            elif column == row.width - 1 and index + 1 < len(self.rows):
+                found.append(SlotInput(code, row.position + column))
         return found if self.last is not None else [*found[:-1], *self._start(step, found[-1])]
 
     def _start(self, step: int, above: SlotInput) -> list[SlotInput]:
         """Return the slots for the first code of the next row to open, including the latest code of the row above."""
-        grid, row = self.grid, len(self.opens) - 1
-        counts = [min(step - opened, grid.width) for opened in self.opens]
-        code, tried = grid.code(row + 1, 0), self.tries[row + 1]
-        whole = counts[row] == grid.width  # the pass feeds the row's last code
+        index = len(self.opens) - 1
+        row, below = self.rows[index], self.rows[index + 1]
+        top = index - row.number  # row 0 of the same grid
+        counts = [min(step - opened, row.width) for opened in self.opens[top:]]
+        code, tried, row_end = below.first, self.tries[index + 1], self.grid.row_end
+        whole = counts[-1] == row.width  # the pass feeds the row's last code
         task: Literal["try", "settle"] = "settle" if whole else "try"
-        if whole and not grid.row_end:
+        if whole and not row_end:
             return [above._replace(target=code, task=task, tried=tried)]
-        if counts[row] + grid.row_end < self.window or (row == 0 and self.alone):
+        waits = below.number == 0 or (row.number == 0 and self.alone)  # for the whole row
+        if waits or counts[-1] + row_end < self.windows[index + 1]:
             return [above]
-        position = grid.position(row, grid.width - 1)
-        if grid.row_end:
+        position = row.position + row.width - 1
+        if row_end:
             return [above, SlotInput(ROW_END, position + 1, code, NEVER if whole else step + 1, task, tried)]
-        source = stand_in_of(grid, [count - 1 for count in counts], self.stand_in)
+        source = stand_in_of(self.rows[top : index + 1], [count - 1 for count in counts], self.stand_in)
         return [above, SlotInput(source, position, code, step + 1, task, tried)]
 
     def settle(self, step: int, feed: SlotInput, accepted: bool) -> int:
         """Record the result of a try and return the pass in which its key expires."""
-        row = self.grid.row(feed.target)
+        row = len(self.opens)
         if not accepted:
             self.tries[row] += 1
             return feed.expires
         self.opens.append(step)
         if feed.expires == NEVER or self.grid.row_end:
             return NEVER
-        return self.opens[row - 1] + self.grid.width
+        return self.opens[row - 1] + self.rows[row - 1].width
 
     @property
     def passes(self) -> int:

@@ -194,9 +194,9 @@ class FusedDecoder(Decoder):
         pairs = head // 2 if own.norms else pairs
         norm_w, norm_b = own.norms or (None, None)
         layer.qkv[(high, (h + 2 * hk) * (head // 2 // pairs))](
-            buffers.hidden, own.before.weight, own.qkv.weight, getattr(own.qkv, "scale", None), norm_w, norm_b,
-            self.cos, self.sin, *progress, buffers.query, keys, values, images, slots, m, end, keys.shape[2],
-            own.before.variance_epsilon, D=d, H=h, HK=hk, HEAD=head, BH=pairs, **sizes,
+            buffers.hidden, own.before.weight, own.qkv.weight, getattr(own.qkv, "scale", None), own.bias,
+            norm_w, norm_b, self.cos, self.sin, *progress, buffers.query, keys, values, images, slots, m, end,
+            keys.shape[2], own.before.variance_epsilon, D=d, H=h, HK=hk, HEAD=head, BH=pairs, **sizes,
         )  # fmt: skip
         padding = state.padding
         splits, queries = self.splits(rows), block(slots * self.groups, least=16)
@@ -236,7 +236,8 @@ def check_support(family: Family) -> None:
     if isinstance(body, FusedLlama):
         own: Any = body.layers[0]
         sizes = (own.before.weight.shape[0], own.down.weight.shape[1], own.heads * own.head)
-        if own.head in (32, 64, 128) and all(size % 16 == 0 for size in sizes):
+        stock = own.after_attention is None  # no kernel norms before the residual, or rotates a part of a head
+        if stock and own.head in (32, 64, 128) and all(size % 16 == 0 for size in sizes):
             return
     raise ValueError("the Triton kernels do not support this model's layers or sizes: use ZIPAR_DECODE=plain")
 

@@ -1,4 +1,4 @@
-"""A decoder layer of a Llama or Chameleon in five Triton kernels, for passes of 1 to 32 rows.
+"""A decoder layer of a Llama, Qwen2 or Chameleon in five Triton kernels, for passes of 1 to 32 rows.
 
     norm + q, k, v + rotary + cache write  ->  attention  ->  output + residual
     norm + gate, up + SiLU                 ->  down + residual
@@ -40,7 +40,7 @@ def fed(m, start, count, B, K, end):
 
 @triton.jit
 def qkv(
-    x, gain, w, scale, norm_w, norm_b, cos, sin, start, count, q, keys, values, B, K, M, end, S, eps,
+    x, gain, w, scale, bias, norm_w, norm_b, cos, sin, start, count, q, keys, values, B, K, M, end, S, eps,
     D: tl.constexpr, H: tl.constexpr, HK: tl.constexpr, HEAD: tl.constexpr,
     BM: tl.constexpr, BH: tl.constexpr, BK: tl.constexpr, WARPS: tl.constexpr,
     LINES: tl.constexpr, PDL: tl.constexpr, INTERPRETED: tl.constexpr,
@@ -54,6 +54,7 @@ def qkv(
         x: Hidden states (M, D), M = rows of the cache times K.
         gain: Weight of the norm, (D,).
         w, scale: Weight ((H + 2 HK) HEAD, D), and its scales if it is int8, else None.
+        bias: Bias of a Qwen2, ((H + 2 HK) HEAD,); else None.
         norm_w, norm_b: Weight and bias of Chameleon's norms, (H + HK, HEAD); else None.
         cos, sin: Rotary embeddings of each slot, float32 (slots, HEAD / 2).
         q: Queries, (M, H HEAD); written.
@@ -71,6 +72,8 @@ def qkv(
     angle = slot[:, None] * HALVES + j[None, :]
     c, s = tl.load(cos + angle, mask=is_fed, other=0.0), tl.load(sin + angle, mask=is_fed, other=0.0)
     a1, a2 = normed_products(x, gain, w, scale, n, n + HALVES, m, M, eps, D, BK, WARPS, LINES, PDL, INTERPRETED)
+    if bias is not None:
+        a1, a2 = a1 + tl.load(bias + n)[None, :], a2 + tl.load(bias + n + HALVES)[None, :]
     if head < H + HK:
         if norm_w is not None:
             mean = (tl.sum(a1, 1) + tl.sum(a2, 1))[:, None] / HEAD

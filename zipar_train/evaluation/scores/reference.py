@@ -3,7 +3,7 @@
 import hashlib
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,7 +55,7 @@ def open_reference(
     tokenizer: Tokenizer,
     size: tuple[int, int],
     batch_size: int = BLOCK,
-    grid: Grid | None = None,
+    grids: Sequence[Grid] = (),
     codes: int | None = None,
 ) -> Reference:
     """Read a reference and compute its features.
@@ -67,7 +67,8 @@ def open_reference(
         size: Height and width of the generated images in pixels. Larger images of a folder are cropped as ADM does;
             images of shards are resized like generated ones.
         batch_size: Images decoded at a time, for a shard set.
-        grid, codes: Required grid and codebook size of a shard set.
+        grids: Grids that a shard set may have; images of the first one are the reference. None: any.
+        codes: Required codebook size of a shard set.
 
     Raises:
         ValueError: If the source is none of these, is damaged or has another size; names it and the remedy.
@@ -76,8 +77,9 @@ def open_reference(
     if path.suffix == ".npz":
         return _from_adm(path, extractor, size=size)
     if path.suffix == ".json":
-        read_manifest(source, grid=grid, codes=codes)
-        return _from_shards(source, extractor, tokenizer, size=size, batch_size=batch_size)
+        read_manifest(source, grids=grids, codes=codes)
+        sides = (grids[0].height, grids[0].width) if grids else None
+        return _from_shards(source, extractor, tokenizer, size=size, sides=sides, batch_size=batch_size)
     if path.is_dir():
         return _from_folder(path, extractor, size=size)
     raise ValueError(f"evaluate.reference = {source}: nothing to compare with. {adm.REMEDY}")
@@ -117,10 +119,19 @@ def _from_adm(path: Path, extractor: Extractor, *, size: tuple[int, int]) -> Ref
 
 
 def _from_shards(
-    source: str, extractor: Extractor, tokenizer: Tokenizer, *, size: tuple[int, int], batch_size: int
+    source: str,
+    extractor: Extractor,
+    tokenizer: Tokenizer,
+    *,
+    size: tuple[int, int],
+    sides: Sequence[int] | None,
+    batch_size: int,
 ) -> Reference:
-    loader = ShardLoader(source, batch_size=batch_size)  # a single loader, so the described manifest is the one read
+    loader = ShardLoader(
+        source, batch_size=batch_size, sides=sides
+    )  # a single loader, so the described manifest is the one read
     manifest = loader.manifest
+    grid = manifest.grid_of(manifest.shards[0])
     _enough(source, manifest.samples)
     if manifest.tokenizer is not None and tokenizer.sha256 != manifest.tokenizer:
         raise ValueError(
@@ -131,7 +142,7 @@ def _from_shards(
     def blocks() -> Iterator[Tensor]:
         loader.load_state_dict({"epoch": 0, "steps": 0})
         for batch in loader:
-            yield tokenizer.decode(batch.codes.view(-1, *manifest.grid).to(extractor.device), size=size).cpu()
+            yield tokenizer.decode(grid.images(batch.codes)[-1].to(extractor.device), size=size).cpu()
 
     features = extractor(Pictures(blocks, manifest.samples, words="reference"), spatial=True)
     return Reference(

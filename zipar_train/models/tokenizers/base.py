@@ -75,8 +75,16 @@ def build_tokenizer(model: Model) -> Tokenizer | None:
         from zipar_train.models.tokenizers.emu3 import load_emu3_vq
 
         return load_emu3_vq(model.tokenizer_weights, codes=model.codebook_size)
+    if model.tokenizer == "glm-image":
+        from zipar_train.models.tokenizers.glm_image import load_glm_image_vq
+
+        return load_glm_image_vq(model.tokenizer_weights, codes=model.codebook_size)
     if model.tokenizer == "chameleon":
         from zipar_train.models.tokenizers.chameleon import load_chameleon_vq
 
         return load_chameleon_vq(model.tokenizer_weights, codes=model.codebook_size)
+    if model.tokenizer == "cosmos":
+        from zipar_train.models.tokenizers.cosmos import load_cosmos
+
+        return load_cosmos(model.tokenizer_weights, codes=model.codebook_size)
     return Palette.grey(model.codebook_size) if model.tokenizer == "palette" else None

@@ -14,17 +14,18 @@ from transformers.models.janus.configuration_janus import JanusVQVAEConfig
 from zipar_train.io.files import regular
 from zipar_train.models.files import Checksums, find, innermost, read_file, read_folder, tensors
 from zipar_train.models.filling import filled
+from zipar_train.models.names import renamed
 
 STRIDE = 16  # pixels per code in each direction
 CHUNK = 16  # images per pass through the convolutions
-NAMES = (  # from LlamaGen's names to JanusVQVAE's, as regular expressions
-    (r"^encoder\.conv_blocks\.(\d+)\.res\.", r"encoder.down.\1.block."),
-    (r"^encoder\.conv_blocks\.(\d+)\.", r"encoder.down.\1."),
-    (r"^decoder\.conv_blocks\.(\d+)\.res\.", r"decoder.up.\1.block."),
-    (r"^decoder\.conv_blocks\.(\d+)\.", r"decoder.up.\1."),
-    (r"^(en|de)coder\.mid\.0\.", r"\1coder.mid.block_1."),
-    (r"^(en|de)coder\.mid\.1\.", r"\1coder.mid.attn_1."),
-    (r"^(en|de)coder\.mid\.2\.", r"\1coder.mid.block_2."),
+NAMES = (  # LlamaGen's names, JanusVQVAE's names
+    ("encoder.conv_blocks.{}.res.", "encoder.down.{}.block."),
+    ("encoder.conv_blocks.{}.", "encoder.down.{}."),
+    ("decoder.conv_blocks.{}.res.", "decoder.up.{}.block."),
+    ("decoder.conv_blocks.{}.", "decoder.up.{}."),
+    *((f"{half}.mid.0.", f"{half}.mid.block_1.") for half in ("encoder", "decoder")),
+    *((f"{half}.mid.1.", f"{half}.mid.attn_1.") for half in ("encoder", "decoder")),
+    *((f"{half}.mid.2.", f"{half}.mid.block_2.") for half in ("encoder", "decoder")),
 )
 
 
@@ -100,7 +101,7 @@ def load_vq16(source: str | None, *, codes: int) -> VQ16:
     """Load the tokenizer from a published file (`vq_ds16_c2i.pt`); the architecture is inferred from its tensors.
 
     Args:
-        source: The file, or the folder of a Janus-Pro checkpoint; None: random weights.
+        source: The file, or the folder of a Janus checkpoint in either layout; None: random weights.
         codes: Codebook size.
 
     Raises:
@@ -113,9 +114,9 @@ def load_vq16(source: str | None, *, codes: int) -> VQ16:
         return _of_checkpoint(path, codes)
     checksums: Checksums = {}
     state = innermost(tensors(read_file(path, checksums=checksums), where=path))
-    renamed = {_rename(name): tensor for name, tensor in state.items() if name != "quantize.codebook_used"}
+    ours = _by_our_names(state)
     what = "is not a VQ-16 of LlamaGen. Give vq_ds16_c2i.pt or vq_ds16_t2i.pt"
-    model = filled(lambda: JanusVQVAE(_config(renamed)), renamed, where=path, what=what)
+    model = filled(lambda: JanusVQVAE(inferred_config(ours)), ours, where=path, what=what)
     tokenizer = VQ16(_unit(model), sha256=checksums[path])
     if tokenizer.stride != STRIDE:
         raise ValueError(
@@ -131,18 +132,32 @@ def load_vq16(source: str | None, *, codes: int) -> VQ16:
 
 
 def _of_checkpoint(path: Path, codes: int) -> VQ16:
-    """Load the VQ-16 from a Janus-Pro checkpoint in transformers' layout."""
-    prefix = "model.vqmodel."
-    state = {name.removeprefix(prefix): tensor for name, tensor in read_folder(path, prefix=prefix).items()}
-    try:
-        config = JanusVQVAEConfig(**json.loads(regular(path / "config.json").read_bytes())["vq_config"])
-    except Exception as error:  # from JSON, or from transformers' validation
-        raise ValueError(f"{path}/config.json describes no vq_config of Janus-Pro ({error!r})") from None
+    """Load the VQ-16 from a Janus-Pro checkpoint in transformers' layout or its authors' (deepseek-ai/Janus)."""
+    config = None
+    if state := _part(path, "gen_vision_model."):
+        state = _by_our_names(state)
+    else:
+        state = _part(path, "model.vqmodel.")
+        try:
+            config = JanusVQVAEConfig(**json.loads(regular(path / "config.json").read_bytes())["vq_config"])
+        except Exception as error:  # from JSON, or from transformers' validation
+            raise ValueError(f"{path}/config.json describes no vq_config of Janus-Pro ({error!r})") from None
     what = "holds no VQ-16 of Janus-Pro. Give the published checkpoint"
-    model = filled(lambda: JanusVQVAE(config), state, where=path, what=what)
-    if config.num_embeddings != codes:
-        raise ValueError(f"{path} has a codebook of {config.num_embeddings} codes, the recipe's model one of {codes}")
+    model = filled(lambda: JanusVQVAE(config or inferred_config(state)), state, where=path, what=what)
+    if model.config.num_embeddings != codes:
+        raise ValueError(
+            f"{path} has a codebook of {model.config.num_embeddings} codes, the recipe's model one of {codes}"
+        )
     return VQ16(_unit(model), sha256=fingerprint(state))
+
+
+def _part(path: Path, prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in read_folder(path, prefix=prefix).items()}
+
+
+def _by_our_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of LlamaGen's file by the names of JanusVQVAE, without the statistics of its training."""
+    return {renamed(name, NAMES): tensor for name, tensor in state.items() if name != "quantize.codebook_used"}
 
 
 def fingerprint(state: dict[str, torch.Tensor]) -> str:
@@ -160,14 +175,8 @@ def _unit(model: JanusVQVAE) -> JanusVQVAE:
     return model
 
 
-def _rename(name: str) -> str:
-    for theirs, ours in NAMES:
-        name = re.sub(theirs, ours, name)
-    return name
-
-
-def _config(state: dict[str, Tensor]) -> JanusVQVAEConfig:
-    """Infer the architecture from the shapes of tensors.
+def inferred_config(state: dict[str, Tensor]) -> JanusVQVAEConfig:
+    """Infer the architecture from the shapes of tensors by the names of JanusVQVAE.
 
     Raises:
         ValueError: If a tensor is missing.

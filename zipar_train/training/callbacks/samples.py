@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from zipar_train.decoding.decoder import Decoder
-from zipar_train.decoding.generator import Images
+from zipar_train.decoding.images import Images
 from zipar_train.decoding.memory import BatchTooLarge, is_oom
 from zipar_train.decoding.sampling import code_seeds
 from zipar_train.models.family import Family
@@ -95,7 +95,7 @@ class Samples(L.Callback):
         for start in range(0, len(wanted), self.batch_size):
             chunk = wanted[start : start + self.batch_size]
             numbers = code_seeds([start + k for k in range(len(chunk))], family.grid.num_codes, seed=0)
-            codes.append(decoder(chunk, numbers, self.sampling))
+            codes.append(family.grid.images(decoder(chunk, numbers, self.sampling))[-1])
             passes += decoder.passes(len(chunk))
             assert family.tokenizer
             pixels.append(family.tokenizer.decode(codes[-1]).cpu())

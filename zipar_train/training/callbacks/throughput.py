@@ -59,8 +59,8 @@ class ThroughputLogger(L.Callback):
         self.step, self.since, pl_module.metered = trainer.global_step, perf_counter(), True
         learnt = [p.numel() for p in pl_module.model.parameters() if p.requires_grad]
         trained = sum(learnt) / sum(p.numel() for p in pl_module.model.parameters())
-        teacher = pl_module.plans[pl_module.family.grid.row_length] if pl_module.distill else None
-        plan = pl_module.plans[min(pl_module.windows)]
+        teacher = pl_module.plans.plan(pl_module.family.grid.row_length) if pl_module.distill else None
+        plan = pl_module.plans.plan(min(pl_module.windows))
         self.flops = flops(pl_module.family, plan, trained=trained, teacher=teacher)
         dtype = torch.bfloat16 if "16" in str(trainer.precision) else torch.float32
         self.peak = peak_flops(trainer.strategy.root_device, dtype)

@@ -1,0 +1,268 @@
+"""One recipe on several grids: tokenized by aspect ratio, trained in batches of one grid, generated on any of them."""
+
+import io
+import json
+import tarfile
+from collections import Counter
+
+import pytest
+import torch
+from commands import picture, sets
+
+from zipar_train.data.batch import Batch
+from zipar_train.data.crops import views
+from zipar_train.data.epoch_order import Share
+from zipar_train.data.loader import ShardLoader
+from zipar_train.data.shards import read_manifest, read_shard
+from zipar_train.data.tokenize import tokenize
+from zipar_train.decoding.generator import Generator
+from zipar_train.models.family import build, target_hidden_states
+from zipar_train.models.restore import LoadedWeights
+from zipar_train.models.tokenizers.base import Palette
+from zipar_train.plan.masks import dense
+from zipar_train.plan.table import Plan
+from zipar_train.recipe.load import RecipeError, load_recipe
+from zipar_train.training.trainer import module_of
+
+CODES = 12
+WORDS = ["<pad>", "<bos>", "<unk>", "<|image start|>", "<|image token|>", "4*4", "3*6", "6*3", "a", "red", "car", "bad"]
+TOKENS = [*WORDS, "<|extra_200|>", *(f"<|extra_{k}|>" for k in range(201, 208))]
+TOKENS += [f"<|visual token {k:06d}|>" for k in range(CODES)]
+SIDES = [(4, 4), (3, 6), (6, 3)]
+SIZES = [(40, 40), (60, 30), (33, 60), (44, 40), (90, 46)]  # of pictures: width, height
+NEAREST = [(4, 4), (3, 6), (6, 3), (4, 4), (3, 6)]
+COUNT = 30
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    """A tokenizer of text as Emu3's, with few words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("words")
+    tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(TOKENS)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    special = ["<|image start|>", "<|image token|>"]
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        unk_token="<unk>",
+        additional_special_tokens=special,
+    ).save_pretrained(folder)
+    return folder
+
+
+def overrides(words, folder, *more):
+    return [
+        "model.size=null",
+        "model.num_layers=2",
+        "model.num_heads=2",
+        "model.num_kv_heads=1",
+        "model.hidden_size=16",
+        "model.ffn_size=24",
+        f"model.codebook_size={CODES}",
+        "model.grid=[4,4]",
+        "model.other_grids=[[3,6],[6,3]]",
+        f"model.token_prompt={{encoder: {words}, tokens: 8, vocabulary: {len(TOKENS)}, negative_prompt: bad}}",
+        "model.tokenizer=palette",
+        "model.tokenizer_weights=null",
+        "model.weights=null",
+        "tune.lora=null",
+        "tune.compile=false",
+        "tune.attention=sdpa",
+        "tune.distill=0",
+        "zipar.windows={5: 1, 2: 1}",
+        "evaluate.windows=[5,2]",
+        f"data.train={folder}/train.json",
+        f"data.val={folder}/val.json",
+        "data.micro_batch_size=4",
+        "data.workers=0",
+        "optim.global_batch_size=4",
+        "trainer.accelerator=cpu",
+        "trainer.precision=32-true",
+        "trainer.val_check_interval=1.0",
+        "trainer.max_epochs=1",
+        "log.wandb=disabled",
+        f"run_dir={folder}/run",
+        *more,
+    ]
+
+
+@pytest.fixture(scope="module")
+def shards(words, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shards")
+    for split in ("train", "val"):
+        with tarfile.open(folder / f"{split}.tar", "w") as tar:
+            for i in range(COUNT):
+                buffer = io.BytesIO()
+                picture(i, SIZES[i % 5]).save(buffer, "png")
+                for kind, data in (("png", buffer.getvalue()), ("txt", b"a red car")):
+                    member = tarfile.TarInfo(f"{i:04d}.{kind}")
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
+        recipe = load_recipe("emu3-gen", overrides(words, folder))
+        tokenize(recipe, images=str(folder / f"{split}.tar"), out=folder, split=split, per_shard=11, progress=False)
+    return folder
+
+
+def test_every_image_has_the_grid_of_the_nearest_aspect_ratio(shards):
+    manifest = read_manifest(shards / "train.json")
+    found = {}
+    for shard in manifest.shards:
+        grid = manifest.grid_of(shard)
+        for sample in read_shard(shards / "train.json", shard, manifest):
+            assert sample.codes.shape == (1, grid.height, grid.width)
+            found[sample.key] = (grid.height, grid.width)
+    assert [found[key] for key in sorted(found)] == [NEAREST[i % 5] for i in range(COUNT)]
+    assert len(manifest.shards) == 3 * 3  # parts times grids
+    assert sorted((grid.height, grid.width) for grid, _ in manifest.split()) == sorted(SIDES)
+
+
+def test_codes_are_those_of_the_whole_picture_at_its_grid(shards):
+    manifest = read_manifest(shards / "train.json")
+    shard = next(s for s in manifest.shards if s.grid == (3, 6))
+    sample = next(iter(read_shard(shards / "train.json", shard, manifest)))
+    number = int(sample.key[-4:])
+    pixels = views(picture(number, SIZES[number % 5]), 3, 6, "one")
+    assert (Palette.grey(CODES).encode(pixels).numpy() == sample.codes).all()
+
+
+@pytest.mark.parametrize("shuffle", [1, 100])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_every_batch_has_one_grid_and_every_sample_is_seen(shards, shuffle, workers):
+    loader = ShardLoader(shards / "train.json", batch_size=3, seed=1, shuffle=shuffle, workers=workers)
+    batches = list(loader)
+    assert len(batches) == len(loader)
+    for batch in batches:
+        assert batch.codes.shape[1] == batch.sides[0] * batch.sides[1]
+        for key in batch.keys:
+            assert NEAREST[int(key[-4:]) % 5] == batch.sides
+    counts = Counter(key for batch in batches for key in batch.keys)
+    assert len(counts) == COUNT
+    assert {batch.sides for batch in batches} == set(SIDES)
+    if shuffle == 1:
+        assert set(counts.values()) == {1}
+    else:
+        turns = [batch.sides for batch in batches]
+        assert turns != sorted(turns, key=turns.index)  # mixed
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_resumed_epoch_goes_on_where_it_stopped(shards, ranks):
+    def steps(first, rank):
+        loader = ShardLoader(
+            shards / "train.json", batch_size=2, step=2 * ranks, shuffle=50, seed=3, share=Share(rank, ranks)
+        )
+        loader.load_state_dict({"epoch": 0, "steps": first})
+        return [batch.keys for batch in loader]
+
+    for rank in range(ranks):
+        whole = steps(0, rank)
+        for first in range(len(whole)):
+            assert steps(first, rank) == whole[first:]
+
+
+def test_only_one_grid_can_be_read(shards):
+    loader = ShardLoader(shards / "train.json", batch_size=4, sides=[6, 3])
+    assert {batch.sides for batch in loader} == {(6, 3)}
+    assert loader.manifest.samples == COUNT // 5
+    with pytest.raises(ValueError, match="no shard holds images of 5 x 5 codes"):
+        ShardLoader(shards / "train.json", batch_size=4, sides=[5, 5])
+
+
+def test_the_loss_of_a_batch_is_that_of_a_model_built_on_its_grid(shards, words):
+    """Every grid, with its own size in the prompt; the widest window is next-token on each."""
+    recipe = load_recipe("emu3-gen", overrides(words, shards))
+    torch.manual_seed(0)
+    family = build(recipe.model, dtype=torch.float64)
+    module = module_of(recipe, family)
+    seen = set()
+    for batch in ShardLoader(shards / "train.json", batch_size=3):
+        seen.add(batch.sides)
+        alone = build(recipe.model.on(batch.sides), dtype=torch.float64)
+        alone.model.load_state_dict(family.model.state_dict())
+        condition = alone.check(batch.condition)
+        for window in (5, 2):
+            size = alone.grid.row_length if window == 5 else window
+            plan = Plan.zipar(alone.grid, window=size, prompt=alone.prompt_length)
+            hidden = target_hidden_states(alone, plan, batch.codes, condition, dense(plan))
+            logits = alone.head(hidden).log_softmax(-1)
+            expected = -logits.gather(-1, batch.codes[..., None]).mean()
+            found = module.losses(batch, module.plans.family(batch.sides).check(batch.condition), window)[0]
+            assert abs(found - expected) < 1e-9
+    assert seen == set(SIDES)
+
+
+def test_images_of_a_grid_are_those_of_a_model_of_that_grid(words, tmp_path):
+    recipe = load_recipe("emu3-gen", overrides(words, tmp_path))
+    torch.manual_seed(0)
+    state = build(recipe.model).model.state_dict()
+    saved = LoadedWeights(tmp_path, recipe, state, {})
+    generator = Generator(recipe, saved, device="cpu")
+    for rows, columns in SIDES:
+        own = recipe.model_copy(update={"model": recipe.model.on([rows, columns])})
+        alone = Generator(own, saved._replace(recipe=own), device="cpu").generate(["a car", "a red car"], window=2)
+        found = generator.generate(["a car", "a red car"], window=2, grid=[rows, columns])
+        assert torch.equal(found.codes, alone.codes)
+        assert found.codes.shape[1:] == (rows, columns)
+        assert found.pixels.shape[2:] == (rows, columns)
+    with pytest.raises(ValueError, match="grid 5x5: the recipe has 4x4, 3x6, 6x3. Add it to model.other_grids"):
+        generator.generate(["a car"], grid=[5, 5])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["model.other_grids=[[3,6],[3,6]]"], r"other_grids: \[3, 6\] is given twice"),
+        (["model.other_grids=[[4,4]]"], r"other_grids: \[4, 4\] is given twice, or is grid"),
+        (["model.other_grids=[[200,200]]"], "40,000 codes, more than 16,384"),
+        (["model.preview=[2,2]"], "only glm-image has one"),
+    ],
+)
+def test_what_recipes_cannot_have(words, tmp_path, changes, message):
+    with pytest.raises(RecipeError, match=message):
+        load_recipe("emu3-gen", overrides(words, tmp_path, *changes))
+
+
+def test_models_without_sizes_in_their_prompt_have_one_grid():
+    with pytest.raises(RecipeError, match="family llamagen does not know the size of an image"):
+        load_recipe("digits", ["model.other_grids=[[4,4]]"])
+
+
+def test_shards_of_a_grid_that_the_recipe_lacks_are_refused(shards, words):
+    recipe = load_recipe("emu3-gen", overrides(words, shards, "model.other_grids=[[3,6]]"))
+    with pytest.raises(ValueError, match="grid 6x3, but the recipe's model has 4x4 or 3x6"):
+        read_manifest(shards / "train.json", grids=recipe.model.rasters)
+
+
+def test_the_command_line(shards, words, tmp_path, run):
+    """Tokenized before: trained for an epoch, evaluated on the first grid, generated on another."""
+    settings = sets(overrides(words, shards, f"run_dir={tmp_path}/run", "optim.lr=1e-2"))
+    status, out, err = run("shards", "check", shards / "train.json", "--recipe", "emu3-gen", *settings)
+    assert status == 0, err
+    assert "4 x 4, 3 x 6, 6 x 3" in out
+    status, out, err = run("fit", "--recipe", "emu3-gen", *settings)
+    assert status == 0, err
+    written = (tmp_path / "run" / "metrics.csv").read_text() if (tmp_path / "run" / "metrics.csv").exists() else ""
+    assert "nan" not in written
+    status, out, err = run(
+        "generate", "--checkpoint", tmp_path / "run", "--caption", "a car", "--grid", "6x3", "--window", "2",
+        "--out", tmp_path / "wide.png",
+    )  # fmt: skip
+    assert status == 0, err
+    status, out, err = run(
+        "generate", "--checkpoint", tmp_path / "run", "--caption", "a car", "--grid", "6 by 3", "--out",
+        tmp_path / "wide.png",
+    )  # fmt: skip
+    assert status == 2 and "--grid '6 by 3': write rows and columns of codes, for example 48x64" in err
+    manifest = json.loads((shards / "train.json").read_text())
+    assert manifest["other_grids"] == [[3, 6], [6, 3]]
+
+
+def test_a_batch_without_sides_has_the_grid_of_the_recipe(words, tmp_path):
+    recipe = load_recipe("emu3-gen", overrides(words, tmp_path))
+    family = build(recipe.model)
+    module = module_of(recipe, family)
+    assert module.plans.family(Batch(torch.zeros(1, 16), None).sides) is family
