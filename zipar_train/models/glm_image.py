@@ -22,7 +22,6 @@ from transformers import (
 from transformers.models.glm_image.modeling_glm_image import GlmImagePreTrainedModel
 
 from zipar_train.models.conditions import Condition
-from zipar_train.models.files import find
 from zipar_train.models.text_to_image import TextToImage
 from zipar_train.models.token_prompts import Prompter, Prompts
 from zipar_train.plan.grid import Grid
@@ -68,7 +67,7 @@ class GlmImagePrompter(Prompter):
         """The tokenizer, with the chat template of the processor, whose file it may lack."""
         tokenizer = super().tokenizer
         with suppress(OSError):  # a folder of a tokenizer alone
-            values, _ = GlmImageProcessor.get_processor_dict(str(find(self.text.encoder)))
+            values, _ = GlmImageProcessor.get_processor_dict(tokenizer.name_or_path)
             tokenizer.chat_template = values.get("chat_template") or tokenizer.chat_template
         return tokenizer
 
