@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms.functional import resize
+from torchvision.transforms.functional import InterpolationMode, resize
 from tqdm import tqdm
 
 from zipar_train.data.crops import Views, views
@@ -154,7 +154,7 @@ def _encode(pixels: Tensor, grid: Grid, tokenizer: Tokenizer) -> Tensor:
     """Return the codes (B, H, W) of images resized to the size of a grid."""
     size = [grid.height * tokenizer.stride, grid.width * tokenizer.stride]
     if list(pixels.shape[-2:]) != size:
-        pixels = resize(pixels, size, antialias=True)
+        pixels = resize(pixels, size, interpolation=InterpolationMode.BICUBIC, antialias=True)
     return tokenizer.encode(pixels)
 
 
