@@ -2,8 +2,8 @@
 
     python scripts/models_table.py
 
-Memory is the estimate of `zipar-train plan`, of the recipe as it is: LoRA where the recipe has it, and the largest number
-of images whose estimate is below 95 % of the device.
+Memory is the estimate of `zipar-train plan`, of the recipe as it is: LoRA where the recipe has it, and the largest
+number of images whose estimate is below 95 % of the device.
 """
 
 import argparse
