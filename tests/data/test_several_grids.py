@@ -1,20 +1,19 @@
 """One recipe on several grids: tokenized by aspect ratio, trained in batches of one grid, generated on any of them."""
 
-import io
 import json
-import tarfile
 from collections import Counter
 
 import pytest
+import several_grids
 import torch
 from commands import picture, sets
+from several_grids import CODES, COUNT, NEAREST, SIDES, SIZES, overrides
 
 from zipar_train.data.batch import Batch
 from zipar_train.data.crops import views
 from zipar_train.data.epoch_order import Share
 from zipar_train.data.loader import ShardLoader
 from zipar_train.data.shards import read_manifest, read_shard
-from zipar_train.data.tokenize import tokenize
 from zipar_train.decoding.generator import Generator
 from zipar_train.models.family import build, target_hidden_states
 from zipar_train.models.restore import LoadedWeights
@@ -24,87 +23,15 @@ from zipar_train.plan.table import Plan
 from zipar_train.recipe.load import RecipeError, load_recipe
 from zipar_train.training.trainer import module_of
 
-CODES = 12
-WORDS = ["<pad>", "<bos>", "<unk>", "<|image start|>", "<|image token|>", "4*4", "3*6", "6*3", "a", "red", "car", "bad"]
-TOKENS = [*WORDS, "<|extra_200|>", *(f"<|extra_{k}|>" for k in range(201, 208))]
-TOKENS += [f"<|visual token {k:06d}|>" for k in range(CODES)]
-SIDES = [(4, 4), (3, 6), (6, 3)]
-SIZES = [(40, 40), (60, 30), (33, 60), (44, 40), (90, 46)]  # of pictures: width, height
-NEAREST = [(4, 4), (3, 6), (6, 3), (4, 4), (3, 6)]
-COUNT = 30
-
 
 @pytest.fixture(scope="module")
 def words(tmp_path_factory):
-    """A tokenizer of text as Emu3's, with few words."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    folder = tmp_path_factory.mktemp("words")
-    tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(TOKENS)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    special = ["<|image start|>", "<|image token|>"]
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        bos_token="<bos>",
-        unk_token="<unk>",
-        additional_special_tokens=special,
-    ).save_pretrained(folder)
-    return folder
-
-
-def overrides(words, folder, *more):
-    return [
-        "model.size=null",
-        "model.num_layers=2",
-        "model.num_heads=2",
-        "model.num_kv_heads=1",
-        "model.hidden_size=16",
-        "model.ffn_size=24",
-        f"model.codebook_size={CODES}",
-        "model.grid=[4,4]",
-        "model.other_grids=[[3,6],[6,3]]",
-        f"model.token_prompt={{encoder: {words}, tokens: 8, vocabulary: {len(TOKENS)}, negative_prompt: bad}}",
-        "model.tokenizer=palette",
-        "model.tokenizer_weights=null",
-        "model.weights=null",
-        "tune.lora=null",
-        "tune.compile=false",
-        "tune.attention=sdpa",
-        "tune.distill=0",
-        "zipar.windows={5: 1, 2: 1}",
-        "evaluate.windows=[5,2]",
-        f"data.train={folder}/train.json",
-        f"data.val={folder}/val.json",
-        "data.micro_batch_size=4",
-        "data.workers=0",
-        "optim.global_batch_size=4",
-        "trainer.accelerator=cpu",
-        "trainer.precision=32-true",
-        "trainer.val_check_interval=1.0",
-        "trainer.max_epochs=1",
-        "log.wandb=disabled",
-        f"run_dir={folder}/run",
-        *more,
-    ]
+    return several_grids.words(tmp_path_factory.mktemp("words"))
 
 
 @pytest.fixture(scope="module")
 def shards(words, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("shards")
-    for split in ("train", "val"):
-        with tarfile.open(folder / f"{split}.tar", "w") as tar:
-            for i in range(COUNT):
-                buffer = io.BytesIO()
-                picture(i, SIZES[i % 5]).save(buffer, "png")
-                for kind, data in (("png", buffer.getvalue()), ("txt", b"a red car")):
-                    member = tarfile.TarInfo(f"{i:04d}.{kind}")
-                    member.size = len(data)
-                    tar.addfile(member, io.BytesIO(data))
-        recipe = load_recipe("emu3-gen", overrides(words, folder))
-        tokenize(recipe, images=str(folder / f"{split}.tar"), out=folder, split=split, per_shard=11, progress=False)
-    return folder
+    return several_grids.shards(words, tmp_path_factory.mktemp("shards"))
 
 
 def test_every_image_has_the_grid_of_the_nearest_aspect_ratio(shards):
@@ -168,7 +95,7 @@ def test_only_one_grid_can_be_read(shards):
     loader = ShardLoader(shards / "train.json", batch_size=4, sides=[6, 3])
     assert {batch.sides for batch in loader} == {(6, 3)}
     assert loader.manifest.samples == COUNT // 5
-    with pytest.raises(ValueError, match="no shard holds images of 5 x 5 codes"):
+    with pytest.raises(ValueError, match="train.json has no images of 5x5 codes, only of 4x4, 3x6, 6x3: use shards"):
         ShardLoader(shards / "train.json", batch_size=4, sides=[5, 5])
 
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numbered_shards import LAYOUT, number, samples, seen, written
 
-from zipar_train.data import loader as loading
+from zipar_train.data import epoch as loading
 from zipar_train.data.datamodule import ShardDataModule
 from zipar_train.data.epoch_order import Share
 from zipar_train.data.loader import ShardLoader

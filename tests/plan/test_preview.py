@@ -37,6 +37,7 @@ def test_a_plan_with_a_preview_is_the_plans_of_both_grids_one_after_the_other(gr
     plan = Plan.zipar(grid, **sizes, **rule, prompt=prompt)
     preview, image = grid.preview, Grid(grid.height, grid.width)
     inner = min(sizes.get("preview_window", sizes["window"]), preview.width)
+    inner = preview.width if sizes["window"] == grid.row_length else inner  # next-token
     first = Plan.zipar(preview, window=inner, **rule, prompt=prompt)
     second = Plan.zipar(image, window=min(sizes["window"], image.width), **rule)
     columns = np.stack([plan.step, plan.source, plan.position, plan.target, plan.expires], 1)
@@ -49,6 +50,8 @@ def test_passes_of_glm_image_at_1024_pixels():
     assert [Plan.zipar(grid, window=window).passes for window in (32, 4, 2)] == [1280, 272, 184]
     assert Plan.raster(grid).passes == 1280
     assert Plan.zipar(grid, window=4, preview_window=16).passes == 256 + 184
+    assert Plan.zipar(grid, window=4, preview_window=20).passes == 256 + 184  # at most a row
+    assert Plan.zipar(grid, window=32, preview_window=2).passes == 1280  # next-token
 
 
 def test_the_image_sees_the_whole_preview():
@@ -73,8 +76,8 @@ def test_codes_split_into_images():
         (lambda: Grid(2, 2, row_end=True, preview=Grid(1, 1)), "a preview does not go with row ends"),
         (lambda: Grid(2, 2, preview=Grid(1, 1, row_end=True)), "a preview does not go with row ends"),
         (lambda: Plan.zipar(Grid(2, 4, preview=Grid(1, 2)), window=5), "window 5 does not fit a row of 4"),
-        (lambda: Plan.zipar(Grid(2, 4, preview=Grid(1, 2)), window=4, preview_window=3), "window 3 does not fit"),
-        (lambda: Plan.zipar(Grid(2, 4), window=4, preview_window=1), "window 1 does not fit a row of 0"),
+        (lambda: Plan.zipar(Grid(2, 4, preview=Grid(1, 2)), window=3, preview_window=0), "must be at least 1"),
+        (lambda: Plan.zipar(Grid(2, 4), window=3, preview_window=1), "a grid of 2 x 4 codes has no preview"),
     ],
 )
 def test_what_does_not_fit(make, message):

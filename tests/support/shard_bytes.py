@@ -59,7 +59,7 @@ def looked_at(path, layout):
             try:
                 batches = list(loader)
             except ValueError as error:
-                none = damaged == "skip" and "none of its shards can be read" in str(error)
+                none = damaged == "skip" and "none of its shards" in str(error)
                 assert contents.problems and (none or (damaged == "stop" and ".tar" in str(error)))  # noqa: PT017
             else:
                 assert sum(len(batch.codes) for batch in batches) == -(-manifest.samples // 3) * 3  # the last filled up

@@ -98,12 +98,12 @@ def test_what_stands_in_for_damage_is_repeatable_and_whole(many, capsys):
     assert [key for batch in resumed for key in batch.keys] == after[320:]
     for path in many.glob("*.tar"):
         hurt(path, "flipped") if path.name != "train-000003.tar" else None
-    with pytest.raises(ValueError, match="none of its shards can be read"):
+    with pytest.raises(ValueError, match="none of its shards of 8 x 8 codes can be read"):
         seen()
 
 
 def test_a_loader_that_stalls_is_told_and_one_that_dies_is_an_error(many, capfd, monkeypatch):
-    from zipar_train.data import loader as loading
+    from zipar_train.data import epoch as loading
 
     def slow(*args, **kwargs):
         time.sleep(0.4)

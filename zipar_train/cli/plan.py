@@ -78,6 +78,9 @@ def plan(
         "windows": rows,
         "map": {"window": shown.window, "generated_at": maps[-1].tolist()},
     }
+    if preview := grid.preview:
+        record |= {"preview": [preview.height, preview.width]}
+        record["map"]["preview_generated_at"] = maps[0].tolist()
     if memory:
         from zipar_train.training.memory_estimate import advice, predict, room_here
 

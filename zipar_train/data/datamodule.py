@@ -6,8 +6,9 @@ from typing import Any
 
 import lightning as L
 
+from zipar_train.data.epoch import Damaged
 from zipar_train.data.epoch_order import Share
-from zipar_train.data.loader import Damaged, ShardLoader
+from zipar_train.data.loader import ShardLoader
 from zipar_train.data.shards import Misfit, read_manifest, same_classes
 from zipar_train.plan.grid import Grid
 
@@ -64,6 +65,7 @@ class ShardDataModule(L.LightningDataModule):
                 f"{train} has {images:,} images{of}, and a step takes {step:,}: lower "
                 "optim.global_batch_size, or data.micro_batch_size, trainer.accumulate_grad_batches or the number of "
                 "devices, whose product it is"
+                + ("; or tokenize without this grid in model.other_grids" if several else "")
             )
 
     def train_dataloader(self) -> ShardLoader:

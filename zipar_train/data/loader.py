@@ -3,117 +3,21 @@
 import random
 import sys
 import threading
-from bisect import bisect
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import accumulate, islice
+from itertools import islice
 from math import ceil
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
-import numpy as np
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader
 
-from zipar_train.data.batch import Batch, collate, joined
-from zipar_train.data.epoch_order import Order, Share
-from zipar_train.data.manifest import Manifest, Shard
-from zipar_train.data.sample import Sample
-from zipar_train.data.shards import Misfit, read_manifest, read_shard
+from zipar_train.data.batch import Batch, joined
+from zipar_train.data.epoch import Damaged, Epoch, GridEpoch
+from zipar_train.data.epoch_order import Share
+from zipar_train.data.shards import Misfit, read_manifest
 from zipar_train.io.remote import conceal, is_url
 from zipar_train.run.signals import held, ignore_signals
-
-Damaged = Literal["stop", "skip"]
-
-
-class _Part(NamedTuple):
-    """A reader's part of a step: its batch, None if it has no images, and the damage found since the last step."""
-
-    batch: Batch | None
-    damaged: dict[str, int]  # description: number of samples
-
-
-@dataclass
-class _Epoch(IterableDataset):
-    """One rank's part of each step of an epoch over shards of one grid, split evenly among its loader processes."""
-
-    path: str | Path
-    manifest: Manifest
-    shards: list[Shard]
-    seed: int
-    epoch: int
-    shuffle: int
-    step: int  # images per step
-    share: Share
-    first: int  # first step
-    damaged: Damaged
-    misfit: Misfit | None = None
-
-    def __post_init__(self) -> None:
-        self.found: dict[str, int] = {}
-        if self.shuffle > 1:
-            random.Random(f"{self.seed}-{self.epoch}").shuffle(self.shards)
-        self.starts = [0, *accumulate(shard.samples for shard in self.shards)]
-        self.order = Order(self.starts[-1], len(self.shards), self.step, self.shuffle, f"{self.seed}-{self.epoch}")
-
-    def __iter__(self) -> Iterator[_Part | ValueError]:
-        worker = get_worker_info()
-        part, parts = (worker.id, worker.num_workers) if worker else (0, 1)
-        try:
-            numbers = self.order.numbers(self.first, self.share, part, parts)
-            lanes = {lane: self._read(mine) for lane, mine in numbers.items()}
-            for step in range(self.first, self.order.steps):
-                low, high = self.order.places(step, self.share, part, parts)
-                chunk = [next(lanes[place // self.order.width]) for place in range(low, high)]
-                found, self.found = self.found, {}
-                yield _Part(collate(chunk) if chunk else None, found)
-        except ValueError as error:  # passed on as a value: a loader process would wrap it in its traceback
-            yield error
-
-    def _read(self, numbers: list[int]) -> Iterator[tuple[Any, Any, str]]:
-        """Yield codes, condition and key of samples given by number in the epoch's sequence; read each shard once."""
-        held: dict[int, Any] = {}
-        ahead = iter(sorted(set(numbers)))
-        left = Counter(numbers)
-        shard, samples = -1, []  # type: ignore[var-annotated]
-        for number in numbers:
-            while number not in held:
-                read = next(ahead)
-                if read >= self.starts[shard + 1] or shard < 0:
-                    shard = bisect(self.starts, read) - 1
-                    samples = self._samples(shard)
-                held[read] = samples[(read - self.starts[shard]) % len(samples)]
-            yield held[number]
-            left[number] -= 1
-            if not left[number]:
-                del held[number]
-
-    def _samples(self, index: int) -> list[tuple[Any, Any, str]]:
-        """Return one view of each sample of a shard; if damage is skipped, of the next shard that can be read."""
-        for shard in self.shards[index:] + self.shards[:index]:
-            bad: list[ValueError] | None = [] if self.damaged == "skip" else None
-            try:
-                read = read_shard(self.path, shard, self.manifest, bad=bad, misfit=self.misfit)
-                numbered = enumerate(read, self.starts[index])
-                found = [self._view(number, sample, f"{shard.name}/{sample.key}") for number, sample in numbered]
-            except ValueError as error:
-                if bad is None:
-                    raise
-                self.found[str(error)] = shard.samples
-                continue
-            self.found |= {str(error): 1 for error in bad or ()}
-            if found:
-                return found
-        raise ValueError(f"{self.path}: none of its shards can be read. Copy or make them again")
-
-    def _view(self, number: int, sample: Sample, key: str) -> tuple[Any, Any, str]:
-        views, view = len(sample.codes), 0
-        if views > 1 and self.shuffle > 1:
-            view = random.Random(f"{self.seed}-{self.epoch}-{number}").randrange(views)
-        condition = sample.condition if sample.features is None else sample.features
-        grids = [sample.codes] if sample.preview is None else [sample.preview, sample.codes]
-        return np.concatenate([codes[view].ravel() for codes in grids]), condition, key
 
 
 class ShardLoader:
@@ -122,8 +26,9 @@ class ShardLoader:
     All images of a step have the same grid. Steps of different grids follow in random order, or one grid after the
     other without shuffling.
 
-    The last step of a shuffled epoch is filled up, so that all steps have the same size: up to `step` - 1 samples occur
-    twice. Without shuffling, the last batch is short, and is divided among the ranks as evenly as possible.
+    The last step of each grid in a shuffled epoch is filled up, so that all steps have the same size: up to `step` - 1
+    samples of a grid occur twice. Without shuffling, the last step of each grid is short, and is divided among the
+    ranks and their batches as evenly as possible; a batch without images of its own repeats one.
 
     Args:
         manifest: Path or URL of the shard set.
@@ -155,8 +60,7 @@ class ShardLoader:
         stalled: float | None = None,
     ):
         self.path = conceal(str(manifest)) if is_url(manifest) else manifest
-        whole = read_manifest(manifest)
-        self.manifest = whole.only(sides) if sides else whole
+        self.manifest = read_manifest(manifest, sides=sides)
         self.share, self.grids = share or Share(), self.manifest.split()
         self.batch_size, self.step = batch_size, step or batch_size * self.share.of
         assert self.step % (batch_size * self.share.of) == 0
@@ -197,36 +101,35 @@ class ShardLoader:
         """Yield batches from step `first` on."""
         turns = self._turns()
         readers = min(self.workers, self.step // self.share.of)
-        readers = max(readers // len(self.grids), min(1, readers))  # of each grid
-        streams: dict[int, Iterator[Batch | None]] = {}
+        stream = self._parts(self._epoch(turns, first), readers)
         for turn in turns[first:]:
-            grid, shards = self.grids[turn]
-            if turn not in streams:
-                streams[turn] = self._parts(self._epoch(list(shards), turns[:first].count(turn)), readers)
-            parts = [part for part in islice(streams[turn], max(1, readers)) if part]
+            grid = self.grids[turn][0]
+            parts = [part for part in islice(stream, max(1, readers)) if part]
             whole = parts[0] if len(parts) == 1 else joined(parts)
-            for start in range(0, len(whole.codes), self.batch_size):
-                cut = slice(start, start + self.batch_size)
-                sides = (grid.height, grid.width)
-                yield Batch(whole.codes[cut], whole.condition[cut], whole.keys[cut], sides)
+            images, batches = len(whole.codes), self.batches_a_step
+            for k in range(batches):  # a short step has as many batches as the others, if need be with an image twice
+                low = min(images * k // batches, images - 1)
+                cut = slice(low, max(images * (k + 1) // batches, low + 1))
+                yield Batch(whole.codes[cut], whole.condition[cut], whole.keys[cut], (grid.height, grid.width))
 
-    def _epoch(self, shards: list[Shard], first: int) -> _Epoch:
-        """Return the epoch over shards of one grid, from its step `first` on."""
-        return _Epoch(
-            self.path,
-            self.manifest,
-            shards,
-            self.seed,
-            self.epoch,
-            self.shuffle,
-            self.step,
-            self.share,
-            first,
-            self.skip,
-            self.misfit,
-        )
+    def _epoch(self, turns: list[int], first: int) -> Epoch:
+        """Return the epoch whose steps have these grids, from step `first` on."""
+        grids = [
+            GridEpoch(
+                path=self.path,
+                manifest=self.manifest,
+                shards=list(shards),
+                seed=f"{self.seed}-{self.epoch}",
+                shuffle=self.shuffle,
+                step=self.step,
+                damaged=self.skip,
+                misfit=self.misfit,
+            )
+            for _, shards in self.grids
+        ]
+        return Epoch(grids, turns, first=first, share=self.share)
 
-    def _parts(self, epoch: _Epoch, readers: int) -> Iterator[Batch | None]:
+    def _parts(self, epoch: Epoch, readers: int) -> Iterator[Batch | None]:
         """Yield the batches of the readers in turn, and raise their errors."""
         with held():
             batches: Any = iter(DataLoader(epoch, batch_size=None, num_workers=readers, worker_init_fn=ignore_signals))

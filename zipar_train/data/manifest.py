@@ -1,7 +1,6 @@
 """The manifest of a shard set: what every sample is like, and the count and checksum of every shard."""
 
 import hashlib
-from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -9,7 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from zipar_train.plan.grid import Grid
 from zipar_train.recipe.fields import Side, Vocabulary
 
-LATER = ("class_names", "prompt", "preview", "other_grids")  # optional fields that older manifests lack
+UNRECORDED = ("class_names", "prompt")  # fields that older manifests lack, whatever their images are
+LATER = (*UNRECORDED, "preview", "other_grids")  # all optional fields that older manifests lack
 
 Sides = tuple[Side, Side]  # rows and columns of codes
 
@@ -76,17 +76,6 @@ class Manifest(Layout):
         if all(shard.grid is None for shard in self.shards):
             unset["shards"] = {"__all__": {"grid", "preview"}}
         return unset
-
-    def only(self, sides: Sequence[int]) -> "Manifest":
-        """Return the manifest of the shards whose grid has these rows and columns of codes.
-
-        Raises:
-            ValueError: If there are none.
-        """
-        shards = tuple(shard for shard in self.shards if (shard.grid or self.grid) == tuple(sides))
-        if not shards:
-            raise ValueError(f"{self.source}: no shard holds images of {sides[0]} x {sides[1]} codes")
-        return self.model_copy(update={"shards": shards})
 
     def split(self) -> list[tuple[Grid, tuple[Shard, ...]]]:
         """Return each grid that occurs, with its shards; in the order of first occurrence."""

@@ -132,15 +132,18 @@ def read_manifest(
     codes: int | None = None,
     classes: int | None = None,
     captions: bool = False,
+    sides: Sequence[int] | None = None,
 ) -> Manifest:
     """Read the manifest of a shard set, and check it against the model's requirements and the existing shards.
 
     Args:
         grids: Grids that the model supports; none: any.
         captions: The model requires captions, not classes.
+        sides: Rows and columns of codes: return only the shards of this grid. None: all shards.
 
     Raises:
-        ValueError: If the manifest is missing or does not fit; names the file, the problem and the remedy.
+        ValueError: If the manifest is missing or does not fit, or no shard has this grid; names the file, the problem
+            and the remedy.
     """
     path = conceal(str(path)) if is_url(path) else path
     try:
@@ -176,7 +179,16 @@ def read_manifest(
             raise ValueError(f"{path} names the shard {shard.name!r}: shards lie beside their manifest")
         if not is_url(path) and not Path(beside(path, shard.name)).is_file():
             raise ValueError(f"{beside(path, shard.name)} is missing, though {path} lists it: copy or make it again")
-    return manifest
+    if sides is None:
+        return manifest
+    chosen = tuple(shard for shard in manifest.shards if (shard.grid or manifest.grid) == tuple(sides))
+    if not chosen:
+        there = ", ".join(_named(grid) for grid, _ in manifest.split())
+        raise ValueError(
+            f"{path} has no images of {sides[0]}x{sides[1]} codes, only of {there}: use shards that have some, or set "
+            "model.grid to one of these"
+        )
+    return manifest.model_copy(update={"shards": chosen})
 
 
 def _named(grid: Grid) -> str:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from zipar_train.data.crops import Views
 from zipar_train.data.encoding import LABEL, EncodedImage, Waiting, Work, encoded, fitting_rows, loader_context
 from zipar_train.data.image_sources import Source, open_source
-from zipar_train.data.manifest import LATER, Layout, Manifest, Shard
+from zipar_train.data.manifest import UNRECORDED, Layout, Manifest, Shard
 from zipar_train.data.sample import Sample
 from zipar_train.data.shards import read_manifest, shard_name, write_manifest, write_shard
 from zipar_train.data.splits import class_numbers
@@ -217,7 +217,7 @@ def _begin(notes: Path, settings: dict[str, Any]) -> None:
 
 
 def _same(theirs: dict[str, Any], ours: dict[str, Any], where: Path) -> None:
-    later = [key for key in LATER if theirs.get(key) is None]  # written before this field existed
+    later = [key for key in UNRECORDED if theirs.get(key) is None]  # written before this field existed
     changed = [
         f"{key}: {theirs.get(key)!r}, now {ours[key]!r}"
         for key in ours

@@ -81,7 +81,8 @@ def evaluate(
     baseline = found[0].name if compare else None
     scorer = build_scorer(recipe, found[0], out=out, device=device) if rank == 0 else None
     if manifest_exists(recipe.data.val):
-        held_out, trained_on = read_manifest(recipe.data.val, **expected(recipe.model)), None
+        held_out = read_manifest(recipe.data.val, **expected(recipe.model), sides=recipe.model.grid)
+        trained_on = None
         with suppress(ValueError):  # training shards may be missing
             trained_on = read_manifest(recipe.data.train) if not is_url(recipe.data.train) else None
         if trained_on is not None:
@@ -230,7 +231,7 @@ def _bits(recipe: Recipe, cases: Sequence[tuple[Candidate, int, DecodeMode, int]
 
 
 def _held_out(recipe: Recipe) -> str:
-    manifest = read_manifest(recipe.data.val).only(recipe.model.grid)
+    manifest = read_manifest(recipe.data.val, sides=recipe.model.grid)
     counted = min(manifest.samples, max(recipe.evaluate.images, MIN_BITS_IMAGES))
     return f"{counted:,} images of {manifest.source} ({Path(recipe.data.val).name}, {manifest.checksum[:8]})"
 

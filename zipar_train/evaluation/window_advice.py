@@ -99,7 +99,7 @@ def advise(
         raise ValueError("--images must be at least 1")
     decode_advice.check(batch_size, lookaheads)
     model, (_, _, device) = recipe.model, process()
-    manifest = read_manifest(shards, **expected(recipe.model)).only(model.grid)
+    manifest = read_manifest(shards, **expected(model), sides=model.grid)
     widest = model.raster.row_length
     powers = [2**k for k in range(widest.bit_length()) if 2**k < widest]
     wanted = windows_of(recipe, windows or [*powers, *recipe.evaluate.windows])

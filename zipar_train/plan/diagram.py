@@ -17,16 +17,17 @@ def plot_plan(plan: Plan, path: str | Path) -> None:
         OSError: If the file cannot be written.
     """
     passes, visible = plan.grid.images(plan.generated_at())[-1], plan.visible().astype(np.int8)
+    bright = passes.min() + 0.6 * (passes.max() - passes.min())
+    which = "each code of the image" if plan.grid.preview else "each code"
     visible[:, plan.expires != NEVER] *= 2
     with plt.rc_context({"font.size": 10}):
         figure, (left, right) = plt.subplots(1, 2, figsize=(12, 6), layout="constrained")
         left.imshow(passes, cmap="viridis")
-        left.set_title(f"pass that generates each code: {plan.passes} passes, {plan.reduction:.0%} fewer", fontsize=11)
+        left.set_title(f"pass that generates {which}: {plan.passes} passes, {plan.reduction:.0%} fewer", fontsize=11)
         left.set(xlabel="column", ylabel="row")
         if passes.size <= 24 * 24:
             size = min(9, 160 / max(passes.shape))
             for row, column in [(r, c) for r in range(passes.shape[0]) for c in range(passes.shape[1])]:
-                light = passes[row, column] < plan.passes * 0.6
                 left.text(
                     column,
                     row,
@@ -34,7 +35,7 @@ def plot_plan(plan: Plan, path: str | Path) -> None:
                     ha="center",
                     va="center",
                     fontsize=size,
-                    color="white" if light else "black",
+                    color="white" if passes[row, column] < bright else "black",
                 )
         right.imshow(
             visible, cmap=ListedColormap(["#f4f1ea", "#2f6f8f", "#d97b3c"]), vmin=0, vmax=2, interpolation="nearest"

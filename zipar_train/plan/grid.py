@@ -69,14 +69,22 @@ class Grid:
     def windows(self, window: int, preview_window: int | None = None) -> list[int]:
         """Return the window of every grid, at most its row: `preview_window`, or else `window`, for previews.
 
+        The widest window is next-token decoding: previews then have their whole row too.
+
         Raises:
-            ValueError: If a window is not in 1 .. row_length.
+            ValueError: If the window is not in 1 .. row_length, or the preview's is below 1 or without a preview.
         """
-        longest = self.preview.row_length if self.preview else 0
-        for size, row in ((window, self.row_length), (preview_window, longest)):
-            if size is not None and not 1 <= size <= row:
-                raise ValueError(f"window {size} does not fit a row of {row} tokens: use 1 .. {row}")
-        sizes = [preview_window or window] * (len(self.grids) - 1) + [window]
+        if not 1 <= window <= self.row_length:
+            raise ValueError(
+                f"window {window} does not fit a row of {self.row_length} tokens: use 1 .. {self.row_length}"
+            )
+        if preview_window is not None and self.preview is None:
+            raise ValueError(f"preview_window {preview_window}: a grid of {self} codes has no preview. Leave it out")
+        if preview_window is not None and preview_window < 1:
+            raise ValueError(f"preview_window {preview_window} must be at least 1")
+        if preview_window is None or window == self.row_length:
+            preview_window = window
+        sizes = [preview_window] * (len(self.grids) - 1) + [window]
         return [min(size, grid.width + grid.row_end) for size, grid in zip(sizes, self.grids, strict=True)]
 
     def images(self, codes: Any) -> list[Any]:

@@ -67,11 +67,12 @@ class Plan:
             stand_in: The code that stands in, see `stand_in_of`.
             first_row: Without row ends: row 1 waits for all of row 0 ("complete"), as in the released code and the
                 paper's pass counts, or starts like the others ("overlapping").
-            preview_window: The window of the grid's preview. None: `window`, at most a row of the preview. Every grid
-                starts when the one before it is complete.
+            preview_window: The window of the grid's preview, at most a row of it. None: `window`. With the widest
+                `window`, the preview is also decoded next-token. Every grid starts when the one before it is complete.
 
         Raises:
-            ValueError: If a window is not in 1 .. row_length, a choice is unknown, or `prompt` is below 1.
+            ValueError: If the window is not in 1 .. row_length, the preview's is below 1 or without a preview, a choice
+                is unknown, or `prompt` is below 1.
         """
         _known(first_row=(first_row, FirstRow))
         opens, start = [], 0

@@ -54,7 +54,7 @@ class ZipAR(Section):
     windows: Annotated[dict[Window, Weight], Field(min_length=1, max_length=128)]  # window in tokens: weight in the mix
     stand_in: StandIn = "completed"  # code that replaces one not generated yet, see `stand_in_of`
     first_row: FirstRow = "complete"  # whether row 1 waits for all of row 0
-    preview_window: Window | None = None  # window of the preview, for glm-image; null: the image's, or the whole row
+    preview_window: Window | None = None  # window of glm-image's preview, except at next-token; null: the image's
 
     @property
     def rule(self) -> dict[str, Any]:
@@ -180,7 +180,16 @@ class Recipe(Section):
             for window in windows
             if window > widest
         ]
-        if (logits := self.data.micro_batch_size * self.model.raster.num_codes * self.model.codebook_size) > LOGITS:
+        if size := self.zipar.preview_window:
+            row = preview.row_length if (preview := self.model.raster.preview) else 0
+            if not row:
+                mistakes.append("zipar.preview_window: only glm-image's grids have a preview: set it to null.")
+            elif size > row:
+                mistakes.append(
+                    f"zipar.preview_window = {size}: wider than a row of {row} codes of the preview. Use 1 .. {row}."
+                )
+        codes = max(grid.num_codes for grid in self.model.rasters)
+        if (logits := self.data.micro_batch_size * codes * self.model.codebook_size) > LOGITS:
             mistakes.append(
                 f"data.micro_batch_size = {self.data.micro_batch_size}: {logits:.0e} logits a step, more than "
                 f"{LOGITS:.0e}. Make it smaller, and trainer.accumulate_grad_batches larger."
@@ -188,9 +197,9 @@ class Recipe(Section):
         step = self.optim.global_batch_size or self.data.micro_batch_size * self.trainer.get(
             "accumulate_grad_batches", 1
         )
-        if step * self.model.raster.num_codes > STEP:
+        if step * codes > STEP:
             mistakes.append(
-                f"a step of {step:,} images has {step * self.model.raster.num_codes:.0e} codes, more than {STEP:.0e}: "
+                f"a step of {step:,} images has {step * codes:.0e} codes, more than {STEP:.0e}: "
                 "make optim.global_batch_size smaller, or data.micro_batch_size or trainer.accumulate_grad_batches."
             )
         if self.checkpoint_monitor not in (None, *(bits := [f"val/bits_w{window}" for window in self.val_windows])):

@@ -63,7 +63,10 @@ class Prediction(BaseModel):
 
 
 def predict(recipe: Recipe) -> Prediction:
-    """Estimate the memory of a training step at the smallest window, and of generating `evaluate.batch_size` images."""
+    """Estimate the memory of a training step at the smallest window, and of generating `evaluate.batch_size` images.
+
+    Training takes the largest of the recipe's grids, generation takes `model.grid`.
+    """
     family = build(recipe.model, device="meta", empty=True)
     parameters = sum(p.numel() for p in family.model.parameters())
     generation = generating(recipe, family)
@@ -91,7 +94,7 @@ def generating(recipe: Recipe, family: Family) -> Memory:
 
 
 def training(recipe: Recipe, family: Family) -> tuple[Memory, int]:
-    """Estimate the memory of a training step, and return it with the number of trained parameters.
+    """Estimate the memory of a training step on the largest grid, and return it with the number of trained parameters.
 
     Under FSDP each device holds its shard, and the current unit unsharded with its gradients.
 
@@ -113,7 +116,8 @@ def training(recipe: Recipe, family: Family) -> tuple[Memory, int]:
     one = family.check(conditions(recipe.model, 1))
     with fake:
         condition = _repeated(one, images)
-        codes = torch.randint(family.codebook_size, (images, family.grid.num_codes))
+        grid = max((each.grid for each in module.plans.families.values()), key=lambda grid: grid.num_tokens)
+        codes = torch.randint(family.codebook_size, (images, grid.num_codes))
         optimizer, trained = module.optimizer(), [p for p in family.model.parameters() if p.requires_grad]
         for group in optimizer.param_groups:
             group["fused"] = True  # as on a GPU
@@ -133,7 +137,7 @@ def training(recipe: Recipe, family: Family) -> tuple[Memory, int]:
             family.model.train()
             half = torch.float16 if kind == "16-mixed" else torch.bfloat16
             with torch.autocast("cpu", half, enabled=kind.endswith("mixed"), cache_enabled=False):  # as Lightning does
-                batch = Batch(codes, condition)
+                batch = Batch(codes, condition, sides=(grid.height, grid.width))
                 window = min(recipe.zipar.windows)
                 loss, divergence = module.losses(batch, condition, window, with_teacher=tune.distill > 0)
                 loss = loss if divergence is None else loss + divergence

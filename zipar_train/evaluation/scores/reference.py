@@ -67,7 +67,8 @@ def open_reference(
         size: Height and width of the generated images in pixels. Larger images of a folder are cropped as ADM does;
             images of shards are resized like generated ones.
         batch_size: Images decoded at a time, for a shard set.
-        grids: Grids that a shard set may have; images of the first one are the reference. None: any.
+        grids: Grids that a shard set may have; images of the first one are the reference. Empty: any; images of the
+            set's `grid` are the reference.
         codes: Required codebook size of a shard set.
 
     Raises:
@@ -77,8 +78,8 @@ def open_reference(
     if path.suffix == ".npz":
         return _from_adm(path, extractor, size=size)
     if path.suffix == ".json":
-        read_manifest(source, grids=grids, codes=codes)
-        sides = (grids[0].height, grids[0].width) if grids else None
+        manifest = read_manifest(source, grids=grids, codes=codes)
+        sides = (grids[0].height, grids[0].width) if grids else manifest.grid
         return _from_shards(source, extractor, tokenizer, size=size, sides=sides, batch_size=batch_size)
     if path.is_dir():
         return _from_folder(path, extractor, size=size)
@@ -124,14 +125,14 @@ def _from_shards(
     tokenizer: Tokenizer,
     *,
     size: tuple[int, int],
-    sides: Sequence[int] | None,
+    sides: Sequence[int],
     batch_size: int,
 ) -> Reference:
     loader = ShardLoader(
         source, batch_size=batch_size, sides=sides
     )  # a single loader, so the described manifest is the one read
     manifest = loader.manifest
-    grid = manifest.grid_of(manifest.shards[0])
+    grid = loader.grids[0][0]
     _enough(source, manifest.samples)
     if manifest.tokenizer is not None and tokenizer.sha256 != manifest.tokenizer:
         raise ValueError(

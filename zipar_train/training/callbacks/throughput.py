@@ -52,6 +52,7 @@ class ThroughputLogger(L.Callback):
 
     def __init__(self) -> None:
         self.images, self.since, self.waited, self.paused = 0, 0.0, 0.0, 0.0
+        self.work = 0.0  # FLOPs since the last line, over all devices
         self.step = 0
         self.losses: dict[int, list[float]] = defaultdict(list)
 
@@ -59,9 +60,16 @@ class ThroughputLogger(L.Callback):
         self.step, self.since, pl_module.metered = trainer.global_step, perf_counter(), True
         learnt = [p.numel() for p in pl_module.model.parameters() if p.requires_grad]
         trained = sum(learnt) / sum(p.numel() for p in pl_module.model.parameters())
-        teacher = pl_module.plans.plan(pl_module.family.grid.row_length) if pl_module.distill else None
-        plan = pl_module.plans.plan(min(pl_module.windows))
-        self.flops = flops(pl_module.family, plan, trained=trained, teacher=teacher)
+        plans, widest, smallest = pl_module.plans, pl_module.family.grid.row_length, min(pl_module.windows)
+        self.flops = {  # of an image, by rows and columns of its grid
+            sides: flops(
+                family,
+                plans.plan(smallest, sides),
+                trained=trained,
+                teacher=plans.plan(widest, sides) if pl_module.distill else None,
+            )
+            for sides, family in plans.families.items()
+        }
         dtype = torch.bfloat16 if "16" in str(trainer.precision) else torch.float32
         self.peak = peak_flops(trainer.strategy.root_device, dtype)
 
@@ -72,7 +80,9 @@ class ThroughputLogger(L.Callback):
         self.since += perf_counter() - self.paused
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self.images += len(batch.codes) * trainer.world_size
+        images = len(batch.codes) * trainer.world_size
+        self.images += images
+        self.work += images * self.flops[batch.sides or pl_module.plans.own]
         if trainer.global_step == self.step:
             return  # gradients are being accumulated
         self.step = trainer.global_step
@@ -87,11 +97,11 @@ class ThroughputLogger(L.Callback):
 
     def _metrics(self, trainer: L.Trainer) -> dict[str, float]:
         now, device = perf_counter(), trainer.strategy.root_device
-        seconds, images = max(now - self.since, 1e-9), self.images
-        self.since, self.images = now, 0
+        seconds, images, work = max(now - self.since, 1e-9), self.images, self.work
+        self.since, self.images, self.work = now, 0, 0.0
         metrics = {"images_per_second": images / seconds}
         if self.peak is not None:
-            metrics["mfu"] = images / seconds * self.flops / (self.peak * trainer.world_size)
+            metrics["mfu"] = work / seconds / (self.peak * trainer.world_size)
         if device.type == "cuda":
             metrics["memory_gib"] = torch.cuda.max_memory_allocated(device) / GIB
         else:
