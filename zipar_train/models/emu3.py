@@ -52,17 +52,7 @@ class Emu3(TextToImage):
 
     def __init__(self, model: Model):
         assert model.token_prompt  # checked by the recipe
-        if model.size:
-            depth, heads, keys, width, feed_forward = SIZES[model.size]
-        else:
-            assert model.num_layers and model.num_heads and model.hidden_size
-            depth, heads, keys, width = (
-                model.num_layers,
-                model.num_heads,
-                model.num_kv_heads or model.num_heads,
-                model.hidden_size,
-            )
-            feed_forward = model.ffn_size or 4 * width
+        depth, heads, keys, width, feed_forward = model.shape(SIZES)
         self.section, self.grid, self.codebook_size = model, model.raster, model.codebook_size
         self.prompt_length = model.prompt
         vocabulary = model.token_prompt.vocabulary or VOCABULARY

@@ -94,13 +94,8 @@ class GlmImage(TextToImage):
     hf_class, hub = GlmImageForConditionalGeneration, "zai-org/GLM-Image:vision_language_encoder/"
 
     def __init__(self, model: Model):
-        if model.size:
-            depth, heads, keys, width, feed_forward = SIZES[model.size]
-        else:
-            assert model.num_layers and model.num_heads and model.hidden_size  # checked by the recipe
-            depth, heads, width = model.num_layers, model.num_heads, model.hidden_size
-            keys, feed_forward = model.num_kv_heads or heads, model.ffn_size or 4 * width
-        assert model.token_prompt
+        assert model.token_prompt  # checked by the recipe
+        depth, heads, keys, width, feed_forward = model.shape(SIZES)
         self.section, self.grid, self.codebook_size = model, model.raster, model.codebook_size
         self.prompt_length, self.prompter = model.prompt, self.build_prompter(model)
         self.axes = dict[tuple[Grid, torch.device], Tensor]()

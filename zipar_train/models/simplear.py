@@ -88,12 +88,7 @@ class SimpleAR(TextToImage):
 
     def __init__(self, model: Model):
         assert model.token_prompt  # checked by the recipe
-        if model.size:
-            depth, heads, keys, width, feed_forward = SIZES[model.size]
-        else:
-            assert model.num_layers and model.num_heads and model.hidden_size
-            depth, heads, width = model.num_layers, model.num_heads, model.hidden_size
-            keys, feed_forward = model.num_kv_heads or heads, model.ffn_size or 4 * width
+        depth, heads, keys, width, feed_forward = model.shape(SIZES)
         self.section, self.grid, self.codebook_size = model, model.raster, model.codebook_size
         self.prompt_length = model.prompt
         vocabulary = model.token_prompt.vocabulary or VOCABULARY

@@ -1,6 +1,6 @@
 """The `model` section of a recipe: a family at a size, its grid, its prompts, and where its weights come from."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import sqrt
 from typing import Annotated, Literal
 
@@ -39,6 +39,7 @@ def glm_preview(rows: int, columns: int) -> list[int]:
     return [int(sqrt(ratio) * side), int(sqrt(1 / ratio) * side)]
 
 
+Shape = tuple[int, int, int, int, int]  # layers, heads, key-value heads, hidden and feed-forward size
 Sides = Annotated[list[Side], Field(min_length=2, max_length=2)]
 
 
@@ -169,6 +170,18 @@ class Model(Section):
         words += (self.token_prompt.vocabulary or BESIDE.get(self.family, (0, 102400))[1]) if self.token_prompt else 0
         layer = 4 * self.hidden_size + 3 * (self.ffn_size or 4 * self.hidden_size)
         return self.hidden_size * (self.num_layers * layer + 2 * self.codebook_size + words)
+
+    def shape(self, sizes: Mapping[str, Shape]) -> Shape:
+        """Return layers, heads, key-value heads, hidden and feed-forward size, as given or of a published size.
+
+        Args:
+            sizes: Shapes by published size.
+        """
+        if self.size:
+            return sizes[self.size]
+        assert self.num_layers and self.num_heads and self.hidden_size  # checked above
+        keys, feed_forward = self.num_kv_heads or self.num_heads, self.ffn_size or 4 * self.hidden_size
+        return self.num_layers, self.num_heads, keys, self.hidden_size, feed_forward
 
     @property
     def raster(self) -> Grid:
