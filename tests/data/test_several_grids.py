@@ -16,7 +16,7 @@ from zipar_train.data.loader import ShardLoader
 from zipar_train.data.shards import read_manifest, read_shard
 from zipar_train.decoding.generator import Generator
 from zipar_train.models.family import build, target_hidden_states
-from zipar_train.models.restore import LoadedWeights
+from zipar_train.models.restore import LoadedWeights, load_family
 from zipar_train.models.tokenizers.base import Palette
 from zipar_train.plan.masks import dense
 from zipar_train.plan.table import Plan
@@ -186,6 +186,16 @@ def test_the_command_line(shards, words, tmp_path, run):
     assert status == 2 and "--grid '6 by 3': write rows and columns of codes, for example 48x64" in err
     manifest = json.loads((shards / "train.json").read_text())
     assert manifest["other_grids"] == [[3, 6], [6, 3]]
+
+
+def test_weights_of_a_run_fit_each_of_its_grids(words, tmp_path):
+    """So that `evaluate --set model.grid=...` and `advise` work on each."""
+    recipe = load_recipe("emu3-gen", overrides(words, tmp_path))
+    saved = LoadedWeights(tmp_path, recipe, build(recipe.model).model.state_dict(), {})
+    for sides in SIDES:
+        assert load_family(recipe.model.on(sides), saved).grid == recipe.model.on(sides).raster
+    with pytest.raises(ValueError, match=r"its model.grid is \[4, 4\], here it is \[5, 5\]"):
+        load_family(recipe.model.on((5, 5)), saved)
 
 
 def test_a_batch_without_sides_has_the_grid_of_the_recipe(words, tmp_path):
