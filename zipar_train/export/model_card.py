@@ -99,7 +99,7 @@ def model_card(recipe: Recipe, saved: LoadedWeights, table: list[str], to: str) 
             "",
             story,
             "",
-            LOADING[to],
+            LOADING[to].replace("[3, 5]", '["a blue car"]') if recipe.model.captions else LOADING[to],
             "",
             "## Data",
             "",
