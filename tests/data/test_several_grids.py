@@ -15,6 +15,7 @@ from zipar_train.data.epoch_order import Share
 from zipar_train.data.loader import ShardLoader
 from zipar_train.data.shards import read_manifest, read_shard
 from zipar_train.decoding.generator import Generator
+from zipar_train.export.model_card import model_card
 from zipar_train.models.family import build, target_hidden_states
 from zipar_train.models.restore import LoadedWeights, load_family
 from zipar_train.models.tokenizers.base import Palette
@@ -203,3 +204,11 @@ def test_a_batch_without_sides_has_the_grid_of_the_recipe(words, tmp_path):
     family = build(recipe.model)
     module = module_of(recipe, family)
     assert module.plans.family(Batch(torch.zeros(1, 16), None).sides) is family
+
+
+def test_a_model_card_names_all_grids_and_generates_from_a_caption(words, tmp_path):
+    recipe = load_recipe("emu3-gen", overrides(words, tmp_path))
+    card = model_card(recipe, LoadedWeights(tmp_path, recipe, {}, {}), [], "hf")
+    assert "4 x 4 or 3 x 6 or 6 x 3 codes" in card
+    assert "A window of 5 is next-token decoding" in card  # 4 codes and the row end
+    assert '.generate(["a blue car"]' in card and "[3, 5]" not in card
