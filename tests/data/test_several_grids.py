@@ -15,8 +15,9 @@ from zipar_train.data.epoch_order import Share
 from zipar_train.data.loader import ShardLoader
 from zipar_train.data.shards import read_manifest, read_shard
 from zipar_train.decoding.generator import Generator
+from zipar_train.export.model_card import model_card
 from zipar_train.models.family import build, target_hidden_states
-from zipar_train.models.restore import LoadedWeights
+from zipar_train.models.restore import LoadedWeights, load_family
 from zipar_train.models.tokenizers.base import Palette
 from zipar_train.plan.masks import dense
 from zipar_train.plan.table import Plan
@@ -188,8 +189,26 @@ def test_the_command_line(shards, words, tmp_path, run):
     assert manifest["other_grids"] == [[3, 6], [6, 3]]
 
 
+def test_weights_of_a_run_fit_each_of_its_grids(words, tmp_path):
+    """So that `evaluate --set model.grid=...` and `advise` work on each."""
+    recipe = load_recipe("emu3-gen", overrides(words, tmp_path))
+    saved = LoadedWeights(tmp_path, recipe, build(recipe.model).model.state_dict(), {})
+    for sides in SIDES:
+        assert load_family(recipe.model.on(sides), saved).grid == recipe.model.on(sides).raster
+    with pytest.raises(ValueError, match=r"its model.grid is \[4, 4\], here it is \[5, 5\]"):
+        load_family(recipe.model.on((5, 5)), saved)
+
+
 def test_a_batch_without_sides_has_the_grid_of_the_recipe(words, tmp_path):
     recipe = load_recipe("emu3-gen", overrides(words, tmp_path))
     family = build(recipe.model)
     module = module_of(recipe, family)
     assert module.plans.family(Batch(torch.zeros(1, 16), None).sides) is family
+
+
+def test_a_model_card_names_all_grids_and_generates_from_a_caption(words, tmp_path):
+    recipe = load_recipe("emu3-gen", overrides(words, tmp_path))
+    card = model_card(recipe, LoadedWeights(tmp_path, recipe, {}, {}), [], "hf")
+    assert "4 x 4 or 3 x 6 or 6 x 3 codes" in card
+    assert "A window of 5 is next-token decoding" in card  # 4 codes and the row end
+    assert '.generate(["a blue car"]' in card and "[3, 5]" not in card

@@ -1,5 +1,7 @@
 """Plans of images whose preview is generated first, against the plans of the two grids joined by hand."""
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -83,3 +85,17 @@ def test_codes_split_into_images():
 def test_what_does_not_fit(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_the_command_prints_both_maps_and_writes_them(run, tmp_path):
+    given = ("--recipe", "glm-image", "--window", "4", "--set", "zipar.preview_window=2", "--no-memory")
+    status, out, err = run("plan", *given, "--json", tmp_path / "plan.json", "--png", tmp_path / "plan.png")
+    assert status == 0, err
+    content = json.loads((tmp_path / "plan.json").read_text())
+    grid = Grid(32, 32, preview=Grid(16, 16))
+    preview, image = grid.images(Plan.zipar(grid, window=4, preview_window=2).generated_at())
+    assert content["grid"] == [32, 32] and content["preview"] == [16, 16]
+    assert content["map"]["generated_at"] == image.tolist()
+    assert content["map"]["preview_generated_at"] == preview.tolist()
+    printed = [[int(cell) for cell in line.split()] for line in out.splitlines() if line[:4].strip().isdecimal()]
+    assert [row for row in printed if len(row) in (16, 32)] == [*preview.tolist(), *image.tolist()]

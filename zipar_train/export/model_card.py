@@ -67,9 +67,9 @@ def model_card(recipe: Recipe, saved: LoadedWeights, table: list[str], to: str) 
         to: Format of the export.
     """
     windows = ", ".join(f"{window} (weight {weight:g})" for window, weight in recipe.zipar.windows.items())
-    rows, columns = recipe.model.grid
+    grids = " or ".join(f"{rows} x {columns}" for rows, columns in (recipe.model.grid, *recipe.model.other_grids))
     what = (
-        f"An autoregressive image generator ({recipe.model.family}, {rows} x {columns} codes from a codebook of "
+        f"An autoregressive image generator ({recipe.model.family}, {grids} codes from a codebook of "
         f"{recipe.model.codebook_size})"
     )
     if saved.recipe is None:
@@ -78,8 +78,8 @@ def model_card(recipe: Recipe, saved: LoadedWeights, table: list[str], to: str) 
     else:
         how = f"low-rank adapters of rank {recipe.tune.lora.rank}" if recipe.tune.lora else "all weights"
         story = (
-            f"{what}, trained by zipar-train ({how}) under a mix of ZipAR windows: {windows}. A window of {columns} is "
-            "next-token decoding; smaller ones generate rows in parallel."
+            f"{what}, trained by zipar-train ({how}) under a mix of ZipAR windows: {windows}. A window of "
+            f"{recipe.model.raster.row_length} is next-token decoding; smaller ones generate rows in parallel."
         )
         held = saved.extra.get("data", {})
         data = [f"- {name}: {text}" for name, text in held.items()] or [f"- {recipe.data.train}"]
@@ -99,7 +99,7 @@ def model_card(recipe: Recipe, saved: LoadedWeights, table: list[str], to: str) 
             "",
             story,
             "",
-            LOADING[to],
+            LOADING[to].replace("[3, 5]", '["a blue car"]') if recipe.model.captions else LOADING[to],
             "",
             "## Data",
             "",

@@ -234,6 +234,7 @@ def _same_model(saved: LoadedWeights, recipe: Recipe, model: Model) -> None:
         theirs, ours = getattr(recipe.model, key), getattr(model, key)
         alike = key == "t5_features" and theirs and ours and theirs.features == ours.features
         alike = alike or (key == "token_prompt" and theirs and ours and theirs.vocabulary == ours.vocabulary)
+        alike = alike or (key == "grid" and ours in recipe.model.other_grids)
         if theirs != ours and not alike:
             why = " (the label embedding has a row for each class)" if key == "num_classes" else ""
             raise ValueError(
