@@ -225,5 +225,8 @@ def test_from_pictures_to_a_checkpoint_for_transformers(checkpoint, clip, tmp_pa
     before, after = (Emu3ForConditionalGeneration.from_pretrained(f) for f in (checkpoint, tmp_path / "hf"))
     changed = [n for n, t in after.state_dict().items() if not torch.equal(t, before.state_dict()[n])]
     assert changed and all(".text_model.layers." in name for name in changed)
+    card = (tmp_path / "hf" / "README.md").read_text()
+    assert 'model = Emu3ForConditionalGeneration.from_pretrained("this folder")' in card
+    assert 'generate(["a blue car"], window=4' in card
     again, tuned = load(tmp_path / "hf"), load(tmp_path / "run")
     assert torch.equal(again.generate(CAPTIONS, window=3).codes, tuned.generate(CAPTIONS, window=3).codes)

@@ -1,7 +1,11 @@
 """Model card of an export: description, loading code, training data, evaluation, recipe."""
 
+from importlib import import_module
+
+from zipar_train.models.family import FAMILIES
 from zipar_train.models.restore import LoadedWeights
 from zipar_train.recipe.load import dump
+from zipar_train.recipe.model import Model
 from zipar_train.recipe.schema import Recipe
 
 
@@ -30,14 +34,13 @@ def evaluation(saved: LoadedWeights) -> list[str]:
 LOADING = {
     "hf": """```python
 from zipar_train import load
-images = load("this folder").generate([3, 5], window=4, seed=0)
+images = load("this folder").generate({labels}, window=4, seed=0)
 ```
 
 The bare model, with transformers alone:
 
 ```python
-from transformers import AutoModelForCausalLM
-model = AutoModelForCausalLM.from_pretrained("this folder", trust_remote_code=True)
+{bare}
 ```""",
     "original": """The folder is in the layout of [deepseek-ai/Janus](https://github.com/deepseek-ai/Janus): give it as
 `model_path` to the authors' scripts, or as `model.weights` to zipar-train.
@@ -52,9 +55,20 @@ LlamaGen and ZipAR scripts, or as `model.weights` to zipar-train.""",
 
 ```python
 from zipar_train import load
-images = load("this folder").generate([3, 5], window=4, seed=0)
+images = load("this folder").generate({labels}, window=4, seed=0)
 ```""",
 }
+
+
+def bare_model(model: Model) -> str:
+    """Return the Python lines that load an export in transformers' layout with transformers alone."""
+    module, name = FAMILIES[model.family]
+    hf_class = getattr(getattr(import_module(module), name), "hf_class", None)
+    if hf_class is None:  # LlamaGen, whose export brings its own code
+        name, more = "AutoModelForCausalLM", ", trust_remote_code=True"
+    else:
+        name, more = hf_class.__name__, ""
+    return f'from transformers import {name}\nmodel = {name}.from_pretrained("this folder"{more})'
 
 
 def model_card(recipe: Recipe, saved: LoadedWeights, table: list[str], to: str) -> str:
@@ -68,6 +82,7 @@ def model_card(recipe: Recipe, saved: LoadedWeights, table: list[str], to: str) 
     """
     windows = ", ".join(f"{window} (weight {weight:g})" for window, weight in recipe.zipar.windows.items())
     grids = " or ".join(f"{rows} x {columns}" for rows, columns in (recipe.model.grid, *recipe.model.other_grids))
+    labels = '["a blue car"]' if recipe.model.captions else "[3, 5]"
     what = (
         f"An autoregressive image generator ({recipe.model.family}, {grids} codes from a codebook of "
         f"{recipe.model.codebook_size})"
@@ -99,7 +114,7 @@ def model_card(recipe: Recipe, saved: LoadedWeights, table: list[str], to: str) 
             "",
             story,
             "",
-            LOADING[to].replace("[3, 5]", '["a blue car"]') if recipe.model.captions else LOADING[to],
+            LOADING[to].format(labels=labels, bare=bare_model(recipe.model)),
             "",
             "## Data",
             "",

@@ -85,7 +85,7 @@ def distances(runs: list[Path], inputs: Path, *, out: Path, picture: Path, devic
         tokenizer=decoder,
         size=model.grid[1] * decoder.stride,
         batch_size=settings.batch_size,
-        grid=model.raster,
+        grids=model.rasters,
         codes=model.codebook_size,
     )
     told: dict[str, Any] = {
