@@ -39,7 +39,11 @@ GLM_IMAGE = [  # adapters and their teacher, two grids, grouped queries
     "trainer.precision=32-true",
     "tune.compile=false",
     "tune.attention=sdpa",
-    "data.micro_batch_size=2",
+    "data.micro_batch_size=4",
+    "model.grid=[16,16]",
+    "model.preview=[8,8]",
+    "zipar.windows={16: 1, 8: 1, 4: 1}",
+    "evaluate.windows=[4]",
     "optim.global_batch_size=null",
 ]
 QWEN = [  # all weights are trained; the embeddings, which are the head too, are a third of them
