@@ -203,7 +203,7 @@ class _Batch:
         floor = self._floor(plan, most if name == AHEAD else None, int8=name == ROUNDED)
         return DecodeRow(
             method=name,
-            grid=[decoders.grid.height, decoders.grid.width],
+            grid=[*decoders.grid.sides],
             window=window,
             batch=batch,
             passes=mean(passes),
@@ -235,7 +235,7 @@ class _Batch:
         (name, window), grid = key, self.decoders.grid
         return Failure(
             method=name,
-            grid=[grid.height, grid.width],
+            grid=[*grid.sides],
             window=window,
             batch=self.batch,
             error=trouble.error,

@@ -270,7 +270,7 @@ class _Batch:
         grid = self.plan.grid
         return Failure(
             method=f"{name}, {size.rows} rows",
-            grid=[grid.height, grid.width],
+            grid=[*grid.sides],
             window=self.plan.window,
             batch=self.batch,
             error=trouble.error,

@@ -74,12 +74,12 @@ def plan(
         print(f"\n{png}")
     record: dict[str, Any] = {
         "recipe": loaded.name,
-        "grid": [grid.height, grid.width],
+        "grid": [*grid.sides],
         "windows": rows,
         "map": {"window": shown.window, "generated_at": maps[-1].tolist()},
     }
     if preview := grid.preview:
-        record |= {"preview": [preview.height, preview.width]}
+        record |= {"preview": [*preview.sides]}
         record["map"]["preview_generated_at"] = maps[0].tolist()
     if memory:
         from zipar_train.training.memory_estimate import advice, predict, room_here

@@ -110,7 +110,7 @@ class ShardLoader:
             for k in range(batches):  # a short step has as many batches as the others, if need be with an image twice
                 low = min(images * k // batches, images - 1)
                 cut = slice(low, max(images * (k + 1) // batches, low + 1))
-                yield Batch(whole.codes[cut], whole.condition[cut], whole.keys[cut], (grid.height, grid.width))
+                yield Batch(whole.codes[cut], whole.condition[cut], whole.keys[cut], grid.sides)
 
     def _epoch(self, turns: list[int], first: int) -> Epoch:
         """Return the epoch whose steps have these grids, from step `first` on."""

@@ -18,7 +18,7 @@ class Sample(NamedTuple):
 
 
 def _check_codes(codes: NDArray[np.integer], grid: Grid, layout: Layout, *, where: str) -> None:
-    if codes.ndim != 3 or not len(codes) or codes.shape[1:] != (grid.height, grid.width):
+    if codes.ndim != 3 or not len(codes) or codes.shape[1:] != grid.sides:
         raise ValueError(f"{where}: codes of shape {codes.shape}, not (views, {grid.height}, {grid.width})")
     if codes.dtype.kind not in "ui":
         raise ValueError(f"{where}: codes of type {codes.dtype}, not integers")

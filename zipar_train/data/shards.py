@@ -118,7 +118,7 @@ def _npy(array: NDArray) -> bytes:
 def _sides(grid: Grid) -> dict[str, Any]:
     """Return a grid as fields of a `Shard` or a `Layout`."""
     preview = grid.preview
-    return {"grid": (grid.height, grid.width), "preview": (preview.height, preview.width) if preview else None}
+    return {"grid": grid.sides, "preview": preview.sides if preview else None}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

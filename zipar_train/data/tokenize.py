@@ -100,7 +100,7 @@ def tokenize(
     layout = Layout(
         source=printable(source.name),
         grid=(model.grid[0], model.grid[1]),
-        preview=(preview.height, preview.width) if (preview := model.raster.preview) else None,
+        preview=preview.sides if (preview := model.raster.preview) else None,
         other_grids=tuple((rows, columns) for rows, columns in model.other_grids) or None,
         codes=model.codebook_size,
         classes=model.num_classes,
@@ -167,7 +167,7 @@ def _write(
         samples = [
             Sample(row.key, row.codes, row.condition, row.features, row.preview)
             for row in rows
-            if row.codes is not None and row.codes.shape[1:] == (grid.height, grid.width)
+            if row.codes is not None and row.codes.shape[1:] == grid.sides
         ]
         if samples:
             name = shard_name(manifest, part, number if len(grids) > 1 else None)

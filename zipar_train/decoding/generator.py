@@ -19,12 +19,12 @@ from zipar_train.decoding.pixel_stream import PixelStream
 from zipar_train.decoding.sampling import code_seeds
 from zipar_train.models.family import Family
 from zipar_train.models.restore import LoadedWeights, initial_weights, load_family, read
+from zipar_train.plan.grid import Sides
 from zipar_train.plan.table import Plan
 from zipar_train.recipe.load import differences, explain, load_recipe, overridden, shipped
 from zipar_train.recipe.schema import Recipe, SamplingParams
 
 MOVED = ("model.weights", "model.weights_entry")  # may be overridden beside adapters: where their base weights are now
-Sides = tuple[int, ...]  # rows and columns of codes
 DecodeMode = Literal["planned", "released", "adaptive"]  # see `Generator.generate`
 
 
@@ -116,9 +116,10 @@ class Generator:
 
         Each number of slots has its own, as a decoder keeps the cache and the CUDA graphs of one number.
         """
-        key = (window, mode, lookahead, tuple(grid or self.recipe.model.grid))
+        family = self.family(grid)
+        key = (window, mode, lookahead, family.grid.sides)
         if key not in self.decoders:
-            family, plan = self.family(grid), self.plan(window, mode=mode, grid=grid)
+            plan = self.plan(window, mode=mode, grid=grid)
             if mode == "adaptive":
                 made: Decoder | AdaptiveDecoder = AdaptiveDecoder(family, window=plan.window, **self.recipe.zipar.rule)
             elif mode == "planned":

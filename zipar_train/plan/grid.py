@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, Optional
 
+Sides = tuple[int, int]  # rows and columns of codes
+
 
 class Row(NamedTuple):
     """A row of codes of an image, or of its preview."""
@@ -35,6 +37,11 @@ class Grid:
             raise ValueError(f"a grid needs at least 1 row and 1 column of codes, not {self.height} x {self.width}")
         if self.preview and (self.row_end or self.preview.row_end):
             raise ValueError(f"{self}: a preview does not go with row ends")
+
+    @property
+    def sides(self) -> Sides:
+        """Return the rows and columns of codes, without the preview's."""
+        return self.height, self.width
 
     @property
     def grids(self) -> tuple["Grid", ...]:

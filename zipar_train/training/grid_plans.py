@@ -6,10 +6,10 @@ from typing import Any, Literal
 import torch
 
 from zipar_train.models.family import Family
+from zipar_train.plan.grid import Sides
 from zipar_train.plan.masks import Mask, block, dense
 from zipar_train.plan.table import Plan
 
-Sides = tuple[int, int]  # rows and columns of codes
 Attention = Literal["sdpa", "flex_attention"]
 
 
@@ -38,7 +38,7 @@ class GridPlans:
         other_grids: Sequence[Sequence[int]] = (),
         attention: Attention = "sdpa",
     ):
-        self.own = (family.grid.height, family.grid.width)
+        self.own = family.grid.sides
         self.families = {self.own: family} | {
             (rows, columns): family.on((rows, columns)) for rows, columns in other_grids
         }
@@ -53,8 +53,11 @@ class GridPlans:
         self.masks: dict[tuple[Plan, torch.device], Mask] = {}
 
     def _window(self, window: int, family: Family) -> int:
-        own, row = self.families[self.own].grid.row_length, family.grid.row_length
-        return row if window == own else window if family is self.families[self.own] else min(window, row)
+        """Return the window on a family's grid that stands for a window on the own grid."""
+        own, row = self.family(), family.grid.row_length
+        if family is own:
+            return window
+        return row if window == own.grid.row_length else min(window, row)
 
     def family(self, sides: Sides | None = None) -> Family:
         """Return the family on the grid with these rows and columns; None: its own grid."""

@@ -137,7 +137,7 @@ def training(recipe: Recipe, family: Family) -> tuple[Memory, int]:
             family.model.train()
             half = torch.float16 if kind == "16-mixed" else torch.bfloat16
             with torch.autocast("cpu", half, enabled=kind.endswith("mixed"), cache_enabled=False):  # as Lightning does
-                batch = Batch(codes, condition, sides=(grid.height, grid.width))
+                batch = Batch(codes, condition, sides=grid.sides)
                 window = min(recipe.zipar.windows)
                 loss, divergence = module.losses(batch, condition, window, with_teacher=tune.distill > 0)
                 loss = loss if divergence is None else loss + divergence

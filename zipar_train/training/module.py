@@ -168,7 +168,7 @@ class ZipARModule(L.LightningModule):
 
         def states(family: Family, window: int) -> Tensor:
             plan = self.plans.plan(window, batch.sides)
-            family = family if plan.grid == family.grid else family.on((plan.grid.height, plan.grid.width))
+            family = family if plan.grid == family.grid else family.on(plan.grid.sides)
             return target_hidden_states(family, plan, batch.codes, condition, self.plans.mask(plan, self.device))
 
         def head(hidden: Tensor) -> Tensor:
