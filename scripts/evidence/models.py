@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,22 @@ from tables import WINDOWS
 
 RUNS, DATA = (Path(os.environ.get(f"ZIPAR_{name}", name.lower())) for name in ("RUNS", "DATA"))
 OUT, MNIST, SEEDS = RUNS / "evidence", DATA / "mnist", [0, 1, 2]
+HERE = Path(__file__).parent
 
 
-def zipar(*arguments: Any) -> None:
-    """One verb of the command line, shown as a person would type it."""
-    words = [str(argument) for argument in arguments]
-    print(
-        "\n$ zipar-train " + " ".join(f"'{word}'" if re.search(r"[ {}]", word) else word for word in words), flush=True
-    )
+def zipar(*arguments: Any, variant: dict[str, Any] | None = None) -> None:
+    """Run one command, shown as a person would type it.
+
+    Args:
+        variant: Arguments of `variants.Variant`, if the command trains with another module than the product's.
+    """
+    words, program, shown = [str(argument) for argument in arguments], ["-m", "zipar_train"], "zipar-train"
+    if variant:
+        program = [str(HERE / "variants.py"), json.dumps(variant)]
+        shown = f"python scripts/evidence/variants.py '{program[1]}'"
+    print(f"\n$ {shown} " + " ".join(f"'{word}'" if re.search(r"[ {}]", word) else word for word in words), flush=True)
     try:
-        status = subprocess.run([sys.executable, "-m", "zipar_train", *words]).returncode
+        status = subprocess.run([sys.executable, *program, *words]).returncode
     except KeyboardInterrupt:  # the verb has heard it too, and says how to go on
         status = 130
     if status:
@@ -35,29 +42,61 @@ def sets(*overrides: str) -> Iterable[str]:
 
 
 @cache
-def trained(recipe: str, run: Path, *overrides: str) -> Path:
-    """A run folder, trained as far as it is not."""
-    zipar("fit", "--recipe", recipe, "--resume", *sets(*overrides, f"run_dir={run}"))
+def trained(recipe: str, run: Path, *overrides: str, change: str | None = None, variant: str = "{}") -> Path:
+    """Return a run folder, trained as far as it is not.
+
+    Args:
+        change: A key in which a longer run may differ from its start.
+        variant: Arguments of `variants.Variant`, as JSON.
+    """
+    allowed = ("--allow-change", change) if change else ()
+    arguments = ("fit", "--recipe", recipe, "--resume", *allowed, *sets(*overrides, f"run_dir={run}"))
+    zipar(*arguments, variant=json.loads(variant))
     return run
 
 
+@dataclass(frozen=True)
+class Dataset:
+    """Images, the recipe of an untuned model of them, and the recipe of its one epoch.
+
+    Args:
+        windows: The windows of the tables; the first is next-token.
+        average: Decay of averaged weights, for runs at a constant learning rate: about an epoch's steps.
+    """
+
+    name: str
+    base_recipe: str
+    recipe: str
+    windows: tuple[int, ...]
+    average: float
+
+    def base(self, seed: int, *overrides: str, name: str = "base") -> Path:
+        return trained(self.base_recipe, RUNS / f"{self.name}-{name}-{seed}", f"seed={seed}", *overrides)
+
+    def tuned(self, seed: int, *overrides: str, name: str = "", start: Path | None = None, **more: Any) -> Path:
+        """Return a run of the recipe, from `start` or the untuned model; `more`: see `trained`."""
+        run = RUNS / "-".join(filter(None, [self.name, name, str(seed)]))
+        weights = f"model.weights={start or self.base(seed)}"
+        return trained(self.recipe, run, f"seed={seed}", weights, *overrides, **more)
+
+    def control(self, seed: int) -> Path:
+        return self.tuned(seed, f"zipar.windows={{{self.windows[0]}: 1}}", "tune.distill=0", name="control")
+
+
+DIGITS = Dataset("digits", "digits-base", "digits", (8, 4, 2, 1), average=0.98)
+MNIST_14 = Dataset("mnist", "mnist-base", "mnist", (14, 7, 4, 3, 2, 1), average=0.999)
+
+
 def base(seed: int) -> Path:
-    return trained("mnist-base", RUNS / f"mnist-base-{seed}", f"seed={seed}")
+    return MNIST_14.base(seed)
 
 
 def tuned(seed: int) -> Path:
-    return trained("mnist", RUNS / f"mnist-{seed}", f"seed={seed}", f"model.weights={base(seed)}")
+    return MNIST_14.tuned(seed)
 
 
 def control(seed: int) -> Path:
-    return trained(
-        "mnist",
-        RUNS / f"mnist-control-{seed}",
-        f"seed={seed}",
-        f"model.weights={base(seed)}",
-        "zipar.windows={14: 1}",
-        "tune.distill=0",
-    )
+    return MNIST_14.control(seed)
 
 
 @cache
@@ -80,8 +119,8 @@ def bits_of(checkpoint: Path, *overrides: str) -> dict[int, float]:
     return {row["window"]: row["bits"] for row in json.loads(file.read_text())["windows"]}
 
 
-def evaluated(name: str, checkpoint: Path, *arguments: Any) -> list[dict[str, Any]]:
-    """Rows of an evaluation, whose drawings are kept."""
+def evaluated(name: str, checkpoint: Path, *arguments: Any, recipe: str = "mnist") -> list[dict[str, Any]]:
+    """Rows of an evaluation, whose images are kept."""
     file = OUT / f"{name}.json"
-    zipar("evaluate", "--recipe", "mnist", "--checkpoint", checkpoint, *arguments, "--json", file)
+    zipar("evaluate", "--recipe", recipe, "--checkpoint", checkpoint, *arguments, "--json", file)
     return json.loads(file.read_text())["rows"]
