@@ -1,14 +1,12 @@
-"""What settings are chosen by: seed 0, validation images."""
+"""What images and what stand-ins: seed 0, validation images."""
 
-import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-import yaml
-from models import MNIST, OUT, RUNS, base, bits_of, evaluated, sets, trained, zipar
-from tables import WINDOWS, closed, table, write
+from models import MNIST, MNIST_14, OUT, base, bits_of, evaluated, sets
+from tables import VALIDATION, WINDOWS, slug, table, write
 from tqdm import trange
+from tuning import Trial, compare, validation_bits
 
 from zipar_train import load
 from zipar_train.data.loader import ShardLoader
@@ -18,102 +16,15 @@ from zipar_train.data.shards import read_manifest, write_shards
 from zipar_train.evaluation.likelihood import bits_by_decoding
 from zipar_train.recipe.load import load_recipe
 
-HERE, NARROW = Path(__file__).parent, [4, 2, 1]
-DRAWN = 5000  # images to train on, and the seed they are drawn by, which none of SEEDS is
+NARROW = [4, 2, 1]
+DRAWN = 5000  # images to train on, and the seed they are generated with, which none of SEEDS is
 STAND_IN = "zipar.stand_in=nearest"  # as the paper words it
-PLAIN = [  # what sweeps start from: before anything was chosen
-    *("optim.lr=1e-3", "data.micro_batch_size=32", "tune.distill=0"),
-    *("zipar.windows={14: 1, 7: 1, 4: 1, 2: 1, 1: 1}", STAND_IN),
-]
 RULES = {  # decoder choices: what stands in, whether row 1 waits
     "nearest": [STAND_IN],
     "completed": ["zipar.stand_in=completed"],
     "released": ["zipar.stand_in=released"],
     "nearest, rows overlap from the first": [STAND_IN, "zipar.first_row=overlapping"],
 }
-
-
-def sweep(name: str) -> dict[str, Any]:
-    file = OUT / f"{name}.json"
-    zipar(
-        "sweep",
-        "--recipe",
-        "mnist",
-        "--file",
-        HERE / f"{name}.yaml",
-        *sets(f"model.weights={base(0)}", *PLAIN),
-        "--out",
-        OUT / name,
-        "--json",
-        file,
-    )
-    return json.loads(file.read_text())
-
-
-def against_base(trials: Iterable[tuple[list[str], dict[int, float]]], head: list[str], *overrides: str) -> list[str]:
-    """Validation bits of trials, with what they close and what next-token loses.
-
-    Args:
-        overrides: of the recipe, for the untuned model's bits.
-    """
-    untuned = bits_of(base(0), *overrides)
-    names = [f"{window}" for window in WINDOWS]
-    rows = [["**untuned**", *[""] * (len(head) - 1), *(f"{untuned[w]:.4f}" for w in WINDOWS), *[""] * 5]]
-    for words, bits in trials:
-        kept = f"{bits[WINDOWS[0]] / untuned[WINDOWS[0]] - 1:+.2%}"
-        rows.append(
-            [*words, *(f"{bits[w]:.4f}" for w in WINDOWS), kept, *(closed(bits, untuned, w) for w in WINDOWS[1:])]
-        )
-    return table(
-        [*head, *(f"bits at {name}" for name in names), "next-token", *(f"closed at {n}" for n in names[1:])], rows
-    )
-
-
-def of_sweep(name: str, head: list[str], words: Callable[[dict[str, Any]], list[str]]) -> None:
-    trials = sorted(sweep(name)["trials"], key=lambda trial: trial["number"])
-    bits = [{w: trial["metrics"][f"val/bits_w{w}"] for w in WINDOWS} for trial in trials]
-    write(name, OUT, against_base([(words(t["values"]), b) for t, b in zip(trials, bits, strict=True)], head, STAND_IN))
-
-
-def mixes() -> None:
-    of_sweep("mixes", ["windows trained: weight"], lambda values: [str(values["zipar.windows"])])
-
-
-def rates() -> None:
-    of_sweep(
-        "rates",
-        ["learning rate", "distillation"],
-        lambda values: [f"{values['optim.lr']:g}", f"{values['tune.distill']:g}"],
-    )
-
-
-def chosen() -> None:
-    of_sweep(
-        "chosen",
-        ["images a step", "distillation"],
-        lambda values: [str(values["data.micro_batch_size"]), f"{values['tune.distill']:g}"],
-    )
-
-
-def lora() -> None:
-    of_sweep("lora", ["rank", "learning rate"], lambda v: [str(v["tune.lora.rank"]), f"{v['optim.lr']:g}"])
-
-
-def amounts() -> None:
-    of_sweep("amounts", ["images"], lambda values: [f"{32 * values['trainer.limit_train_batches']:,}"])
-
-
-def stand_ins() -> None:
-    """Tuned and scored under one rule, beside the untuned base under the same."""
-    rows = []
-    for trial in sorted(sweep("stand-ins")["trials"], key=lambda trial: trial["number"]):
-        rule = yaml.safe_load(trial["values"]["zipar"])
-        windows, more = rule.pop("windows"), [f"zipar.{key}={value}" for key, value in rule.items()]
-        before, after = bits_of(base(0), *more), {w: trial["metrics"][f"val/bits_w{w}"] for w in windows}
-        words = ", ".join(str(value) for value in rule.values())
-        rows.append([words, *(f"{before[w]:.4f}" for w in NARROW), *(f"{after[w]:.4f}" for w in WINDOWS)])
-    head = [f"{what} at {w}" for what, windows in (("untuned", NARROW), ("tuned", WINDOWS)) for w in windows]
-    write("stand-ins", OUT, table(["rule", *head], rows))
 
 
 def drawings() -> Path:
@@ -136,18 +47,26 @@ def drawings() -> Path:
 
 
 def drawn() -> None:
-    """Tuned on drawings of the untuned model, and on as many pictures."""
+    """Tuned on images that the untuned model has generated, and on as many real ones."""
     some = f"trainer.limit_train_batches={DRAWN // load_recipe('mnist').data.micro_batch_size}"
-    trials = []
-    for name, share, more in (
-        ("pictures", "0.8", [some]),
-        ("its own drawings", "0.8", [some, f"data.train={drawings()}"]),
-        ("its own drawings", "1.0", [some, f"data.train={drawings()}"]),
-    ):
-        run = RUNS / f"mnist-{'-'.join([*name.split(), share])}"
-        trained("mnist", run, f"model.weights={base(0)}", f"tune.distill={share}", *more)
-        trials.append(([name, share], bits_of(run)))
-    write("drawn", OUT, against_base(trials, ["trained on", "distillation"]))
+    own = f"data.train={drawings()}"
+    trials: list[Trial] = [
+        (f"{DRAWN:,} real images", {}, [some]),
+        (f"{DRAWN:,} images of its own", {}, [some, own]),
+        (f"{DRAWN:,} images of its own, teacher alone", {}, [some, own, "tune.distill=1"]),
+    ]
+    compare("drawn", trials)
+
+
+def stand_ins() -> None:
+    """Tuned and scored under one rule, beside the untuned model under the same."""
+    rows = []
+    for name, overrides in RULES.items():
+        run = MNIST_14.tuned(0, *overrides, f"data.val_windows={WINDOWS}", name=f"rule-{slug(name)}")
+        before, after = bits_of(base(0), *overrides), validation_bits(run)
+        rows.append([name, *(f"{before[w]:.4f}" for w in NARROW), *(f"{after[w]:.4f}" for w in WINDOWS)])
+    head = [f"{what} at {w}" for what, windows in (("untuned", NARROW), ("tuned", WINDOWS)) for w in windows]
+    write("stand-ins", OUT, table(["rule", *head], rows), VALIDATION)
 
 
 def rules() -> None:
@@ -180,4 +99,4 @@ def rules() -> None:
                 [words, *(cell for column in zip(*told, strict=True) for cell in column), f"{own[1]['passes']:.0f}"]
             )
     head = [f"{what} at {w}" for what in ("bits", "FD", "class accuracy") for w in NARROW]
-    write("rules", OUT, table(["what stands in", *head, "passes at 1"], rows))
+    write("rules", OUT, table(["what stands in", *head, "passes at 1"], rows), f"{VALIDATION}, 2,000 generated images")

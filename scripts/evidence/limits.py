@@ -6,10 +6,12 @@ the untuned model's bits are above the limit is called closable.
 
 from pathlib import Path
 
-from models import Dataset
+from models import DIGITS, MNIST_14, OUT, Dataset
+from tables import table, write
 
 from zipar_train.run.metrics_csv import validations
 
+SCRATCH = 2  # the window of the run from scratch
 PATIENCE, LEAST, MOST = 3, 5e-4, 60  # epochs without an improvement by this share of the bits, and epochs at most
 
 
@@ -49,15 +51,20 @@ def stopped(curve: list[float]) -> bool:
     return bool(before) and min(last) > min(before) * (1 - LEAST)
 
 
-def limits(dataset: Dataset, seeds: list[int], windows: list[int]) -> dict[int, list[Path]]:
-    """Return the checkpoints of all limits by window, one for each seed."""
-    return {window: [limit(dataset, seed, window)[0] for seed in seeds] for window in windows}
+def limits() -> None:
+    """Write the limits of digits and MNIST: the fewest bits, and the epochs that they took."""
+    rows = []
+    for words, dataset in (("digits", DIGITS), ("MNIST", MNIST_14)):
+        for window in dataset.windows:
+            curve = limit(dataset, 0, window)[1]
+            rows.append([words, str(window), f"{min(curve):.4f}", f"{curve.index(min(curve)) + 1}"])
+    curve = limit(MNIST_14, 0, SCRATCH, scratch=True)[1]
+    rows.append(["MNIST, from scratch", str(SCRATCH), f"{min(curve):.4f}", f"{curve.index(min(curve)) + 1}"])
+    write("limits", OUT, table(["images", "window", "limit, bits", "epochs"], rows), "seed 0, validation images")
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # some limits only: two can run beside each other
     import sys
-
-    from models import DIGITS, MNIST_14
 
     dataset = {"digits": DIGITS, "mnist": MNIST_14}[sys.argv[1]]
     for window in map(int, sys.argv[2].split(",")):

@@ -1,15 +1,26 @@
-"""Results on test images: the headline of three seeds, and bits at every window."""
+"""Results on fresh images, three seeds: the headline, bits at every window, and the shortest schedules."""
 
 import shutil
+from collections.abc import Iterable
+from pathlib import Path
 from statistics import mean
+from typing import Any
 
-from models import MNIST, OUT, SEEDS, base, control, evaluated, sets, tuned
-from tables import CONTROL, PICTURES, TUNED, UNTUNED, WINDOWS, Found, picture, pm, share, table, write
+from limits import limit
+from models import MNIST, MNIST_14, OUT, SEEDS, base, control, evaluated, sets, tuned
+from tables import CONTROL, PICTURES, TUNED, UNTUNED, WINDOWS, Found, closed, picture, pm, slug, table, write
 from tqdm import tqdm
 
 from zipar_train import load
 from zipar_train.data.loader import ShardLoader
 from zipar_train.evaluation.likelihood import bits_per_code
+
+FRESH, FRESH_WORDS = MNIST / "fresh.json", "10,000 fresh images"
+ONE = "zipar.windows={14: 1, 7: 1, 4: 1, 2: 1, 1: 1}"
+SHORTEST = {
+    "row 0 completed first": [ONE],
+    "rows overlapping from the first": [ONE, "zipar.first_row=overlapping"],
+}
 
 
 def headline() -> None:
@@ -17,27 +28,23 @@ def headline() -> None:
     found: Found = {}
     for seed in SEEDS:
         names = {base(seed).name: UNTUNED, control(seed).name: CONTROL, tuned(seed).name: TUNED}
-        test = [*sets(f"data.val={MNIST / 'test.json'}", f"evaluate.seeds=[{seed}]"), "--out", OUT / f"test-{seed}"]
-        rows = evaluated(f"control-{seed}", control(seed), "--compare", base(seed), "--windows", "14,4,2", *test)
+        fresh = [*sets(f"data.val={FRESH}", f"evaluate.seeds=[{seed}]"), "--out", OUT / f"fresh-{seed}"]
+        rows = evaluated(f"control-{seed}", control(seed), "--compare", base(seed), "--windows", "14,4,2", *fresh)
         rows = [row for row in rows if row["checkpoint"] == control(seed).name]
-        rows += evaluated(f"test-{seed}", tuned(seed), "--compare", base(seed), "--released", "--adaptive", *test)
+        rows += evaluated(f"fresh-{seed}", tuned(seed), "--compare", base(seed), "--released", "--adaptive", *fresh)
         for row in rows:
             found.setdefault((names[row["checkpoint"]], row["mode"], row["window"]), []).append(row)
 
     def cells(name: str, mode: str, window: int) -> list[str]:
         rows = found[name, mode, window]
         passes = mean(row["passes"] for row in rows)
-        bits, gap = [], []
-        if mode == "planned":  # bits are of a mask
-            bits = [pm([row["bits"] for row in rows], 4)]
-            gap = [pm([100 * row["gap_closed"] for row in rows if row["gap_closed"] is not None], 1)]
+        bits = [pm([row["bits"] for row in rows], 4)] if mode == "planned" else []  # bits are of a mask
         scores = [pm([row[score]["mean"] for row in rows], 3) for score in ("fid", "precision", "recall")]
         return [
             name,
             str(window),
             f"{passes:.1f}" if mode == "adaptive" else f"{passes:.0f}",
             *bits,
-            *gap,
             *scores,
             pm([100 * row["class_accuracy"]["mean"] for row in rows], 1),
         ]
@@ -47,45 +54,76 @@ def headline() -> None:
         "window",
         "passes",
         "bits a code",
-        "gap closed, %",
         "FD",
         "precision",
         "recall",
         "class accuracy, %",
     ]
-    models = [UNTUNED, CONTROL, TUNED]
+    models, measured = [UNTUNED, CONTROL, TUNED], f"seeds 0, 1, 2, {FRESH_WORDS}, 5,000 generated images"
     told = [(name, window) for name in models for window in WINDOWS if (name, "planned", window) in found]
-    write("headline", OUT, table(head, [cells(name, "planned", window) for name, window in told]))
+    write("headline", OUT, table(head, [cells(name, "planned", window) for name, window in told]), measured)
     released = [cells(models[0], "released", window) for window in WINDOWS[1:]]
-    write("released", OUT, table([*head[:3], *head[5:]], released))
+    write("released", OUT, table([*head[:3], *head[4:]], released), measured, "headline")
     adaptive = [cells(name, "adaptive", window) for name in (models[0], models[2]) for window in WINDOWS[1:]]
-    write("adaptive", OUT, table(["model", "smallest window", *head[2:3], *head[5:]], adaptive))
+    write("adaptive", OUT, table(["model", "smallest window", *head[2:3], *head[4:]], adaptive), measured, "headline")
     picture(found)
-    shutil.copyfile(OUT / f"test-{SEEDS[0]}" / "samples.png", PICTURES / "samples.png")
+    shutil.copyfile(OUT / f"fresh-{SEEDS[0]}" / "samples.png", PICTURES / "samples.png")
+
+
+def fresh_bits(run: Path, windows: Iterable[int]) -> dict[int, float]:
+    """Return the bits of a model on the fresh images at several windows."""
+    generator, images = load(run), ShardLoader(FRESH, batch_size=500)
+    return {
+        window: bits_per_code(generator.inference_family, generator.plan(window), images)
+        for window in tqdm(windows, desc=run.name, unit="windows")
+    }
 
 
 def windows() -> None:
-    """Bits at every window from half a row down, trained or not: what tuning leaves of the gap."""
-    test, wanted = ShardLoader(MNIST / "test.json", batch_size=500), [14, 7, 6, 5, 4, 3, 2]
-    bits: dict[tuple[str, int], list[float]] = {}
-    for seed in SEEDS:
-        for name, run in ((UNTUNED, base(seed)), (TUNED, tuned(seed))):
-            generator = load(run)
-            for window in tqdm(wanted, desc=run.name, unit="windows"):
-                found = bits_per_code(generator.inference_family, generator.plan(window), test, images=5000)
-                bits.setdefault((name, window), []).append(found)
+    """Bits at every window from half a row down, trained or not, and the share of the closable bits that is closed."""
+    wanted = [14, 7, 6, 5, 4, 3, 2, 1]
+    untuned, tuned_bits = ([fresh_bits(model(seed), wanted) for seed in SEEDS] for model in (base, tuned))
+    lowest = {window: fresh_bits(limit(MNIST_14, 0, window)[0], [window])[window] for window in WINDOWS}
     rows = []
     for window in wanted:
-        each = list(zip(bits[UNTUNED, 14], bits[UNTUNED, window], bits[TUNED, window], strict=True))
-        shares = [share(after, before, whole) for whole, before, after in each]
+        pairs = list(zip(untuned, tuned_bits, strict=True))
+        shares = [closed(after[window], before[window], lowest[window]) for before, after in pairs if window in lowest]
         rows.append(
             [
                 str(window),
-                pm(bits[UNTUNED, window], 4),
-                pm(bits[TUNED, window], 4),
-                *(pm([100 * (value[at] / value[0] - 1) for value in each], 2) for at in (1, 2)),
-                pm([100 * one for one in shares if one is not None], 0),
+                pm([bits[window] for bits in untuned], 4),
+                pm([bits[window] for bits in tuned_bits], 4),
+                f"{lowest[window]:.4f}" if window in lowest else "",
+                *(pm([100 * (each[at][window] / each[0][14] - 1) for each in pairs], 2) for at in (0, 1)),
+                pm([100 * share for share in shares if share is not None], 0),
             ]
         )
-    head = ["window", "untuned, bits", "tuned, bits", "untuned, above next-token, %", "tuned, above it, %", "closed, %"]
-    write("windows", OUT, table(head, rows))
+    head = ["window", "untuned, bits", "tuned, bits", "limit, bits"]
+    head += ["untuned, above next-token, %", "tuned, above it, %", "closed of the closable, %"]
+    write("windows", OUT, table(head, rows), f"seeds 0, 1, 2 (limits: 0), {FRESH_WORDS}")
+
+
+def shortest() -> None:
+    """The shortest schedules: window 1 with row 1 starting before row 0 is complete, beside others as short."""
+    rows = []
+    for words, overrides in SHORTEST.items():
+        found: dict[int, list[dict[str, Any]]] = {}
+        for seed in SEEDS:
+            run = MNIST_14.tuned(seed, *overrides, name=f"shortest-{slug(words)}")
+            name = f"shortest-{slug(words)}-{seed}"
+            more = [*sets(*overrides, f"data.val={FRESH}", f"evaluate.seeds=[{seed}]"), "--out", OUT / name]
+            for row in evaluated(name, run, "--windows", "3,2,1", *more):
+                found.setdefault(row["window"], []).append(row)
+        rows += [
+            [
+                words,
+                str(window),
+                f"{each[0]['passes']:.0f}",
+                pm([row["bits"] for row in each], 4),
+                pm([row["fid"]["mean"] for row in each], 3),
+                pm([100 * row["class_accuracy"]["mean"] for row in each], 1),
+            ]
+            for window, each in found.items()
+        ]
+    head = ["trained and generated with", "window", "passes", "bits a code", "FD", "class accuracy, %"]
+    write("shortest", OUT, table(head, rows), f"seeds 0, 1, 2, {FRESH_WORDS}, 5,000 generated images")

@@ -8,17 +8,25 @@ from typing import Any
 
 from zipar_train.io.figures import plt, write_figure
 from zipar_train.io.files import make_folder, write_atomic
+from zipar_train.run.provenance import revision, versions
 
 DOCS = Path(__file__).parents[2] / "docs"
 PICTURES = DOCS / "evidence"
-WINDOWS = [14, 7, 4, 2, 1]
+WINDOWS = [14, 7, 4, 3, 2, 1]
+VALIDATION = "seed 0, 2,000 validation images"
 UNTUNED, CONTROL, TUNED = "untuned", "control: one more epoch, next-token", "one epoch, mixed windows"
 Found = dict[tuple[str, str, int], list[dict[str, Any]]]  # model, mode of drawing, window: a row for each seed
 
 
-def write(name: str, folder: Path, lines: list[str]) -> None:
-    """A table, on the screen, in a folder, and between its marks in docs/evidence.md."""
-    text = "\n".join(lines)
+def write(name: str, folder: Path, lines: list[str], measured: str, step: str | None = None) -> None:
+    """Print a table, write it to a folder, and put it between its marks in docs/evidence.md.
+
+    Args:
+        measured: Seeds and images.
+        step: The step that makes the table, if it has another name.
+    """
+    machine = f"{cpu()}, torch {versions('torch')['torch']}, revision {revision()}"
+    text = "\n".join([*lines, "", f"`scripts/evidence/run {step or name}`; {measured}; {machine}."])
     print(f"\n{text}\n", flush=True)
     make_folder(folder)
     write_atomic(folder / f"{name}.md", f"{text}\n".encode())
@@ -30,23 +38,27 @@ def write(name: str, folder: Path, lines: list[str]) -> None:
         write_atomic(page, found.encode())
 
 
+def cpu() -> str:
+    """Return the processor's name and the number of its cores, as in `2 cores of AMD EPYC`."""
+    names = re.findall(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+    return f"{len(names)} cores of {names[0].strip()}"
+
+
+def slug(words: str) -> str:
+    return re.sub("[^a-z0-9]+", "-", words.lower()).strip("-")
+
+
 def table(head: list[str], rows: Iterable[list[str]]) -> list[str]:
     return ["| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows]]
 
 
-def share(bits: float, untuned: float, whole: float) -> float | None:
-    """Of the bits that a window costs the base above `whole`, its next-token bits, those that are not lost.
+def closed(bits: float, untuned: float, limit: float) -> float | None:
+    """Return the share of the closable bits, those of the untuned model above the limit, that are no longer lost.
 
-    None where it costs next to nothing, as `zipar-train evaluate` has it.
+    None if less than 0.1 % of the limit is closable.
     """
-    gap = untuned - whole
-    return 1 - (bits - whole) / gap if gap > 0.005 * whole else None
-
-
-def closed(bits: dict[int, float], untuned: dict[int, float], window: int) -> str:
-    """The share in words."""
-    found = share(bits[window], untuned[window], untuned[WINDOWS[0]])
-    return "-" if found is None else f"{found:.0%}"
+    closable = untuned - limit
+    return (untuned - bits) / closable if closable > 0.001 * limit else None
 
 
 def pm(values: list[float], digits: int) -> str:

@@ -36,6 +36,42 @@ def missing_context(plan: Plan) -> Tensor:
     return torch.from_numpy(np.arange(codes) - np.tril(seen, -1).sum(1))
 
 
+class Muon(torch.optim.AdamW):
+    """AdamW, but the hidden layers' matrices move along orthogonalized momentum (Jordan et al. 2024, `Muon`).
+
+    The update of an (A, B) matrix is scaled by 0.2 * sqrt(max(A, B)), so that it is about as long as AdamW's and the
+    learning rate means the same (Moonlight, arXiv 2502.16982).
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        with torch.enable_grad():
+            loss = closure() if closure else None
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if group["orthogonal"] and parameter.grad is not None:
+                    gradient = parameter.grad
+                    momentum = self.state[parameter].setdefault("momentum", torch.zeros_like(gradient))
+                    momentum.lerp_(gradient, 0.05)
+                    update = orthogonal(gradient.lerp(momentum, 0.95))
+                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                    parameter.add_(update, alpha=-group["lr"] * 0.2 * max(update.shape) ** 0.5)
+                    parameter.grad = None  # AdamW skips it
+        super().step()
+        return loss
+
+
+def orthogonal(matrix: Tensor) -> Tensor:
+    """Return about U V^T of a matrix U S V^T: its singular values become 0.7 .. 1.2 (five Newton-Schulz steps)."""
+    x = matrix / (matrix.norm() + 1e-7)
+    tall = x.shape[0] > x.shape[1]
+    x = x.T if tall else x
+    for _ in range(5):
+        square = x @ x.T
+        x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
+    return x.T if tall else x
+
+
 class Variant(ZipARModule):
     """The training module with one thing changed.
 
@@ -49,6 +85,7 @@ class Variant(ZipARModule):
             original model.
         layer_decay: The learning rate of each layer is that of the layer above times this number; the embedding's is
             that of the lowest layer.
+        muon: Optimize with `Muon`.
         **more: Arguments of `ZipARModule`.
     """
 
@@ -60,11 +97,12 @@ class Variant(ZipARModule):
         shares: Mapping[str, float] | None = None,
         own: bool = False,
         layer_decay: float = 1.0,
+        muon: bool = False,
         **more: Any,
     ):
         super().__init__(*args, **more)
         assert order in ORDERS, f"order {order!r}: use {', '.join(ORDERS)}"
-        self.order, self.own, self.layer_decay = order, own, layer_decay
+        self.order, self.own, self.layer_decay, self.muon = order, own, layer_decay, muon
         self.shares = {int(window): share for window, share in (shares or {}).items()}
         missing = {window: missing_context(self.plans.plan(window)).float() for window in self.windows}
         most = max(one.max() for one in missing.values()).clamp(min=1)
@@ -110,6 +148,14 @@ class Variant(ZipARModule):
 
     def optimizer(self) -> torch.optim.AdamW:
         optimizer = super().optimizer()
+        if self.muon:
+            hidden = {p for p in self.model.model.layers.parameters() if p.ndim == 2}
+            groups = [
+                {**group, "params": [p for p in group["params"] if (p in hidden) == turn], "orthogonal": turn}
+                for group in optimizer.param_groups
+                for turn in (True, False)
+            ]
+            return Muon(groups, lr=self.lr, betas=self.betas)
         if self.layer_decay == 1:
             return optimizer
         layers, groups = self.model.model.layers, []

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from zipar_train import Grid, Plan
+from zipar_train.recipe.load import load_recipe
 
 HERE = Path(__file__).parents[2]
 SCRIPTS, PAGE = HERE / "scripts" / "evidence", HERE / "docs" / "evidence.md"
@@ -25,25 +28,28 @@ def tables(monkeypatch):
 def test_every_table_has_its_place_on_the_page_and_every_place_a_table():
     text = "".join(path.read_text() for path in SCRIPTS.glob("*.py"))
     written = set(re.findall(r'write\(\s*"([a-z-]+)",\s*OUT', text))
-    written |= set(re.findall(r'of_sweep\(\s*"([a-z-]+)"', text))
+    written |= set(re.findall(r'compare\("([a-z-]+)"', text))
     assert len(written) >= 9
     assert set(re.findall(r"<!-- ([a-z-]+) -->\n(?:.*\n)*?<!-- /\1 -->", PAGE.read_text())) == written
 
 
 def test_a_table_takes_the_place_of_the_one_before(tables, tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "DOCS", tmp_path)
+    monkeypatch.setattr(tables, "revision", lambda: "abc1234")
+    monkeypatch.setattr(tables, "cpu", lambda: "2 cores of a CPU")
     page = tmp_path / "evidence.md"
     page.write_text("before\n<!-- mixes -->\n<!-- /mixes -->\nafter\n<!-- rates -->\nkept\n<!-- /rates -->\n")
     for value in ("1", "2"):
-        tables.write("mixes", tmp_path / "out", tables.table(["a", "b"], [[value, "x"]]))
-    told = "| a | b |\n| --- | --- |\n| 2 | x |\n"
+        tables.write("mixes", tmp_path / "out", tables.table(["a", "b"], [[value, "x"]]), "seed 0, 5 images")
+    told = "| a | b |\n| --- | --- |\n| 2 | x |\n\n`scripts/evidence/run mixes`; seed 0, 5 images; 2 cores of a CPU, "
+    told += f"torch {torch.__version__.partition('+')[0]}, revision abc1234.\n"
     assert (
         page.read_text()
         == f"before\n<!-- mixes -->\n{told}<!-- /mixes -->\nafter\n<!-- rates -->\nkept\n<!-- /rates -->\n"
     )
     assert (tmp_path / "out" / "mixes.md").read_text() == told
     with pytest.raises(AssertionError, match="has no place for lora"):
-        tables.write("lora", tmp_path / "out", ["x"])
+        tables.write("lora", tmp_path / "out", ["x"], "")
 
 
 def test_stand_ins_are_as_far_off_as_columns_and_rows_say(tables):
@@ -79,16 +85,17 @@ def test_the_headline_takes_seeds_together(tables, tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "DOCS", page.parent)
     for module in (tables, reporting):
         monkeypatch.setattr(module, "PICTURES", page.parent / "evidence")
-    monkeypatch.setattr(models, "trained", lambda recipe, run, *overrides: run)
+    monkeypatch.setattr(models, "trained", lambda recipe, run, *overrides, **more: run)
     monkeypatch.setattr(reporting, "OUT", tmp_path)
-    (tmp_path / "test-0").mkdir()
-    (tmp_path / "test-0" / "samples.png").write_bytes(b"picture")
+    (tmp_path / "fresh-0").mkdir()
+    (tmp_path / "fresh-0" / "samples.png").write_bytes(b"picture")
 
     def evaluated(name, checkpoint, *arguments):
         seed, rows = int(name[-1]), []
         base, planned = models.base(seed).name, [14, 4, 2] if "control" in name else tables.WINDOWS
         for run in (base, checkpoint.name):
-            for mode, windows in (("planned", planned), ("released", [7, 4, 2, 1]), ("adaptive", [7, 4, 2, 1])):
+            narrow = tables.WINDOWS[1:]
+            for mode, windows in (("planned", planned), ("released", narrow), ("adaptive", narrow)):
                 if mode == "planned" or f"--{mode}" in arguments and (mode == "adaptive" or run == base):
                     rows += [
                         {
@@ -97,7 +104,6 @@ def test_the_headline_takes_seeds_together(tables, tmp_path, monkeypatch):
                             "window": window,
                             "passes": 10.5 + window,
                             "bits": 0.9 + 0.1 * seed if mode == "planned" else None,
-                            "gap_closed": None if window > 2 or run == base or mode != "planned" else 0.5,
                             **{score: {"mean": 3.0 + seed} for score in ("fid", "precision", "recall")},
                             "class_accuracy": {"mean": 0.25},
                         }
@@ -109,20 +115,85 @@ def test_the_headline_takes_seeds_together(tables, tmp_path, monkeypatch):
     reporting.headline()
     told = page.read_text()
     scores = " | 4.000 ± 1.000" * 3 + " | 25.0 ± 0.0 |"
-    assert f"| untuned | 7 | 18 | 1.0000 ± 0.1000 | -{scores}" in told
-    assert f"| {tables.CONTROL} | 2 | 12 | 1.0000 ± 0.1000 | 50.0 ± 0.0{scores}" in told
-    assert f"| {tables.TUNED} | 1 | 12 | 1.0000 ± 0.1000 | 50.0 ± 0.0{scores}" in told
+    assert f"| untuned | 7 | 18 | 1.0000 ± 0.1000{scores}" in told
+    assert f"| {tables.CONTROL} | 2 | 12 | 1.0000 ± 0.1000{scores}" in told
+    assert f"| {tables.TUNED} | 1 | 12 | 1.0000 ± 0.1000{scores}" in told
     assert f"| untuned | 4 | 14{scores}" in told and f"| {tables.TUNED} | 7 | 17.5{scores}" in told
-    assert told.count("\n| untuned |") == 13 and told.count(f"\n| {tables.CONTROL} |") == 3
+    assert told.count("\n| untuned |") == 6 + 5 + 5 and told.count(f"\n| {tables.CONTROL} |") == 3
+    assert told.count("`scripts/evidence/run headline`; seeds 0, 1, 2, 10,000 fresh images") == 3
     assert (page.parent / "evidence" / "headline.png").read_bytes().startswith(b"\x89PNG")
     assert (page.parent / "evidence" / "samples.png").read_bytes() == b"picture"
 
 
-def test_the_gap_is_the_untuned_models(tables):
-    untuned = {14: 1.0, 7: 1.004, 2: 1.2}
-    assert tables.closed({14: 0.99, 7: 1.0, 2: 1.05}, untuned, 2) == "75%"
-    assert tables.closed({14: 0.99, 7: 1.0, 2: 1.05}, untuned, 7) == "-"  # nothing to speak of is lost
+def test_what_is_closed_is_of_the_bits_above_the_limit(tables):
+    assert tables.closed(0.8, untuned=0.9, limit=0.7) == pytest.approx(0.5)
+    assert tables.closed(0.7, untuned=0.7005, limit=0.7) is None  # nothing to speak of can be closed
     assert tables.pm([1.0, 2.0, 3.0], 2) == "2.00 ± 1.00" and tables.pm([1.0], 1) == "1.0" and tables.pm([], 1) == "-"
+
+
+def test_trials_have_names_of_their_own_and_recipes_that_exist(tables):
+    """Each trial's overrides make a valid recipe, and its variant's arguments exist."""
+    import inspect
+
+    import tuning
+    import variants
+
+    names = [tables.slug(words) for words, _, _ in tuning.TRIALS]
+    assert len(set(names)) == len(names) >= 20
+    known = set(inspect.signature(variants.Variant).parameters)
+    for words, variant, overrides in tuning.TRIALS:
+        assert set(variant) <= known, words
+        load_recipe("mnist", overrides)
+
+
+def test_a_comparison_measures_trials_against_untuned_model_and_limits(tables, monkeypatch):
+    import tuning
+
+    written = []
+    monkeypatch.setattr(tuning, "bits_of", lambda run: {14: 0.75, 7: 0.76, 4: 0.78, 3: 0.8, 2: 0.85, 1: 1.0})
+    monkeypatch.setattr(tuning.MNIST_14.__class__, "base", lambda self, seed: Path(f"base-{seed}"))
+    monkeypatch.setattr(tuning, "limit", lambda dataset, seed, window: (Path(), [0.9, 0.75]))
+    monkeypatch.setattr(tuning, "trained", lambda *trial: {14: 0.753, 7: 0.751, 4: 0.753, 3: 0.76, 2: 0.77, 1: 1.0})
+    monkeypatch.setattr(tuning, "write", lambda name, out, lines, measured: written.extend(lines))
+    tuning.compare("tuning", [("a trial", {}, [])])
+    assert written[2].startswith("| **untuned** | 0.7500 | 0.7600 | 0.7800")
+    assert written[3].startswith("| **limit** |  | 0.7500 | 0.7500")
+    assert written[4].endswith("| +0.40% | 90% | 90% | 80% | 80% | 0% |")
+
+
+def test_the_windows_table_has_limits_and_shares(tables, tmp_path, monkeypatch):
+    import models
+    import reporting
+
+    bits = {"mnist-base": 0.9, "mnist": 0.75, "best.ckpt": 0.7}
+    monkeypatch.setattr(models, "trained", lambda recipe, run, *overrides, **more: run)
+    monkeypatch.setattr(reporting, "limit", lambda dataset, seed, window: (Path("run/best.ckpt"), []))
+    monkeypatch.setattr(
+        reporting, "fresh_bits", lambda run, windows: dict.fromkeys(windows, bits[run.name.rstrip("-012")])
+    )
+    written = []
+    monkeypatch.setattr(reporting, "write", lambda name, out, lines, measured: written.extend(lines))
+    reporting.windows()
+    three = "0.9000 ± 0.0000 | 0.7500 ± 0.0000 |"
+    assert f"| 2 | {three} 0.7000 | 0.00 ± 0.00 | -16.67 ± 0.00 | 75 ± 0 |" in written
+    assert f"| 6 | {three}  | 0.00 ± 0.00 | -16.67 ± 0.00 | - |" in written
+
+
+def test_the_frontier_has_a_row_of_panels_for_each_dataset(tables, tmp_path):
+    import frontier
+
+    found = [
+        {"model": model, "window": window, "mode": mode, "lookahead": ahead, "passes": 10.0 * window, "fid": 1 / window}
+        | {"milliseconds": {"1": 5.0 * window, "32": 1.0 * window}}
+        for model in (tables.UNTUNED, tables.TUNED)
+        for mode, ahead in (("planned", 0), ("planned", 32), ("adaptive", 0))
+        for window in (8, 4, 2, 1)
+    ]
+    assert [p["window"] for p in frontier.line(found, tables.TUNED, "planned", 32)] == [8, 4, 2, 1]
+    for count in (1, 2):
+        frontier.draw({f"data {at}": found for at in range(count)}, tmp_path / f"{count}.png")
+    heights = [Image.open(tmp_path / f"{count}.png").height for count in (1, 2)]
+    assert heights[1] > 1.5 * heights[0]
 
 
 def test_steps_are_listed(monkeypatch, capsys):
@@ -139,7 +210,7 @@ def test_steps_are_listed(monkeypatch, capsys):
     [
         (["heading"], "no step heading: use data, headline"),
         (["data"], "data needs --images"),
-        (["mixes"], "make them with `scripts/evidence/run data --images FOLDER`"),
+        (["tuning"], "make them with `scripts/evidence/run data --images FOLDER`"),
     ],
 )
 def test_steps_say_what_they_need(monkeypatch, capsys, arguments, said):
