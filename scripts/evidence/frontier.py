@@ -1,19 +1,19 @@
 """Quality against forward passes and against milliseconds, for every way of decoding: windows, lookahead, adaptive."""
 
-import json
 from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from matplotlib import ticker
+from measured import measured
 from models import DIGITS, MNIST_14, OUT, Dataset, evaluated
 from tables import PICTURES, TUNED, UNTUNED
 
 from zipar_train import load
 from zipar_train.evaluation.likelihood import milliseconds
 from zipar_train.io.figures import plt, write_figure
-from zipar_train.io.files import make_folder, write_atomic
+from zipar_train.io.files import make_folder
 
 LOOKAHEAD, BATCHES = (0, 32), (1, 32)
 SEED, ROUNDS, COUNTED = 0, 5, 100  # COUNTED: images whose passes are averaged
@@ -22,13 +22,14 @@ Point = dict[str, Any]  # model, mode, window, lookahead, passes, fid, milliseco
 
 
 def points(dataset: Dataset) -> list[Point]:
-    """Measure each way of decoding the untuned and the tuned model, seed 0; results are kept in a file.
+    """Measure each way of decoding the untuned and the tuned model, seed 0; results are kept.
 
     Lookahead changes no image, so its quality is that of the same window without it.
     """
-    file = OUT / f"frontier-{dataset.name}.json"
-    if file.is_file():
-        return json.loads(file.read_text())
+    return measured(f"frontier of {dataset.name}", partial(measure, dataset))
+
+
+def measure(dataset: Dataset) -> list[Point]:
     runs = {UNTUNED: dataset.base(SEED), TUNED: dataset.tuned(SEED)}
     name = f"frontier-{dataset.name}-scores"
     arguments = ["--compare", runs[UNTUNED], "--windows", ",".join(map(str, dataset.windows)), "--adaptive"]
@@ -49,7 +50,6 @@ def points(dataset: Dataset) -> list[Point]:
         found.append(point | {"passes": passes, "fid": fid, "milliseconds": {}})
     for (at, batch), time in milliseconds(ways, rounds=ROUNDS, seconds=900).items():
         found[at]["milliseconds"][str(batch)] = time / batch
-    write_atomic(file, (json.dumps(found, indent=1) + "\n").encode())
     return found
 
 
@@ -65,7 +65,7 @@ def line(found: list[Point], model: str, mode: str, lookahead: int) -> list[Poin
     return [p for p in found if (p["model"], p["mode"], p["lookahead"]) == (model, mode, lookahead)]
 
 
-def draw(measured: dict[str, list[Point]], path: Path) -> None:
+def draw(found: dict[str, list[Point]], path: Path) -> None:
     """Draw one row of panels for each dataset: the distance against passes, and against time at each batch size."""
     panels = [("forward passes per image", lambda point: point["passes"])]
     panels += [
@@ -77,12 +77,12 @@ def draw(measured: dict[str, list[Point]], path: Path) -> None:
     make_folder(path.parent)
     with plt.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
         figure, axes = plt.subplots(
-            len(measured), len(panels), figsize=(12, 3.4 * len(measured)), layout="constrained", squeeze=False
+            len(found), len(panels), figsize=(12, 3.4 * len(found)), layout="constrained", squeeze=False
         )
-        for (name, found), across in zip(measured.items(), axes, strict=True):
+        for (name, of_dataset), across in zip(found.items(), axes, strict=True):
             for axis, (title, told) in zip(across, panels, strict=True):
                 for (model, colour), (mode, ahead, style, words) in product(COLOURS.items(), ways):
-                    each = line(found, model, mode, ahead)
+                    each = line(of_dataset, model, mode, ahead)
                     x, y = [told(point) for point in each], [point["fid"] for point in each]
                     label = f"{model}: {words}"
                     axis.plot(x, y, style, color=colour, ms=4, lw=1.4, label=label)
@@ -104,5 +104,4 @@ def draw(measured: dict[str, list[Point]], path: Path) -> None:
 
 def frontier() -> None:
     """Measure digits and MNIST as far as they are not, and draw them."""
-    measured = {"digits, 8 x 8": points(DIGITS), "MNIST, 14 x 14": points(MNIST_14)}
-    draw(measured, PICTURES / "frontier.png")
+    draw({"digits, 8 x 8": points(DIGITS), "MNIST, 14 x 14": points(MNIST_14)}, PICTURES / "frontier.png")

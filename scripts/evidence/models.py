@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tables import WINDOWS
+from tables import PICTURES, WINDOWS
 
 RUNS, DATA = (Path(os.environ.get(f"ZIPAR_{name}", name.lower())) for name in ("RUNS", "DATA"))
 OUT, MNIST, SEEDS = RUNS / "evidence", DATA / "mnist", [0, 1, 2]
@@ -61,6 +61,7 @@ class Dataset:
 
     Args:
         windows: The windows of the tables; the first is next-token.
+        reported: Manifest of the images that results are reported on.
         average: Decay of averaged weights, for runs at a constant learning rate: about an epoch's steps.
     """
 
@@ -68,9 +69,14 @@ class Dataset:
     base_recipe: str
     recipe: str
     windows: tuple[int, ...]
+    reported: Path
     average: float
 
     def base(self, seed: int, *overrides: str, name: str = "base") -> Path:
+        """Return the untuned model: the export in docs/evidence, if it has the seed, so that all results share it."""
+        published = PICTURES / f"{self.name}-{name}-{seed}"
+        if published.is_dir():
+            return published
         return trained(self.base_recipe, RUNS / f"{self.name}-{name}-{seed}", f"seed={seed}", *overrides)
 
     def tuned(self, seed: int, *overrides: str, name: str = "", start: Path | None = None, **more: Any) -> Path:
@@ -83,8 +89,8 @@ class Dataset:
         return self.tuned(seed, f"zipar.windows={{{self.windows[0]}: 1}}", "tune.distill=0", name="control")
 
 
-DIGITS = Dataset("digits", "digits-base", "digits", (8, 4, 2, 1), average=0.98)
-MNIST_14 = Dataset("mnist", "mnist-base", "mnist", (14, 7, 4, 3, 2, 1), average=0.999)
+DIGITS = Dataset("digits", "digits-base", "digits", (8, 4, 2, 1), DATA / "digits" / "val.json", average=0.98)
+MNIST_14 = Dataset("mnist", "mnist-base", "mnist", (14, 7, 4, 3, 2, 1), MNIST / "fresh.json", average=0.999)
 
 
 def base(seed: int) -> Path:

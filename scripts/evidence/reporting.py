@@ -1,19 +1,12 @@
 """Results on fresh images, three seeds: the headline, bits at every window, and the shortest schedules."""
 
 import shutil
-from collections.abc import Iterable
-from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from limits import limit
+from limits import bits_on, limit
 from models import MNIST, MNIST_14, OUT, SEEDS, base, control, evaluated, sets, tuned
 from tables import CONTROL, PICTURES, TUNED, UNTUNED, WINDOWS, Found, closed, picture, pm, slug, table, write
-from tqdm import tqdm
-
-from zipar_train import load
-from zipar_train.data.loader import ShardLoader
-from zipar_train.evaluation.likelihood import bits_per_code
 
 FRESH, FRESH_WORDS = MNIST / "fresh.json", "10,000 fresh images"
 ONE = "zipar.windows={14: 1, 7: 1, 4: 1, 2: 1, 1: 1}"
@@ -59,31 +52,22 @@ def headline() -> None:
         "recall",
         "class accuracy, %",
     ]
-    models, measured = [UNTUNED, CONTROL, TUNED], f"seeds 0, 1, 2, {FRESH_WORDS}, 5,000 generated images"
+    models, words = [UNTUNED, CONTROL, TUNED], f"seeds 0, 1, 2, {FRESH_WORDS}, 5,000 generated images"
     told = [(name, window) for name in models for window in WINDOWS if (name, "planned", window) in found]
-    write("headline", OUT, table(head, [cells(name, "planned", window) for name, window in told]), measured)
+    write("headline", OUT, table(head, [cells(name, "planned", window) for name, window in told]), words)
     released = [cells(models[0], "released", window) for window in WINDOWS[1:]]
-    write("released", OUT, table([*head[:3], *head[4:]], released), measured, "headline")
+    write("released", OUT, table([*head[:3], *head[4:]], released), words, step="headline")
     adaptive = [cells(name, "adaptive", window) for name in (models[0], models[2]) for window in WINDOWS[1:]]
-    write("adaptive", OUT, table(["model", "smallest window", *head[2:3], *head[4:]], adaptive), measured, "headline")
+    write("adaptive", OUT, table(["model", "smallest window", *head[2:3], *head[4:]], adaptive), words, step="headline")
     picture(found)
     shutil.copyfile(OUT / f"fresh-{SEEDS[0]}" / "samples.png", PICTURES / "samples.png")
-
-
-def fresh_bits(run: Path, windows: Iterable[int]) -> dict[int, float]:
-    """Return the bits of a model on the fresh images at several windows."""
-    generator, images = load(run), ShardLoader(FRESH, batch_size=500)
-    return {
-        window: bits_per_code(generator.inference_family, generator.plan(window), images)
-        for window in tqdm(windows, desc=run.name, unit="windows")
-    }
 
 
 def windows() -> None:
     """Bits at every window from half a row down, trained or not, and the share of the closable bits that is closed."""
     wanted = [14, 7, 6, 5, 4, 3, 2, 1]
-    untuned, tuned_bits = ([fresh_bits(model(seed), wanted) for seed in SEEDS] for model in (base, tuned))
-    lowest = {window: fresh_bits(limit(MNIST_14, 0, window)[0], [window])[window] for window in WINDOWS}
+    untuned, tuned_bits = ([bits_on(FRESH, model(seed), wanted) for seed in SEEDS] for model in (base, tuned))
+    lowest = {window: limit(MNIST_14, window)["bits"] for window in WINDOWS}
     rows = []
     for window in wanted:
         pairs = list(zip(untuned, tuned_bits, strict=True))

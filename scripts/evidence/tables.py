@@ -6,9 +6,10 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from measured import provenance
+
 from zipar_train.io.figures import plt, write_figure
 from zipar_train.io.files import make_folder, write_atomic
-from zipar_train.run.provenance import revision, versions
 
 DOCS = Path(__file__).parents[2] / "docs"
 PICTURES = DOCS / "evidence"
@@ -18,15 +19,17 @@ UNTUNED, CONTROL, TUNED = "untuned", "control: one more epoch, next-token", "one
 Found = dict[tuple[str, str, int], list[dict[str, Any]]]  # model, mode of drawing, window: a row for each seed
 
 
-def write(name: str, folder: Path, lines: list[str], measured: str, step: str | None = None) -> None:
+def write(
+    name: str, folder: Path, lines: list[str], words: str, *, step: str | None = None, results: Iterable[str] = ()
+) -> None:
     """Print a table, write it to a folder, and put it between its marks in docs/evidence.md.
 
     Args:
-        measured: Seeds and images.
+        words: Seeds and images.
         step: The step that makes the table, if it has another name.
+        results: Names of the results that it shows, see `measured`.
     """
-    machine = f"{cpu()}, torch {versions('torch')['torch']}, revision {revision()}"
-    text = "\n".join([*lines, "", f"`scripts/evidence/run {step or name}`; {measured}; {machine}."])
+    text = "\n".join([*lines, "", f"`scripts/evidence/run {step or name}`; {words}; {provenance(results)}."])
     print(f"\n{text}\n", flush=True)
     make_folder(folder)
     write_atomic(folder / f"{name}.md", f"{text}\n".encode())
@@ -36,12 +39,6 @@ def write(name: str, folder: Path, lines: list[str], measured: str, step: str | 
         found, times = marked.subn(lambda match: f"{match[1]}{text}\n{match[2]}", page.read_text())
         assert times == 1, f"{page} has no place for {name}"
         write_atomic(page, found.encode())
-
-
-def cpu() -> str:
-    """Return the processor's name and the number of its cores, as in `2 cores of AMD EPYC`."""
-    names = re.findall(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-    return f"{len(names)} cores of {names[0].strip()}"
 
 
 def slug(words: str) -> str:

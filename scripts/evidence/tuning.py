@@ -4,14 +4,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-from limits import limit
-from models import MNIST_14, OUT, bits_of
+from limits import bits_on, limit
+from measured import measured
+from models import MNIST, MNIST_14, OUT
 from tables import VALIDATION, WINDOWS, closed, slug, table, write
 
 from zipar_train.run.metrics_csv import validations
 
 Trial = tuple[str, dict[str, Any], list[str]]  # words, arguments of variants.Variant, overrides of the recipe
 LORA = "tune.lora={rank: 16, alpha: 16, targets: [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj]}"
+AVERAGED = ["optim.schedule=constant", "optim.ema_decay=0.995"]
 TRIALS: list[Trial] = [
     ("the recipe", {}, []),
     # windows
@@ -35,8 +37,11 @@ TRIALS: list[Trial] = [
     # optimizer
     ("learning rate 1e-3", {}, ["optim.lr=1e-3"]),
     ("learning rate 4e-3", {}, ["optim.lr=4e-3"]),
+    ("constant learning rate, averaged weights", {}, AVERAGED),
+    ("constant learning rate 4e-3, averaged weights", {}, [*AVERAGED, "optim.lr=4e-3"]),
     ("learning rate x 0.7 for each layer down", {"layer_decay": 0.7}, []),
     ("learning rate x 1.4 for each layer down", {"layer_decay": 1.4}, []),
+    ("orthogonalized updates (Muon)", {"muon": True}, []),
     ("32 images per step", {}, ["data.micro_batch_size=32"]),
     ("8 images per step", {}, ["data.micro_batch_size=8"]),
     ("LoRA, rank 16, learning rate 1e-2", {}, [LORA, "optim.lr=1e-2"]),
@@ -49,9 +54,13 @@ TRIALS: list[Trial] = [
 
 def trained(words: str, variant: dict[str, Any], overrides: list[str]) -> dict[int, float]:
     """Train a trial as far as it is not, and return its validation bits by window."""
-    windows = f"data.val_windows={WINDOWS}"
-    run = MNIST_14.tuned(0, windows, *overrides, name=f"trial-{slug(words)}", variant=json.dumps(variant))
-    return validation_bits(run)
+
+    def measure() -> dict[int, float]:
+        windows = f"data.val_windows={WINDOWS}"
+        run = MNIST_14.tuned(0, windows, *overrides, name=f"trial-{slug(words)}", variant=json.dumps(variant))
+        return validation_bits(run)
+
+    return {int(window): bits for window, bits in measured(f"trial: {words}", measure).items()}
 
 
 def validation_bits(run: Path) -> dict[int, float]:
@@ -60,10 +69,16 @@ def validation_bits(run: Path) -> dict[int, float]:
     return {window: metrics[f"val/bits_w{window}"] for window in WINDOWS}
 
 
+def untuned_bits() -> dict[int, float]:
+    """Return the validation bits of the untuned model by window."""
+    found = measured("untuned, validation", lambda: bits_on(MNIST / "val.json", MNIST_14.base(0), WINDOWS))
+    return {int(window): bits for window, bits in found.items()}
+
+
 def compare(name: str, trials: list[Trial]) -> None:
     """Write a table of trials: bits, what next-token loses, and the share of the closable bits that is closed."""
-    untuned = bits_of(MNIST_14.base(0))
-    lowest = {window: min(limit(MNIST_14, 0, window)[1]) for window in WINDOWS[1:]}
+    untuned = untuned_bits()
+    lowest = {window: min(limit(MNIST_14, window)["curve"]) for window in WINDOWS[1:]}
     rows = [["**untuned**", *(f"{untuned[w]:.4f}" for w in WINDOWS), *[""] * len(WINDOWS)]]
     rows += [["**limit**", "", *(f"{lowest[w]:.4f}" for w in WINDOWS[1:]), *[""] * len(WINDOWS)]]
     for trial in trials:
@@ -78,16 +93,16 @@ def compare(name: str, trials: list[Trial]) -> None:
             ]
         )
     head = ["change", *(f"bits at {w}" for w in WINDOWS), "next-token", *(f"closed at {w}" for w in WINDOWS[1:])]
-    write(name, OUT, table(head, rows), VALIDATION)
+    results = [f"trial: {words}" for words, _, _ in trials]
+    write(name, OUT, table(head, rows), VALIDATION, results=results)
 
 
 def tuning() -> None:
     compare("tuning", TRIALS)
 
 
-if __name__ == "__main__":  # train some trials only, by their numbers: two can run beside each other
+if __name__ == "__main__":  # some trials only, by their numbers: two can run beside each other
     import sys
 
     for number in map(int, sys.argv[1:]):
-        bits = trained(*TRIALS[number])
-        print("TRIAL", number, TRIALS[number][0], {w: round(b, 4) for w, b in bits.items()}, flush=True)
+        print(TRIALS[number][0], trained(*TRIALS[number]), flush=True)

@@ -86,6 +86,7 @@ class Variant(ZipARModule):
         layer_decay: The learning rate of each layer is that of the layer above times this number; the embedding's is
             that of the lowest layer.
         muon: Optimize with `Muon`.
+        cooldown: The learning rate is constant, and falls linearly to zero over this last share of the steps.
         **more: Arguments of `ZipARModule`.
     """
 
@@ -98,11 +99,13 @@ class Variant(ZipARModule):
         own: bool = False,
         layer_decay: float = 1.0,
         muon: bool = False,
+        cooldown: float | None = None,
         **more: Any,
     ):
         super().__init__(*args, **more)
         assert order in ORDERS, f"order {order!r}: use {', '.join(ORDERS)}"
-        self.order, self.own, self.layer_decay, self.muon = order, own, layer_decay, muon
+        self.order, self.own = order, own
+        self.layer_decay, self.muon, self.cooldown = layer_decay, muon, cooldown
         self.shares = {int(window): share for window, share in (shares or {}).items()}
         missing = {window: missing_context(self.plans.plan(window)).float() for window in self.windows}
         most = max(one.max() for one in missing.values()).clamp(min=1)
@@ -169,6 +172,18 @@ class Variant(ZipARModule):
                 )
                 groups.append({**rest, "params": [parameter], "lr": self.lr * self.layer_decay**above})
         return torch.optim.AdamW(groups, betas=self.betas)
+
+    def configure_optimizers(self) -> Any:
+        if self.cooldown is None:
+            return super().configure_optimizers()
+        optimizer, steps = self.optimizer(), int(self.trainer.estimated_stepping_batches)
+        warmup, last = max(1, round(self.warmup * steps)), self.cooldown * steps
+
+        def factor(step: int) -> float:
+            return min(1.0, step / warmup, (steps - step) / last)
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 if __name__ == "__main__":

@@ -1,16 +1,17 @@
 """docs/evidence.md and the scripts that make it."""
 
+import json
 import re
 import runpy
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from zipar_train import Grid, Plan
+from zipar_train import Grid, Plan, load
 from zipar_train.recipe.load import load_recipe
 
 HERE = Path(__file__).parents[2]
@@ -35,14 +36,13 @@ def test_every_table_has_its_place_on_the_page_and_every_place_a_table():
 
 def test_a_table_takes_the_place_of_the_one_before(tables, tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "DOCS", tmp_path)
-    monkeypatch.setattr(tables, "revision", lambda: "abc1234")
-    monkeypatch.setattr(tables, "cpu", lambda: "2 cores of a CPU")
+    monkeypatch.setattr(tables, "provenance", lambda results: "2 cores of a CPU; torch 2; revision abc1234")
     page = tmp_path / "evidence.md"
     page.write_text("before\n<!-- mixes -->\n<!-- /mixes -->\nafter\n<!-- rates -->\nkept\n<!-- /rates -->\n")
     for value in ("1", "2"):
         tables.write("mixes", tmp_path / "out", tables.table(["a", "b"], [[value, "x"]]), "seed 0, 5 images")
-    told = "| a | b |\n| --- | --- |\n| 2 | x |\n\n`scripts/evidence/run mixes`; seed 0, 5 images; 2 cores of a CPU, "
-    told += f"torch {torch.__version__.partition('+')[0]}, revision abc1234.\n"
+    told = "| a | b |\n| --- | --- |\n| 2 | x |\n\n`scripts/evidence/run mixes`; seed 0, 5 images; "
+    told += "2 cores of a CPU; torch 2; revision abc1234.\n"
     assert (
         page.read_text()
         == f"before\n<!-- mixes -->\n{told}<!-- /mixes -->\nafter\n<!-- rates -->\nkept\n<!-- /rates -->\n"
@@ -150,33 +150,76 @@ def test_a_comparison_measures_trials_against_untuned_model_and_limits(tables, m
     import tuning
 
     written = []
-    monkeypatch.setattr(tuning, "bits_of", lambda run: {14: 0.75, 7: 0.76, 4: 0.78, 3: 0.8, 2: 0.85, 1: 1.0})
-    monkeypatch.setattr(tuning.MNIST_14.__class__, "base", lambda self, seed: Path(f"base-{seed}"))
-    monkeypatch.setattr(tuning, "limit", lambda dataset, seed, window: (Path(), [0.9, 0.75]))
+    monkeypatch.setattr(tuning, "untuned_bits", lambda: {14: 0.75, 7: 0.76, 4: 0.78, 3: 0.8, 2: 0.85, 1: 1.0})
+    monkeypatch.setattr(tuning, "limit", lambda dataset, window: {"curve": [0.9, 0.75], "bits": 0.7})
     monkeypatch.setattr(tuning, "trained", lambda *trial: {14: 0.753, 7: 0.751, 4: 0.753, 3: 0.76, 2: 0.77, 1: 1.0})
-    monkeypatch.setattr(tuning, "write", lambda name, out, lines, measured: written.extend(lines))
+    monkeypatch.setattr(tuning, "write", lambda name, out, lines, words, results: written.extend([*lines, *results]))
     tuning.compare("tuning", [("a trial", {}, [])])
     assert written[2].startswith("| **untuned** | 0.7500 | 0.7600 | 0.7800")
     assert written[3].startswith("| **limit** |  | 0.7500 | 0.7500")
-    assert written[4].endswith("| +0.40% | 90% | 90% | 80% | 80% | 0% |")
+    assert written[4].endswith("| +0.40% | 90% | 90% | 80% | 80% | 0% |") and written[5:] == ["trial: a trial"]
 
 
 def test_the_windows_table_has_limits_and_shares(tables, tmp_path, monkeypatch):
     import models
     import reporting
 
-    bits = {"mnist-base": 0.9, "mnist": 0.75, "best.ckpt": 0.7}
+    bits = {"mnist-base": 0.9, "mnist": 0.75}
+
+    def kind(run):
+        return run.name.rstrip("-012")
+
     monkeypatch.setattr(models, "trained", lambda recipe, run, *overrides, **more: run)
-    monkeypatch.setattr(reporting, "limit", lambda dataset, seed, window: (Path("run/best.ckpt"), []))
+    monkeypatch.setattr(reporting, "limit", lambda dataset, window: {"curve": [], "bits": 0.7})
     monkeypatch.setattr(
-        reporting, "fresh_bits", lambda run, windows: dict.fromkeys(windows, bits[run.name.rstrip("-012")])
+        reporting, "bits_on", lambda shards, run, windows: dict.fromkeys(windows, bits[run.name.rstrip("-012")])
     )
     written = []
-    monkeypatch.setattr(reporting, "write", lambda name, out, lines, measured: written.extend(lines))
+    monkeypatch.setattr(reporting, "write", lambda name, out, lines, words: written.extend(lines))
     reporting.windows()
     three = "0.9000 ± 0.0000 | 0.7500 ± 0.0000 |"
     assert f"| 2 | {three} 0.7000 | 0.00 ± 0.00 | -16.67 ± 0.00 | 75 ± 0 |" in written
     assert f"| 6 | {three}  | 0.00 ± 0.00 | -16.67 ± 0.00 | - |" in written
+
+
+def test_a_result_is_measured_once_and_kept_with_its_machine(tables, tmp_path, monkeypatch):
+    import measured
+
+    monkeypatch.setattr(measured, "FILE", tmp_path / "docs" / "measured.json")
+    calls = []
+
+    def measure():
+        calls.append(1)
+        measured.measured("another step's", lambda: {7: 0.5})
+        return [len(calls)]
+
+    assert measured.measured("a", measure) == measured.measured("a", measure) == [1] and len(calls) == 1
+    kept = json.loads((tmp_path / "docs" / "measured.json").read_text())
+    assert kept["another step's"]["value"] == {"7": 0.5} and set(kept) == {"a", "another step's"}
+    assert " cores of " in kept["a"]["machine"] and kept["a"]["torch"] == version("torch").partition("+")[0]
+    kept["a"] |= {"machine": "1 core", "revision": "abc"}
+    (tmp_path / "docs" / "measured.json").write_text(json.dumps(kept))
+    told = measured.provenance(["a", "another step's"])
+    assert told.startswith("1 core, ") and " abc" in told and measured.provenance([]).count(" cores of ") == 1
+
+
+def test_results_on_the_page_are_of_revisions_of_this_repository(tables):
+    import measured
+
+    for name, result in measured.results().items():
+        assert set(result) == {"value", "machine", "torch", "revision", "date"}, name
+        assert re.fullmatch(r"[0-9a-f]{7,12}", result["revision"]), f"{name}: measured with uncommitted changes"
+
+
+def test_the_published_untuned_model_is_what_trials_start_from(tables, monkeypatch):
+    import models
+
+    monkeypatch.setattr(models, "trained", lambda recipe, run, *overrides, **more: run)
+    published = PAGE.parent / "evidence" / "mnist-base-0"
+    assert models.MNIST_14.base(0) == published and models.MNIST_14.base(1) == models.RUNS / "mnist-base-1"
+    assert models.MNIST_14.base(0, "zipar.windows={2: 1}", name="scratch-2") == models.RUNS / "mnist-scratch-2-0"
+    generator = load(published)
+    assert generator.recipe.name == "mnist-base" and generator.generate([3], window=4, seed=0).passes.tolist() == [76]
 
 
 def test_the_frontier_has_a_row_of_panels_for_each_dataset(tables, tmp_path):
