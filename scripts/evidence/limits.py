@@ -62,22 +62,26 @@ def limit_run(dataset: Dataset, window: int, *, scratch: bool = False) -> tuple[
     Returns:
         The run, whose best.ckpt has the fewest validation bits, and the bits after each epoch.
     """
-    only = f"zipar.windows={{{window}: 1}}"
+    only, name = f"zipar.windows={{{window}: 1}}", f"limit-{window}{'-scratch' * scratch}"
     start = dataset.base(0, only, name=f"scratch-{window}") if scratch else dataset.base(0)
-    for epochs in range(PATIENCE, MOST + 1, PATIENCE):
-        run = dataset.tuned(
+    run = dataset.run(0, name)
+    while not stopped(curve := curve_of(run, window)) and len(curve) < MOST:
+        dataset.tuned(
             0,
             *(only, "tune.distill=0", f"data.val_windows=[{window}]"),
             *("optim.lr=1e-3", "optim.schedule=constant", "optim.warmup=0", f"optim.ema_decay={dataset.average}"),
-            *(f"checkpoint_monitor=val/bits_w{window}", f"trainer.max_epochs={epochs}"),
-            name=f"limit-{window}{'-scratch' * scratch}",
+            f"checkpoint_monitor=val/bits_w{window}",
+            f"trainer.max_epochs={(len(curve) // PATIENCE + 1) * PATIENCE}",
+            name=name,
             start=start,
             change="trainer.max_epochs",
         )
-        curve = [metrics[f"val/bits_w{window}"] for metrics in validations(run).values()]
-        if stopped(curve):
-            break
     return run, curve
+
+
+def curve_of(run: Path, window: int) -> list[float]:
+    """Return the validation bits after each epoch of a run; empty before its first."""
+    return [metrics[f"val/bits_w{window}"] for metrics in validations(run).values()]
 
 
 def stopped(curve: list[float]) -> bool:

@@ -79,9 +79,12 @@ class Dataset:
             return published
         return trained(self.base_recipe, RUNS / f"{self.name}-{name}-{seed}", f"seed={seed}", *overrides)
 
+    def run(self, seed: int, name: str = "") -> Path:
+        return RUNS / "-".join(filter(None, [self.name, name, str(seed)]))
+
     def tuned(self, seed: int, *overrides: str, name: str = "", start: Path | None = None, **more: Any) -> Path:
         """Return a run of the recipe, from `start` or the untuned model; `more`: see `trained`."""
-        run = RUNS / "-".join(filter(None, [self.name, name, str(seed)]))
+        run = self.run(seed, name)
         weights = f"model.weights={start or self.base(seed)}"
         return trained(self.recipe, run, f"seed={seed}", weights, *overrides, **more)
 

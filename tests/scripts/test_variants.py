@@ -109,3 +109,21 @@ def test_a_limit_is_reached_when_three_epochs_bring_nothing(variants, curve, sto
     from limits import stopped
 
     assert stopped(curve) == stops
+
+
+def test_a_limit_goes_on_where_it_was_interrupted(variants, monkeypatch):
+    """A run that has four epochs is trained to six and then nine, and one that has ended not at all."""
+    import limits
+
+    curves, asked = [0.9, 0.8, 0.7, 0.65], []
+    dataset = limits.MNIST_14
+
+    def tuned(self, seed, *overrides, **more):
+        asked.append(int(overrides[-1].rpartition("=")[2]))
+        curves.extend([0.65] * (asked[-1] - len(curves)))
+
+    monkeypatch.setattr(type(dataset), "tuned", tuned)
+    monkeypatch.setattr(limits, "curve_of", lambda run, window: list(curves))
+    for _ in range(2):
+        run, curve = limits.limit_run(dataset, 2)
+        assert asked == [6, 9] and len(curve) == 9 and run.name == "mnist-limit-2-0"
