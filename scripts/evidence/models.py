@@ -13,6 +13,8 @@ from typing import Any
 
 from tables import PICTURES, WINDOWS
 
+from zipar_train.io.files import make_folder
+
 RUNS, DATA = (Path(os.environ.get(f"ZIPAR_{name}", name.lower())) for name in ("RUNS", "DATA"))
 OUT, MNIST, SEEDS = RUNS / "evidence", DATA / "mnist", [0, 1, 2]
 HERE = Path(__file__).parent
@@ -111,6 +113,7 @@ def control(seed: int) -> Path:
 @cache
 def bits_of(checkpoint: Path, *overrides: str) -> dict[int, float]:
     """Validation bits at every window, under a rule."""
+    make_folder(OUT)
     file = OUT / "bits.json"
     zipar(
         "advise",
@@ -130,6 +133,7 @@ def bits_of(checkpoint: Path, *overrides: str) -> dict[int, float]:
 
 def evaluated(name: str, checkpoint: Path, *arguments: Any, recipe: str = "mnist") -> list[dict[str, Any]]:
     """Rows of an evaluation, whose images are kept."""
+    make_folder(OUT)
     file = OUT / f"{name}.json"
     zipar("evaluate", "--recipe", recipe, "--checkpoint", checkpoint, *arguments, "--json", file)
     return json.loads(file.read_text())["rows"]

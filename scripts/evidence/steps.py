@@ -15,7 +15,7 @@ import shutil
 from choosing import drawn, rules, stand_ins
 from frontier import frontier
 from limits import limits
-from models import MNIST, OUT, zipar
+from models import MNIST, zipar
 from reporting import headline, shortest, windows
 from tuning import tuning
 
@@ -87,6 +87,5 @@ if __name__ == "__main__":
         data(asked.images)
     elif not (MNIST / "train.json").is_file():
         parser.error(f"no shards at {MNIST}: make them with `scripts/evidence/run data --images FOLDER`")
-    OUT.mkdir(parents=True, exist_ok=True)
     for step in [step for step in asked.steps if step != "data"] if asked.steps else STEPS:
         STEPS[step]()
