@@ -92,9 +92,9 @@ def draw(found: dict[str, list[Point]], path: Path) -> None:
                             axis.annotate(str(point["window"]), (at, point["fid"]), color=colour, **where)
                 axis.set(xscale="log", yscale="log", xlabel=title)
                 for scale in (axis.xaxis, axis.yaxis):
-                    scale.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+                    scale.set_major_locator(ticker.LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
                     scale.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
-                    scale.set_minor_formatter(ticker.NullFormatter())
+                    scale.set_minor_locator(ticker.NullLocator())
                 axis.grid(alpha=0.2)
             across[0].set_ylabel(f"{name}\nFrechet distance (lower is better)")
         handles, labels = axes[0, 0].get_legend_handles_labels()
