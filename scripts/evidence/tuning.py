@@ -39,6 +39,7 @@ TRIALS: list[Trial] = [
     ("learning rate 4e-3", {}, ["optim.lr=4e-3"]),
     ("constant learning rate, averaged weights", {}, AVERAGED),
     ("constant learning rate 4e-3, averaged weights", {}, [*AVERAGED, "optim.lr=4e-3"]),
+    ("constant learning rate, falling over the last quarter", {"cooldown": 0.25}, []),
     ("learning rate x 0.7 for each layer down", {"layer_decay": 0.7}, []),
     ("learning rate x 1.4 for each layer down", {"layer_decay": 1.4}, []),
     ("orthogonalized updates (Muon)", {"muon": True}, []),
