@@ -54,21 +54,32 @@ def measure(device: torch.device, dtype: torch.dtype) -> Rates:
         for _ in range(copies):
             target.copy_(source)
 
-    size = 8192 if cuda else 2048
-    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    result = torch.empty_like(left)
+    def multiply(size: int) -> Callable[[], Any]:
+        left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+        result = torch.empty_like(left)
+        return lambda: torch.mm(left, right, out=result)
 
-    def multiply() -> None:
-        torch.mm(left, right, out=result)
+    def multiply_int8(size: int) -> Callable[[], Any]:
+        left, right = (to_int8(torch.randn(size, size))[0] for _ in range(2))
+        return lambda: torch._int_mm(left, right.t())
 
-    rates = Rates(
-        copy=2 * len(source) * copies / min(seconds(copy, device)),
-        matmul=2 * size**3 / min(seconds(multiply, device)),
-    )
-    if device.type != "cpu":
-        return rates
-    whole = [to_int8(numbers)[0] for numbers in (left, right)]
-    return replace(rates, int8=2 * size**3 / min(seconds(lambda: torch._int_mm(whole[0], whole[1].t()), device)))
+    rates = Rates(copy=2 * len(source) * copies / min(seconds(copy, device)), matmul=_rate(multiply, device))
+    return rates if device.type != "cpu" else replace(rates, int8=_rate(multiply_int8, device))
+
+
+def _rate(product: Callable[[int], Callable[[], Any]], device: torch.device) -> float:
+    """Return the operations per second of a square product: of 8192 rows on a GPU, of at most 2048 elsewhere.
+
+    A CPU without instructions for the dtype needs a minute for 2048 rows of bfloat16, so rows double only as long as
+    the next product takes less than a second.
+
+    Args:
+        product: Returns a function that multiplies two matrices of so many rows and columns.
+    """
+    size, largest = (8192, 8192) if device.type == "cuda" else (512, 2048)
+    while size < largest and 8 * min(seconds(product(size), device, repeat=1)) < 1:
+        size *= 2
+    return 2 * size**3 / min(seconds(product(size), device))
 
 
 @dataclass(frozen=True)
