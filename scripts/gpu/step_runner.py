@@ -131,21 +131,10 @@ class Runner:
         deadline: `time.monotonic()` at which the last step must have ended.
         told: what results.json says beside the steps: machine, revision.
         start: starts a command; `spawned` or `Forked`.
-        patience: factor of all limits; they are those of a GPU, and a dry run may be on a slow CPU.
     """
 
-    def __init__(
-        self,
-        work: Path,
-        out: Path,
-        *,
-        deadline: float,
-        told: dict[str, Any],
-        start: Callable = spawned,
-        patience: float = 1,
-    ):
+    def __init__(self, work: Path, out: Path, *, deadline: float, told: dict[str, Any], start: Callable = spawned):
         self.work, self.out, self.deadline, self.told, self.start = work, out, deadline, told, start
-        self.patience = patience
         self.logs = work / "logs"
         for folder in (self.logs, out):
             folder.mkdir(parents=True, exist_ok=True)
@@ -166,7 +155,7 @@ class Runner:
                     step.before()
                 now = time.monotonic()
                 process = self.start(step.command, self.logs / f"{step.name}.txt", env or {})
-                running[step.name] = step, process, now, min(now + step.limit * self.patience, self.deadline)
+                running[step.name] = step, process, now, min(now + step.limit, self.deadline)
             while running:
                 for name, (step, process, began, limit) in list(running.items()):
                     status = process.poll()

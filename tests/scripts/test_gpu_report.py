@@ -170,7 +170,7 @@ def test_check_wants_a_gpu_and_steps_that_there_are(tmp_path):
 
 
 @pytest.mark.slow(seconds=25)
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(600)
 def test_a_dry_run_does_every_step_and_its_results_stand_in_the_pages(docs, tmp_path):
     out, hidden = tmp_path / "out", {"CUDA_VISIBLE_DEVICES": "", "TINY": "1", "OMP_NUM_THREADS": "1"}
     done = script("check", OUT=str(out), WORK=str(tmp_path / "work"), **hidden)
