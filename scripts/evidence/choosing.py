@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from models import MNIST, MNIST_14, OUT, base, bits_of, evaluated, sets
+from models import MNIST, MNIST_14, OUT, bits_of, evaluated, sets
 from tables import VALIDATION, WINDOWS, slug, table, write
 from tqdm import trange
 from tuning import Trial, compare, validation_bits
@@ -31,7 +31,7 @@ def drawings() -> Path:
     """Images drawn next-token by the untuned model, as shards."""
     manifest = OUT / "drawings" / "train.json"
     if not manifest.is_file():
-        generator, size, like = load(base(0)), 500, read_manifest(MNIST / "train.json")
+        generator, size, like = load(MNIST_14.base(0)), 500, read_manifest(MNIST / "train.json")
 
         def samples() -> Iterable[Sample]:
             for first in trange(0, DRAWN, size, unit_scale=size, unit="images"):
@@ -40,7 +40,7 @@ def drawings() -> Path:
                 for at, (label, grid) in enumerate(zip(labels, codes.numpy(), strict=True)):
                     yield Sample(f"{first + at:06d}", grid[None], label, None)
 
-        told = {"images": DRAWN, "source": f"drawn by {base(0).name}, next-token"}
+        told = {"images": DRAWN, "source": f"drawn by {MNIST_14.base(0).name}, next-token"}
         layout = Layout(**like.model_dump(include=set(Layout.model_fields)) | told)
         write_shards(samples(), manifest, layout=layout, per_shard=size)
     return manifest
@@ -63,7 +63,7 @@ def stand_ins() -> None:
     rows = []
     for name, overrides in RULES.items():
         run = MNIST_14.tuned(0, *overrides, f"data.val_windows={WINDOWS}", name=f"rule-{slug(name)}")
-        before, after = bits_of(base(0), *overrides), validation_bits(run)
+        before, after = bits_of(MNIST_14.base(0), *overrides), validation_bits(run)
         rows.append([name, *(f"{before[w]:.4f}" for w in NARROW), *(f"{after[w]:.4f}" for w in WINDOWS)])
     head = [f"{what} at {w}" for what, windows in (("untuned", NARROW), ("tuned", WINDOWS)) for w in windows]
     write("stand-ins", OUT, table(["rule", *head], rows), VALIDATION)
@@ -72,12 +72,12 @@ def stand_ins() -> None:
 def rules() -> None:
     """The untuned base under every decoder choice: bits, and what is drawn."""
     rows = []
-    generator, loader = load(base(0)), ShardLoader(MNIST / "val.json", batch_size=500)
+    generator, loader = load(MNIST_14.base(0)), ShardLoader(MNIST / "val.json", batch_size=500)
     for name, overrides in RULES.items():
         more = ["--released"] if name == "released" else []
         found = evaluated(
             "rules",
-            base(0),
+            MNIST_14.base(0),
             "--windows",
             "4,2,1",
             *more,

@@ -4,13 +4,14 @@ Remove the file, or a result from it, to measure again.
 """
 
 import json
+import os
 import subprocess
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from zipar_train.io.files import make_folder, write_atomic
-from zipar_train.run.provenance import revision, today, versions
+from zipar_train.run.provenance import processor_name, revision, today, versions
 
 FILE = Path(__file__).parents[2] / "docs" / "evidence" / "measured.json"
 
@@ -31,9 +32,7 @@ def measured(name: str, measure: Callable[[], Any]) -> Any:
 
 def machine() -> dict[str, str]:
     """Return the processor, as in `2 cores of AMD EPYC`, and the version of torch."""
-    info = Path("/proc/cpuinfo")
-    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    return {"machine": f"{len(names)} cores of {names[0]}", "torch": versions("torch")["torch"]}
+    return {"machine": f"{os.cpu_count()} cores of {processor_name()}", "torch": versions("torch")["torch"]}
 
 
 def code_revision() -> str:

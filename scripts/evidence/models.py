@@ -98,18 +98,6 @@ DIGITS = Dataset("digits", "digits-base", "digits", (8, 4, 2, 1), DATA / "digits
 MNIST_14 = Dataset("mnist", "mnist-base", "mnist", (14, 7, 4, 3, 2, 1), MNIST / "fresh.json", average=0.999)
 
 
-def base(seed: int) -> Path:
-    return MNIST_14.base(seed)
-
-
-def tuned(seed: int) -> Path:
-    return MNIST_14.tuned(seed)
-
-
-def control(seed: int) -> Path:
-    return MNIST_14.control(seed)
-
-
 @cache
 def bits_of(checkpoint: Path, *overrides: str) -> dict[int, float]:
     """Validation bits at every window, under a rule."""

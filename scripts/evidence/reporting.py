@@ -5,7 +5,7 @@ from statistics import mean
 from typing import Any
 
 from limits import bits_on, limit
-from models import MNIST, MNIST_14, OUT, SEEDS, base, control, evaluated, sets, tuned
+from models import MNIST, MNIST_14, OUT, SEEDS, evaluated, sets
 from tables import CONTROL, PICTURES, TUNED, UNTUNED, WINDOWS, Found, closed, picture, pm, slug, table, write
 
 FRESH, FRESH_WORDS = MNIST / "fresh.json", "10,000 fresh images"
@@ -20,11 +20,12 @@ def headline() -> None:
     """Base, control and tuned models: every window, planned and adaptive."""
     found: Found = {}
     for seed in SEEDS:
-        names = {base(seed).name: UNTUNED, control(seed).name: CONTROL, tuned(seed).name: TUNED}
+        base, control, tuned = (make(seed) for make in (MNIST_14.base, MNIST_14.control, MNIST_14.tuned))
+        names = {base.name: UNTUNED, control.name: CONTROL, tuned.name: TUNED}
         fresh = [*sets(f"data.val={FRESH}", f"evaluate.seeds=[{seed}]"), "--out", OUT / f"fresh-{seed}"]
-        rows = evaluated(f"control-{seed}", control(seed), "--compare", base(seed), "--windows", "14,4,2", *fresh)
-        rows = [row for row in rows if row["checkpoint"] == control(seed).name]
-        rows += evaluated(f"fresh-{seed}", tuned(seed), "--compare", base(seed), "--released", "--adaptive", *fresh)
+        rows = evaluated(f"control-{seed}", control, "--compare", base, "--windows", "14,4,2", *fresh)
+        rows = [row for row in rows if row["checkpoint"] == control.name]
+        rows += evaluated(f"fresh-{seed}", tuned, "--compare", base, "--released", "--adaptive", *fresh)
         for row in rows:
             found.setdefault((names[row["checkpoint"]], row["mode"], row["window"]), []).append(row)
 
@@ -66,7 +67,9 @@ def headline() -> None:
 def windows() -> None:
     """Bits at every window from half a row down, trained or not, and the share of the closable bits that is closed."""
     wanted = [14, 7, 6, 5, 4, 3, 2, 1]
-    untuned, tuned_bits = ([bits_on(FRESH, model(seed), wanted) for seed in SEEDS] for model in (base, tuned))
+    untuned, tuned_bits = (
+        [bits_on(FRESH, model(seed), wanted) for seed in SEEDS] for model in (MNIST_14.base, MNIST_14.tuned)
+    )
     lowest = {window: limit(MNIST_14, window)["bits"] for window in WINDOWS}
     rows = []
     for window in wanted:

@@ -36,42 +36,6 @@ def missing_context(plan: Plan) -> Tensor:
     return torch.from_numpy(np.arange(codes) - np.tril(seen, -1).sum(1))
 
 
-class Muon(torch.optim.AdamW):
-    """AdamW, but the hidden layers' matrices move along orthogonalized momentum (Jordan et al. 2024, `Muon`).
-
-    The update of an (A, B) matrix is scaled by 0.2 * sqrt(max(A, B)), so that it is about as long as AdamW's and the
-    learning rate means the same (Moonlight, arXiv 2502.16982).
-    """
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
-        with torch.enable_grad():
-            loss = closure() if closure else None
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if group["orthogonal"] and parameter.grad is not None:
-                    gradient = parameter.grad
-                    momentum = self.state[parameter].setdefault("momentum", torch.zeros_like(gradient))
-                    momentum.lerp_(gradient, 0.05)
-                    update = orthogonal(gradient.lerp(momentum, 0.95))
-                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                    parameter.add_(update, alpha=-group["lr"] * 0.2 * max(update.shape) ** 0.5)
-                    parameter.grad = None  # AdamW skips it
-        super().step()
-        return loss
-
-
-def orthogonal(matrix: Tensor) -> Tensor:
-    """Return about U V^T of a matrix U S V^T: its singular values become 0.7 .. 1.2 (five Newton-Schulz steps)."""
-    x = matrix / (matrix.norm() + 1e-7)
-    tall = x.shape[0] > x.shape[1]
-    x = x.T if tall else x
-    for _ in range(5):
-        square = x @ x.T
-        x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
-    return x.T if tall else x
-
-
 class Variant(ZipARModule):
     """The training module with one thing changed.
 
@@ -85,8 +49,6 @@ class Variant(ZipARModule):
             original model.
         layer_decay: The learning rate of each layer is that of the layer above times this number; the embedding's is
             that of the lowest layer.
-        muon: Optimize with `Muon`.
-        cooldown: The learning rate is constant, and falls linearly to zero over this last share of the steps.
         **more: Arguments of `ZipARModule`.
     """
 
@@ -98,14 +60,11 @@ class Variant(ZipARModule):
         shares: Mapping[str, float] | None = None,
         own: bool = False,
         layer_decay: float = 1.0,
-        muon: bool = False,
-        cooldown: float | None = None,
         **more: Any,
     ):
         super().__init__(*args, **more)
         assert order in ORDERS, f"order {order!r}: use {', '.join(ORDERS)}"
-        self.order, self.own = order, own
-        self.layer_decay, self.muon, self.cooldown = layer_decay, muon, cooldown
+        self.order, self.own, self.layer_decay = order, own, layer_decay
         self.shares = {int(window): share for window, share in (shares or {}).items()}
         missing = {window: missing_context(self.plans.plan(window)).float() for window in self.windows}
         most = max(one.max() for one in missing.values()).clamp(min=1)
@@ -151,39 +110,17 @@ class Variant(ZipARModule):
 
     def optimizer(self) -> torch.optim.AdamW:
         optimizer = super().optimizer()
-        if self.muon:
-            hidden = {p for p in self.model.model.layers.parameters() if p.ndim == 2}
-            groups = [
-                {**group, "params": [p for p in group["params"] if (p in hidden) == turn], "orthogonal": turn}
-                for group in optimizer.param_groups
-                for turn in (True, False)
-            ]
-            return Muon(groups, lr=self.lr, betas=self.betas)
         if self.layer_decay == 1:
             return optimizer
         layers, groups = self.model.model.layers, []
         depth = {p: number for number, layer in enumerate(layers) for p in layer.parameters()}
-        low = {p for p in self.model.get_input_embeddings().parameters()}
+        low = set(self.model.get_input_embeddings().parameters())
         for group in optimizer.param_groups:
             rest = {key: value for key, value in group.items() if key != "params"}
             for parameter in group["params"]:
-                above = len(layers) - (
-                    depth[parameter] if parameter in depth else 0 if parameter in low else len(layers)
-                )
-                groups.append({**rest, "params": [parameter], "lr": self.lr * self.layer_decay**above})
+                at = depth.get(parameter, 0 if parameter in low else len(layers))
+                groups.append({**rest, "params": [parameter], "lr": self.lr * self.layer_decay ** (len(layers) - at)})
         return torch.optim.AdamW(groups, betas=self.betas)
-
-    def configure_optimizers(self) -> Any:
-        if self.cooldown is None:
-            return super().configure_optimizers()
-        optimizer, steps = self.optimizer(), int(self.trainer.estimated_stepping_batches)
-        warmup, last = max(1, round(self.warmup * steps)), self.cooldown * steps
-
-        def factor(step: int) -> float:
-            return min(1.0, step / warmup, (steps - step) / last)
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from commands import sets
 from small import TINY
 
 from zipar_train import Grid, Plan
+from zipar_train.benchmark import roofline
 from zipar_train.benchmark.random_family import random_family
 from zipar_train.benchmark.results import OURS, ROUNDED
 from zipar_train.benchmark.roofline import Rates, Work, measure
@@ -93,6 +94,22 @@ def test_memory_counts_bytes(monkeypatch):
 def test_the_rate_of_integers_is_measured_on_a_cpu():
     rates = measure(torch.device("cpu"), torch.float32)
     assert rates.int8 is not None and rates.matmul / 20 < rates.int8 < 20 * rates.matmul
+
+
+@pytest.mark.parametrize(("speed", "rows"), [(1e9, 512), (4e9, 1024), (1e12, 2048)])
+def test_a_slow_cpu_multiplies_small_matrices(monkeypatch, speed, rows):
+    """2,048 rows of bfloat16 take a CPU that emulates it tens of seconds; the rate is the same at fewer."""
+    multiplied = []
+
+    def seconds(work, device, *, repeat=7):
+        multiplied.append(work())
+        return [2 * multiplied[-1] ** 3 / speed] * repeat
+
+    monkeypatch.setattr(roofline, "seconds", seconds)
+    assert roofline._rate(lambda size: lambda: size, torch.device("cpu")) == pytest.approx(speed)
+    assert multiplied[-1] == max(multiplied) == rows
+    assert roofline._rate(lambda size: lambda: size, torch.device("cuda")) == pytest.approx(speed)
+    assert multiplied[-1] == 8192
 
 
 def test_training_steps_have_no_int8(run):

@@ -92,7 +92,7 @@ def test_the_headline_takes_seeds_together(tables, tmp_path, monkeypatch):
 
     def evaluated(name, checkpoint, *arguments):
         seed, rows = int(name[-1]), []
-        base, planned = models.base(seed).name, [14, 4, 2] if "control" in name else tables.WINDOWS
+        base, planned = models.MNIST_14.base(seed).name, [14, 4, 2] if "control" in name else tables.WINDOWS
         for run in (base, checkpoint.name):
             narrow = tables.WINDOWS[1:]
             for mode, windows in (("planned", planned), ("released", narrow), ("adaptive", narrow)):

@@ -101,34 +101,6 @@ def test_learning_rates_by_layer(made):
     assert len(rates) == len([p for p in module.model.parameters() if p.requires_grad])
 
 
-def test_orthogonalized_updates_move_hidden_matrices_alone(made, variants):
-    """Their length is that of the learning rate; the other weights move as under AdamW."""
-    module, batch = made(muon=True, lr=1e-2, weight_decay=0.0)
-    plain, _ = made(lr=1e-2, weight_decay=0.0)
-    for each in (module, plain):
-        loss, _ = each.losses(batch, each.family.check(batch.condition), 2)
-        loss.backward()
-    before = {name: p.detach().clone() for name, p in module.model.named_parameters()}
-    for each in (module, plain):
-        each.optimizer().step()
-    others = dict(plain.model.named_parameters())
-    for name, parameter in module.model.named_parameters():
-        if "layers" in name and parameter.ndim == 2:
-            moved = (before[name] - parameter.detach()) / (1e-2 * 0.2 * max(parameter.shape) ** 0.5)
-            values = torch.linalg.svdvals(moved)
-            assert values.max() < 1.3 and values[3] > 0.6, name  # the gradient of three images has few directions
-        else:
-            torch.testing.assert_close(parameter, others[name])
-
-
-def test_a_learning_rate_that_falls_over_the_last_steps(made, monkeypatch):
-    module, _ = made(cooldown=0.25)
-    monkeypatch.setattr(type(module), "trainer", type("Trainer", (), {"estimated_stepping_batches": 100}))
-    module.warmup = 0.1
-    schedule = module.configure_optimizers()["lr_scheduler"]["scheduler"].lr_lambdas[0]
-    assert [schedule(step) for step in (0, 5, 10, 75, 80, 90, 100)] == [0.0, 0.5, 1.0, 1.0, 0.8, 0.4, 0.0]
-
-
 @pytest.mark.parametrize(
     ("curve", "stops"),
     [([1.0, 0.9, 0.8], False), ([1.0, 0.9, 0.9, 0.9, 0.9], True), ([1.0, 0.9, 0.9, 0.9, 0.8], False), ([1.0], False)],

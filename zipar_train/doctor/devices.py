@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 
 from zipar_train.doctor.checks import GIB, Check, CheckContext, CheckResult, note, ok, problem, size, words
+from zipar_train.run.provenance import processor_name
 
 OURS = 2 * GIB  # largest GPU memory that the libraries of these checks use
 
@@ -37,12 +38,8 @@ def available() -> int:
 def processor(asked: CheckContext) -> Iterator[CheckResult]:
     import torch
 
-    name = "CPU"
-    if (info := Path("/proc/cpuinfo")).is_file():
-        models = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
-        name = models[0] if models else name
     total = psutil.virtual_memory().total
-    yield ok("CPU", f"{name}, {torch.get_num_threads()} threads")
+    yield ok("CPU", f"{processor_name()}, {torch.get_num_threads()} threads")
     yield ok("memory", f"{size(total)}, {size(available())} free")
     shared = Path("/dev/shm")
     if shared.is_dir():  # loader processes pass batches through it; 64 MiB in a container by default

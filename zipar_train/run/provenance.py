@@ -27,6 +27,13 @@ def environment(device: "torch.device") -> dict[str, str]:
     }
 
 
+def processor_name() -> str:
+    """Return the name of the processor; "CPU" where the system does not tell it in /proc/cpuinfo."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    return next((line.partition(":")[2].strip() for line in lines if "model name" in line), "CPU")
+
+
 def versions(*packages: str) -> dict[str, str]:
     """Return the version of each package by name, or 'not installed'."""
     found = {}
