@@ -19,7 +19,7 @@ from zipar_train.evaluation.likelihood import bits_per_code
 from zipar_train.run.metrics_csv import validations
 
 SCRATCH = 2  # the window of the run from scratch
-PATIENCE, LEAST, MOST = 3, 5e-4, 60  # epochs without an improvement by this share of the bits, and epochs at most
+PATIENCE, LEAST, MOST = 3, 1e-3, 60  # epochs without an improvement by this share of the bits, and epochs at most
 
 
 def limit(dataset: Dataset, window: int, *, scratch: bool = False) -> dict[str, Any]:
