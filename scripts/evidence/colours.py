@@ -31,6 +31,11 @@ def small(path: Path) -> np.ndarray:
     return np.asarray(square, dtype=np.float64).reshape(-1, 3)
 
 
+def pictures(folder: Path) -> list[Path]:
+    """Return the pictures in a folder and its folders, in the order of their paths."""
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpeg", ".jpg", ".png"))
+
+
 def apart(colours: np.ndarray, plan: Plan) -> float:
     """Root mean square, over pictures and channels, of what its stand-ins are off by."""
     stands = plan.expires != NEVER
@@ -42,7 +47,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", required=True, type=Path, help="a folder of pictures, folders in it too")
     found = parser.parse_args().images
-    paths = sorted(path for path in found.rglob("*") if path.suffix.lower() in (".jpeg", ".jpg", ".png"))
+    paths = pictures(found)
     if not paths:
         parser.error(f"no .jpeg, .jpg or .png in {found}")
     chosen = [paths[len(paths) * k // PICTURES] for k in range(PICTURES)] if len(paths) > PICTURES else paths

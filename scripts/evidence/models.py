@@ -26,10 +26,20 @@ def zipar(*arguments: Any, variant: dict[str, Any] | None = None) -> None:
     Args:
         variant: Arguments of `variants.Variant`, if the command trains with another module than the product's.
     """
-    words, program, shown = [str(argument) for argument in arguments], ["-m", "zipar_train"], "zipar-train"
     if variant:
-        program = [str(HERE / "variants.py"), json.dumps(variant)]
-        shown = f"python scripts/evidence/variants.py '{program[1]}'"
+        words = json.dumps(variant)
+        execute([str(HERE / "variants.py"), words], f"python scripts/evidence/variants.py '{words}'", arguments)
+    else:
+        execute(["-m", "zipar_train"], "zipar-train", arguments)
+
+
+def script(path: str, *arguments: Any) -> None:
+    """Run a script, shown as a person would type it."""
+    execute([path], f"python {path}", arguments)
+
+
+def execute(program: list[str], shown: str, arguments: Iterable[Any]) -> None:
+    words = [str(argument) for argument in arguments]
     print(f"\n$ {shown} " + " ".join(f"'{word}'" if re.search(r"[ {}]", word) else word for word in words), flush=True)
     try:
         status = subprocess.run([sys.executable, *program, *words]).returncode
@@ -65,6 +75,8 @@ class Dataset:
         windows: The windows of the tables; the first is next-token.
         reported: Manifest of the images that results are reported on.
         average: Decay of averaged weights, for runs at a constant learning rate: about an epoch's steps.
+        base_overrides: Overrides of the base's recipe.
+        overrides: Overrides of the epoch's recipe.
     """
 
     name: str
@@ -72,14 +84,17 @@ class Dataset:
     recipe: str
     windows: tuple[int, ...]
     reported: Path
-    average: float
+    average: float = 0.999
+    base_overrides: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()
 
     def base(self, seed: int, *overrides: str, name: str = "base") -> Path:
         """Return the untuned model: the export in docs/evidence, if it has the seed, so that all results share it."""
         published = PICTURES / f"{self.name}-{name}-{seed}"
         if published.is_dir():
             return published
-        return trained(self.base_recipe, RUNS / f"{self.name}-{name}-{seed}", f"seed={seed}", *overrides)
+        run = RUNS / f"{self.name}-{name}-{seed}"
+        return trained(self.base_recipe, run, f"seed={seed}", *self.base_overrides, *overrides)
 
     def run(self, seed: int, name: str = "") -> Path:
         return RUNS / "-".join(filter(None, [self.name, name, str(seed)]))
@@ -88,14 +103,14 @@ class Dataset:
         """Return a run of the recipe, from `start` or the untuned model; `more`: see `trained`."""
         run = self.run(seed, name)
         weights = f"model.weights={start or self.base(seed)}"
-        return trained(self.recipe, run, f"seed={seed}", weights, *overrides, **more)
+        return trained(self.recipe, run, f"seed={seed}", weights, *self.overrides, *overrides, **more)
 
     def control(self, seed: int) -> Path:
         return self.tuned(seed, f"zipar.windows={{{self.windows[0]}: 1}}", "tune.distill=0", name="control")
 
 
 DIGITS = Dataset("digits", "digits-base", "digits", (8, 4, 2, 1), DATA / "digits" / "val.json", average=0.98)
-MNIST_14 = Dataset("mnist", "mnist-base", "mnist", (14, 7, 4, 3, 2, 1), MNIST / "fresh.json", average=0.999)
+MNIST_14 = Dataset("mnist", "mnist-base", "mnist", (14, 7, 4, 3, 2, 1), MNIST / "fresh.json")
 
 
 @cache

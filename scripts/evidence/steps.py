@@ -3,7 +3,8 @@
     scripts/evidence/run data --images mnist-pngs    # shards; a folder with train/ and test/, in each a folder a digit
     scripts/evidence/run limits tuning drawn rules stand-ins    # validation images, seed 0
     scripts/evidence/run headline windows shortest frontier     # fresh images, three seeds
-    scripts/evidence/run                                        # everything but the data
+    scripts/evidence/run natural --inputs FOLDER                # what natural.py describes
+    scripts/evidence/run                                        # everything but data and natural
 
 Shards and runs lie where ZIPAR_DATA and ZIPAR_RUNS say, in data/ and runs/ if nowhere. Tables go to runs/evidence and,
 between their marks, into docs/evidence.md.
@@ -11,11 +12,13 @@ between their marks, into docs/evidence.md.
 
 import argparse
 import shutil
+from pathlib import Path
 
 from choosing import drawn, rules, stand_ins
 from frontier import frontier
 from limits import limits
 from models import MNIST, zipar
+from natural import natural
 from reporting import headline, shortest, windows
 from tuning import tuning
 
@@ -76,16 +79,23 @@ def data(images: str) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("steps", nargs="*", metavar="STEP", help=f"data, {', '.join(STEPS)}; otherwise all but data")
+    parser.add_argument(
+        "steps", nargs="*", metavar="STEP", help=f"data, natural, {', '.join(STEPS)}; otherwise all but the first two"
+    )
     parser.add_argument("--images", help="MNIST's pictures, for data")
+    parser.add_argument("--inputs", type=Path, metavar="FOLDER", help="natural images and networks, for natural")
     asked = parser.parse_args()
-    if unknown := [step for step in asked.steps if step not in ("data", *STEPS)]:
-        parser.error(f"no step {unknown[0]}: use data, {', '.join(STEPS)}")
+    if unknown := [step for step in asked.steps if step not in ("data", "natural", *STEPS)]:
+        parser.error(f"no step {unknown[0]}: use data, natural, {', '.join(STEPS)}")
     if "data" in asked.steps:
         if not asked.images:
             parser.error("data needs --images: a folder with train/ and test/, in each a folder a digit")
         data(asked.images)
-    elif not (MNIST / "train.json").is_file():
+    elif asked.steps != ["natural"] and not (MNIST / "train.json").is_file():
         parser.error(f"no shards at {MNIST}: make them with `scripts/evidence/run data --images FOLDER`")
-    for step in [step for step in asked.steps if step != "data"] if asked.steps else STEPS:
+    if "natural" in asked.steps:
+        if not asked.inputs:
+            parser.error("natural needs --inputs: a folder with the files that natural.py describes")
+        natural(asked.inputs)
+    for step in [step for step in asked.steps if step in STEPS] if asked.steps else STEPS:
         STEPS[step]()

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from decoder import load_decoder
 from inputs import DECODER, NETWORK, find
@@ -34,7 +35,7 @@ from zipar_train.evaluation.scores.reference import Reference, open_reference
 from zipar_train.evaluation.scores.scores import fidelity
 from zipar_train.io.files import make_folder, write_atomic
 from zipar_train.models.restore import read
-from zipar_train.models.tokenizers.base import Tokenizer
+from zipar_train.models.tokenizers.base import Palette, Tokenizer
 from zipar_train.run.provenance import environment
 
 SHOWN = 12  # images of each row of the picture
@@ -72,9 +73,23 @@ def bits(run: Path, *, images: int, out: Path, device: torch.device) -> None:
         write(out, told)
 
 
-def distances(runs: list[Path], inputs: Path, *, out: Path, picture: Path, device: torch.device) -> None:
-    """Scores of as many images as the recipe says at every window of every run, against all held-out images."""
-    decoder = load_decoder(find(inputs, DECODER), device=device)
+def distances(
+    runs: list[Path],
+    inputs: Path,
+    *,
+    out: Path,
+    picture: Path,
+    device: torch.device,
+    palette: Path | None = None,
+    adaptive: bool = False,
+) -> None:
+    """Scores of as many images as the recipe says at every window of every run, against all held-out images.
+
+    Args:
+        palette: Colours of the codes, uint8 (V, 3), as .npy; None: the codes are the VQ-VAE's.
+        adaptive: Adaptive windows, too.
+    """
+    decoder: Any = load_palette(palette) if palette else load_decoder(find(inputs, DECODER), device=device)
     extractor = load_extractor(find(inputs, NETWORK), device=device)
     recipe = read(runs[0]).recipe
     assert recipe is not None
@@ -110,22 +125,47 @@ def distances(runs: list[Path], inputs: Path, *, out: Path, picture: Path, devic
         (candidate,) = candidates(own, [run], device=device)
         candidate = replace(candidate, name=run.name)
         candidate.generator.inference_family.tokenizer = decoder  # type: ignore[misc]
-        for window in settings.windows:
-            drawn = sample_set(own, candidate, window, settings.seeds[0], out=out.parent)
+        ways = [("planned", window) for window in settings.windows]
+        ways += [("adaptive", window) for window in settings.windows if adaptive and window < model.grid[1]]
+        for mode, window in ways:
+            drawn = sample_set(own, candidate, window, settings.seeds[0], out=out.parent, mode=mode)
             drawn.make(progress=False)
             row = {
                 "run": run.name,
+                "mode": mode,
                 "window": window,
-                "passes": candidate.generator.plan(window).passes,
+                "passes": passes_of(drawn.passes()),
                 "images_per_second": drawn.speed,
                 "dtype": drawn.settings["dtype"],
                 **scores(drawn.pictures(), reference, extractor),
             }
             told["rows"].append(row)
             write(out, told)
-            samples[run.name, window] = next(drawn.pixels())[:SHOWN]
-            print(f"{run.name}, window {window}: FD {row['fid']['mean']:.3f}", flush=True)
+            if mode == "planned":
+                samples[run.name, window] = next(drawn.pixels())[:SHOWN]
+            print(f"{run.name}, window {window}, {mode}: FD {row['fid']['mean']:.3f}", flush=True)
         plot_samples(samples, picture)
+
+
+def passes_of(passes: Tensor) -> int | float:
+    """The mean of the images' forward passes; an integer if all take as many."""
+    mean = passes.double().mean().item()
+    return int(mean) if (passes == passes[0]).all() else mean
+
+
+def load_palette(path: Path) -> Palette:
+    """A tokenizer of colours, one pixel a code.
+
+    Raises:
+        ValueError: if the file holds something else.
+    """
+    try:
+        colours = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--palette {path}: not an array of colours ({error})") from error
+    if colours.dtype != np.uint8 or colours.ndim != 2 or colours.shape[1] != 3:
+        raise ValueError(f"--palette {path}: {colours.dtype} {colours.shape}, and colours are uint8 (V, 3)")
+    return Palette(torch.from_numpy(colours))
 
 
 def scores(pictures: Pictures, reference: Reference, extractor: Extractor) -> dict[str, Any]:
@@ -155,6 +195,8 @@ if __name__ == "__main__":
     verb.add_argument("runs", type=Path, nargs="+")
     verb.add_argument("--inputs", type=Path, required=True)
     verb.add_argument("--picture", type=Path, required=True)
+    verb.add_argument("--palette", type=Path, metavar="FILE.npy", help="colours of the codes, for another dataset")
+    verb.add_argument("--adaptive", action="store_true", help="adaptive windows, too")
     for verb in verbs.choices.values():
         verb.add_argument("--json", type=Path, required=True)
     asked = parser.parse_args()
@@ -163,6 +205,7 @@ if __name__ == "__main__":
         if asked.verb == "bits":
             bits(asked.run, images=asked.images, out=asked.json, device=here)
         else:
-            distances(asked.runs, asked.inputs, out=asked.json, picture=asked.picture, device=here)
+            more = {"palette": asked.palette, "adaptive": asked.adaptive}
+            distances(asked.runs, asked.inputs, out=asked.json, picture=asked.picture, device=here, **more)
     except ValueError as error:
         sys.exit(f"judge: {error}")
