@@ -1,13 +1,15 @@
 """Quality against forward passes and against milliseconds, for every way of decoding: windows, lookahead, adaptive."""
 
+from collections.abc import Callable
 from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from matplotlib import ticker
-from measured import measured
-from models import DIGITS, MNIST_14, OUT, Dataset, evaluated
+from measured import measured, results
+from models import DIGITS, MNIST_14, OUT, Dataset, evaluated, sets
+from natural import IMAGENETTE, distances
 from tables import PICTURES, TUNED, UNTUNED
 
 from zipar_train import load
@@ -17,24 +19,40 @@ from zipar_train.io.files import make_folder
 
 LOOKAHEAD, BATCHES = (0, 32), (1, 32)
 SEED, ROUNDS, COUNTED = 0, 5, 100  # COUNTED: images whose passes are averaged
+DRAWN = 2000  # images of MNIST for a distance
 COLOURS = {UNTUNED: "#8a8a8a", TUNED: "#2f7f9f"}
+Distances = Callable[[Dataset], dict[tuple[str, str, int], float]]
 Point = dict[str, Any]  # model, mode, window, lookahead, passes, fid, milliseconds by batch size
 
 
-def points(dataset: Dataset) -> list[Point]:
+def points(dataset: Dataset, distances: Distances) -> list[Point]:
     """Measure each way of decoding the untuned and the tuned model, seed 0; results are kept.
 
     Lookahead changes no image, so its quality is that of the same window without it.
+
+    Args:
+        distances: Returns the Frechet distance by model, mode and window.
     """
-    return measured(f"frontier of {dataset.name}", partial(measure, dataset))
+    return measured(name_of(dataset), partial(measure, dataset, distances))
 
 
-def measure(dataset: Dataset) -> list[Point]:
+def name_of(dataset: Dataset) -> str:
+    return f"frontier of {dataset.name}"
+
+
+def digit_distances(dataset: Dataset) -> dict[tuple[str, str, int], float]:
+    """Return the Frechet distance to validation images by model, mode and window."""
     runs = {UNTUNED: dataset.base(SEED), TUNED: dataset.tuned(SEED)}
     name = f"frontier-{dataset.name}-scores"
     arguments = ["--compare", runs[UNTUNED], "--windows", ",".join(map(str, dataset.windows)), "--adaptive"]
-    rows = evaluated(name, runs[TUNED], *arguments, "--out", OUT / name, recipe=dataset.recipe)
-    scores = {(row["checkpoint"], row["mode"], row["window"]): row for row in rows}
+    few = sets(f"evaluate.images={DRAWN}") if dataset is MNIST_14 else []
+    rows = evaluated(name, runs[TUNED], *arguments, *few, "--out", OUT / name, recipe=dataset.recipe)
+    words = {run.name: model for model, run in runs.items()}
+    return {(words[row["checkpoint"]], row["mode"], row["window"]): row["fid"]["mean"] for row in rows}
+
+
+def measure(dataset: Dataset, distances: Distances) -> list[Point]:
+    scores, runs = distances(dataset), {UNTUNED: dataset.base(SEED), TUNED: dataset.tuned(SEED)}
     generators = {model: load(run) for model, run in runs.items()}
     found: list[Point] = []
     ways: dict[tuple[int, int], Any] = {}
@@ -45,7 +63,7 @@ def measure(dataset: Dataset) -> list[Point]:
         for batch in BATCHES:
             ways[len(found), batch] = partial(generated, generate, labels(batch))
         passes = generate(labels(COUNTED), seed=SEED).passes.double().mean().item()
-        fid = scores[runs[model].name, mode, window]["fid"]["mean"]
+        fid = scores[model, mode, window]
         point = {"model": model, "window": window, "mode": mode, "lookahead": lookahead}
         found.append(point | {"passes": passes, "fid": fid, "milliseconds": {}})
     for (at, batch), time in milliseconds(ways, rounds=ROUNDS, seconds=900).items():
@@ -102,6 +120,13 @@ def draw(found: dict[str, list[Point]], path: Path) -> None:
         write_figure(figure, path, dpi=130)
 
 
-def frontier() -> None:
-    """Measure digits and MNIST as far as they are not, and draw them."""
-    draw({"digits, 8 x 8": points(DIGITS), "MNIST, 14 x 14": points(MNIST_14)}, PICTURES / "frontier.png")
+def frontier(folder: Path | None = None) -> None:
+    """Measure digits, MNIST and Imagenette as far as they are not, and draw them.
+
+    Args:
+        folder: What natural.py describes; None: Imagenette only if it has been measured.
+    """
+    found = {"digits, 8 x 8": points(DIGITS, digit_distances), "MNIST, 14 x 14": points(MNIST_14, digit_distances)}
+    if folder or name_of(IMAGENETTE) in results():
+        found["Imagenette, 24 x 24"] = points(IMAGENETTE, partial(distances, folder=folder))
+    draw(found, PICTURES / "frontier.png")

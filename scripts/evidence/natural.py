@@ -54,7 +54,7 @@ IMAGENETTE = Dataset(
     f"{TIN}/tin.yaml",
     (24, 12, 6, 3, 2, 1),
     DATA / "imagenette" / "val.json",
-    base_overrides=(*ON_CPU, *IN_COLOURS, "zipar.windows={24: 1}", "optim.lr=3e-3", "trainer.max_epochs=5"),
+    base_overrides=(*ON_CPU, *IN_COLOURS, "zipar.windows={24: 1}", "optim.lr=3e-3", "trainer.max_epochs=3"),
     overrides=(*ON_CPU, *IN_COLOURS, "zipar.windows={24: 1, 12: 1, 6: 1, 3: 1}", "optim.lr=2e-3"),
 )
 WORDS = {"tin": "Tiny-ImageNet, 16 x 16 VQ codes", "imagenette": "Imagenette, 24 x 24 colours"}
@@ -115,14 +115,18 @@ def runs(dataset: Dataset) -> dict[str, Path]:
     return {UNTUNED: dataset.base(0), TUNED: dataset.tuned(0), CONTROL: dataset.control(0)}
 
 
-def results(dataset: Dataset, folder: Path) -> dict[str, Any]:
+def results(dataset: Dataset, folder: Path | None) -> dict[str, Any]:
     """Train and measure; results are kept.
+
+    Args:
+        folder: See `inputs`; None: what is kept.
 
     Returns:
         `bits`: what judge.py finds for each model. `distances`: what it finds for all of them.
     """
 
     def measure() -> dict[str, Any]:
+        assert folder, f"{dataset.name} is not measured yet: --inputs"
         inputs(folder)
         found: dict[str, Any] = {"bits": {}}
         make_folder(OUT)
@@ -143,7 +147,7 @@ def results(dataset: Dataset, folder: Path) -> dict[str, Any]:
     return measured(f"natural images: {dataset.name}", measure)
 
 
-def distances(dataset: Dataset, folder: Path) -> dict[tuple[str, str, int], float]:
+def distances(dataset: Dataset, folder: Path | None) -> dict[tuple[str, str, int], float]:
     """Return the Frechet distance by model, mode and window."""
     names = {run.name: words for words, run in runs(dataset).items()}
     rows = results(dataset, folder)["distances"]["rows"]

@@ -3,7 +3,7 @@
     scripts/evidence/run data --images mnist-pngs    # shards; a folder with train/ and test/, in each a folder a digit
     scripts/evidence/run limits tuning drawn rules stand-ins    # validation images, seed 0
     scripts/evidence/run headline windows shortest frontier     # fresh images, three seeds
-    scripts/evidence/run natural --inputs FOLDER                # what natural.py describes
+    scripts/evidence/run natural frontier --inputs FOLDER       # what natural.py describes
     scripts/evidence/run                                        # everything but data and natural
 
 Shards and runs lie where ZIPAR_DATA and ZIPAR_RUNS say, in data/ and runs/ if nowhere. Tables go to runs/evidence and,
@@ -98,4 +98,4 @@ if __name__ == "__main__":
             parser.error("natural needs --inputs: a folder with the files that natural.py describes")
         natural(asked.inputs)
     for step in [step for step in asked.steps if step in STEPS] if asked.steps else STEPS:
-        STEPS[step]()
+        STEPS[step](*([asked.inputs] if step == "frontier" else []))
