@@ -251,7 +251,7 @@ def test_steps_are_listed(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["heading"], "no step heading: use data, headline"),
+        (["heading"], "no step heading: use data, natural, headline"),
         (["data"], "data needs --images"),
         (["tuning"], "make them with `scripts/evidence/run data --images FOLDER`"),
     ],
