@@ -12,18 +12,6 @@ from commands import TINY, sets
 from zipar_train.models.restore import read
 
 
-@pytest.fixture(scope="session")
-def trained(shards, tmp_path_factory):
-    """A tiny run folder, one epoch."""
-    from zipar_train.recipe.load import load_recipe
-    from zipar_train.training.fit import fit
-
-    folder = tmp_path_factory.mktemp("trained") / "digits-base"
-    data = [f"data.train={shards}/train.json", f"data.val={shards}/val.json"]
-    fit(load_recipe("digits-base", [*TINY, *data, f"run_dir={folder}", "trainer.max_epochs=1"]))
-    return folder
-
-
 def test_help_is_quick_and_needs_no_torch(cli):
     code = (
         "import sys; sys.argv = ['zipar-train', '--help']\n"
@@ -199,6 +187,13 @@ BAD = [
     ),
     (["generate", "--checkpoint", "RUN", "--labels", "3", "--out", "FILE/a.png"], "FILE/a.png"),
     (["generate", "--checkpoint", "RUN", "--labels", "3", "--out", "a.doc"], "doc"),
+    (["generate", "--checkpoint", "RUN", "--labels", "3"], "--animate for an animation"),
+    (
+        ["generate", "--checkpoint", "RUN", "--labels", "3", "--animate", "a.png"],
+        "a.png: no animation format ends in '.png'. Use .gif, .webp, .mp4",
+    ),
+    (["generate", "--checkpoint", "RUN", "--labels", "3", "--animate", "FILE/a.gif"], "FILE/a.gif"),
+    (["generate", "--checkpoint", "RUN", "--labels", "3", "--window", "9", "--animate", "a.gif"], "window 9 does not"),
     (["evaluate", "--recipe", "digits", "--checkpoint", "RUN", "--windows", "9", "DATA"], "window 9 does not fit"),
     (["evaluate", "--recipe", "digits", "--checkpoint", "gone"], "no checkpoint at gone"),
     (["evaluate", "--recipe", "digits", "--checkpoint", "RUN", "DATA", "--compare", "gone"], "no weights at gone"),

@@ -34,6 +34,7 @@ PYTHON = [  # a block's page and first line, what it finds in its folder, and wh
 ]
 SHELL = [  # a block's page and first line, what it finds in its folder, what it leaves, marks
     (("README.md", f"{NAME} tokenize"), ["imagenet", L], ["dogs.png", "c2i_L_384_zipar.pt"], SLOW),
+    (("README.md", f"{NAME} generate --checkpoint runs/digits --labels 3,5,8"), ["runs/digits"], ["grow.gif"], ()),
     (("data/README.md", f"{NAME} tokenize"), ["imagenet"], [DIGITS, IMAGENET], ()),
     (("docs/digits.md", f"{NAME} fit"), [DIGITS], ["runs/digits-0/evaluation/report.html"], SLOW),
     (("docs/digits.md", f"{NAME} evaluate"), [DIGITS, "runs/digits-base"], ["runs/effect/report.html"], SLOW),

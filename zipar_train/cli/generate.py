@@ -1,5 +1,6 @@
 """The command `generate`: images."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +11,7 @@ from zipar_train.cli.options import (
     Int8Option,
     OrRecipeOption,
     SetOption,
+    animation_file,
     codes_file,
     integers,
     one_of,
@@ -28,6 +30,16 @@ def generate(
     codes: Annotated[
         Path | None,
         typer.Option(parser=user_path, callback=codes_file, metavar="PATH", help="The .safetensors file of codes."),
+    ] = None,
+    animate: Annotated[
+        Path | None,
+        typer.Option(
+            parser=user_path,
+            callback=animation_file,
+            metavar="PATH",
+            help="The .gif, .webp or .mp4 file to write: the images as they grow, next-token beside the window (a "
+            "quarter of a row if not given), without and with lookahead (32 if not given).",
+        ),
     ] = None,
     overrides: SetOption = [],  # noqa: B006
     labels: Annotated[str | None, typer.Option(help="Class numbers, for example 3,5: one image each.")] = None,
@@ -63,8 +75,8 @@ def generate(
     """Generate images into one picture, a file of codes, or both. Defaults are the recipe's."""
     if (labels is None) == (not captions):
         raise ValueError("give either --labels or --caption")
-    if out is None and codes is None:
-        raise ValueError("give --out for a picture, --codes for a file of codes, or both")
+    if out is None and codes is None and animate is None:
+        raise ValueError("give --out for a picture, --codes for a file of codes, or --animate for an animation")
     if released and adaptive:
         raise ValueError("the released code has no adaptive windows: drop --released or --adaptive")
     if adaptive and window is None:
@@ -85,20 +97,28 @@ def generate(
     generator = load(source, overrides=overrides, int8=int8)
     settings = {key: value for key, value in given.items() if value is not None}
     mode: Any = "released" if released else "adaptive" if adaptive else "planned"
-    images = generator.generate(
-        wanted,
-        window=window,
-        seed=seed,
-        mode=mode,
-        grid=sides("--grid", grid),
-        pixels=out is not None,
-        **settings,
-    )
-    if codes is not None:
-        images.save_codes(codes)
-    if out is not None:
-        images.save(out)
-    passes = images.passes.double()
-    mean = f"{passes.mean():.1f} passes on average, {int(passes.min())} to {int(passes.max())}"
-    files = " and ".join(str(path) for path in (out, codes) if path is not None)
-    print(f"{files}: {len(images)} images in {mean if len(passes.unique()) > 1 else f'{int(passes[0])} passes'}")
+    generate_images = partial(generator.generate, wanted, seed=seed, grid=sides("--grid", grid))
+    if out is not None or codes is not None:
+        images = generate_images(window=window, mode=mode, pixels=out is not None, **settings)
+        if codes is not None:
+            images.save_codes(codes)
+        if out is not None:
+            images.save(out)
+        passes = images.passes.double()
+        mean = f"{passes.mean():.1f} passes on average, {int(passes.min())} to {int(passes.max())}"
+        files = " and ".join(str(path) for path in (out, codes) if path is not None)
+        print(f"{files}: {len(images)} images in {mean if len(passes.unique()) > 1 else f'{int(passes[0])} passes'}")
+    if animate is not None:
+        row = generator.family(sides("--grid", grid)).grid.row_length
+        window = window or max(1, row // 4)
+        ways: list[tuple[str, dict[str, Any]]] = [("next-token", {"lookahead": 0})]
+        words = f"window {window}" if mode == "planned" else f"window {window}, {mode}"
+        ways.append((words, {"window": window, "mode": mode, **({"lookahead": 0} if mode == "planned" else {})}))
+        if mode == "planned":
+            ahead = settings.get("lookahead") or 32
+            ways.append((f"window {window}, lookahead {ahead}", {"window": window, "lookahead": ahead}))
+        panels = [(words, generate_images(trace=True, **settings | how)) for words, how in ways]
+        (title, first), *beside = panels
+        first.animate(animate, title=title, beside=beside)
+        slowest = ", ".join(f"{words}: {int(images.passes.max())}" for words, images in panels)
+        print(f"{animate}: {len(panels[0][1])} images; passes of the slowest, {slowest}")

@@ -63,6 +63,19 @@ def picture_file(param: typer.CallbackParam, path: Given) -> Given:
     return output_file(param, path)
 
 
+def animation_file(param: typer.CallbackParam, path: Given) -> Given:
+    """Check an `output_file` for an animation.
+
+    Raises:
+        ValueError: If its ending is no animation's, or needs ffmpeg, which is missing.
+    """
+    if path is not None:
+        from zipar_train.decoding.animation import check_format
+
+        check_format(path)
+    return output_file(param, path)
+
+
 def codes_file(param: typer.CallbackParam, path: Given) -> Given:
     """Check an `output_file` for codes.
 

@@ -128,7 +128,7 @@ class Decoder:
             sampling: How codes are sampled.
             observe: Called in every pass with targets (B, K) and logits (B, K, V), (2 B, K, V) under guidance. A target
                 is the code that was generated from the logits and is final, or N + 1 if there is none. Both are valid
-                until it returns. For tests.
+                until it returns. For `PassRecord` and tests.
 
         Returns:
             Codes, int64 (B, N), in raster order.

@@ -2,11 +2,13 @@
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 from pydantic import ValidationError
+from torch import Tensor
 
 from zipar_train.decoding.adaptive.decoder import AdaptiveDecoder
 from zipar_train.decoding.decode_method import decode_method
@@ -15,7 +17,8 @@ from zipar_train.decoding.fused_llama import compile_body
 from zipar_train.decoding.images import Images
 from zipar_train.decoding.load_fused import load_fused
 from zipar_train.decoding.memory import BatchTooLarge, oom_as_value_error
-from zipar_train.decoding.pixel_stream import PixelStream
+from zipar_train.decoding.pass_record import PassRecord, planned_passes
+from zipar_train.decoding.pixel_stream import PixelStream, decoded
 from zipar_train.decoding.sampling import code_seeds
 from zipar_train.models.family import Family
 from zipar_train.models.restore import LoadedWeights, initial_weights, load_family, read
@@ -140,6 +143,7 @@ class Generator:
         batch_size: int | None = None,
         pixels: bool = True,
         grid: Sequence[int] | None = None,
+        trace: bool = False,
         **sampling: Any,
     ) -> Images:
         """Generate one image for each label or caption.
@@ -157,6 +161,7 @@ class Generator:
             batch_size: Images per batch. None: `evaluate.batch_size` of the recipe.
             pixels: False: return codes without decoding them to pixels.
             grid: Rows and columns of codes, one of the recipe's grids. None: `model.grid`.
+            trace: Record the pass that generates each code, for `Images.animate`.
             sampling: guidance, temperature, top_k, top_p, lookahead; values not given are the recipe's. With
                 `lookahead`, the images are the same, in fewer passes, see `decoder`; the other modes have none.
 
@@ -186,22 +191,33 @@ class Generator:
         decoder = self.decoder(window, mode=mode, lookahead=settings.lookahead, grid=grid)
         layout, size = decoder.family.grid, batch_size or self.recipe.evaluate.batch_size
         codes, passes, shown = [], [], PixelStream(tokenizer, self.device) if tokenizer else None
+        traces: list[Tensor] = []
         for start in range(0, len(labels), size):
             chunk = labels[start : start + size]
             numbers = code_seeds([first + start + k for k in range(len(chunk))], decoder.numbers, seed=seed)
+            record = PassRecord(layout.num_codes) if trace and settings.lookahead else None
             with oom_as_value_error(len(chunk)):
                 try:
-                    generated = decoder(chunk, numbers, settings)
+                    generated = decoder(chunk, numbers, settings, observe=record)
                 except BatchTooLarge:  # free the memory of the other windows' decoders
                     for other in self.decoders.values():
                         other.release()
-                    generated = decoder(chunk, numbers, settings)
+                    generated = decoder(chunk, numbers, settings, observe=record)
                 if shown:
                     shown.add(layout.images(generated)[-1])
             codes.append(generated)
             passes += decoder.passes(len(chunk))
+            if trace:
+                traces.append(record.passes() if record else planned_passes(decoder, len(chunk)))
         *previews, image = layout.images(torch.cat(codes).cpu())
-        return Images(image, torch.tensor(passes), shown.all() if shown else None, previews[-1] if previews else None)
+        return Images(
+            image,
+            torch.tensor(passes),
+            shown.all() if shown else None,
+            previews[-1] if previews else None,
+            layout.images(torch.cat(traces))[-1] if trace else None,
+            partial(decoded, tokenizer, self.device) if tokenizer else None,
+        )
 
     def _settings(self, changes: dict[str, Any]) -> SamplingParams:
         if unknown := changes.keys() - SamplingParams.model_fields.keys():

@@ -1,14 +1,16 @@
 """Generated images, as codes, pixels and PIL images."""
 
 import io
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
 from safetensors.torch import save
 from torch import Tensor
-from torchvision.utils import make_grid
 
+from zipar_train.decoding.animation import Film, animate
+from zipar_train.decoding.sheet import sheet
 from zipar_train.io.files import write_atomic
 
 
@@ -21,12 +23,16 @@ class Images:
         passes: Forward passes of each image, int64 (B,), on the CPU.
         pixels: uint8 (B, 3, height, width), on the CPU; None if the recipe has no tokenizer.
         previews: Codes of the previews, int64 (B, H', W'), on the CPU; None if the grid has no preview.
+        generated_at: The pass that generated each code, from 0, int64 (B, H, W), on the CPU; None unless traced.
+        decode: Codes (B, H, W) to pixels, both on the CPU; None without pixels.
     """
 
     codes: Tensor
     passes: Tensor
     pixels: Tensor | None
     previews: Tensor | None = None
+    generated_at: Tensor | None = None
+    decode: Callable[[Tensor], Tensor] | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -37,11 +43,7 @@ class Images:
 
     def sheet(self, *, columns: int | None = None) -> Image.Image:
         """Return all images as one picture, small ones enlarged to about 96 px without smoothing."""
-        pixels = self._pixels()
-        scale = max(1, 96 // max(pixels.shape[-2:]))
-        pixels = pixels.repeat_interleave(scale, -1).repeat_interleave(scale, -2)
-        grid = make_grid(pixels, nrow=columns or min(len(pixels), 10), padding=max(2, scale // 2), pad_value=255)
-        return Image.fromarray(grid.permute(1, 2, 0).numpy())
+        return sheet(self._pixels(), columns=columns)
 
     def save(self, path: str | Path, *, columns: int | None = None) -> None:
         """Write the sheet to a file; the file name's extension sets the format.
@@ -56,6 +58,32 @@ class Images:
             raise ValueError(f"{path}: no picture format ends in {path.suffix!r}. Use .png")
         self.sheet(columns=columns).save(buffer, formats[path.suffix.lower()])
         write_atomic(path, buffer.getvalue())
+
+    def animate(self, path: str | Path, *, title: str = "", beside: Sequence[tuple[str, "Images"]] = ()) -> None:
+        """Write an animation in which every code appears in the pass that generates it.
+
+        Args:
+            path: A file whose name ends in .gif, .webp or .mp4; the last needs ffmpeg.
+            title: Words above these images.
+            beside: Titles and images to show beside these, with the same clock.
+
+        Raises:
+            ValueError: If images have no pixels or were generated without `trace=True`, or the format is unknown.
+            OSError: If the file cannot be written.
+        """
+        animate([self.film(title), *(images.film(words) for words, images in beside)], path)
+
+    def film(self, title: str) -> Film:
+        """Return the frames of these images, for `animate`.
+
+        Raises:
+            ValueError: If they have no pixels or were generated without `trace=True`.
+        """
+        if self.generated_at is None:
+            raise ValueError("these images have no record of passes: generate them with trace=True")
+        pixels = self._pixels()
+        assert self.decode is not None
+        return Film(title, self.codes, self.generated_at, pixels, self.decode)
 
     def save_codes(self, path: str | Path) -> None:
         """Write the codes to a .safetensors file, for another program that turns them into pixels.

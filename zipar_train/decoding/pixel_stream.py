@@ -35,3 +35,10 @@ class PixelStream:
         if self.stream is not None:
             self.stream.synchronize()
         return torch.cat(self.batches)
+
+
+def decoded(tokenizer: Tokenizer, device: torch.device, codes: Tensor) -> Tensor:
+    """Return the pixels of codes, uint8 (B, 3, px, px), on the CPU."""
+    stream = PixelStream(tokenizer, device)
+    stream.add(codes.to(device))
+    return stream.all()
