@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from zipar_train.training.fit import fit
     from zipar_train.training.module import ZipARModule
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {  # imported on first use, so that `zipar-train --help` needs no torch
     "AdaptiveDecoder": "decoding.adaptive.decoder",

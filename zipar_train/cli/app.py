@@ -3,10 +3,11 @@
 import os
 import sys
 from traceback import clear_frames
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
+from zipar_train import __version__
 from zipar_train.cli.bench import bench
 from zipar_train.cli.doctor import doctor
 from zipar_train.cli.evaluate import advise, evaluate
@@ -14,7 +15,8 @@ from zipar_train.cli.export import export
 from zipar_train.cli.fit import fit
 from zipar_train.cli.generate import generate
 from zipar_train.cli.plan import plan
-from zipar_train.cli.recipes import recipes
+from zipar_train.cli.quickstart import quickstart
+from zipar_train.cli.recipes import recipes_app
 from zipar_train.cli.shards import shards_app
 from zipar_train.cli.sweep import sweep
 from zipar_train.cli.tokenize import tokenize
@@ -26,16 +28,33 @@ from zipar_train.run.signals import Heard, Stopped, raised, requeue
 
 app = typer.Typer(
     name="zipar-train",
-    help="Fine-tune autoregressive image generators under ZipAR masks, and decode their rows in parallel.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (recipes, plan, tokenize, fit, generate, evaluate, advise, export, bench, sweep, doctor):
+for command in (quickstart, plan, tokenize, fit, generate, evaluate, advise, export, bench, sweep, doctor):
     app.command()(command)
+app.add_typer(recipes_app, name="recipes")
 app.add_typer(shards_app, name="shards")
+
+
+def show_version(asked: bool) -> None:
+    """Print the version and end, for the eager option --version."""
+    if asked:
+        print(f"zipar-train {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Fine-tune autoregressive image generators under ZipAR masks, and decode their rows in parallel."""
+
 
 PRINTING = ("recipes", "plan", "advise", "bench", "doctor", "shards")  # commands whose result is their output
 

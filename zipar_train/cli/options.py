@@ -28,6 +28,13 @@ def user_path(text: str) -> Path:
     return Path(expanded(text))
 
 
+def complete_recipe(incomplete: str) -> list[str]:
+    """Return the shipped recipes that complete a word, for the shell."""
+    from zipar_train.recipe.load import shipped
+
+    return [name for name in shipped() if name.startswith(incomplete)]
+
+
 Given = TypeVar("Given", Path, Path | None)
 
 
@@ -137,7 +144,11 @@ def _writable(param: typer.CallbackParam, path: Path) -> None:
 RecipeOption = Annotated[
     str,
     typer.Option(
-        "--recipe", parser=expanded, metavar="RECIPE", help="A shipped recipe's name, or the path of a .yaml file."
+        "--recipe",
+        parser=expanded,
+        autocompletion=complete_recipe,
+        metavar="RECIPE",
+        help="A shipped recipe's name, or the path of a .yaml file.",
     ),
 ]
 SetOption = Annotated[
@@ -158,7 +169,11 @@ EitherCheckpointOption = Annotated[
 OrRecipeOption = Annotated[
     str | None,
     typer.Option(
-        "--recipe", parser=expanded, metavar="RECIPE", help="Or a recipe, for the weights that it starts from."
+        "--recipe",
+        parser=expanded,
+        autocompletion=complete_recipe,
+        metavar="RECIPE",
+        help="Or a recipe, for the weights that it starts from.",
     ),
 ]
 Int8Option = Annotated[
