@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from zipar_train.evaluation.report.schema import EvaluationReport
+from zipar_train.plan.table import Plan
+from zipar_train.recipe.model import Model
 
 PLAIN = "#000000"  # matplotlib's colour of text and axes, replaced by the page's
 
@@ -41,10 +43,18 @@ def html(
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
     names = list(dict.fromkeys(name for name, _ in samples))
+    strips = {owner: f"strip-{number}" for number, owner in enumerate(samples)}
     rows, last = [], None
-    for cells in table[1:]:
+    for number, cells in enumerate(table[1:]):
         published = cells[0].startswith("published")
-        rows.append({"cells": cells, "kind": " ".join(["first"] * (cells[0] != last) + ["published"] * published)})
+        row = report.rows[number] if number < len(report.rows) else None  # published rows come last
+        rows.append(
+            {
+                "cells": [(mean, f"± {spread}" if spread else "") for mean, _, spread in map(_parts, cells)],
+                "kind": " ".join(["first"] * (cells[0] != last) + ["published"] * published),
+                "strip": strips.get((row.model_copy(update={"lookahead": 0}).name, row.window)) if row else None,
+            }
+        )
         last = cells[0]
     return template.render(
         name=report.recipe["name"],
@@ -58,15 +68,41 @@ def html(
             {
                 "name": name,
                 "strips": [
-                    {"window": window, "png": _strip(pixels), "alt": f"{len(pixels)} images of {name}, window {window}"}
+                    {
+                        "id": strips[owner, window],
+                        "window": window,
+                        "images": len(pixels),
+                        "png": _strip(pixels),
+                        "alt": f"{len(pixels)} images of {name}, window {window}",
+                    }
                     for (owner, window), pixels in samples.items()
                     if owner == name
                 ],
             }
             for name in names
         ],
+        passes={
+            strips[row.name, row.window]: passes_of(report, row.window)
+            for row in report.rows
+            if (row.name, row.window) in strips and row.mode != "adaptive"  # whose images have plans of their own
+        },
         recipe=yaml.safe_dump(report.recipe, sort_keys=False, allow_unicode=True),
     )
+
+
+def passes_of(report: EvaluationReport, window: int) -> list[list[int]]:
+    """Return the pass that generates each code of an image at a window, from 0, H lists of W."""
+    zipar = report.recipe["zipar"]
+    rule = {key: zipar.get(key) for key in ("first_row", "preview_window") if zipar.get(key) is not None}
+    plan = Plan.zipar(Model.model_validate(report.recipe["model"]).raster, window=window, **rule)
+    return plan.grid.images(plan.generated_at())[-1].tolist()
+
+
+def _parts(cell: str) -> tuple[str, str, str]:
+    """Return a cell's value, sign and spread: `1.5 ± 0.2 %` is `1.5 %` and `0.2`."""
+    value, sign, spread = cell.partition(" ± ")
+    unit = " %" if sign and spread.endswith(" %") else ""
+    return value + unit, sign, spread.removesuffix(unit)
 
 
 def _bold(line: str) -> Markup:
