@@ -68,6 +68,7 @@ def test_a_trace_by_mode(generator):
     assert adaptive.generated_at.flatten(1).tolist() == [plan.generated_at().tolist() for plan in plans]
     assert torch.equal(adaptive.generated_at.flatten(1).amax(1) + 1, adaptive.passes)
     assert generator.generate(labels, window=2).generated_at is None
+    assert repr(planned) == "Images(3 of 8 x 8 codes, 28 passes on average)"
 
 
 def test_images_animate_themselves(generator, tmp_path):

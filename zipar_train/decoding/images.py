@@ -14,7 +14,7 @@ from zipar_train.decoding.sheet import sheet
 from zipar_train.io.files import write_atomic
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Images:
     """Generated images, as codes, pixels and PIL images; a notebook displays them as one sheet.
 
@@ -36,6 +36,10 @@ class Images:
 
     def __len__(self) -> int:
         return len(self.codes)
+
+    def __repr__(self) -> str:
+        rows, columns = self.codes.shape[1:]
+        return f"Images({len(self)} of {rows} x {columns} codes, {self.passes.double().mean():g} passes on average)"
 
     def __getitem__(self, index: int) -> Image.Image:
         """Return one image at its original size."""

@@ -80,12 +80,14 @@ def distances(
     out: Path,
     picture: Path,
     device: torch.device,
+    reference: str | None = None,
     palette: Path | None = None,
     adaptive: bool = False,
 ) -> None:
-    """Scores of as many images as the recipe says at every window of every run, against all held-out images.
+    """Scores of as many images as the recipe says at every window of every run, against held-out images.
 
     Args:
+        reference: The held-out images' manifest; None: the recipe's data.val.
         palette: Colours of the codes, uint8 (V, 3), as .npy; None: the codes are the VQ-VAE's.
         adaptive: Adaptive windows, too.
     """
@@ -94,8 +96,8 @@ def distances(
     recipe = read(runs[0]).recipe
     assert recipe is not None
     settings, model, data = recipe.evaluate, recipe.model, recipe.data
-    reference = open_reference(
-        data.val,
+    compared = open_reference(
+        reference or data.val,
         extractor,
         tokenizer=decoder,
         size=model.grid[1] * decoder.stride,
@@ -106,8 +108,8 @@ def distances(
     told: dict[str, Any] = {
         "environment": made_with(device),
         "images": settings.images,
-        "reference": reference.words,
-        "reference_images": reference.images,
+        "reference": compared.words,
+        "reference_images": compared.images,
         "decoder": decoder.sha256,
         "features": f"{extractor.name}, 512 features",
         "features_weights": extractor.weights,
@@ -115,7 +117,7 @@ def distances(
     }
     count = min(settings.images, read_manifest(data.train).samples)
     real = Pictures(lambda: blocks(data.train, decoder, count, device=device), count, words="training images")
-    told["real"] = {"images": count, **scores(real, reference, extractor)}
+    told["real"] = {"images": count, **scores(real, compared, extractor)}
     print(f"{count:,} training images: FD {told['real']['fid']['mean']:.3f}", flush=True)
     write(out, told)
     held = next(blocks(data.val, decoder, SHOWN, device=device))
@@ -137,7 +139,7 @@ def distances(
                 "passes": passes_of(drawn.passes()),
                 "images_per_second": drawn.speed,
                 "dtype": drawn.settings["dtype"],
-                **scores(drawn.pictures(), reference, extractor),
+                **scores(drawn.pictures(), compared, extractor),
             }
             told["rows"].append(row)
             write(out, told)
@@ -195,6 +197,7 @@ if __name__ == "__main__":
     verb.add_argument("runs", type=Path, nargs="+")
     verb.add_argument("--inputs", type=Path, required=True)
     verb.add_argument("--picture", type=Path, required=True)
+    verb.add_argument("--reference", metavar="MANIFEST", help="held-out images; otherwise the recipe's data.val")
     verb.add_argument("--palette", type=Path, metavar="FILE.npy", help="colours of the codes, for another dataset")
     verb.add_argument("--adaptive", action="store_true", help="adaptive windows, too")
     for verb in verbs.choices.values():
@@ -205,7 +208,7 @@ if __name__ == "__main__":
         if asked.verb == "bits":
             bits(asked.run, images=asked.images, out=asked.json, device=here)
         else:
-            more = {"palette": asked.palette, "adaptive": asked.adaptive}
+            more = {"reference": asked.reference, "palette": asked.palette, "adaptive": asked.adaptive}
             distances(asked.runs, asked.inputs, out=asked.json, picture=asked.picture, device=here, **more)
     except ValueError as error:
         sys.exit(f"judge: {error}")
