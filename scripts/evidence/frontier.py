@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib import ticker
 from measured import measured, results
 from models import DIGITS, MNIST_14, OUT, Dataset, evaluated, sets
-from natural import IMAGENETTE, distances
+from natural_images import IMAGENETTE, distances
 from tables import PICTURES, TUNED, UNTUNED
 
 from zipar_train import load
@@ -124,7 +124,7 @@ def frontier(folder: Path | None = None) -> None:
     """Measure digits, MNIST and Imagenette as far as they are not, and draw them.
 
     Args:
-        folder: What natural.py describes; None: Imagenette only if it has been measured.
+        folder: What natural_images.py describes; None: Imagenette only if it has been measured.
     """
     found = {"digits, 8 x 8": points(DIGITS, digit_distances), "MNIST, 14 x 14": points(MNIST_14, digit_distances)}
     if folder or name_of(IMAGENETTE) in results():

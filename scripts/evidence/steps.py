@@ -3,7 +3,7 @@
     scripts/evidence/run data --images mnist-pngs    # shards; a folder with train/ and test/, in each a folder a digit
     scripts/evidence/run limits tuning drawn rules stand-ins    # validation images, seed 0
     scripts/evidence/run headline windows shortest frontier     # fresh images, three seeds
-    scripts/evidence/run natural frontier --inputs FOLDER       # what natural.py describes
+    scripts/evidence/run natural frontier --inputs FOLDER       # what natural_images.py describes
     scripts/evidence/run                                        # everything but data and natural
 
 Shards and runs lie where ZIPAR_DATA and ZIPAR_RUNS say, in data/ and runs/ if nowhere. Tables go to runs/evidence and,
@@ -18,7 +18,7 @@ from choosing import drawn, rules, stand_ins
 from frontier import frontier
 from limits import limits
 from models import MNIST, zipar
-from natural import natural
+from natural_images import natural
 from reporting import headline, shortest, windows
 from tuning import tuning
 
@@ -95,7 +95,7 @@ if __name__ == "__main__":
         parser.error(f"no shards at {MNIST}: make them with `scripts/evidence/run data --images FOLDER`")
     if "natural" in asked.steps:
         if not asked.inputs:
-            parser.error("natural needs --inputs: a folder with the files that natural.py describes")
+            parser.error("natural needs --inputs: a folder with the files that natural_images.py describes")
         natural(asked.inputs)
     for step in [step for step in asked.steps if step in STEPS] if asked.steps else STEPS:
         STEPS[step](*([asked.inputs] if step == "frontier" else []))

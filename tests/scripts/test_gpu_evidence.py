@@ -11,6 +11,7 @@ from time import monotonic
 import natural
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from zipar_train.recipe.load import differences, load_recipe
@@ -270,6 +271,9 @@ def test_a_dry_run_leaves_a_table_and_is_not_repeated(tmp_path):
         told = found["results"][f"bits-{model}"]
         assert list(told["bits"]) == ["16", "2", "1"]
         assert all(8 < bits < 10 for bits in told["bits"].values())  # untrained: log2 512
+        run_folder = tmp_path / "work" / "runs" / {"base": "tin-base", "tuned": "tin", "control": "tin-control"}[model]
+        saved = torch.load(run_folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        assert told["parameters"] == sum(tensor.numel() for tensor in saved.values())
         assert told["steps"] == {"base": 6}.get(model, 5) and told["training"]["train/images_per_second"] > 0
     distances = found["results"]["distances"]
     assert [(row["run"], row["window"], row["passes"]) for row in distances["rows"]] == [

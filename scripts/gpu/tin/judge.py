@@ -34,8 +34,10 @@ from zipar_train.evaluation.scores.features import Extractor, Pictures
 from zipar_train.evaluation.scores.reference import Reference, open_reference
 from zipar_train.evaluation.scores.scores import fidelity
 from zipar_train.io.files import make_folder, write_atomic
+from zipar_train.models.family import build
 from zipar_train.models.restore import read
 from zipar_train.models.tokenizers.base import Palette, Tokenizer
+from zipar_train.recipe.model import Model
 from zipar_train.run.provenance import environment
 
 SHOWN = 12  # images of each row of the picture
@@ -59,7 +61,7 @@ def bits(run: Path, *, images: int, out: Path, device: torch.device) -> None:
     loader = ShardLoader(recipe.data.val, batch_size=recipe.evaluate.batch_size)
     told: dict[str, Any] = {
         "environment": made_with(device),
-        "parameters": sum(parameter.numel() for parameter in generator.inference_family.model.parameters()),
+        "parameters": parameters_of(recipe.model),
         "steps": extra["global_step"],
         "epochs": extra["global_step"] * recipe.data.micro_batch_size / read_manifest(recipe.data.train).samples,
         "training": last(logged(run)),
@@ -71,6 +73,11 @@ def bits(run: Path, *, images: int, out: Path, device: torch.device) -> None:
         told["bits"][str(window)] = found
         print(f"{run.name}, window {window}: {found:.4f} bits a code", flush=True)
         write(out, told)
+
+
+def parameters_of(model: Model) -> int:
+    """The parameters that are trained; those of a loaded generator are fused."""
+    return sum(parameter.numel() for parameter in build(model, device="meta", empty=True).model.parameters())
 
 
 def distances(
