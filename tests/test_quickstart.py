@@ -50,7 +50,7 @@ def test_a_wheel_tells_the_story_in_an_empty_folder(installed, tmp_path):
     assert all(Path(path).stat().st_size > 1000 and Path(path).is_relative_to(work) for path in opened)
     with Image.open(opened[0]) as film:
         assert film.n_frames == 65
-    report = json.loads((work / "runs" / "digits" / "evaluation" / "report.json").read_text())
+    report = json.loads((work / "runs" / "fast" / "digits" / "evaluation" / "report.json").read_text())
     assert {row["checkpoint"] for row in report["rows"]} == {"digits", "digits-base", "digits-control"}
     assert {row["window"] for row in report["rows"]} == {8, 2}
 
@@ -65,4 +65,7 @@ def test_steps_are_the_commands_of_the_digits_page():
     assert lines[0] == "tokenize --recipe digits --images digits --out data/digits"
     assert lines[1:3] == ["fit --recipe digits-base --resume", "fit --recipe digits --resume"]
     assert not any("evaluate.images" in line or "max_epochs" in line for line in lines)
+    assert lines[3] == (
+        "fit --recipe digits --resume --set zipar.windows={8: 1} --set tune.distill=0 --set run_dir=runs/digits-control"
+    )
     assert lines[4].endswith("--compare runs/digits-base --compare runs/digits-control --windows 8,4,2,1")

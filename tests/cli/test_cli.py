@@ -194,6 +194,7 @@ BAD = [
     ),
     (["generate", "--checkpoint", "RUN", "--labels", "3", "--animate", "FILE/a.gif"], "FILE/a.gif"),
     (["generate", "--checkpoint", "RUN", "--labels", "3", "--window", "9", "--animate", "a.gif"], "window 9 does not"),
+    (["generate", "--checkpoint", "RUN", "--labels", "3", "--window", "0", "--animate", "a.gif"], "window 0 does not"),
     (["evaluate", "--recipe", "digits", "--checkpoint", "RUN", "--windows", "9", "DATA"], "window 9 does not fit"),
     (["evaluate", "--recipe", "digits", "--checkpoint", "gone"], "no checkpoint at gone"),
     (["evaluate", "--recipe", "digits", "--checkpoint", "RUN", "DATA", "--compare", "gone"], "no weights at gone"),

@@ -99,6 +99,13 @@ def test_tokenizers_with_larger_codes_decode_now_and_then():
         assert torch.equal(codes[known], of.codes[known])
 
 
+def test_large_images_are_made_smaller():
+    """A sheet of eight images of 384 px is more than a thousand pixels wide, and a frame is not."""
+    of = images((24, 24), window=24, count=8, scale=16)
+    assert of.sheet().width > 3000
+    assert of.film("").frame(5, 1).width == animation.SIDE
+
+
 def test_missing_codes_are_those_above():
     codes = torch.tensor([[[1, 2, 3], [4, 5, 6], [7, 8, 9]]])
     known = torch.tensor([[[1, 1, 0], [1, 0, 0], [0, 0, 0]]]).bool()

@@ -72,7 +72,7 @@ def generate(
     ] = None,
     int8: Int8Option = False,
 ) -> None:
-    """Generate images into one picture, a file of codes, or both. Defaults are the recipe's."""
+    """Generate images into one picture, a file of codes, an animation, or all of them. Defaults are the recipe's."""
     if (labels is None) == (not captions):
         raise ValueError("give either --labels or --caption")
     if out is None and codes is None and animate is None:
@@ -98,6 +98,8 @@ def generate(
     settings = {key: value for key, value in given.items() if value is not None}
     mode: Any = "released" if released else "adaptive" if adaptive else "planned"
     generate_images = partial(generator.generate, wanted, seed=seed, grid=sides("--grid", grid))
+    if animate is not None and generator.inference_family.tokenizer is None:
+        raise ValueError("--animate needs pixels: set model.tokenizer in the recipe, or use --codes")
     if out is not None or codes is not None:
         images = generate_images(window=window, mode=mode, pixels=out is not None, **settings)
         if codes is not None:
@@ -110,7 +112,7 @@ def generate(
         print(f"{files}: {len(images)} images in {mean if len(passes.unique()) > 1 else f'{int(passes[0])} passes'}")
     if animate is not None:
         row = generator.family(sides("--grid", grid)).grid.row_length
-        window = window or max(1, row // 4)
+        window = max(1, row // 4) if window is None else window
         ways: list[tuple[str, dict[str, Any]]] = [("next-token", {"lookahead": 0})]
         words = f"window {window}" if mode == "planned" else f"window {window}, {mode}"
         ways.append((words, {"window": window, "mode": mode, **({"lookahead": 0} if mode == "planned" else {})}))

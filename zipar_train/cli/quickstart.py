@@ -16,14 +16,15 @@ LABELS = "0,1,2,3,4,5,6,7,8,9"
 def quickstart(
     context: typer.Context,
     fast: Annotated[
-        bool, typer.Option("--fast", help="Two epochs of the base model, and few images at two windows: to try it out.")
+        bool,
+        typer.Option("--fast", help="A fraction of the training and scoring, in a folder of its own."),
     ] = False,
 ) -> None:
     """Train, tune and score a small model of handwritten digits; finished steps are not repeated.
 
     Needs scikit-learn, whose digits it takes: pip install "zipar-train[digits]".
     """
-    runs, data = expand("${ZIPAR_RUNS:-runs}"), expand("${ZIPAR_DATA:-data}")
+    runs, data = expand("${ZIPAR_RUNS:-runs}") + "/fast" * fast, expand("${ZIPAR_DATA:-data}")
     steps, began = steps_of(runs, data, fast=fast), time.monotonic()
     about = "a minute or two" if fast else "about five minutes on two cores"
     print(f"The story of ZipAR on handwritten digits, in {len(steps)} commands: {about}. Results go to {runs}/.")
@@ -47,10 +48,12 @@ def quickstart(
 def steps_of(runs: str, data: str, *, fast: bool) -> list[Step]:
     """Return the steps of the story; without the shards, if they are there."""
     shards, tuned, base, control = f"{data}/digits", f"{runs}/digits", f"{runs}/digits-base", f"{runs}/digits-control"
-    few = ["--set", "trainer.max_epochs=2"] if fast else []
-    fewer = ["--set", "evaluate.images=50", "--set", "evaluate.seeds=[0]"] if fast else []
+    few, fewer, from_base = [], [], []
+    if fast:
+        few = sets("trainer.max_epochs=2", f"run_dir={base}")
+        fewer, from_base = sets("evaluate.images=50", "evaluate.seeds=[0]"), sets(f"model.weights={base}")
     tokenize = ["tokenize", "--recipe", "digits", "--images", "digits", "--out", shards]
-    next_token = ["--set", "zipar.windows={8: 1}", "--set", "tune.distill=0", "--set", f"run_dir={control}"]
+    tune = ["fit", "--recipe", "digits", "--resume", *from_base]
     compared = ["--compare", base, "--compare", control, "--windows", "8,2" if fast else "8,4,2,1"]
     generate = ["generate", "--checkpoint", tuned, "--window", "2", "--labels"]
     steps = [
@@ -58,8 +61,11 @@ def steps_of(runs: str, data: str, *, fast: bool) -> list[Step]:
             "A small LlamaGen is trained next-token: the base model.",
             ["fit", "--recipe", "digits-base", "--resume", *few],
         ),
-        ("It is tuned for one epoch under ZipAR masks.", ["fit", "--recipe", "digits", "--resume"]),
-        ("For comparison: one more epoch, next-token.", ["fit", "--recipe", "digits", "--resume", *next_token]),
+        ("It is tuned for one epoch under ZipAR masks.", [*tune, *(sets(f"run_dir={tuned}") if fast else [])]),
+        (
+            "For comparison: one more epoch, next-token.",
+            [*tune, *sets("zipar.windows={8: 1}", "tune.distill=0", f"run_dir={control}")],
+        ),
         (
             "All three generate at every window, and are scored.",
             ["evaluate", "--recipe", "digits", "--checkpoint", tuned, *compared, *fewer],
@@ -69,3 +75,7 @@ def steps_of(runs: str, data: str, *, fast: bool) -> list[Step]:
     ]
     missing = not Path(shards, "train.json").is_file()
     return [("scikit-learn's digits become shards of codes.", tokenize), *steps] if missing else steps
+
+
+def sets(*overrides: str) -> list[str]:
+    return [word for override in overrides for word in ("--set", override)]

@@ -20,7 +20,8 @@ SECONDS, HOLD = 6.0, 1.6  # of the animation, about, and of its last frame
 FRAMES, DECODED = 120, 24  # at most: frames, and decodes by a tokenizer with several pixels per code
 PAPER, INK, MUTED = (255, 255, 255), (32, 32, 32), (120, 120, 120)
 PENDING, FRESH = (225, 221, 212), (217, 123, 60)  # colours of codes that are missing, and of those of the last passes
-MARGIN, LINE, WIDE = 12, 18, 1400  # pixels: around panels, of a line of text, and of panels in one row at most
+MARGIN, LINE = 12, 18  # pixels: around panels, of a line of text
+SIDE, WIDE = 640, 1400  # pixels at most: of a panel with a tokenizer's images, of panels in one row
 
 
 def animate(films: "Sequence[Film]", path: str | Path) -> None:
@@ -86,6 +87,8 @@ class Film:
         fresh = (self.at < done) & (self.at >= done - stride) & (done < self.passes)
         pixels = self.shaded(self._pixels(done).float(), self.at >= done, fresh)
         picture = sheet(pixels.round().to(torch.uint8))
+        if self.scale > 1:  # a hundred frames of megapixels are more than people, memory and files want
+            picture.thumbnail((SIDE, SIDE))
         font, small = ImageFont.load_default(15), ImageFont.load_default(12)
         words = f"pass {done} of {self.passes}" if done < self.passes else f"complete after {self.passes} passes"
         width = max(picture.width, int(font.getlength(self.title)), int(small.getlength("complete after 9,999 passes")))
