@@ -90,6 +90,9 @@ def check(words: list[str], *, whole: bool = True) -> None:
     words = [re.sub(r"\$\{?\w+\}?", "0", word) for word in words if word not in ("-h", "--help")]
     if words and words[-1] == "...":
         words, whole = words[:-1], False
+    if words and words[0] in {opt for param in typer.main.get_command(app).params for opt in param.opts}:
+        assert len(words) == 1, words  # --version, --install-completion: they run no command
+        return
     known = commands(whole)
     if words[:1] == ["COMMAND"]:
         for name in known:
