@@ -166,8 +166,8 @@ def distances(dataset: Dataset, folder: Path | None) -> dict[tuple[str, str, int
 
 def natural(folder: Path) -> None:
     """Write the table of both datasets."""
-    rows = []
-    for dataset in (TINY_IMAGENET, IMAGENETTE):
+    rows, datasets = [], (TINY_IMAGENET, IMAGENETTE)
+    for dataset in datasets:
         found = results(dataset, folder)
         scores = {(row["run"], row["window"]): row for row in found["distances"]["rows"] if row["mode"] == "planned"}
         names = {words: run.name for words, run in runs(dataset).items()}
@@ -188,7 +188,7 @@ def natural(folder: Path) -> None:
                 )
     head = ["images", "model", "window", "passes", "bits a code", "above own next-token, %", *SCORES]
     words = "seed 0, 2,000 held-out images for bits, 500 generated and 2,000 of them for distances"
-    write("natural", OUT, table(head, rows), words, results=[f"natural images: {name}" for name in WORDS])
+    write("natural", OUT, table(head, rows), words, results=[f"natural images: {each.name}" for each in datasets])
 
 
 if __name__ == "__main__":  # one dataset only: another step can run beside it
