@@ -29,7 +29,7 @@ def test_help_is_quick_and_needs_no_torch(cli):
         times.append(time.perf_counter() - start)
         assert done.returncode == 0, done.stderr
     assert "evaluate" in done.stdout
-    assert min(times) < 0.5
+    assert min(times) < 1  # 0.35 s on an idle slow machine, 0.6 s beside other tests; importing torch takes seconds
 
 
 @pytest.mark.slow

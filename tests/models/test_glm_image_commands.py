@@ -76,7 +76,7 @@ def test_from_pictures_to_a_checkpoint_for_transformers(checkpoint, clip, tmp_pa
     assert saved["prior_token_ids"].shape == (2, 4 * GRID[0] * GRID[1])
 
     for options, message in (
-        ([], "give --out for a picture, --codes for a file of codes, or both"),
+        ([], "give --out for a picture, --codes for a file of codes, or --animate for an animation"),
         (["--codes", "codes.pt"], "--codes codes.pt: the file's name must end in .safetensors"),
     ):
         status, _, err = run("generate", "--checkpoint", "hf", *greedy, *options)
