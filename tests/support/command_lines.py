@@ -182,6 +182,7 @@ def _check_recipe(name: tuple[str, ...], given: dict[str, Any], whole: bool) -> 
     if recipe and PLACEHOLDER.fullmatch(recipe):
         recipe = None
     elif recipe:
+        recipe = str(ROOT / recipe) if (ROOT / recipe).is_file() else recipe  # scripts run in the root
         load_recipe(recipe)
     check_overrides(overrides, recipe)
     if name == ("sweep",) and given.get("grid"):
