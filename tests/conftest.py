@@ -102,6 +102,17 @@ def tiny_recipe(tiny) -> Recipe:
     return load_recipe("digits-base", tiny)
 
 
+@pytest.fixture(scope="session")
+def trained(shards, tmp_path_factory):
+    """A tiny run folder, one epoch."""
+    from zipar_train.training.fit import fit
+
+    folder = tmp_path_factory.mktemp("trained") / "digits-base"
+    data = [f"data.train={shards}/train.json", f"data.val={shards}/val.json"]
+    fit(load_recipe("digits-base", [*TINY, *data, f"run_dir={folder}", "trainer.max_epochs=1"]))
+    return folder
+
+
 @pytest.fixture
 def run(capsys, monkeypatch):
     """Run `zipar-train ARGS` in this process; returns (status, stdout, stderr)."""

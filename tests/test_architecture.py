@@ -23,6 +23,7 @@ PACKAGES = [
     "export",
     "sweep",
     "doctor",
+    "demo",
     "cli",
 ]
 BESIDE = {"__init__.py", "__main__.py", "py.typed"}  # files that stand beside the packages

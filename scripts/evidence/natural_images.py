@@ -8,7 +8,6 @@ that k-means finds in the training images.
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from shutil import copyfile
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ import torch
 from colours import SIDE, pictures, small
 from measured import measured
 from models import DATA, OUT, Dataset, script
+from PIL import Image
 from sklearn.cluster import KMeans
 from tables import CONTROL, PICTURES, TUNED, UNTUNED, table, write
 from tqdm import tqdm
@@ -58,6 +58,7 @@ IMAGENETTE = Dataset(
     overrides=(*ON_CPU, *IN_COLOURS, "zipar.windows={24: 1, 12: 1, 6: 1, 3: 1}", "optim.lr=2e-3"),
 )
 WORDS = {"tin": "Tiny-ImageNet, 16 x 16 VQ codes", "imagenette": "Imagenette, 24 x 24 colours"}
+WIDTH = 1000  # pixels of a picture of samples
 SCORES = {"fid": 1, "precision": 3, "recall": 3}  # digits
 PALETTE = DATA / "imagenette" / "colours.npy"
 
@@ -151,7 +152,9 @@ def results(dataset: Dataset, folder: Path | None) -> dict[str, Any]:
         picture = file.with_name("samples.png")
         more += ("--picture", picture)
         script(f"{TIN}/judge.py", "distances", *runs(dataset).values(), *more)
-        copyfile(picture, PICTURES / f"{dataset.name}.png")
+        with Image.open(picture) as large:
+            large.thumbnail((WIDTH, 10 * WIDTH))
+            large.convert("RGB").save(PICTURES / f"{dataset.name}.jpg", quality=85)
         return found | {"distances": json.loads(file.read_text())}
 
     return measured(f"natural images: {dataset.name}", measure)

@@ -112,6 +112,7 @@ NOT_RUN = {  # a block's page and first line: the reason
         f"{NAME} tokenize --recipe emu3-gen",
     ): "needs pictures and the published tokenizer; tests/data/test_several_grids.py runs it at a small size",
     ("docs/sweeps.md", f"{NAME} sweep"): "trains for minutes; tests/sweep run such files",
+    ("docs/demo.md", "pip install"): "installs, and waits for people; tests/demo run the page",
     ("docs/sweeps.md", "wandb sweep"): "needs W&B's server",
     ("docs/training.md", f"{NAME} doctor"): "tries torch.compile for half a minute; tests/doctor run it",
     ("docs/training.md", f"{NAME} fit --recipe llamagen-l --set"): "needs eight GPUs, and SLURM",

@@ -111,7 +111,7 @@ def test_a_dataset_is_trained_measured_and_told(images, tmp_path, monkeypatch):
         *(("adaptive", window) for window in (2, 1)),
     ]
     assert [row["passes"] for row in rows[:3]] == [576, 24 + 24 + 22 * 2, 24 + 24 + 22]
-    assert (tmp_path / "imagenette.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "imagenette.jpg").read_bytes().startswith(b"\xff\xd8")
     assert images.distances(dataset, None)[tables.TUNED, "planned", 24] == rows[5]["fid"]["mean"]
     assert images.results(dataset, None) == found
 

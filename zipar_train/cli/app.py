@@ -9,6 +9,7 @@ import typer
 
 from zipar_train import __version__
 from zipar_train.cli.bench import bench
+from zipar_train.cli.demo import demo
 from zipar_train.cli.doctor import doctor
 from zipar_train.cli.evaluate import advise, evaluate
 from zipar_train.cli.export import export
@@ -34,7 +35,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (quickstart, plan, tokenize, fit, generate, evaluate, advise, export, bench, sweep, doctor):
+for command in (quickstart, plan, tokenize, fit, generate, demo, evaluate, advise, export, bench, sweep, doctor):
     app.command()(command)
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(shards_app, name="shards")

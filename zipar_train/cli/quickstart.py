@@ -43,6 +43,7 @@ def quickstart(
         (f"{runs}/digits/digits.png", "ten digits of the tuned model at window 2, in 28 passes instead of 64"),
     ):
         print(f"  {Path(path).absolute()}\n      {words}")
+    print(f"Then watch it generate, in a browser: zipar-train demo --checkpoint {runs}/digits")
 
 
 def steps_of(runs: str, data: str, *, fast: bool) -> list[Step]:

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from zipar_train.decoding.adaptive.decoder import AdaptiveDecoder
 from zipar_train.decoding.decode_method import decode_method
-from zipar_train.decoding.decoder import Decoder
+from zipar_train.decoding.decoder import Decoder, Observer
 from zipar_train.decoding.fused_llama import compile_body
 from zipar_train.decoding.images import Images
 from zipar_train.decoding.load_fused import load_fused
 from zipar_train.decoding.memory import BatchTooLarge, oom_as_value_error
-from zipar_train.decoding.pass_record import PassRecord, planned_passes
+from zipar_train.decoding.pass_record import PassRecord, both, planned_passes
 from zipar_train.decoding.pixel_stream import PixelStream, decoded
 from zipar_train.decoding.sampling import code_seeds
 from zipar_train.models.family import Family
@@ -144,6 +144,7 @@ class Generator:
         pixels: bool = True,
         grid: Sequence[int] | None = None,
         trace: bool = False,
+        observe: Observer | None = None,
         **sampling: Any,
     ) -> Images:
         """Generate one image for each label or caption.
@@ -162,6 +163,7 @@ class Generator:
             pixels: False: return codes without decoding them to pixels.
             grid: Rows and columns of codes, one of the recipe's grids. None: `model.grid`.
             trace: Record the pass that generates each code, for `Images.animate`.
+            observe: Called in every pass, see `Decoder`, for programs that show or stop generation.
             sampling: guidance, temperature, top_k, top_p, lookahead; values not given are the recipe's. With
                 `lookahead`, the images are the same, in fewer passes, see `decoder`; the other modes have none.
 
@@ -196,13 +198,14 @@ class Generator:
             chunk = labels[start : start + size]
             numbers = code_seeds([first + start + k for k in range(len(chunk))], decoder.numbers, seed=seed)
             record = PassRecord(layout.num_codes) if trace and settings.lookahead else None
+            watch = both(record, observe)
             with oom_as_value_error(len(chunk)):
                 try:
-                    generated = decoder(chunk, numbers, settings, observe=record)
+                    generated = decoder(chunk, numbers, settings, observe=watch)
                 except BatchTooLarge:  # free the memory of the other windows' decoders
                     for other in self.decoders.values():
                         other.release()
-                    generated = decoder(chunk, numbers, settings, observe=record)
+                    generated = decoder(chunk, numbers, settings, observe=watch)
                 if shown:
                     shown.add(layout.images(generated)[-1])
             codes.append(generated)

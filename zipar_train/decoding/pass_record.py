@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from zipar_train.decoding.adaptive.decoder import AdaptiveDecoder
-from zipar_train.decoding.decoder import Decoder
+from zipar_train.decoding.decoder import Decoder, Observer
 
 
 class PassRecord:
@@ -35,3 +35,15 @@ def planned_passes(decoder: Decoder | AdaptiveDecoder, images: int) -> Tensor:
     """Return the pass that generated each code of the last batch without lookahead, int64 (B, N), by its plans."""
     plans = decoder.plans(images) if isinstance(decoder, AdaptiveDecoder) else [decoder.plan] * images
     return torch.stack([torch.from_numpy(plan.generated_at()) for plan in plans])
+
+
+def both(first: Observer | None, second: Observer | None) -> Observer | None:
+    """Return an observer that calls two, or the only one."""
+    if first is None or second is None:
+        return first or second
+
+    def call(targets: Tensor, logits: Tensor) -> None:
+        first(targets, logits)
+        second(targets, logits)
+
+    return call

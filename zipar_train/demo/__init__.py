@@ -1,0 +1,1 @@
+"""A web page on which people watch a model generate images."""
