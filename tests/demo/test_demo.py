@@ -132,6 +132,8 @@ def test_what_cannot_be_shown(cli, run, trained, tmp_path):
         (["--checkpoint", tmp_path / "none"], f"nothing to load at {tmp_path}/none"),
         (["--recipe", "digits-base"], "starts from random weights"),
         ([], "give either --checkpoint or --recipe"),
+        (["--checkpoint", trained, "--host", "192.0.2.1"], "--host 192.0.2.1 is not an address of this machine"),
+        (["--checkpoint", trained, "--host", "no.such.host.invalid"], "is not an address of this machine"),
     ):
         status, _, err = run("demo", *arguments)
         assert status == 2 and message in err

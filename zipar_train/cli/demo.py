@@ -50,11 +50,11 @@ def check_free(host: str, port: int) -> None:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
-        except socket.gaierror:
-            raise ValueError(f"--host {host} is not an address of this machine: use 127.0.0.1 or 0.0.0.0") from None
         except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                raise ValueError(f"--port {port} is in use: choose another, or 0 for any that is free") from None
-            if error.errno == errno.EADDRNOTAVAIL:
-                raise ValueError(f"--host {host} is not an address of this machine: use 127.0.0.1 or 0.0.0.0") from None
-            raise ValueError(f"--host {host} --port {port}: {error.strerror}. Choose another port") from None
+            if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+                words = f"--host {host} is not an address of this machine: use 127.0.0.1 or 0.0.0.0"
+            elif error.errno == errno.EADDRINUSE:
+                words = f"--port {port} is in use: choose another, or 0 for any that is free"
+            else:
+                words = f"--host {host} --port {port}: {error.strerror}. Choose another port"
+            raise ValueError(words) from None
