@@ -76,7 +76,7 @@ def test_other_colour_spaces_are_turned_to_rgb():
     for data in (
         saved(lab, "tiff"),
         saved(red.convert("CMYK"), "tiff"),
-        saved(red.convert("YCbCr"), "tiff"),
+        saved(red.convert("YCbCr"), "tiff", compression="tiff_lzw"),  # Pillow 12 cannot read the raw one that it writes
         saved(red.convert("CMYK"), "jpeg", quality=100),
         saved(red.convert("P", palette=Image.Palette.ADAPTIVE), "png"),
         saved(red.convert("P", palette=Image.Palette.ADAPTIVE), "gif"),
