@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import families
 import psutil
@@ -15,21 +14,14 @@ import torch
 from zipar_train.decoding import memory
 from zipar_train.decoding.generator import Generator
 from zipar_train.decoding.memory import decode_bytes, free_bytes
-from zipar_train.models.family import build, teacher_forced
-from zipar_train.models.restore import LoadedWeights
+from zipar_train.models.family import teacher_forced
 from zipar_train.models.tokenizers.vq16 import load_vq16
 from zipar_train.plan.masks import dense
-from zipar_train.recipe.load import load_recipe
 
 
 @pytest.fixture
 def generator():
-    torch.manual_seed(0)
-    recipe = load_recipe(
-        "digits-base", ["model.num_layers=1", "model.num_heads=2", "model.hidden_size=16", "model.ffn_size=32"]
-    )
-    state = build(recipe.model).model.state_dict()
-    return Generator(recipe, LoadedWeights(Path("random"), recipe, state, {}), device="cpu")
+    return families.random_digits()
 
 
 def test_batches_are_whole_images_in_order(generator):

@@ -4,19 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import llamagen
+from families import llamagen, random_digits
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small import TINY
 
 from zipar_train import Plan
 from zipar_train.decoding.decoder import Decoder
-from zipar_train.decoding.generator import Generator
 from zipar_train.decoding.pass_record import PassRecord
 from zipar_train.decoding.sampling import code_seeds
-from zipar_train.models.family import build
-from zipar_train.models.restore import LoadedWeights
-from zipar_train.recipe.load import load_recipe
 from zipar_train.recipe.schema import SamplingParams
 
 
@@ -48,10 +43,7 @@ def test_a_record_equals_what_the_token_buffer_shows(window, lookahead, guidance
 
 @pytest.fixture(scope="module")
 def generator():
-    torch.manual_seed(0)
-    recipe = load_recipe("digits-base", TINY)
-    state = build(recipe.model).model.state_dict()
-    return Generator(recipe, LoadedWeights(Path("random"), recipe, state, {}), device="cpu")
+    return random_digits()
 
 
 def test_a_trace_by_mode(generator):

@@ -2,28 +2,20 @@
 
 import threading
 import time
-from pathlib import Path
 
 import pytest
 import torch
+from families import random_digits
 
-from zipar_train.decoding.generator import Generator
 from zipar_train.demo import live
 from zipar_train.demo.live import LiveGenerator
-from zipar_train.models.family import build
-from zipar_train.models.restore import LoadedWeights
-from zipar_train.recipe.load import load_recipe
 
 LABELS = [3, 1, 4]
 
 
 @pytest.fixture(scope="module")
 def generator():
-    torch.manual_seed(0)
-    recipe = load_recipe(
-        "digits-base", ["model.num_layers=1", "model.num_heads=2", "model.hidden_size=16", "model.ffn_size=32"]
-    )
-    return Generator(recipe, LoadedWeights(Path("random"), recipe, build(recipe.model).model.state_dict(), {}))
+    return random_digits()
 
 
 @pytest.mark.parametrize(("window", "lookahead"), [(8, 0), (2, 0), (2, 12), (1, 0)])

@@ -1,12 +1,18 @@
 """Families for tests: stock Llamas with longer prompts and row-end tokens, so that plans are tested beyond LlamaGen."""
 
+from pathlib import Path
+
 import torch
+from commands import TINY
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from zipar_train.decoding.generator import Generator
 from zipar_train.models.cache_argument import cache_arguments
 from zipar_train.models.family import build
+from zipar_train.models.restore import LoadedWeights
 from zipar_train.plan.grid import Grid
 from zipar_train.plan.table import ROW_END
+from zipar_train.recipe.load import load_recipe
 from zipar_train.recipe.model import Model, Text
 
 
@@ -116,3 +122,11 @@ def _loud(family, times: float = 20):
             if parameter.ndim > 1:
                 parameter.mul_(times)
     return family
+
+
+def random_digits() -> Generator:
+    """A generator of the recipe digits-base, tiny, with random weights, on the CPU."""
+    torch.manual_seed(0)
+    recipe = load_recipe("digits-base", TINY)
+    state = build(recipe.model).model.state_dict()
+    return Generator(recipe, LoadedWeights(Path("random"), recipe, state, {}), device="cpu")

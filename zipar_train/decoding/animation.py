@@ -85,7 +85,7 @@ class Film:
         """Return the panel after `end` passes; codes of the last `stride` of them are tinted."""
         done = min(end, self.passes)
         fresh = (self.at < done) & (self.at >= done - stride) & (done < self.passes)
-        pixels = self.shaded(self._pixels(done).float(), self.at >= done, fresh)
+        pixels = tinted(tinted(self._pixels(done).float(), self.at >= done, PENDING), fresh, FRESH, share=0.55)
         picture = sheet(pixels.round().to(torch.uint8))
         if self.scale > 1:  # a hundred frames of megapixels are more than people, memory and files want
             picture.thumbnail((SIDE, SIDE))
@@ -99,14 +99,6 @@ class Film:
         panel.paste(picture, (0, 2 * LINE + 8))
         return panel
 
-    def shaded(self, pixels: Tensor, pending: Tensor, fresh: Tensor) -> Tensor:
-        """Return pixels (B, 3, height, width) with missing codes in one colour and new ones tinted; masks (B, H, W)."""
-        for mask, colour, share in ((pending, PENDING, 1.0), (fresh, FRESH, 0.55)):
-            each = mask.repeat_interleave(self.scale, 1).repeat_interleave(self.scale, 2)[:, None]
-            tint = torch.tensor(colour, dtype=pixels.dtype)[:, None, None]
-            pixels = torch.where(each, pixels * (1 - share) + tint * share, pixels)
-        return pixels
-
     def _pixels(self, done: int) -> Tensor:
         """Return the pixels after some passes, or after a few fewer."""
         if self.scale == 1 or done == self.passes:  # a pixel depends on its own code only, and the rest is shaded
@@ -115,6 +107,14 @@ class Film:
         if self.decoded[0] != wanted:
             self.decoded = wanted, self.decode(filled(self.codes, self.at < wanted))
         return self.decoded[1]
+
+
+def tinted(pixels: Tensor, mask: Tensor, colour: tuple[int, int, int], *, share: float = 1.0) -> Tensor:
+    """Return pixels (B, 3, height, width) with a share of a colour where the codes of a mask (B, H, W) are."""
+    scale = pixels.shape[-1] // mask.shape[-1]
+    each = mask.repeat_interleave(scale, 1).repeat_interleave(scale, 2)[:, None]
+    tint = torch.tensor(colour, dtype=pixels.dtype)[:, None, None]
+    return torch.where(each, pixels * (1 - share) + tint * share, pixels)
 
 
 def filled(codes: Tensor, known: Tensor) -> Tensor:

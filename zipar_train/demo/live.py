@@ -13,6 +13,7 @@ from torch import Tensor
 from zipar_train.decoding.decoder import Decoder
 from zipar_train.decoding.generator import Generator
 from zipar_train.decoding.images import Images
+from zipar_train.decoding.pass_record import PassRecord
 
 PAUSE = 0.1  # seconds between two reports, at least
 
@@ -103,7 +104,16 @@ class LiveGenerator:
 
 
 class Watch:
-    """Observer of a decoder that puts a batch's progress into a queue, slows it down, and stops it."""
+    """Observer of a decoder that puts a batch's progress into a queue, slows it down, and stops it.
+
+    Args:
+        generator: The model.
+        window: As in `Generator.generate`.
+        lookahead: As in `Generator.generate`.
+        slow: Seconds per pass, at least.
+        reports: Takes the progress.
+        stopped: Set when nobody waits for the images any longer.
+    """
 
     def __init__(
         self,
@@ -118,28 +128,22 @@ class Watch:
         assert isinstance(decoder, Decoder)
         self.decoder, self.grid, self.slow = decoder, decoder.family.grid, slow
         self.reports, self.stopped = reports, stopped
-        self.passes, self.waited = 0, 0.0
+        self.record, self.waited = PassRecord(self.grid.num_codes), 0.0
         self.began = self.last = self.shown = time.monotonic()  # of the batch, the last pass and the last report
-        self.known: Tensor | None = None  # (B, N + 2), as the decoder's token buffer
 
     def __call__(self, targets: Tensor, logits: Tensor) -> None:
         """Take note of a pass; arguments as in `Decoder`."""
         if self.stopped.is_set():
             raise Stop
-        if self.known is None:
-            self.known = targets.new_zeros(len(targets), self.grid.num_codes + 2, dtype=torch.bool)
-        self.known.scatter_(1, targets, True)
-        self.passes += 1
+        self.record(targets, logits)
         if self.slow:
             self._wait(targets.device)
         if time.monotonic() - self.shown >= PAUSE:
             assert self.decoder.state is not None
-            codes, known = (
-                self.grid.images(each[:, : self.grid.num_codes].cpu().clone())[-1]
-                for each in (self.decoder.state.tokens, self.known)
-            )
+            codes = self.decoder.state.tokens[:, : self.grid.num_codes].cpu().clone()
+            codes, known = (self.grid.images(each)[-1] for each in (codes, self.record.passes() >= 0))
             self.shown = time.monotonic()
-            self.reports.put(Progress(self.passes, self.shown - self.began - self.waited, codes, known))
+            self.reports.put(Progress(self.record.step, self.shown - self.began - self.waited, codes, known))
 
     def progress(self, images: Images) -> Progress:
         """Return the last report."""

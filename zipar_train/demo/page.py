@@ -9,7 +9,7 @@ import gradio as gr
 import torch
 from PIL import Image
 
-from zipar_train.decoding.animation import PENDING, filled
+from zipar_train.decoding.animation import PENDING, filled, tinted
 from zipar_train.decoding.generator import Generator
 from zipar_train.decoding.pixel_stream import decoded
 from zipar_train.decoding.sheet import sheet
@@ -25,7 +25,11 @@ SMALL = f"{LARGE}; image-rendering: pixelated"  # pixels of codes remain squares
 
 
 def build_page(generator: Generator) -> gr.Blocks:
-    """Return the page of a model."""
+    """Return the page of a model.
+
+    Args:
+        generator: The model, with a tokenizer. Its one batch at a time is shared by everyone who opens the page.
+    """
     classes, grid = generator.recipe.model.num_classes, generator.inference_family.grid
     row, bits, live = grid.row_length, measured_bits(generator), LiveGenerator(generator)
 
@@ -102,9 +106,7 @@ def picture(generator: Generator, progress: Progress) -> Image.Image:
     tokenizer = generator.inference_family.tokenizer
     assert tokenizer is not None
     pixels = decoded(tokenizer, generator.device, filled(progress.codes, progress.known))
-    scale = pixels.shape[-1] // progress.codes.shape[-1]
-    missing = ~progress.known.repeat_interleave(scale, 1).repeat_interleave(scale, 2)[:, None]
-    shaded = torch.where(missing, torch.tensor(PENDING, dtype=torch.uint8)[:, None, None], pixels)
+    shaded = tinted(pixels.float(), ~progress.known, PENDING).to(torch.uint8)
     return sheet(shaded, columns=columns_of(len(shaded)))
 
 
