@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import RLock
 
 import lightning as L
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
@@ -38,10 +39,11 @@ HARMLESS = (  # keys that may differ on resuming: the losses do not depend on th
 SHARED = ("data.micro_batch_size", "trainer.devices", "trainer.num_nodes")
 MOVED = ("model.weights", "model.weights_entry")  # the weights' location, not their content
 FIXED = ("model", "tune.lora")  # keys that must not differ: the weights would not fit
+TRAINING = RLock()  # a process trains one model at a time: all threads share torch's generator and Lightning's patches
 
 
 def fit(recipe: Recipe, *, resume: bool = False, allow: Sequence[str] = ()) -> Path | None:
-    """Train a recipe into its run folder.
+    """Train a recipe into its run folder; called in several threads, one run after the other.
 
     Args:
         recipe: The recipe to train.
@@ -57,7 +59,7 @@ def fit(recipe: Recipe, *, resume: bool = False, allow: Sequence[str] = ()) -> P
     """
     silence_warnings()
     if recipe.trainer.get("fast_dev_run"):
-        with TemporaryDirectory(prefix="zipar-trial-") as trial:
+        with TRAINING, TemporaryDirectory(prefix="zipar-trial-") as trial:
             log = recipe.log.model_copy(update={"wandb": "disabled"})
             _fit(recipe.model_copy(update={"run_dir": trial, "log": log}), Path(trial), resume=False, allow=())
         return None
@@ -67,7 +69,7 @@ def fit(recipe: Recipe, *, resume: bool = False, allow: Sequence[str] = ()) -> P
     if rank_zero_only.rank:  # type: ignore[attr-defined]
         return _fit(recipe, run, resume=resume, allow=allow)
     try:
-        with folder_lock(folder(run)):
+        with TRAINING, folder_lock(folder(run)):
             return _fit(recipe, run, resume=resume, allow=allow)
     finally:
         with suppress(OSError):  # removes only empty folders: those of a run that did not start
