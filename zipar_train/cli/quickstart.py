@@ -26,7 +26,7 @@ def quickstart(
     """
     runs, data = expand("${ZIPAR_RUNS:-runs}") + "/fast" * fast, expand("${ZIPAR_DATA:-data}")
     steps, began = steps_of(runs, data, fast=fast), time.monotonic()
-    about = "a minute or two" if fast else "five to nine minutes on two cores"
+    about = "a minute" if fast else "about five minutes on two cores, the first pictures after three"
     print(f"The story of ZipAR on handwritten digits, in {len(steps)} commands: {about}. Results go to {runs}/.")
     assert context.parent is not None
     commands = context.parent.command
@@ -63,6 +63,8 @@ def steps_of(runs: str, data: str, *, fast: bool) -> list[Step]:
             ["fit", "--recipe", "digits-base", "--resume", *few],
         ),
         ("It is tuned for one epoch under ZipAR masks.", [*tune, *(sets(f"run_dir={tuned}") if fast else [])]),
+        ("The tuned model generates ten digits.", [*generate, LABELS, "--out", f"{tuned}/digits.png"]),
+        ("Three digits grow, pass by pass.", [*generate, "3,5,8", "--animate", f"{tuned}/grow.gif"]),
         (
             "For comparison: one more epoch, next-token.",
             [*tune, *sets("zipar.windows={8: 1}", "tune.distill=0", f"run_dir={control}")],
@@ -71,8 +73,6 @@ def steps_of(runs: str, data: str, *, fast: bool) -> list[Step]:
             "All three generate at every window, and are scored.",
             ["evaluate", "--recipe", "digits", "--checkpoint", tuned, *compared, *fewer],
         ),
-        ("The tuned model generates ten digits.", [*generate, LABELS, "--out", f"{tuned}/digits.png"]),
-        ("Three digits grow, pass by pass.", [*generate, "3,5,8", "--animate", f"{tuned}/grow.gif"]),
     ]
     missing = not Path(shards, "train.json").is_file()
     return [("scikit-learn's digits become shards of codes.", tokenize), *steps] if missing else steps
