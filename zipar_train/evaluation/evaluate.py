@@ -34,6 +34,7 @@ from zipar_train.run.ranks import process
 
 SHOWN = 10  # images of each sample set shown in the report
 MIN_BITS_IMAGES = 1000  # held-out images to compute bits for, if there are as many
+TIMING_SECONDS = 10  # of the timed images; at least three of each row
 Case = tuple[str, int, DecodeMode, int]  # (candidate's name, window, decode mode, lookahead)
 
 
@@ -125,7 +126,8 @@ def evaluate(
                 lookahead=s.sampling.lookahead,
             )
             for key, of_seeds in sample_sets.items()
-        }
+        },
+        seconds=TIMING_SECONDS,
     )
     bits = _bits(recipe, cases)
     rows: list[EvaluationRow] = []
