@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -172,14 +173,18 @@ def results():
     }
 
 
-def test_every_row_of_the_page_names_what_it_was_measured_with():
+def test_the_page_names_what_its_rows_were_measured_with():
     import page
 
     lines = page.lines(results())
     table = [line for line in lines if line.startswith("|")]
     assert len(table) == 2 + 6 + 1
     made = "NVIDIA H100; torch 2.11.0, lightning 2.6.6, transformers 5.17.0; revision abc1234, 2026-11-26; "
-    assert all(made + "`scripts/gpu/evidence` |" in row for row in table[2:])
+    assert f"Measured on {made}`scripts/gpu/evidence`." in lines
+    others = results()
+    others["results"]["bits-control"] = copy.deepcopy(others["results"]["bits-control"])
+    others["results"]["bits-control"]["environment"]["device"] = "NVIDIA H200"
+    assert any(re.match("Measured on NVIDIA H100; .* and NVIDIA H200; ", line) for line in page.lines(others))
     scores = "120.0 ± 2.0 | 0.500 ± 0.010 | 0.250 | "
     assert table[3].startswith(f"| untuned | 2 | 60 | 6.2000 | +3.33% | - | {scores}900 |")
     assert table[5].startswith(f"| one epoch, mixed windows | 2 | 60 | 6.0500 | +0.83% | 75% | {scores}900 |")
@@ -198,7 +203,7 @@ def test_a_shorter_run_still_has_a_table():
     del found["results"]["bits-control"], found["results"]["distances"]
     found["steps"][2]["status"] = "skipped"
     lines = page.lines(found)
-    assert lines[2].startswith("| untuned | 16 | - | 6.0000 | - | - | - | - | - | - | NVIDIA H100")
+    assert lines[2].startswith("| untuned | 16 | - | 6.0000 | - | - | - | - | - | - |")
     assert len([line for line in lines if line.startswith("|")]) == 2 + 4
     assert "Not measured: control (skipped)." in lines
     assert page.lines({}) == ["Not yet measured."]

@@ -30,20 +30,19 @@ HEAD = [
     "precision",
     "recall",
     "images/s",
-    "measured on",
 ]
 WIDTH = 1400  # pixels of the picture
 MIN_GAP = 0.005  # share of next-token's bits that a gap must have to be spoken of, as `zipar-train evaluate` has it
 
 
 def lines(found: dict[str, Any]) -> list[str]:
-    """The table, a row a model and window, and how each model was trained."""
+    """The table, a row a model and window, where it was measured, and how each model was trained."""
     models, distances = judged(found), found.get("results", {}).get("distances", {})
     drawn = {(RUNS[row["run"]], row["window"]): row for row in distances.get("rows", [])}
     if not models and not drawn:
         return ["Not yet measured."]
     windows = sorted({int(w) for model in models.values() for w in model["bits"]} | {w for _, w in drawn}, reverse=True)
-    rows = []
+    rows, machines = [], dict[str, None]()  # in the order of the rows
     for model, name in MODELS.items():
         bits = {int(w): value for w, value in models.get(model, {}).get("bits", {}).items()}
         untuned = {int(w): value for w, value in models.get("base", {}).get("bits", {}).items()}
@@ -64,9 +63,9 @@ def lines(found: dict[str, Any]) -> list[str]:
                     score(row, "precision", ".3f"),
                     score(row, "recall", ".3f"),
                     cell(row and row["images_per_second"], ".0f"),
-                    measured(made, found),
                 ]
             )
+            machines[measured(made, found)] = None
     if real := distances.get("real"):
         name = f"{real['images']:,} training images"
         rows.append(
@@ -77,11 +76,11 @@ def lines(found: dict[str, Any]) -> list[str]:
                 score(real, "precision", ".3f"),
                 score(real, "recall", ".3f"),
                 "-",
-                measured(distances["environment"], found),
             ]
         )
+        machines[measured(distances["environment"], found)] = None
     text = ["| " + " | ".join(row) + " |" for row in [HEAD, ["---"] * len(HEAD), *rows]]
-    return [*text, "", *trained(found), *skipped(found)]
+    return [*text, "", f"Measured on {' and '.join(machines)}.", "", *trained(found), *skipped(found)]
 
 
 def judged(found: dict[str, Any]) -> dict[str, Any]:
