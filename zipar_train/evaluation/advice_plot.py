@@ -10,7 +10,7 @@ from zipar_train.io.figures import write_figure
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
-from matplotlib.ticker import NullFormatter, ScalarFormatter  # noqa: E402
+from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter  # noqa: E402
 
 
 def plot(advice: Advice, path: Path) -> None:
@@ -51,6 +51,7 @@ def plot(advice: Advice, path: Path) -> None:
                     label=f"window {row.window}",
                 )
         middle.set(xlabel="layer", ylabel="attention on codes not generated yet, %", ylim=(0, None))
+        middle.xaxis.set_major_locator(MaxNLocator(integer=True))
         if len(windows) > 1:
             middle.legend(frameon=False, fontsize=8)
         shown = np.array(advice.attention, dtype=float)[:12]
