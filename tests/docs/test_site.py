@@ -45,6 +45,8 @@ def test_every_page_is_built_and_reached(checkout):
     site = checkout / "site"
     pages = {path.stem for path in (ROOT / "docs").glob("*.md")}
     assert pages == {path.stem for path in (site / "docs").glob("*.html")}
+    beside = {str(path.relative_to(site)) for path in site.rglob("*.html") if path.parent.name != "docs"}
+    assert beside == {"404.html", "index.html", "CHANGELOG.html", "CONTRIBUTING.html", "data/index.html"}
     home = (site / "index.html").read_text()
     assert all(f'href="docs/{page}.html"' in home for page in pages), "a page is missing in mkdocs.yml's nav"
     assert (site / "docs" / "digits" / "grow.gif").is_file() and (site / "docs" / "quickstart.ipynb").is_file()
