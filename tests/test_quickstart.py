@@ -65,7 +65,10 @@ def test_steps_are_the_commands_of_the_digits_page():
     assert lines[0] == "tokenize --recipe digits --images digits --out data/digits"
     assert lines[1:3] == ["fit --recipe digits-base --resume", "fit --recipe digits --resume"]
     assert not any("evaluate.images" in line or "max_epochs" in line for line in lines)
-    assert lines[3] == (
+    generate = "generate --checkpoint runs/digits --window 2 --labels"  # before scoring, which takes longest
+    assert lines[3] == f"{generate} 0,1,2,3,4,5,6,7,8,9 --out runs/digits/digits.png"
+    assert lines[4] == f"{generate} 3,5,8 --animate runs/digits/grow.gif"
+    assert lines[5] == (
         "fit --recipe digits --resume --set zipar.windows={8: 1} --set tune.distill=0 --set run_dir=runs/digits-control"
     )
-    assert lines[4].endswith("--compare runs/digits-base --compare runs/digits-control --windows 8,4,2,1")
+    assert lines[6].endswith("--compare runs/digits-base --compare runs/digits-control --windows 8,4,2,1")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from zipar_train.decoding.decoder import Decoder
     from zipar_train.decoding.generator import Generator, load
     from zipar_train.decoding.images import Images
+    from zipar_train.decoding.sampling import code_seeds
     from zipar_train.evaluation.evaluate import evaluate
     from zipar_train.models.family import Family, teacher_forced
     from zipar_train.plan.grid import Grid
@@ -43,6 +44,7 @@ _HOMES = {  # imported on first use, so that `zipar-train --help` needs no torch
     "ShardLoader": "data.loader",
     "ZipARModule": "training.module",
     "block": "plan.masks",
+    "code_seeds": "decoding.sampling",
     "dense": "plan.masks",
     "evaluate": "evaluation.evaluate",
     "fit": "training.fit",
@@ -66,6 +68,7 @@ __all__ = [
     "ShardLoader",
     "ZipARModule",
     "block",
+    "code_seeds",
     "dense",
     "evaluate",
     "fit",

@@ -9,6 +9,7 @@ from plans import grids, windows
 from theorem import check_theorem, drawn_and_seen, grouped
 
 from zipar_train import Grid, Plan
+from zipar_train.decoding.adaptive.decoder import AdaptiveDecoder
 from zipar_train.decoding.decoder import Decoder
 from zipar_train.decoding.fused_llama import fuse_for_inference
 from zipar_train.decoding.onednn import Packed, packed
@@ -174,6 +175,18 @@ def test_guidance_of_one_is_none_and_more_is_more():
 def test_a_plan_of_another_grid_is_refused():
     with pytest.raises(ValueError, match="does not fit a model of 4 x 4 codes"):
         Decoder(llamagen(4, 4), Plan.raster(Grid(5, 4)))
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+@pytest.mark.parametrize(("shape", "dtype"), [((2, 0), torch.float32), ((2, -1), torch.int64), ((0,), torch.int64)])
+def test_numbers_that_are_no_seeds_are_refused(adaptive, shape, dtype):
+    """Floating-point numbers below 1 would all be seed 0: the same noise for every code of every image."""
+    family = llamagen(4, 4)
+    decoder = AdaptiveDecoder(family, window=2) if adaptive else Decoder(family, Plan.raster(family.grid))
+    *images, more = shape
+    numbers = torch.rand(*images, decoder.numbers + more).to(dtype)
+    with pytest.raises(ValueError, match=f"make them with zipar_train.code_seeds.images, {decoder.numbers}, seed=0"):
+        decoder([0, 1], numbers, SamplingParams())
 
 
 def test_packed_weights_draw_the_same_codes():

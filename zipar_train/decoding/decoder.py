@@ -27,7 +27,7 @@ from torch.nn.functional import pad
 
 from zipar_train.decoding.cuda_graphs import CudaGraphs
 from zipar_train.decoding.place import inference_on, keys_aligned
-from zipar_train.decoding.sampling import guide, probabilities, sample_from
+from zipar_train.decoding.sampling import check_seeds, guide, probabilities, sample_from
 from zipar_train.decoding.state import DecodeState, prompts
 from zipar_train.models.conditions import ConditionInput
 from zipar_train.models.family import Family
@@ -134,7 +134,8 @@ class Decoder:
             Codes, int64 (B, N), in raster order.
 
         Raises:
-            ValueError: If the family does not support the condition, or lookahead is asked of the released decoder.
+            ValueError: If the family does not support the condition, the seeds are none, or lookahead is asked of the
+                released decoder.
             BatchTooLarge: If the batch does not fit into memory; names the largest that does.
         """
         with inference_on(self.family.model.device):
@@ -144,7 +145,7 @@ class Decoder:
         self, condition: ConditionInput, seeds: Tensor, sampling: SamplingParams, observe: Observer | None
     ) -> Tensor:
         family, grid, images = self.family, self.plan.grid, len(seeds)
-        assert seeds.shape == (images, grid.num_codes), seeds.shape
+        check_seeds(seeds, grid.num_codes)
         if sampling.lookahead and self.released:
             raise ValueError("the released decoder has no lookahead: set lookahead to 0")
         prompt, padding = prompts(family, family.check(condition), guided=sampling.guidance != 1)

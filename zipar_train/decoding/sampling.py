@@ -29,6 +29,23 @@ def code_seeds(images: list[int], codes: int, *, seed: int) -> Tensor:
     return torch.from_numpy(np.stack(rows).view(np.int64))
 
 
+def check_seeds(seeds: Tensor, codes: int) -> None:
+    """Check seeds of B images before they are used.
+
+    Args:
+        seeds: What `code_seeds` returns.
+        codes: N, seeds per image.
+
+    Raises:
+        ValueError: If they are not int64 (B, N): other numbers, such as those of torch.rand, would all become seed 0.
+    """
+    if seeds.dtype != torch.int64 or seeds.ndim != 2 or seeds.shape[1] != codes:
+        raise ValueError(
+            f"seeds are {seeds.dtype} {tuple(seeds.shape)}, not torch.int64 (images, {codes}): make them with "
+            f"zipar_train.code_seeds(images, {codes}, seed=0)"
+        )
+
+
 def uniform(seeds: Tensor, entries: int) -> Tensor:
     """Return `entries` random numbers of each seed, uniform in (0, 1), float64 (..., V).
 

@@ -22,7 +22,7 @@ from zipar_train.decoding.cache import SlotCache
 from zipar_train.decoding.decoder import Observer
 from zipar_train.decoding.memory import check_memory
 from zipar_train.decoding.place import inference_on, keys_aligned
-from zipar_train.decoding.sampling import accept_or_resample, guide, probabilities, sample_from
+from zipar_train.decoding.sampling import accept_or_resample, check_seeds, guide, probabilities, sample_from
 from zipar_train.decoding.state import prompts
 from zipar_train.models.conditions import ConditionInput
 from zipar_train.models.family import Family
@@ -98,7 +98,7 @@ class AdaptiveDecoder:
             Codes, int64 (B, N), in raster order.
 
         Raises:
-            ValueError: If the family does not support the condition, or lookahead is asked for.
+            ValueError: If the family does not support the condition, the seeds are none, or lookahead is asked for.
             BatchTooLarge: If the batch does not fit into memory; names the largest that does.
         """
         with inference_on(self.family.model.device):
@@ -108,7 +108,7 @@ class AdaptiveDecoder:
         self, condition: ConditionInput, seeds: Tensor, sampling: SamplingParams, observe: Observer | None
     ) -> Tensor:
         images, family = len(seeds), self.family
-        assert seeds.shape == (images, self.numbers), seeds.shape
+        check_seeds(seeds, self.numbers)
         if sampling.lookahead:
             raise ValueError("adaptive windows have no lookahead: set lookahead to 0")
         rows = [RowSchedule(**self.rule) for _ in range(images)]
