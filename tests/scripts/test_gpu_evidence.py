@@ -46,14 +46,16 @@ def test_the_tuning_recipe_is_the_base_recipe_with_the_default_tuning():
     assert base.zipar.windows == {16: 1} and tuned.model.weights == base.run_dir
 
 
-def test_the_table_of_sizes_is_the_page_s(monkeypatch):
+def test_the_table_of_sizes_has_the_recipe_s():
     import budget
 
-    page = (ROOT / "docs" / "evidence.md").read_text().replace("**8 x 512**", "8 x 512")
-    table = budget.table()
-    assert "\n".join(table) in page
-    million = float(next(row for row in table if row.startswith("| 8 x 512")).split("|")[2])
-    assert 20 <= million <= 60 and million == 27.9
+    from zipar_train.models.family import build
+
+    model = load_recipe(str(SCRIPTS / "tin-base.yaml")).model
+    with torch.device("meta"):
+        parameters = sum(each.numel() for each in build(model).model.parameters())
+    (row,) = (row for row in budget.table() if row.startswith(f"| {model.num_layers} x {model.hidden_size} "))
+    assert float(row.split("|")[2]) == round(parameters / 1e6, 1)
 
 
 @pytest.mark.parametrize("images", [800.0, 2000.0, 4000.0, 6000.0, 20000.0])

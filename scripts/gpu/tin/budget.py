@@ -1,6 +1,6 @@
 """What fits into the time of `scripts/gpu/evidence`: an estimate before there is a GPU, and steps by a measured rate.
 
-    python scripts/gpu/tin/budget.py    # prints the table of docs/evidence.md, from operations and bytes
+    python scripts/gpu/tin/budget.py    # prints what sizes of models fit, from operations and bytes
 
 The estimate assumes an H100 at 790 TFLOP/s bf16 in large products and 3.0 TB/s, of which a training step of a small
 model uses a quarter. `steps` needs no estimate: it takes the images a second that a short training run has measured.
