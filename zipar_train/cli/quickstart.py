@@ -26,7 +26,7 @@ def quickstart(
     """
     runs, data = expand("${ZIPAR_RUNS:-runs}") + "/fast" * fast, expand("${ZIPAR_DATA:-data}")
     steps, began = steps_of(runs, data, fast=fast), time.monotonic()
-    about = "a minute" if fast else "about five minutes on two cores, the first pictures after three"
+    about = "a minute or two" if fast else "about five minutes on two cores, the first pictures after three"
     print(f"The story of ZipAR on handwritten digits, in {len(steps)} commands: {about}. Results go to {runs}/.")
     assert context.parent is not None
     commands = context.parent.command
