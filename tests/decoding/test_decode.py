@@ -178,15 +178,18 @@ def test_a_plan_of_another_grid_is_refused():
 
 
 @pytest.mark.parametrize("adaptive", [False, True])
-@pytest.mark.parametrize(("shape", "dtype"), [((2, 0), torch.float32), ((2, -1), torch.int64), ((0,), torch.int64)])
-def test_numbers_that_are_no_seeds_are_refused(adaptive, shape, dtype):
-    """Floating-point numbers below 1 would all be seed 0: the same noise for every code of every image."""
+@pytest.mark.parametrize(
+    ("shape", "dtype"), [((2, 0), "float32"), ((2, -1), "int64"), ((1, 0), "int64"), ((0,), "int64")]
+)
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_numbers_that_are_no_seeds_are_refused(adaptive, shape, dtype, guidance):
+    """Numbers below 1 would all be seed 0, the same noise for every code of every image."""
     family = llamagen(4, 4)
     decoder = AdaptiveDecoder(family, window=2) if adaptive else Decoder(family, Plan.raster(family.grid))
     *images, more = shape
-    numbers = torch.rand(*images, decoder.numbers + more).to(dtype)
-    with pytest.raises(ValueError, match=f"make them with zipar_train.code_seeds.images, {decoder.numbers}, seed=0"):
-        decoder([0, 1], numbers, SamplingParams())
+    numbers = torch.rand(*images, decoder.numbers + more).to(getattr(torch, dtype))
+    with pytest.raises(ValueError, match=rf"make them with zipar_train.code_seeds.range.2., {decoder.numbers}, seed=0"):
+        decoder([0, 1], numbers, SamplingParams(guidance=guidance))
 
 
 def test_packed_weights_draw_the_same_codes():

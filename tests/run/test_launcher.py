@@ -1,6 +1,9 @@
 """Launchers' variables in any combination, and `fit` where there is no command line: in threads and in notebooks."""
 
+import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier, Event, Lock, Thread
 
 import pytest
 import torch
@@ -84,11 +87,49 @@ def test_fit_works_where_a_notebook_or_an_agent_calls_it(tiny, tmp_path, place, 
     assert read(results[0]).extra["global_step"] == 4
 
 
-def test_fits_in_two_threads_train_what_one_alone_trains(tiny, tmp_path):
+@pytest.mark.slow
+def test_fits_in_two_threads_train_what_one_alone_trains(tiny, tmp_path, monkeypatch):
+    module, busy, both = sys.modules["zipar_train.training.fit"], Lock(), Barrier(2)
+    inner = module._fit
+
+    def watched(*args, **how):
+        assert busy.acquire(blocking=False), "two runs overlap"
+        try:
+            return inner(*args, **how)
+        finally:
+            busy.release()
+
+    monkeypatch.setattr(module, "_fit", watched)
+
     def work(name):
+        both.wait(60)
+        return train(name)
+
+    def train(name):
         return read(fit(load_recipe("digits-base", [*tiny, *SHORT, f"run_dir={tmp_path}/{name}"]))).state
 
     with ThreadPoolExecutor(2) as threads:
         results = list(threads.map(work, "ab"))  # raises what a thread raises
-    alone = work("c")
+    alone = train("c")
     assert all(torch.equal(weight, state[name]) for state in results for name, weight in alone.items())
+
+
+def test_a_process_forked_from_a_training_one_can_train():
+    """Its copy of the lock is held by a thread that was not copied."""
+    module, held, over = sys.modules["zipar_train.training.fit"], Event(), Event()
+
+    def train():
+        with module.alone():
+            held.set()
+            over.wait(60)
+
+    thread = Thread(target=train)
+    thread.start()
+    held.wait(60)
+    if not (child := os.fork()):
+        os._exit(0 if module.TRAINING.acquire(blocking=False) else 1)
+    status = os.waitpid(child, 0)[1]
+    assert not module.TRAINING.acquire(blocking=False)
+    over.set()
+    thread.join()
+    assert status == 0

@@ -55,7 +55,9 @@ def test_the_table_of_sizes_has_the_recipe_s():
     with torch.device("meta"):
         parameters = sum(each.numel() for each in build(model).model.parameters())
     (row,) = (row for row in budget.table() if row.startswith(f"| {model.num_layers} x {model.hidden_size} "))
-    assert float(row.split("|")[2]) == round(parameters / 1e6, 1)
+    million = row.split("|")[2].strip()
+    assert float(million) == round(parameters / 1e6, 1)
+    assert f"A class-conditional LlamaGen of {million} M parameters" in (ROOT / "docs" / "evidence.md").read_text()
 
 
 @pytest.mark.parametrize("images", [800.0, 2000.0, 4000.0, 6000.0, 20000.0])
@@ -186,7 +188,8 @@ def test_the_page_names_what_its_rows_were_measured_with():
     others = results()
     others["results"]["bits-control"] = copy.deepcopy(others["results"]["bits-control"])
     others["results"]["bits-control"]["environment"]["device"] = "NVIDIA H200"
-    assert any(re.match("Measured on NVIDIA H100; .* and NVIDIA H200; ", line) for line in page.lines(others))
+    (told,) = (line for line in page.lines(others) if line.startswith("Measured on "))
+    assert re.match("Measured on NVIDIA H100; .*`[(]untuned; one .* images[)] and NVIDIA H200; .*`[(]control: ", told)
     scores = "120.0 ± 2.0 | 0.500 ± 0.010 | 0.250 | "
     assert table[3].startswith(f"| untuned | 2 | 60 | 6.2000 | +3.33% | - | {scores}900 |")
     assert table[5].startswith(f"| one epoch, mixed windows | 2 | 60 | 6.0500 | +0.83% | 75% | {scores}900 |")

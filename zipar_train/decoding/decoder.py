@@ -124,7 +124,7 @@ class Decoder:
 
         Args:
             condition: Conditions of B images.
-            seeds: (B, N), see `sampling.code_seeds`.
+            seeds: int64 (B, N), see `sampling.code_seeds`.
             sampling: How codes are sampled.
             observe: Called in every pass with targets (B, K) and logits (B, K, V), (2 B, K, V) under guidance. A target
                 is the code that was generated from the logits and is final, or N + 1 if there is none. Both are valid
@@ -134,8 +134,8 @@ class Decoder:
             Codes, int64 (B, N), in raster order.
 
         Raises:
-            ValueError: If the family does not support the condition, the seeds are none, or lookahead is asked of the
-                released decoder.
+            ValueError: If the family does not support the condition, the seeds are not int64 (B, N), or lookahead is
+                asked of the released decoder.
             BatchTooLarge: If the batch does not fit into memory; names the largest that does.
         """
         with inference_on(self.family.model.device):
@@ -144,11 +144,12 @@ class Decoder:
     def _generate(
         self, condition: ConditionInput, seeds: Tensor, sampling: SamplingParams, observe: Observer | None
     ) -> Tensor:
-        family, grid, images = self.family, self.plan.grid, len(seeds)
-        check_seeds(seeds, grid.num_codes)
+        family, grid, guided = self.family, self.plan.grid, sampling.guidance != 1
         if sampling.lookahead and self.released:
             raise ValueError("the released decoder has no lookahead: set lookahead to 0")
-        prompt, padding = prompts(family, family.check(condition), guided=sampling.guidance != 1)
+        prompt, padding = prompts(family, family.check(condition), guided=guided)
+        images = len(prompt) // (1 + guided)
+        check_seeds(seeds, images, grid.num_codes)
         if self.state is None or not self.state.fits(images, prompt, sampling.lookahead):
             self.release()  # free the old state before allocating the new one
             self.state = DecodeState(

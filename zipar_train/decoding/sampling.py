@@ -4,6 +4,8 @@ The noise of an entry depends on the seed, the image, the code and the entry alo
 device and after any restart, and for all decoders. No generator state is kept, and the host never waits.
 """
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -14,7 +16,7 @@ from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWa
 INCREMENT, FIRST, SECOND = (x - 2**64 for x in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
-def code_seeds(images: list[int], codes: int, *, seed: int) -> Tensor:
+def code_seeds(images: Iterable[int], codes: int, *, seed: int) -> Tensor:
     """Return 64 random bits for each code of each image, int64 (B, N), from which its noise follows.
 
     Row b depends only on (seed, images[b]), so an image is the same in any batch, on any rank and after any restart,
@@ -29,20 +31,21 @@ def code_seeds(images: list[int], codes: int, *, seed: int) -> Tensor:
     return torch.from_numpy(np.stack(rows).view(np.int64))
 
 
-def check_seeds(seeds: Tensor, codes: int) -> None:
-    """Check seeds of B images before they are used.
+def check_seeds(seeds: Tensor, images: int, codes: int) -> None:
+    """Check seeds before they are used.
 
     Args:
-        seeds: What `code_seeds` returns.
+        seeds: int64 (B, N), from `code_seeds`.
+        images: B.
         codes: N, seeds per image.
 
     Raises:
-        ValueError: If they are not int64 (B, N): other numbers, such as those of torch.rand, would all become seed 0.
+        ValueError: If the seeds have another dtype or shape. As integers, numbers of torch.rand would all be 0.
     """
-    if seeds.dtype != torch.int64 or seeds.ndim != 2 or seeds.shape[1] != codes:
+    if seeds.dtype != torch.int64 or seeds.shape != (images, codes):
         raise ValueError(
-            f"seeds are {seeds.dtype} {tuple(seeds.shape)}, not torch.int64 (images, {codes}): make them with "
-            f"zipar_train.code_seeds(images, {codes}, seed=0)"
+            f"seeds are {seeds.dtype} {tuple(seeds.shape)}, not torch.int64 ({images}, {codes}): make them with "
+            f"zipar_train.code_seeds(range({images}), {codes}, seed=0)"
         )
 
 

@@ -34,7 +34,7 @@ from zipar_train.run.ranks import process
 
 SHOWN = 10  # images of each sample set shown in the report
 MIN_BITS_IMAGES = 1000  # held-out images to compute bits for, if there are as many
-TIMING_SECONDS = 10  # of the timed images; at least three of each row
+TIMING_SECONDS = 10  # limit of the timing; at least three images of each row are timed
 Case = tuple[str, int, DecodeMode, int]  # (candidate's name, window, decode mode, lookahead)
 
 

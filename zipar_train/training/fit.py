@@ -1,10 +1,11 @@
 """Training of a recipe from start to end: locking the run folder, resuming, training, and the final checkpoint."""
 
 import logging
+import os
 import signal
 import warnings
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import RLock
@@ -39,11 +40,12 @@ HARMLESS = (  # keys that may differ on resuming: the losses do not depend on th
 SHARED = ("data.micro_batch_size", "trainer.devices", "trainer.num_nodes")
 MOVED = ("model.weights", "model.weights_entry")  # the weights' location, not their content
 FIXED = ("model", "tune.lora")  # keys that must not differ: the weights would not fit
-TRAINING = RLock()  # a process trains one model at a time: all threads share torch's generator and Lightning's patches
+# A process trains one model at a time: threads share torch's generator, Lightning's patches and the locks of folders.
+TRAINING = RLock()  # reentrant: a callback that trains must not wait for its own run
 
 
 def fit(recipe: Recipe, *, resume: bool = False, allow: Sequence[str] = ()) -> Path | None:
-    """Train a recipe into its run folder; called in several threads, one run after the other.
+    """Train a recipe into its run folder. Calls from several threads of a process run one after another.
 
     Args:
         recipe: The recipe to train.
@@ -59,7 +61,7 @@ def fit(recipe: Recipe, *, resume: bool = False, allow: Sequence[str] = ()) -> P
     """
     silence_warnings()
     if recipe.trainer.get("fast_dev_run"):
-        with TRAINING, TemporaryDirectory(prefix="zipar-trial-") as trial:
+        with alone(), TemporaryDirectory(prefix="zipar-trial-") as trial:
             log = recipe.log.model_copy(update={"wandb": "disabled"})
             _fit(recipe.model_copy(update={"run_dir": trial, "log": log}), Path(trial), resume=False, allow=())
         return None
@@ -67,14 +69,37 @@ def fit(recipe: Recipe, *, resume: bool = False, allow: Sequence[str] = ()) -> P
     made = [place for place in (folder(run), *folder(run).parents) if not place.exists()]
     write_folder(run)
     if rank_zero_only.rank:  # type: ignore[attr-defined]
-        return _fit(recipe, run, resume=resume, allow=allow)
+        with alone():
+            return _fit(recipe, run, resume=resume, allow=allow)
     try:
-        with TRAINING, folder_lock(folder(run)):
+        with alone(), folder_lock(folder(run)):
             return _fit(recipe, run, resume=resume, allow=allow)
     finally:
         with suppress(OSError):  # removes only empty folders: those of a run that did not start
             for place in made:
                 place.rmdir()
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Wait, with a message, until no other thread of this process trains, and keep others waiting."""
+    lock = TRAINING
+    if not lock.acquire(blocking=False):
+        rank_zero_print("This run waits for another one in this process.")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def free() -> None:
+    """Replace the lock: in a forked process the thread that held it does not exist."""
+    global TRAINING
+    TRAINING = RLock()
+
+
+os.register_at_fork(after_in_child=free)
 
 
 def _fit(recipe: Recipe, run: Path, *, resume: bool, allow: Sequence[str]) -> Path:

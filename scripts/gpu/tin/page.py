@@ -42,7 +42,7 @@ def lines(found: dict[str, Any]) -> list[str]:
     if not models and not drawn:
         return ["Not yet measured."]
     windows = sorted({int(w) for model in models.values() for w in model["bits"]} | {w for _, w in drawn}, reverse=True)
-    rows, machines = [], dict[str, None]()  # in the order of the rows
+    rows, machines = [], dict[str, dict[str, None]]()  # by what was measured with: its models, in the order of the rows
     for model, name in MODELS.items():
         bits = {int(w): value for w, value in models.get(model, {}).get("bits", {}).items()}
         untuned = {int(w): value for w, value in models.get("base", {}).get("bits", {}).items()}
@@ -65,7 +65,7 @@ def lines(found: dict[str, Any]) -> list[str]:
                     cell(row and row["images_per_second"], ".0f"),
                 ]
             )
-            machines[measured(made, found)] = None
+            machines.setdefault(measured(made, found), {})[name] = None
     if real := distances.get("real"):
         name = f"{real['images']:,} training images"
         rows.append(
@@ -78,9 +78,11 @@ def lines(found: dict[str, Any]) -> list[str]:
                 "-",
             ]
         )
-        machines[measured(distances["environment"], found)] = None
+        machines.setdefault(measured(distances["environment"], found), {})[name] = None
     text = ["| " + " | ".join(row) + " |" for row in [HEAD, ["---"] * len(HEAD), *rows]]
-    return [*text, "", f"Measured on {' and '.join(machines)}.", "", *trained(found), *skipped(found)]
+    several = len(machines) > 1
+    told = [made + f" ({'; '.join(names)})" * several for made, names in machines.items()]
+    return [*text, "", f"Measured on {' and '.join(told)}.", "", *trained(found), *skipped(found)]
 
 
 def judged(found: dict[str, Any]) -> dict[str, Any]:

@@ -31,6 +31,8 @@ from zipar_train.plan.stand_in import FirstRow, StandIn
 from zipar_train.plan.table import ROW_END, Plan
 from zipar_train.recipe.schema import SamplingParams
 
+SEEDS = 3  # of a code: one for itself, two for its verification if it is the first of a row
+
 
 class AdaptiveDecoder:
     """Decoder with adaptive windows: the plan of each image is determined while it is generated.
@@ -71,8 +73,8 @@ class AdaptiveDecoder:
 
     @property
     def numbers(self) -> int:
-        """Seeds per image: one for each code, and two for each verification of a first code."""
-        return 3 * self.family.grid.num_codes
+        """Number of seeds per image."""
+        return SEEDS * self.family.grid.num_codes
 
     def plans(self, images: int) -> list[Plan]:
         """Return the plan of each image in the last batch."""
@@ -89,7 +91,7 @@ class AdaptiveDecoder:
 
         Args:
             condition: Conditions of B images.
-            seeds: (B, 3 N), see `sampling.code_seeds`.
+            seeds: int64 (B, 3 N), see `sampling.code_seeds`.
             sampling: How codes are sampled.
             observe: Called in every pass with places (B, K) and logits (B, K, V), (2 B, K, V) under guidance. Place p
                 is slot p of the image's plan; a place beyond its last slot is padding. For tests.
@@ -98,7 +100,8 @@ class AdaptiveDecoder:
             Codes, int64 (B, N), in raster order.
 
         Raises:
-            ValueError: If the family does not support the condition, the seeds are none, or lookahead is asked for.
+            ValueError: If the family does not support the condition, the seeds are not int64 (B, 3 N), or
+                lookahead is asked for.
             BatchTooLarge: If the batch does not fit into memory; names the largest that does.
         """
         with inference_on(self.family.model.device):
@@ -107,12 +110,12 @@ class AdaptiveDecoder:
     def _generate(
         self, condition: ConditionInput, seeds: Tensor, sampling: SamplingParams, observe: Observer | None
     ) -> Tensor:
-        images, family = len(seeds), self.family
-        check_seeds(seeds, self.numbers)
+        family = self.family
         if sampling.lookahead:
             raise ValueError("adaptive windows have no lookahead: set lookahead to 0")
-        rows = [RowSchedule(**self.rule) for _ in range(images)]
-        state = _AdaptiveState(family, self.plan, condition, seeds, sampling, attempts=rows[0].attempts)
+        attempts = RowSchedule(**self.rule).attempts
+        state = _AdaptiveState(family, self.plan, condition, seeds, sampling, attempts=attempts)
+        rows = [RowSchedule(**self.rule) for _ in seeds]
         step = 0
         while any(going := [one.last is None or step <= one.last for one in rows]):
             feeds = [one.feeds(step) if on else [] for one, on in zip(rows, going, strict=True)]
@@ -139,9 +142,10 @@ class _AdaptiveState:
         *,
         attempts: int,
     ):
-        images, device, grid = len(seeds), family.model.device, family.grid
-        self.prompt, self.padding = prompts(family, family.check(condition), guided=sampling.guidance != 1)
-        self.copies = len(self.prompt) // images
+        device, grid, self.copies = family.model.device, family.grid, 1 + (sampling.guidance != 1)
+        self.prompt, self.padding = prompts(family, family.check(condition), guided=self.copies == 2)
+        images = len(self.prompt) // self.copies
+        check_seeds(seeds, images, SEEDS * grid.num_codes)
         self.family, self.sampling, self.seeds = family, sampling, seeds.to(device)
         self.most = plan.prompt + grid.num_tokens + attempts
         self.aligned = keys_aligned(device)
