@@ -189,7 +189,7 @@ def test_the_page_names_what_its_rows_were_measured_with():
     others["results"]["bits-control"] = copy.deepcopy(others["results"]["bits-control"])
     others["results"]["bits-control"]["environment"]["device"] = "NVIDIA H200"
     (told,) = (line for line in page.lines(others) if line.startswith("Measured on "))
-    assert re.match("Measured on NVIDIA H100; .*`[(]untuned; one .* images[)] and NVIDIA H200; .*`[(]control: ", told)
+    assert re.match("Measured on NVIDIA H100; .*` [(]untuned; one .* images[)] and NVIDIA H200; .*` [(]control: ", told)
     scores = "120.0 ± 2.0 | 0.500 ± 0.010 | 0.250 | "
     assert table[3].startswith(f"| untuned | 2 | 60 | 6.2000 | +3.33% | - | {scores}900 |")
     assert table[5].startswith(f"| one epoch, mixed windows | 2 | 60 | 6.0500 | +0.83% | 75% | {scores}900 |")
