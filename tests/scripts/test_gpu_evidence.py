@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from zipar_train.models.family import build
 from zipar_train.recipe.load import differences, load_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -49,14 +50,11 @@ def test_the_tuning_recipe_is_the_base_recipe_with_the_default_tuning():
 def test_the_table_of_sizes_has_the_recipe_s():
     import budget
 
-    from zipar_train.models.family import build
-
     model = load_recipe(str(SCRIPTS / "tin-base.yaml")).model
     with torch.device("meta"):
         parameters = sum(each.numel() for each in build(model).model.parameters())
     (row,) = (row for row in budget.table() if row.startswith(f"| {model.num_layers} x {model.hidden_size} "))
-    million = row.split("|")[2].strip()
-    assert float(million) == round(parameters / 1e6, 1)
+    assert row.split("|")[2].strip() == (million := f"{parameters / 1e6:.1f}")
     assert f"A class-conditional LlamaGen of {million} M parameters" in (ROOT / "docs" / "evidence.md").read_text()
 
 
@@ -186,8 +184,8 @@ def test_the_page_names_what_its_rows_were_measured_with():
     made = "NVIDIA H100; torch 2.11.0, lightning 2.6.6, transformers 5.17.0; revision abc1234, 2026-11-26; "
     assert f"Measured on {made}`scripts/gpu/evidence`." in lines
     others = results()
-    others["results"]["bits-control"] = copy.deepcopy(others["results"]["bits-control"])
-    others["results"]["bits-control"]["environment"]["device"] = "NVIDIA H200"
+    control = others["results"]["bits-control"] = copy.deepcopy(others["results"]["bits-control"])
+    control["environment"]["device"] = "NVIDIA H200"
     (told,) = (line for line in page.lines(others) if line.startswith("Measured on "))
     assert re.match("Measured on NVIDIA H100; .*` [(]untuned; one .* images[)] and NVIDIA H200; .*` [(]control: ", told)
     scores = "120.0 ± 2.0 | 0.500 ± 0.010 | 0.250 | "

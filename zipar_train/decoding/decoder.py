@@ -148,8 +148,7 @@ class Decoder:
         if sampling.lookahead and self.released:
             raise ValueError("the released decoder has no lookahead: set lookahead to 0")
         prompt, padding = prompts(family, family.check(condition), guided=guided)
-        images = len(prompt) // (1 + guided)
-        check_seeds(seeds, images, grid.num_codes)
+        check_seeds(seeds, images := len(prompt) // (1 + guided), grid.num_codes)
         if self.state is None or not self.state.fits(images, prompt, sampling.lookahead):
             self.release()  # free the old state before allocating the new one
             self.state = DecodeState(
