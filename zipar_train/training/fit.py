@@ -93,13 +93,13 @@ def alone() -> Iterator[None]:
         lock.release()
 
 
-def free() -> None:
-    """Replace the lock: in a forked process the thread that held it does not exist."""
+def renew_lock() -> None:
+    """Replace the lock of a forked process: the thread that held it in the parent was not copied."""
     global TRAINING
     TRAINING = RLock()
 
 
-os.register_at_fork(after_in_child=free)
+os.register_at_fork(after_in_child=renew_lock)
 
 
 def _fit(recipe: Recipe, run: Path, *, resume: bool, allow: Sequence[str]) -> Path:

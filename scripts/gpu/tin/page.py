@@ -42,7 +42,8 @@ def lines(found: dict[str, Any]) -> list[str]:
     if not models and not drawn:
         return ["Not yet measured."]
     windows = sorted({int(w) for model in models.values() for w in model["bits"]} | {w for _, w in drawn}, reverse=True)
-    rows, machines = [], dict[str, dict[str, None]]()  # by what was measured with: its models, in the order of the rows
+    rows = []
+    machines: dict[str, dict[str, None]] = {}  # what was measured with: the models, in the order of the rows
     for model, name in MODELS.items():
         bits = {int(w): value for w, value in models.get(model, {}).get("bits", {}).items()}
         untuned = {int(w): value for w, value in models.get("base", {}).get("bits", {}).items()}
