@@ -59,7 +59,9 @@ def test_next_token_generates_what_transformers_generates(checkpoint):
     assert len(set(prompts.padding.sum(1).tolist())) == 3 and prompts.padding.any(1).all()
     expected = generated(theirs, prompts.ids, (~prompts.padding).long(), TOTAL)
     plan = Plan.raster(family.grid, prompt=family.prompt_length)
-    ours = Decoder(family, plan)(CAPTIONS, torch.zeros(3, TOTAL), SamplingParams(guidance=1.0, temperature=0.0))
+    ours = Decoder(family, plan)(
+        CAPTIONS, torch.zeros(3, TOTAL, dtype=torch.long), SamplingParams(guidance=1.0, temperature=0.0)
+    )
     assert torch.equal(ours, expected)
     assert len(torch.unique(ours)) > 6 and len(torch.unique(ours, dim=0)) == 3
 
@@ -118,7 +120,9 @@ def test_guidance_is_that_of_a_loop_without_cache_or_padding(checkpoint):
             codes = torch.cat([codes, (logits[1] + 3 * (logits[0] - logits[1])).argmax(-1)[None]], dim=1)
         expected.append(codes[0])
     plan = Plan.raster(family.grid, prompt=family.prompt_length)
-    ours = Decoder(family, plan)(CAPTIONS, torch.zeros(3, TOTAL), SamplingParams(guidance=3.0, temperature=0.0))
+    ours = Decoder(family, plan)(
+        CAPTIONS, torch.zeros(3, TOTAL, dtype=torch.long), SamplingParams(guidance=3.0, temperature=0.0)
+    )
     assert torch.equal(ours, torch.stack(expected))
 
 

@@ -133,7 +133,7 @@ def test_next_token_draws_what_transformers_draws(checkpoint, guidance):
     )
     plan = Plan.raster(family.grid, prompt=family.prompt_length)
     sampling = SamplingParams(guidance=guidance, temperature=0.0)
-    ours = Decoder(family, plan)(CAPTIONS, torch.zeros(3, 9), sampling).flatten(1)
+    ours = Decoder(family, plan)(CAPTIONS, torch.zeros(3, 9, dtype=torch.long), sampling).flatten(1)
     assert torch.equal(ours, expected)
     assert len(torch.unique(ours)) > 3
     pixels = family.tokenizer.decode(ours.view(3, 3, 3))

@@ -45,7 +45,7 @@ def checkpoint(tmp_path_factory):
 def greedy(family, captions, guidance):
     plan = Plan.raster(family.grid, prompt=family.prompt_length)
     sampling = SamplingParams(guidance=guidance, temperature=0.0)
-    return Decoder(family, plan)(captions, torch.zeros(len(captions), 9), sampling).flatten(1)
+    return Decoder(family, plan)(captions, torch.zeros(len(captions), 9, dtype=torch.long), sampling).flatten(1)
 
 
 @pytest.mark.parametrize("guidance", [2.0, 5.0])

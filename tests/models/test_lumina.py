@@ -55,7 +55,9 @@ def test_next_token_draws_what_transformers_draws(checkpoint, guidance):
         expected.append(drawn[0, ids.shape[1] :].view(HEIGHT, WIDTH + 1)[:, :-1] - 4)
     plan = Plan.raster(family.grid, prompt=family.prompt_length)
     sampling = SamplingParams(guidance=guidance, temperature=0.0)
-    (ours,) = family.grid.images(Decoder(family, plan)(CAPTIONS, torch.zeros(3, HEIGHT * WIDTH), sampling))
+    (ours,) = family.grid.images(
+        Decoder(family, plan)(CAPTIONS, torch.zeros(3, HEIGHT * WIDTH, dtype=torch.long), sampling)
+    )
     assert torch.equal(ours, torch.stack(expected))
     assert len(torch.unique(ours)) > 3
 

@@ -64,7 +64,7 @@ def test_next_token_draws_what_the_authors_loop_draws(checkpoint, family, guidan
         expected.append(authors_loop(theirs, ids, away, guidance))
     plan = Plan.raster(family.grid, prompt=family.prompt_length)
     sampling = SamplingParams(guidance=guidance, temperature=0.0)
-    ours = Decoder(family, plan)(CAPTIONS, torch.zeros(3, HEIGHT * WIDTH), sampling)
+    ours = Decoder(family, plan)(CAPTIONS, torch.zeros(3, HEIGHT * WIDTH, dtype=torch.long), sampling)
     assert torch.equal(ours.flatten(1), torch.stack(expected))
     assert len(torch.unique(ours)) > 5 and len({tuple(image.tolist()) for image in ours.flatten(1)}) == 3
 
@@ -116,7 +116,7 @@ def test_adaptive_windows_at_the_whole_row_are_next_token(family, guidance):
         drawn[window] = decoder(CAPTIONS, code_seeds([0, 1, 2], decoder.numbers, seed=0), sampling)
         passes = [plan.passes for plan in decoder.plans(3)]
         assert (min(passes) == HEIGHT * WIDTH) if window == WIDTH else (max(passes) < HEIGHT * WIDTH)
-    assert torch.equal(drawn[WIDTH], raster(CAPTIONS, torch.zeros(3, HEIGHT * WIDTH), sampling))
+    assert torch.equal(drawn[WIDTH], raster(CAPTIONS, torch.zeros(3, HEIGHT * WIDTH, dtype=torch.long), sampling))
 
 
 @pytest.mark.parametrize(
