@@ -27,6 +27,7 @@ from zipar_train.recipe.schema import SamplingParams
 
 STAGE = "vision_language_encoder"
 TOTAL = GRID[0] * GRID[1] + PREVIEW[0] * PREVIEW[1]
+SEEDS = code_seeds([0, 1, 2], TOTAL, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +60,7 @@ def test_next_token_generates_what_transformers_generates(checkpoint):
     assert len(set(prompts.padding.sum(1).tolist())) == 3 and prompts.padding.any(1).all()
     expected = generated(theirs, prompts.ids, (~prompts.padding).long(), TOTAL)
     plan = Plan.raster(family.grid, prompt=family.prompt_length)
-    ours = Decoder(family, plan)(
-        CAPTIONS, torch.zeros(3, TOTAL, dtype=torch.long), SamplingParams(guidance=1.0, temperature=0.0)
-    )
+    ours = Decoder(family, plan)(CAPTIONS, SEEDS, SamplingParams(guidance=1.0, temperature=0.0))
     assert torch.equal(ours, expected)
     assert len(torch.unique(ours)) > 6 and len(torch.unique(ours, dim=0)) == 3
 
@@ -120,9 +119,7 @@ def test_guidance_is_that_of_a_loop_without_cache_or_padding(checkpoint):
             codes = torch.cat([codes, (logits[1] + 3 * (logits[0] - logits[1])).argmax(-1)[None]], dim=1)
         expected.append(codes[0])
     plan = Plan.raster(family.grid, prompt=family.prompt_length)
-    ours = Decoder(family, plan)(
-        CAPTIONS, torch.zeros(3, TOTAL, dtype=torch.long), SamplingParams(guidance=3.0, temperature=0.0)
-    )
+    ours = Decoder(family, plan)(CAPTIONS, SEEDS, SamplingParams(guidance=3.0, temperature=0.0))
     assert torch.equal(ours, torch.stack(expected))
 
 
@@ -154,9 +151,9 @@ def test_fused_layers_are_the_same(checkpoint):
 def test_lookahead_changes_no_code(checkpoint, guidance):
     family = load_family(section(checkpoint), read(checkpoint / STAGE))
     plan = Plan.zipar(family.grid, window=2, prompt=family.prompt_length)
-    numbers, decoder = code_seeds([0, 1, 2], TOTAL, seed=0), Decoder(family, plan)
-    plain = decoder(CAPTIONS, numbers, SamplingParams(guidance=guidance, temperature=0.3))
-    ahead = decoder(CAPTIONS, numbers, SamplingParams(guidance=guidance, temperature=0.3, lookahead=8))
+    decoder = Decoder(family, plan)
+    plain = decoder(CAPTIONS, SEEDS, SamplingParams(guidance=guidance, temperature=0.3))
+    ahead = decoder(CAPTIONS, SEEDS, SamplingParams(guidance=guidance, temperature=0.3, lookahead=8))
     assert torch.equal(ahead, plain) and max(decoder.passes(3)) <= plan.passes and min(decoder.passes(3)) < plan.passes
 
 
@@ -191,10 +188,8 @@ def test_captured_passes_are_the_same(checkpoint, monkeypatch):
     """CUDA graphs that work on the CPU; the table of positions is on the device before a pass is captured."""
     graphs.install(monkeypatch)
     family = load_family(section(checkpoint), read(checkpoint / STAGE))
-    plan, numbers = Plan.zipar(family.grid, window=2, prompt=family.prompt_length), code_seeds([0, 1, 2], TOTAL, seed=0)
-    plain, captured = (
-        Decoder(family, plan, capture=capture)(CAPTIONS, numbers, SamplingParams()) for capture in (False, True)
-    )
+    plan = Plan.zipar(family.grid, window=2, prompt=family.prompt_length)
+    plain, captured = (Decoder(family, plan, capture=each)(CAPTIONS, SEEDS, SamplingParams()) for each in (False, True))
     assert torch.equal(captured, plain)
 
 
